@@ -1,0 +1,53 @@
+"""The words that every other module speaks: batches, parameters, objectives.
+
+Data flows one way: Batch -> Objective -> TrainState -> the loop -> checkpoint.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+Array = jax.Array | np.ndarray
+Params = Mapping[str, Any]  # a nested dict of arrays
+Batch = Mapping[str, Array]  # every array has the global batch as its first axis
+Metrics = dict[str, Array]
+
+
+class PacxError(Exception):
+    """An error of the user's input: shown as one line, without a stack trace.
+
+    The message names the file, field or value and says what to do.
+    """
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What is trained, and its loss. A new objective is one file that makes one.
+
+    Attributes:
+      init: key -> all parameters, one nested dict (trainable and frozen together).
+      trainable: slash-joined parameter path -> whether it is trained. What is not
+        trained is split off structurally: no gradient, no optimizer state.
+      loss: (params, batch, key, train) -> (scalar loss, dict of scalar metrics).
+        `params` is the whole tree; `train` is a keyword and turns dropout on.
+      outputs: (params, batch, key) -> dict of arrays with leading axis b, the
+        evaluation-mode outputs of each example; the loop gathers them over the
+        validation set, dropping padding.
+      summarize: dict of (n, ...) numpy arrays from `outputs`, over the whole
+        validation set -> dict of floats, logged as `val/<name>`.
+      pretrained: names of top-level parameter subtrees -> folder to load them from.
+      modalities: which entries an example must have ("image", "ecg", "labs", ...).
+    """
+
+    init: Callable[[jax.Array], Params]
+    trainable: Callable[[str], bool]
+    loss: Callable[..., tuple[Array, Metrics]]
+    outputs: Callable[[Params, Batch, jax.Array], dict[str, Array]]
+    summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    pretrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    modalities: tuple[str, ...] = ("image",)
