@@ -1,0 +1,76 @@
+"""Attention rollout: which patches the CLS token drew on, through all the layers.
+
+Abnar & Zuidema 2020; used in the paper's appendix A.2.2 (reference.md §5.5) to compare
+where the MAE and the distilled encoder look.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def attention_rollout(attentions: Sequence[np.ndarray]) -> np.ndarray:
+    """Roll attention out from the input to the CLS token of the last layer.
+
+    With A the heads' mean, each layer mixes tokens by the row-normalised A + I (the
+    identity stands for the residual branch), and R = A_L ... A_1. Only the CLS row
+    is asked for, so one row vector is carried backwards instead of a matrix.
+
+    Args:
+      attentions: one (b, heads, n, n) softmax attention a layer, first layer first;
+        token 0 is CLS and the other n - 1 form a square grid.
+
+    Returns:
+      (b, grid, grid) float64 shares of the CLS row; with CLS's own share sum to 1.
+
+    Raises:
+      ValueError: no layers, or n - 1 is not a square.
+    """
+    if not len(attentions):
+        raise ValueError("attention rollout of no layers")
+    batch, _, n, _ = np.shape(attentions[0])
+    grid = round((n - 1) ** 0.5)
+    if grid * grid != n - 1:
+        raise ValueError(f"{n - 1} patch tokens do not form a square grid")
+    row = np.zeros((batch, 1, n))
+    row[:, :, 0] = 1.0
+    for attention in reversed(attentions):
+        mixing = np.asarray(attention, np.float64).mean(axis=1) + np.eye(n)
+        row = row @ (mixing / mixing.sum(axis=-1, keepdims=True))
+    return row[:, 0, 1:].reshape(batch, grid, grid)
+
+
+def upsample(maps: np.ndarray, size: int) -> np.ndarray:
+    """Bilinear resize, half-pixel centres: (b, grid, grid) -> (b, size, size)."""
+    weights = _bilinear(maps.shape[-1], size)
+    return np.einsum("sg,bgk,tk->bst", weights, maps, weights)
+
+
+def minmax(maps: np.ndarray) -> np.ndarray:
+    """Scale each map of (b, h, w) to [0, 1]; a constant map becomes 0."""
+    low = maps.min(axis=(1, 2), keepdims=True)
+    span = maps.max(axis=(1, 2), keepdims=True) - low
+    return (maps - low) / np.where(span > 0, span, 1.0)
+
+
+def rollout_maps(attentions: Sequence[np.ndarray], size: int) -> np.ndarray:
+    """The figure's map: rollout, upsampled, min-max scaled; (b, size, size)."""
+    return minmax(upsample(attention_rollout(attentions), size))
+
+
+def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:
+    """PaCX - MAE of two min-max scaled (b, h, w) maps, in [-1, 1] (Fig. 4)."""
+    return pacx - mae
+
+
+def _bilinear(grid: int, size: int) -> np.ndarray:
+    """(size, grid) interpolation weights; rows sum to 1, edges are repeated."""
+    centre = np.clip((np.arange(size) + 0.5) * grid / size - 0.5, 0, grid - 1)
+    low = np.floor(centre).astype(int)
+    high = np.minimum(low + 1, grid - 1)
+    weights = np.zeros((size, grid))
+    np.add.at(weights, (np.arange(size), low), 1 - (centre - low))
+    np.add.at(weights, (np.arange(size), high), centre - low)
+    return weights

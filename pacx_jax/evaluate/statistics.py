@@ -1,0 +1,298 @@
+"""AUROC and paired, patient-clustered bootstrap intervals, exact and vectorised.
+
+A label is 0, 1 or NaN (unknown: left out). An AUROC without both classes is NaN and
+is left out of the macro mean (D35), which says over how many labels it was taken.
+
+The uncertainty that an interval covers: the test patients (drawn with replacement,
+all the studies of a patient together) and the labelled subsets (subset seeds drawn
+with replacement). Every arm sees the same draws, so a difference is paired. It does
+not cover the randomness of pretraining: for that, train with several seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value with the 2.5 and 97.5 percentiles of its bootstrap distribution."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Paired:
+    """Two arms and their paired difference a - b, in macro AUROC.
+
+    Attributes:
+      a: the first arm, averaged over subset seeds.
+      b: the second arm.
+      difference: a - b, from the same resamples of patients and subset seeds.
+      seeds: number of labelled subsets averaged over.
+      n_patients: number of distinct test patients.
+      n_defined: number of labels in the macro mean (those with both classes).
+    """
+
+    a: Estimate
+    b: Estimate
+    difference: Estimate
+    seeds: int
+    n_patients: int
+    n_defined: int
+
+
+def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Area under the ROC curve, exact: P(s+ > s-) + P(s+ = s-) / 2.
+
+    Args:
+      scores: (n,) any monotone score.
+      labels: (n,) 0, 1, or NaN where unknown.
+
+    Returns:
+      A value in [0, 1], or NaN where one class is absent or a score is NaN.
+    """
+    labels = np.asarray(labels, np.float64)
+    return float(weighted_auroc(scores, labels, np.ones((1, len(labels))))[0])
+
+
+def weighted_auroc(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """AUROC under many weightings of the same studies, exact with ties.
+
+    Negatives are sorted once; each positive then reads how much negative weight lies
+    below it and at it from a cumulative sum. Integer weights give exact counts.
+
+    Args:
+      scores: (n,).
+      labels: (n,) 0, 1, or NaN where unknown.
+      weights: (r, n) non-negative weights, one row a resample.
+
+    Returns:
+      (r,) AUROCs; NaN where a resample has no weight on one class.
+    """
+    scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
+    weights = np.asarray(weights, np.float64)
+    if np.isnan(scores[~np.isnan(labels)]).any():
+        return np.full(len(weights), np.nan)
+    positive = np.flatnonzero(labels == 1)
+    negative = np.flatnonzero(labels == 0)
+    negative = negative[np.argsort(scores[negative], kind="stable")]
+    ordered = scores[negative]
+    below = np.searchsorted(ordered, scores[positive], "left")
+    upto = np.searchsorted(ordered, scores[positive], "right")
+    out = np.full(len(weights), np.nan)
+    # Blocks of resamples keep the cumulative sums in cache.
+    for start in range(0, len(weights), 64):
+        block = weights[start : start + 64]
+        cumulative = np.zeros((len(block), len(negative) + 1))
+        np.cumsum(np.take(block, negative, axis=1), axis=1, out=cumulative[:, 1:])
+        rank = np.take(cumulative, below, axis=1) + np.take(cumulative, upto, axis=1)
+        mass = np.take(block, positive, axis=1)
+        pairs = mass.sum(1) * cumulative[:, -1]
+        wins = np.einsum("rp,rp->r", mass, rank) / 2
+        np.divide(wins, pairs, out=out[start : start + 64], where=pairs > 0)
+    return out
+
+
+def macro_auroc(
+    scores: np.ndarray, labels: np.ndarray, undefined: str = "skip"
+) -> tuple[float, np.ndarray, int]:
+    """Macro AUROC over labels.
+
+    Args:
+      scores: (n, c).
+      labels: (n, c) 0, 1, or NaN.
+      undefined: "skip" leaves labels without both classes out of the mean; "zero"
+        counts them as 0, as torchmetrics does, for parity with published numbers.
+
+    Returns:
+      (macro AUROC, (c,) AUROC of each label, number of labels with both classes).
+    """
+    each = np.array([auroc(s, y) for s, y in zip(scores.T, labels.T, strict=True)])
+    defined = int(np.sum(~np.isnan(each)))
+    if undefined == "zero":
+        return float(np.nan_to_num(each).mean()), each, defined
+    if undefined != "skip":
+        raise ValueError(f"undefined is {undefined!r}: 'skip' or 'zero'")
+    return float(_mean_defined(each)), each, defined
+
+
+def threshold_metrics(
+    probabilities: np.ndarray, labels: np.ndarray, threshold: float = 0.5
+) -> dict[str, float]:
+    """Macro accuracy, precision, recall and F1 at `probability >= threshold`.
+
+    Args:
+      probabilities: (n, c) in [0, 1].
+      labels: (n, c) 0, 1, or NaN.
+      threshold: decision threshold.
+
+    Returns:
+      dict of acc, precision, recall, f1. A ratio 0 / 0 counts as 0 (reference §5.1).
+    """
+    known = ~np.isnan(labels)
+    called, truth = (probabilities >= threshold) & known, labels == 1
+    hit = np.sum(called & truth, 0)
+    n_called, n_true = called.sum(0), truth.sum(0)
+    right = np.sum((called == truth) & known, 0)
+
+    def mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
+        return float(np.mean(numerator / np.maximum(denominator, 1)))
+
+    return {
+        "acc": mean_ratio(right, known.sum(0)),
+        "precision": mean_ratio(hit, n_called),
+        "recall": mean_ratio(hit, n_true),
+        "f1": mean_ratio(2 * hit, n_called + n_true),
+    }
+
+
+def bootstrap_weights(
+    patients: np.ndarray, n_resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """How often each study is drawn when patients are drawn with replacement.
+
+    Args:
+      patients: (n,) patient of each study, any hashable dtype.
+      n_resamples: r.
+      seed: of the draws.
+
+    Returns:
+      (r, n) int32 counts; studies of one patient always have the same count.
+    """
+    _, index = np.unique(np.asarray(patients), return_inverse=True)
+    n_patients = int(index.max()) + 1
+    rng = np.random.default_rng((seed, 0))
+    # Uniform multinomial = counting n draws with replacement among n patients.
+    counts = rng.multinomial(
+        n_patients, np.full(n_patients, 1 / n_patients), n_resamples
+    )
+    return counts.astype(np.int32)[:, index.ravel()]
+
+
+def seed_draws(n_seeds: int, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+    """(r, s) indices of subset seeds drawn with replacement; all 0 for one seed."""
+    return np.random.default_rng((seed, 1)).integers(
+        n_seeds, size=(n_resamples, n_seeds)
+    )
+
+
+def resampled_auroc(
+    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC of every (subset seed, label), on the sample and on its resamples.
+
+    Computed once an arm; every pairing and label group then reuses it.
+
+    Args:
+      scores: (s, n, c).
+      labels: (n, c) 0, 1, or NaN.
+      weights: (r, n) from `bootstrap_weights`.
+
+    Returns:
+      ((s, c) AUROCs, (r, s, c) resampled AUROCs), NaN where undefined.
+    """
+    n_seeds, _, n_labels = scores.shape
+    if labels.shape != scores.shape[1:] or weights.shape[1] != len(labels):
+        raise ValueError(
+            f"scores {scores.shape}, labels {labels.shape} and weights "
+            f"{weights.shape} do not agree as (s, n, c), (n, c) and (r, n)"
+        )
+    weights = np.asarray(weights, np.float64)  # converted once, not in every call
+    point = np.empty((n_seeds, n_labels))
+    resampled = np.empty((len(weights), n_seeds, n_labels))
+    for s in range(n_seeds):
+        for c in range(n_labels):
+            point[s, c] = auroc(scores[s, :, c], labels[:, c])
+            resampled[:, s, c] = weighted_auroc(scores[s, :, c], labels[:, c], weights)
+    return point, resampled
+
+
+def macro_distribution(
+    point: np.ndarray, resampled: np.ndarray, draws: np.ndarray
+) -> tuple[float, np.ndarray]:
+    """Macro AUROC averaged over subset seeds, with its bootstrap distribution.
+
+    Resample i weights the patients by row i of the weights *and* averages over the
+    subset seeds `draws[i]`. A label that a resample leaves without positives drops
+    out of that resample's macro mean, in every arm alike.
+
+    Args:
+      point: (s, c) from `resampled_auroc`, the labels of one group.
+      resampled: (r, s, c) likewise.
+      draws: (r, s) from `seed_draws`.
+
+    Returns:
+      (value, (r,) resampled values).
+    """
+    value = float(_mean_defined(_mean_defined(point)))
+    macro = _mean_defined(resampled)  # (r, s)
+    return value, _mean_defined(np.take_along_axis(macro, draws, axis=1))
+
+
+def estimate(value: float, distribution: np.ndarray) -> Estimate:
+    """The value with its 2.5 and 97.5 percentiles over the defined resamples."""
+    defined = distribution[~np.isnan(distribution)]
+    if not len(defined):
+        return Estimate(value, float("nan"), float("nan"))
+    low, high = np.percentile(defined, [2.5, 97.5])
+    return Estimate(value, float(low), float(high))
+
+
+def compare(
+    scores_a: np.ndarray,
+    scores_b: np.ndarray,
+    labels: np.ndarray,
+    patients: np.ndarray,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> Paired:
+    """Macro AUROC of two arms and the interval of their paired difference.
+
+    For many arms use `comparison.compare_arms`, which resamples each arm once.
+
+    Args:
+      scores_a: (s, n, c); subset seed s is the same labelled subset in both arms.
+      scores_b: (s, n, c).
+      labels: (n, c) 0, 1, or NaN.
+      patients: (n,) patient of each test study.
+      n_resamples: bootstrap resamples of patients and subset seeds.
+      seed: of the resamples.
+
+    Returns:
+      Paired; `difference` is a - b.
+    """
+    if scores_a.shape != scores_b.shape:
+        raise ValueError(f"arms of shape {scores_a.shape} and {scores_b.shape}")
+    labels = np.asarray(labels, np.float64)
+    weights = bootstrap_weights(patients, n_resamples, seed)
+    draws = seed_draws(len(scores_a), n_resamples, seed)
+    point_a, resampled_a = resampled_auroc(scores_a, labels, weights)
+    a, a_draws = macro_distribution(point_a, resampled_a, draws)
+    point_b, resampled_b = resampled_auroc(scores_b, labels, weights)
+    b, b_draws = macro_distribution(point_b, resampled_b, draws)
+    return Paired(
+        a=estimate(a, a_draws),
+        b=estimate(b, b_draws),
+        difference=estimate(a - b, a_draws - b_draws),
+        seeds=len(scores_a),
+        n_patients=len(np.unique(patients)),
+        n_defined=int(np.sum(~np.isnan(point_a).any(0))),
+    )
+
+
+def _mean_defined(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without NaNs; NaN where nothing is left."""
+    values = np.asarray(values, np.float64)
+    defined = ~np.isnan(values)
+    count = defined.sum(-1)
+    total = np.where(defined, values, 0.0).sum(-1)
+    return np.divide(
+        total, count, out=np.full(np.shape(total), np.nan), where=count > 0
+    )
