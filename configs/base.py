@@ -1,0 +1,108 @@
+"""What all recipes share. A recipe is a diff of this.
+
+A config's argument is a comma-separated list, such as `:runlocal` or
+`:reference,runlocal`:
+  paper      where paper and reference code differ, as the paper says
+  reference  as the authors' code does
+  runlocal   a real, small run on the embedded cohort, minutes on two CPU cores
+Without one, a recipe has the recommended values (docs/choices.md says why).
+"""
+
+import ml_collections
+
+PRESETS = ("paper", "reference", "runlocal")
+
+
+def parse(arg: str | None) -> set[str]:
+    """The config argument as a set of preset names."""
+    names = {name for name in (arg or "").split(",") if name}
+    unknown = sorted(names - set(PRESETS))
+    if unknown:
+        raise ValueError(f"config argument {unknown}: choose of {', '.join(PRESETS)}")
+    if {"paper", "reference"} <= names:
+        raise ValueError("config argument: choose paper or reference, not both")
+    return names
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """Fields that every recipe has."""
+    c = ml_collections.ConfigDict()
+    c.name = ""
+    c.objective = ""  # mae, labs_dae, ecg, distill or classify
+    c.seed = 0
+    c.dtype = "float32"  # of matrix products; parameters and losses are float32
+    c.num_devices = 0  # 0: all
+    c.global_batch_size = 256  # over all devices and hosts
+    c.total_steps = 1000
+    c.log_every = 50
+    c.eval_every = 1000
+    c.save_every = 1000
+    c.keep = 2  # how many of the latest checkpoints stay
+    c.best = ""  # metric to keep the best checkpoint by, such as "val/loss"
+    c.best_mode = "min"
+    c.export = "latest"  # which checkpoint the exported encoder is from
+    c.model_init = ""  # folder of the weights to start from
+
+    c.data = ml_collections.ConfigDict()
+    c.data.source = "prepared"  # or "folder": a raw tree of images
+    c.data.path = ""
+    c.data.train_split = "train"
+    c.data.val_split = "val"
+    c.data.csv = ""  # for "folder": labels.csv or metadata.csv in path, if there
+    c.data.label_columns = ()
+    c.data.patient_column = ""
+    c.data.path_column = ""
+    c.data.split_column = ""
+    c.data.val_fraction = 0.1  # where no split is given: by patient, else by file
+    c.data.limit = 0  # 0: all examples
+    c.data.image_size = 224
+    c.data.mean = (0.485, 0.456, 0.406)  # ImageNet
+    c.data.std = (0.229, 0.224, 0.225)
+    c.data.transform = ""
+    c.data.hflip = 0.0  # flips the heart to the right side
+    c.data.crop_scale = (0.5, 1.0)
+    c.data.ecg_decimate = 1
+    c.data.cache = False  # keep decoded examples in memory
+    c.data.threads = 8
+    c.data.max_bad_share = 0.01  # unreadable samples above this share stop the run
+    c.data.simulated = False
+
+    c.optim = ml_collections.ConfigDict()
+    c.optim.peak_lr = 1e-3
+    c.optim.warmup_steps = 0
+    c.optim.warmup_from_zero = False
+    c.optim.min_ratio = 0.0  # of peak_lr, at the end
+    c.optim.steps_per_epoch = 0  # > 0: the rate changes once an epoch
+    c.optim.b1 = 0.9
+    c.optim.b2 = 0.999
+    c.optim.eps = 1e-8
+    c.optim.weight_decay = 0.0
+    c.optim.decay = "kernels"  # or "all": biases, norms and scalars too
+    c.optim.clip_norm = 0.0  # 0: off
+    c.optim.encoder_lr_ratio = 1.0
+    return c
+
+
+def runlocal(c: ml_collections.ConfigDict, path: str, total_steps: int) -> None:
+    """What small runs on the embedded cohort have in common."""
+    c.data.path = f"runs/demo/data/prepared/{path}"
+    c.data.simulated = True
+    c.data.cache = True
+    c.data.threads = 1
+    c.dtype = "bfloat16"
+    c.total_steps = total_steps
+    c.log_every = max(total_steps // 50, 1)
+    c.eval_every = max(total_steps // 5, 1)
+    c.save_every = max(total_steps // 10, 1)
+
+
+def vit(c: ml_collections.ConfigDict) -> None:
+    """The published encoder, ViT-B/16 at 224 pixels."""
+    c.model = ml_collections.ConfigDict()
+    c.model.variant = "B"
+    c.model.patch_size = 16
+    c.model.ln_eps = 1e-6
+    c.model.decoder = ml_collections.ConfigDict()
+    c.model.decoder.width = 512
+    c.model.decoder.depth = 8
+    c.model.decoder.num_heads = 16

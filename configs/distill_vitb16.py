@@ -1,0 +1,85 @@
+"""Stage 2: LoRA distillation of ECG and lab embeddings into the X-ray encoder.
+
+PaCX-MAE, arXiv 2606.01537, section 3.2; 50 epochs of 10,000 Symile-MIMIC triplets at a
+global batch of 128.
+
+  python -m pacx_jax.main --config=configs/distill_vitb16.py --workdir=runs/distill \\
+      --config.data.path=DIR --config.model_init=runs/mae \\
+      --config.ecg_init=runs/ecg --config.labs_init=runs/labs
+
+Table 3's ablations: --config.loss.clip_weight=0.0, --config.loss.regression_weight=0.0,
+--config.loss.modalities='("ecg",)'.
+"""
+
+from configs import base
+
+EPOCH = 10_000 // 128
+
+
+def get_config(arg=None):
+    """Arguments: see configs/base.py."""
+    presets = base.parse(arg)
+    c = base.get_config()
+    c.name, c.objective = "distill_vitb16", "distill"
+    c.dtype = "bfloat16"
+    c.seed = 42
+    c.global_batch_size = 128
+    c.total_steps = 50 * EPOCH
+    c.eval_every = c.save_every = EPOCH
+    c.best, c.best_mode, c.export = "val/loss", "min", "best"
+
+    c.ecg_init = ""  # folder of an ecg_net1d encoder
+    c.labs_init = ""  # folder of a labs_dae encoder
+    c.physiology = "cached"  # embeddings computed once; or "in_graph", each step
+    c.cache_dir = ""  # "": WORKDIR/cache
+    c.ln_eps = 0.0  # 0: as the encoder's folder says (D6)
+
+    c.tuning = "lora"  # or last_n_blocks, full, norms
+    c.last_n_blocks = 4
+    c.train_norms = "all"  # D2; or final, none
+    c.lora = base.ml_collections.ConfigDict()
+    c.lora.targets = ("qkv", "fc1", "fc2")
+    c.lora.rank = 8
+    c.lora.alpha = 16.0  # D3
+    c.lora.dropout = 0.1
+    c.heads = base.ml_collections.ConfigDict()
+    c.heads.kind = "linear_ln"  # D5
+    c.heads.dropout = 0.2
+    c.heads.shared_dim = 256
+    c.loss = base.ml_collections.ConfigDict()
+    c.loss.modalities = ("ecg", "labs")
+    c.loss.clip_weight = 0.5
+    c.loss.regression_weight = 1.0
+    c.loss.reduction = "mean"  # over modalities (D15); or half_sum
+    c.loss.temperature = 0.07
+    c.loss.learn_temperature = True
+    c.loss.label_smoothing = 0.02
+
+    c.data.transform = "distill"
+    c.data.shuffle_pairs = False  # a control: breaks the pairing of the modalities
+    c.optim.peak_lr = 1e-4
+    c.optim.weight_decay = 0.05
+    c.optim.min_ratio = 0.01
+    c.optim.warmup_steps = 5 * EPOCH
+    c.optim.clip_norm = 1.0
+    if "paper" in presets:
+        c.lora.alpha = 8.0
+        c.heads.kind = "linear"
+        c.loss.reduction = "half_sum"
+    if "reference" in presets:
+        c.train_norms = "final"
+        c.ln_eps = 1e-5
+        c.optim.decay = "all"
+        c.optim.steps_per_epoch = EPOCH
+    if "runlocal" in presets:
+        base.runlocal(c, "symile_mimic", total_steps=1250)
+        c.model_init = "runs/demo/mae"
+        c.ecg_init = "runs/demo/ecg"
+        c.labs_init = "runs/demo/labs"
+        c.data.image_size = 64
+        c.global_batch_size = 32
+        c.lora.dropout = 0.0
+        c.optim.peak_lr = 2e-3
+        c.optim.warmup_steps = 60
+        c.optim.steps_per_epoch = 0
+    return c

@@ -1,0 +1,37 @@
+"""Stage 3: a linear layer on a frozen encoder (reference.md section 5.1).
+
+  python -m pacx_jax.main --config=configs/linear_probe.py --workdir=runs/probe \\
+      --config.model_init=runs/distill --config.data.path=DIR \\
+      --config.data.label_columns='("Pneumonia",)'
+"""
+
+from configs import base
+
+
+def get_config(arg=None):
+    """Arguments: see configs/base.py."""
+    presets = base.parse(arg)
+    c = base.get_config()
+    c.name, c.objective = "linear_probe", "classify"
+    c.seed = 42
+    c.global_batch_size = 512
+    c.total_steps = 1000
+    c.eval_every = c.save_every = 25
+    c.log_every = 25
+    c.best, c.best_mode, c.export = "val/auroc_macro", "max", "best"
+    c.task = "multilabel"  # or multiclass
+    c.tuning = "linear"  # or full
+    c.data.transform = "probe"
+    c.data.hflip = 0.5
+    c.optim.peak_lr = 3e-3
+    c.optim.weight_decay = 0.01
+    if "paper" in presets:
+        c.optim.weight_decay = 0.0  # D21: Adam
+    if "runlocal" in presets:
+        base.runlocal(c, "probe", total_steps=400)
+        c.model_init = "runs/demo/distill"
+        c.data.label_columns = ("slvh_dlv", "heart_failure")
+        c.data.image_size = 64
+        c.data.hflip = 0.0
+        c.global_batch_size = 128
+    return c

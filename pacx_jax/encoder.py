@@ -1,0 +1,134 @@
+"""A trained X-ray encoder as a function: images in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+import PIL.Image
+
+from pacx_jax import model_folder
+from pacx_jax.input import images as imageio
+from pacx_jax.input.normalize import normalize
+from pacx_jax.types import PacxError
+
+Image = np.ndarray | str | os.PathLike | PIL.Image.Image
+
+
+class Encoder:
+    """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
+
+    Only the X-ray is needed. The same image gives the same embedding whatever else is
+    in the call: batches are padded to one size.
+
+    Args:
+      folder: as read by `model_folder.load`.
+      batch_size: images a device call; lower it where memory is short.
+      dtype: of the matrix products.
+    """
+
+    def __init__(
+        self,
+        folder: model_folder.ModelFolder,
+        batch_size: int = 32,
+        dtype: str = "float32",
+    ):
+        self.architecture = folder.architecture
+        self.preprocessing = folder.preprocessing
+        self.width = folder.width
+        self.image_size = folder.architecture["image_size"]
+        self.batch_size = batch_size
+        self._params = jax.device_put(folder.params)
+        module = folder.module(dtype)
+        mean, std = folder.preprocessing["mean"], folder.preprocessing["std"]
+
+        def forward(params, images):
+            x = normalize(images, mean, std)
+            return module.apply({"params": params}, x)[:, 0].astype(np.float32)
+
+        def attentions(params, images):
+            x = normalize(images, mean, std)
+            _, state = module.apply({"params": params}, x, mutable="intermediates")
+            blocks = state["intermediates"]
+            return [
+                blocks[f"block_{i:02d}"]["attn"]["attention"][0]
+                for i in range(module.depth)
+            ]
+
+        self._forward = jax.jit(forward)
+        self._attentions = jax.jit(attentions)
+
+    def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
+        """Embeds images of any size.
+
+        Args:
+          images: uint8 array (h, w), (h, w, 1 or 3), (n, h, w) or (n, h, w, 3); or a
+            file path, or a PIL image; or a sequence of any of these.
+
+        Raises:
+          PacxError: an unreadable file, or an array that is no uint8 image.
+        """
+        out = [np.zeros((0, self.width), np.float32)]
+        chunk = []
+        for image in _each(images):
+            chunk.append(self.preprocess(image))
+            if len(chunk) == self.batch_size:
+                out.append(self._embed(chunk))
+                chunk = []
+        if chunk:
+            out.append(self._embed(chunk))
+        return np.concatenate(out)
+
+    def preprocess(self, image: Image) -> np.ndarray:
+        """One image as the model sees it before normalisation: uint8 (s, s, 3)."""
+        if isinstance(image, (str, os.PathLike)):
+            image = imageio.decode(image, name=str(image))
+        elif isinstance(image, PIL.Image.Image):
+            image = imageio.from_pil(image)
+        image = np.asarray(image)
+        if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+            raise PacxError(
+                f"image array of dtype {image.dtype} and shape {image.shape}: give uint8 "
+                "(h, w) or (h, w, 3)"
+            )
+        return imageio.resize(image, self.image_size)
+
+    def attentions(self, images: np.ndarray) -> list[np.ndarray]:
+        """Softmax attention of every block, (n, heads, tokens, tokens) each.
+
+        Args:
+          images: uint8 (n, s, s, 3), as from `preprocess`.
+        """
+        return [np.asarray(a) for a in self._attentions(self._params, images)]
+
+    def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
+        n = len(chunk)
+        chunk = chunk + [np.zeros_like(chunk[0])] * (self.batch_size - n)
+        return np.asarray(self._forward(self._params, np.stack(chunk)))[:n]
+
+
+def _each(images) -> Iterator[Image]:
+    if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
+        yield images
+    elif isinstance(images, np.ndarray):
+        single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3))
+        yield from [images] if single else images
+    else:
+        yield from images
+
+
+def load_encoder(
+    path: str | os.PathLike, batch_size: int = 32, dtype: str = "float32"
+) -> Encoder:
+    """Opens an exported X-ray encoder (or a finished run's workdir).
+
+    Example:
+      encoder = load_encoder("runs/demo/distill")
+      z = encoder(["patient1.png", "patient2.jpg"])   # (2, width) float32
+
+    Raises:
+      PacxError: no such folder, or weights that do not fit its description.
+    """
+    return Encoder(model_folder.load(path, "vit"), batch_size, dtype)

@@ -1,0 +1,172 @@
+"""From a finished run to a model folder: merged weights, description, model card.
+
+  python -m pacx_jax.export --workdir=runs/distill --out=encoder
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+
+from pacx_jax import checkpoint, lora, metrics, model_folder
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pacx_jax.models import vit
+from pacx_jax.objectives import distill
+from pacx_jax.types import Params, PacxError
+
+CARD = """# {title}
+
+Written by pacx_jax from the run `{name}` (objective `{objective}`, step {step}).
+
+## What it is
+{what}
+
+## Training
+- seed {seed}, global batch {batch}, {steps} steps, dtype {dtype}
+- last evaluation on the validation split: {evaluation}
+
+## Use
+```python
+from pacx_jax import load_encoder
+encoder = load_encoder("path/to/this/folder")
+z = encoder(["image.png"])  # (n, width) float32
+```
+
+## Limits
+For research. Not a medical device, not validated for clinical use. What it was trained
+on decides what it sees: measure it on your own patients, by site, sex, age and view,
+before you rely on it.{simulated}
+
+## Method
+PaCX-MAE, arXiv 2606.01537. Weights carry no optimizer state, heads or decoder.
+"""
+
+WHAT = {
+    "vit": "A chest-X-ray encoder (Vision Transformer). Its embedding is the CLS token "
+    "after the final LayerNorm; at inference only the X-ray is needed.",
+    "ecg_net1d": "An encoder of 12-lead ECGs (a 1-D convolutional network).",
+    "labs_dae": "The encoder half of a denoising autoencoder of laboratory values.",
+}
+
+
+def from_workdir(
+    config, workdir: str, out: str | None = None, which: str | None = None
+) -> pathlib.Path:
+    """Writes the run's encoder to `out` (default WORKDIR/export); returns where.
+
+    Args:
+      config: the run's configuration.
+      workdir: the finished run.
+      which: "latest" or "best"; default `config.export`.
+    """
+    which = which or config.export
+    params = checkpoint.read_params(workdir, which)
+    model = _model(config, params)
+    target = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
+    model_folder.save(target, model, _card(config, workdir, model, which))
+    return target
+
+
+def _model(config, params: Params) -> model_folder.ModelFolder:
+    if config.objective in ("mae", "distill", "classify"):
+        encoder = params["encoder"]
+        if "lora" in params:
+            encoder = lora.merge(encoder, params["lora"], config.lora.alpha)
+        return model_folder.ModelFolder(
+            "vit", _vit_architecture(config), image_preprocessing(config.data), encoder
+        )
+    if config.objective == "ecg":
+        fields = ("base_filters", "filters", "blocks", "kernel", "groups_width")
+        architecture = {f: config.model[f] for f in fields}
+        architecture |= {f: list(config.model[f]) for f in ("filters", "blocks")}
+        preprocessing = {"sampling_rate": 500, "decimate": config.data.ecg_decimate}
+        return model_folder.ModelFolder(
+            "ecg_net1d", architecture, preprocessing, params["encoder"]
+        )
+    fields = ("features", "hidden", "latent", "mask_inputs")
+    architecture = {f: config.model[f] for f in fields}
+    return model_folder.ModelFolder("labs_dae", architecture, {}, params["encoder"])
+
+
+def _vit_architecture(config) -> dict:
+    if config.objective == "distill":
+        return distill.load_image_encoder(config).architecture
+    if config.objective == "classify":
+        return model_folder.load(config.model_init, "vit").architecture
+    width, depth, num_heads = vit.VARIANTS[config.model.variant]
+    return {
+        "patch_size": config.model.patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "ln_eps": config.model.ln_eps,
+        "image_size": config.data.image_size,
+    }
+
+
+def image_preprocessing(data) -> dict:
+    """How decoded pixels become the encoder's input."""
+    return {
+        "grey": "repeated to RGB",
+        "resize": "PIL bilinear, antialiased, to image_size x image_size (squash)",
+        "mean": list(data.get("mean", IMAGENET_MEAN)),
+        "std": list(data.get("std", IMAGENET_STD)),
+        "embedding": "CLS token after the final LayerNorm",
+    }
+
+
+def _card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
+    step, evaluation = config.total_steps, {}
+    for row in metrics.read_rows(workdir):
+        found = {k: v for k, v in row.items() if k.startswith("val/")}
+        evaluation = found or evaluation
+    if which == "best":
+        best = json.loads((pathlib.Path(workdir) / "best.json").read_text())
+        step = best["step"]
+    keys = [k for k in ("val/loss", "val/auroc_macro") if k in evaluation]
+    simulated = (
+        "\nThis one was trained on SIMULATED patients: it is of no use on real ones."
+        if config.data.get("simulated", False)
+        else ""
+    )
+    return CARD.format(
+        title=f"pacx_jax {model.kind}",
+        name=config.name,
+        objective=config.objective,
+        step=step,
+        what=WHAT[model.kind],
+        seed=config.seed,
+        batch=config.global_batch_size,
+        steps=config.total_steps,
+        dtype=config.dtype,
+        evaluation=", ".join(f"{k} {evaluation[k]:.4f}" for k in keys) or "none",
+        simulated=simulated,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    import ml_collections
+
+    parser = argparse.ArgumentParser(prog="pacx_jax.export", description=__doc__)
+    parser.add_argument("--workdir", required=True, help="a finished run")
+    parser.add_argument("--out", help="folder to write (default WORKDIR/export)")
+    parser.add_argument("--which", choices=("latest", "best"))
+    args = parser.parse_args(argv)
+    try:
+        path = pathlib.Path(args.workdir) / "config.json"
+        if not path.is_file():
+            raise PacxError(f"{path} does not exist: is {args.workdir} a run's workdir?")
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        target = from_workdir(config, args.workdir, args.out, args.which)
+    except PacxError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    print(target)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,275 @@
+"""A tree of JPEG and PNG files, its CSV, and the split into train, val and test."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import hashlib
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from pacx_jax.input import tables
+from pacx_jax.types import PacxError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png")
+_SAMPLE_BYTES = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSpec:
+    """How to read a folder; the fields stand in `config.data` under these names.
+
+    Attributes:
+      path: root of the tree.
+      csv: the CSV, absolute or relative to `path`; "" = `labels.csv` if it is there.
+        With a CSV the examples are its rows, and files without a row are left out.
+      label_columns: see `tables.labels`.
+      label_separator: between the values of one cell.
+      patient_column: "" = the first of tables.PATIENT_COLUMNS that is there; "-" =
+        none, so that files are split one by one.
+      path_column: "" = the first of tables.PATH_COLUMNS that is there.
+      split_column: "" = `split` if it is there; "-" = none.
+      val_fraction, test_fraction: shares of patients (else of files) for val and
+        test. Where a split column has rows of one of them, its fraction is unused.
+    """
+
+    path: str
+    csv: str = ""
+    label_columns: tuple[str, ...] = ()
+    label_separator: str = "|"
+    patient_column: str = ""
+    path_column: str = ""
+    split_column: str = ""
+    val_fraction: float = 0.1
+    test_fraction: float = 0.0
+
+    @classmethod
+    def from_config(cls, data: Any) -> FolderSpec:
+        """Takes the fields that `data` has; the others keep their defaults."""
+        fields = {}
+        for field in dataclasses.fields(cls):
+            value = getattr(data, field.name, None)
+            if value is not None:
+                fields[field.name] = value
+        columns = fields.get("label_columns", ())
+        if isinstance(columns, str):
+            columns = columns.split(",") if columns else ()
+        fields["label_columns"] = tuple(columns)
+        return cls(**fields)
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """The examples of a folder, sorted by path, so that listing order is no matter.
+
+    Attributes:
+      root: the folder.
+      paths: n relative paths with forward slashes.
+      splits: n of "train", "val", "test".
+      patients: n ids, or empty.
+      label_names: c names.
+      labels: float32 (n, c).
+      fingerprint: sha256 over paths, sizes, both ends of each file, and the CSV.
+    """
+
+    root: pathlib.Path
+    paths: list[str]
+    splits: list[str]
+    patients: list[str]
+    label_names: tuple[str, ...]
+    labels: np.ndarray
+    fingerprint: str
+
+
+def read_folder(spec: FolderSpec) -> Listing:
+    """Lists a folder and joins it with its CSV; PacxError names what is wrong."""
+    root = pathlib.Path(spec.path)
+    files = list_images(root)
+    csv_path = _csv_path(root, spec.csv)
+    if csv_path is None:
+        for field in ("label_columns", "patient_column", "split_column"):
+            if getattr(spec, field) not in ("", "-", ()):
+                raise PacxError(
+                    f"{spec.path}: data.{field} is set but there is no CSV; give "
+                    "data.csv"
+                )
+        digests = _digests(root, files)
+        return Listing(
+            root,
+            files,
+            tables.assign_splits(digests, spec.val_fraction, spec.test_fraction),
+            [],
+            (),
+            np.zeros((len(files), 0), np.float32),
+            _fingerprint(files, digests, b""),
+        )
+    table = tables.read_table(csv_path)
+    path_column = spec.path_column or table.first_of(tables.PATH_COLUMNS)
+    if not path_column:
+        raise PacxError(
+            f"{table.path}: no column of paths ({', '.join(tables.PATH_COLUMNS)}); "
+            f"give data.path_column, one of {', '.join(table.columns)}"
+        )
+    paths = _match(table, path_column, files, root)
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+    paths = [paths[i] for i in order]
+    patients, patient_column = _patients(table, spec)
+    patients = [patients[i] for i in order] if patients else []
+    split_column = spec.split_column or table.first_of(("split",))
+    split_column = "" if split_column == "-" else split_column
+    names, values = tables.labels(
+        table,
+        spec.label_columns,
+        spec.label_separator,
+        exclude={path_column, patient_column, split_column},
+    )
+    digests = _digests(root, paths)
+    given = None
+    if split_column:
+        given = tables.split_names(table, split_column, "data.split_column")
+        given = [given[i] for i in order]
+    splits = _splits(spec, given, patients or digests)
+    _check_patients_apart(table, splits, patients)
+    fingerprint = _fingerprint(paths, digests, csv_path.read_bytes())
+    return Listing(root, paths, splits, patients, names, values[order], fingerprint)
+
+
+def list_images(root: str | os.PathLike) -> list[str]:
+    """Relative paths of all JPEG and PNG files under `root`, sorted.
+
+    Hidden files and folders are skipped; links to folders are followed once.
+    """
+    root = pathlib.Path(root)
+    if not root.is_dir():
+        raise PacxError(f"{root}: no such folder; check data.path")
+    found, visited = [], set()
+    for folder, subfolders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            subfolders.clear()
+            continue
+        visited.add(real)
+        subfolders[:] = sorted(
+            name for name in subfolders if name[0] != "." and name != "__MACOSX"
+        )
+        prefix = pathlib.PurePath(folder).relative_to(root)
+        for name in names:
+            if name[0] != "." and name.lower().endswith(EXTENSIONS):
+                found.append((prefix / name).as_posix())
+    if not found:
+        raise PacxError(f"{root}: no JPEG or PNG files in this folder; check data.path")
+    return sorted(found)
+
+
+def _csv_path(root: pathlib.Path, csv: str) -> pathlib.Path | None:
+    if not csv:
+        default = root / "labels.csv"
+        return default if default.is_file() else None
+    for candidate in (root / csv, pathlib.Path(csv)):
+        if candidate.is_file():
+            return candidate
+    raise PacxError(f"{csv}: no such CSV file, here or under {root}; check data.csv")
+
+
+def _match(
+    table: tables.Table, column: str, files: list[str], root: pathlib.Path
+) -> list[str]:
+    """The file of each row: its path as it stands, else without leading folders.
+
+    CheXpert's CSV names its own root folder, NIH's gives bare names of files that lie
+    in subfolders; both are found.
+    """
+    exact = set(files)
+    by_name: dict[str, list[str]] = {}
+    for file in files:
+        by_name.setdefault(file.rsplit("/", 1)[-1], []).append(file)
+    paths, missing, used = [], [], {}
+    for number, cell in enumerate(table.column(column, "data.path_column"), start=2):
+        parts = cell.strip().replace("\\", "/").split("/")
+        tails = ("/".join(parts[i:]) for i in range(len(parts)))
+        path = next((tail for tail in tails if tail in exact), None)
+        same_name = by_name.get(parts[-1], [])
+        if path is None and len(parts) == 1 and len(same_name) == 1:
+            path = same_name[0]
+        if path is None:
+            missing.append((number, cell))
+            continue
+        if path in used:
+            raise PacxError(
+                f"{table.path}: rows {used[path]} and {number} both name {path}; "
+                "keep one"
+            )
+        used[path] = number
+        paths.append(path)
+    if missing:
+        number, cell = missing[0]
+        raise PacxError(
+            f"{table.path}: {len(missing)} rows name files that are not under {root}, "
+            f"the first is row {number}, {cell!r}; add the files or remove the rows"
+        )
+    return paths
+
+
+def _patients(table: tables.Table, spec: FolderSpec) -> tuple[list[str], str]:
+    column = spec.patient_column or table.first_of(tables.PATIENT_COLUMNS)
+    if column in ("", "-"):
+        return [], ""
+    return tables.patients(table, column, "data.patient_column"), column
+
+
+def _splits(spec: FolderSpec, given: list[str] | None, groups: list[str]) -> list[str]:
+    """Splits as given, with val and test drawn from train where they are not given."""
+    given = given or ["train"] * len(groups)
+    val = 0.0 if "val" in given else spec.val_fraction
+    test = 0.0 if "test" in given else spec.test_fraction
+    rows = [i for i, name in enumerate(given) if name == "train"]
+    drawn = tables.assign_splits([groups[i] for i in rows], val, test)
+    splits = list(given)
+    for i, name in zip(rows, drawn, strict=True):
+        splits[i] = name
+    return splits
+
+
+def _check_patients_apart(
+    table: tables.Table, splits: list[str], patients: list[str]
+) -> None:
+    seen: dict[str, str] = {}
+    for patient, split in zip(patients, splits, strict=False):
+        if seen.setdefault(patient, split) != split:
+            raise PacxError(
+                f"{table.path}: patient {patient!r} is in both {seen[patient]} and "
+                f"{split}; mend the split column, or give data.split_column='-'"
+            )
+
+
+def _digests(root: pathlib.Path, paths: list[str]) -> list[str]:
+    """A digest of each file: its size and both its ends.
+
+    Cheap, and different for any two images in practice: the ends of a compressed
+    file depend on its pixels. Copies of one image have one digest, so that they
+    fall into one split.
+    """
+
+    def digest(path: str) -> str:
+        try:
+            with open(root / path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                ends = file.read(_SAMPLE_BYTES)
+                file.seek(max(size - _SAMPLE_BYTES, 0))
+                ends += file.read(_SAMPLE_BYTES)
+        except OSError as error:
+            raise PacxError(f"{root / path}: cannot be read ({error})") from None
+        return hashlib.sha256(size.to_bytes(8, "big") + ends).hexdigest()
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(digest, paths))
+
+
+def _fingerprint(paths: list[str], digests: list[str], csv: bytes) -> str:
+    whole = hashlib.sha256(csv)
+    for path, digest in zip(paths, digests, strict=True):
+        whole.update(f"{path}\0{digest}\n".encode())
+    return whole.hexdigest()

@@ -1,0 +1,179 @@
+"""Decoding, resizing and encoding of X-ray images, all as uint8 arrays.
+
+The one rule for resizing, here and at inference, is PIL's bilinear filter with
+antialiasing, squashing to a square: PIL itself does it, so there is nothing to
+agree with. Letters: h w image, s the side of the resized square.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from pacx_jax.types import PacxError
+
+MAX_PIXELS = 100_000_000  # the largest detector plates have about 20 million
+FORMATS = ("JPEG", "PNG")
+
+# Threads belong to the input pipeline, not to each small call.
+cv2.setNumThreads(0)
+
+
+def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
+    """Decodes a JPEG or PNG into uint8 grey levels.
+
+    16-bit images are scaled by the full range of 16 bits, round(x / 257), whatever
+    range the image uses, so that one grey level means the same in every file.
+    Palettes are expanded, CMYK is converted, one-bit images become 0 and 255. Alpha
+    is dropped, as PIL's `convert("RGB")` does. EXIF orientation is ignored.
+
+    Args:
+      data: the encoded file, or its path.
+      name: what messages call it; by default its path.
+
+    Returns:
+      uint8, (h, w) for grey images and (h, w, 3) for colour ones.
+
+    Raises:
+      PacxError: no such file, not a JPEG or PNG, truncated, corrupt, or larger than
+        MAX_PIXELS.
+    """
+    if not isinstance(data, bytes | bytearray | memoryview):
+        name, data = name or str(data), _read(data)
+    name = name or "image"
+    if not data:
+        raise PacxError(f"{name}: the file is empty; delete or replace it")
+    try:
+        # Opening reads the header alone: a bomb is refused before it is unpacked.
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError(f"{width}x{height} pixels")
+            return _to_uint8(image, data)
+    except Image.UnidentifiedImageError:
+        raise PacxError(
+            f"{name}: not a JPEG or PNG image; convert or delete it"
+        ) from None
+    except Image.DecompressionBombError as error:
+        raise PacxError(
+            f"{name}: too large ({error}; the limit is {MAX_PIXELS} pixels); "
+            "shrink or delete it"
+        ) from None
+    except Exception as error:  # hostile bytes make PIL raise almost anything
+        raise PacxError(
+            f"{name}: unreadable image ({_one_line(error)}); replace or delete it"
+        ) from None
+
+
+def to_rgb(image: np.ndarray) -> np.ndarray:
+    """uint8 (h, w), (h, w, 1) or (h, w, 3) -> uint8 (h, w, 3)."""
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.ndim == 2:
+        return np.repeat(image[..., None], 3, axis=-1)
+    if image.ndim != 3 or image.shape[-1] != 3:
+        raise PacxError(
+            f"image of shape {image.shape}: give (h, w) or (h, w, 3) uint8 arrays"
+        )
+    return image
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """Squashes to a square by PIL's antialiased bilinear filter.
+
+    Args:
+      image: uint8 (h, w) or (h, w, 3).
+      size: s, the side in pixels.
+
+    Returns:
+      uint8 (s, s, 3). Grey images are resized once and then tripled, which gives
+      the same pixels as resizing the three equal channels.
+    """
+    return to_rgb(resize_to(image, size, size))
+
+
+def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """PIL's antialiased bilinear resize of uint8 (h, w[, 3]), channels kept."""
+    if image.dtype != np.uint8:
+        raise PacxError(f"image of dtype {image.dtype}: give uint8 grey levels")
+    if image.ndim == 3 and image.shape[-1] == 1:
+        image = image[..., 0]
+    if image.shape[:2] == (height, width):
+        return image
+    resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
+
+
+def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
+    """Shrinks so that the shorter side is `shorter_side`; never enlarges."""
+    height, width = image.shape[:2]
+    ratio = shorter_side / min(height, width)
+    if ratio >= 1:
+        return image
+    return resize_to(image, max(round(height * ratio), 1), max(round(width * ratio), 1))
+
+
+def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:
+    """Encodes uint8 (h, w) as a one-channel JPEG, (h, w, 3) as a colour one."""
+    return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """Encodes uint8 (h, w) or (h, w, 3) as PNG, without loss."""
+    return _encode(".png", image, [cv2.IMWRITE_PNG_COMPRESSION, 3])
+
+
+def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
+    pixels = image if image.ndim == 2 else np.ascontiguousarray(image[..., ::-1])
+    done, data = cv2.imencode(extension, pixels, options)
+    if not done:
+        raise PacxError(f"image of shape {image.shape} cannot be encoded")
+    return data.tobytes()
+
+
+def _read(path: str | os.PathLike) -> bytes:
+    try:
+        return pathlib.Path(path).read_bytes()
+    except FileNotFoundError:
+        raise PacxError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise PacxError(f"{path}: cannot be read ({_one_line(error)})") from None
+
+
+def _to_uint8(image: Image.Image, data: bytes) -> np.ndarray:
+    image.load()
+    if image.mode == "L":
+        return np.asarray(image)
+    if image.mode.startswith("I"):  # 16-bit grey; "I" in older versions of PIL
+        return _from_16_bits(np.asarray(image))
+    if _is_16_bit_png(data):
+        # PIL keeps only the high byte of 16-bit colour. It has checked the file
+        # by now; OpenCV reads all the bits.
+        wide = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if wide is None or wide.dtype != np.uint16:
+            raise ValueError("16-bit PNG that OpenCV cannot read")
+        if image.mode == "LA":
+            return _from_16_bits(wide if wide.ndim == 2 else wide[..., 0])
+        return _from_16_bits(wide[..., 2::-1] if wide.ndim == 3 else wide)
+    if image.mode in ("1", "LA", "La"):
+        return np.asarray(image.convert("L"))
+    return np.asarray(image.convert("RGB"))
+
+
+def _is_16_bit_png(data: bytes) -> bool:
+    # PNG: 8 bytes of signature, then IHDR with its bit depth at byte 24.
+    return bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and data[24] == 16
+
+
+def _from_16_bits(image: np.ndarray) -> np.ndarray:
+    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,111 @@
+"""Unreadable samples: listed once, replaced by others, and too many stop the run."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import threading
+from typing import Any
+
+from pacx_jax.types import PacxError
+
+
+class Quarantine:
+    """Remembers unreadable samples and lists them in a file, one JSON line each.
+
+    A line has `split`, `index`, `name` and `reason`. Every sample stands there once,
+    sorted, however often the run was resumed and however many processes write: the
+    file is merged and replaced as a whole, under a lock on its folder.
+
+    `max_share` is the share of a split that may be unreadable. One sample always may,
+    unless the share is 0; what goes beyond raises PacxError.
+    """
+
+    def __init__(self, path: str | None, max_share: float = 0.01):
+        if not 0 <= max_share <= 1:
+            raise PacxError(f"quarantine share {max_share}: give a number in [0, 1]")
+        self._path = pathlib.Path(path) if path else None
+        self._max_share = max_share
+        self._bad: dict[tuple[str, str, int], str] = {}
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        """How many different samples this process found unreadable."""
+        return len(self._bad)
+
+    def knows(self, source: Any, index: int) -> bool:
+        """Whether sample `index` of this source was recorded by this process."""
+        return self._key(source, index) in self._bad
+
+    def record(self, source: Any, index: int, name: str, reason: str) -> None:
+        """Lists a sample; PacxError when there are now too many of its split."""
+        key = self._key(source, index)
+        with self._lock:
+            if key in self._bad:
+                return
+            self._bad[key] = reason
+            if self._path:
+                self._write(
+                    {"split": key[0], "index": key[2], "name": name, "reason": reason}
+                )
+            count = sum(other[:2] == key[:2] for other in self._bad)
+        allowed = max(1, int(self._max_share * len(source))) if self._max_share else 0
+        if count > allowed:
+            listed = f", listed in {self._path}" if self._path else ""
+            raise PacxError(
+                f"{count} unreadable samples of {len(source)} in the {key[0]} split, "
+                f"more than the share {self._max_share:g} allows{listed}; the last: "
+                f"{reason}"
+            )
+
+    def _key(self, source: Any, index: int) -> tuple[str, str, int]:
+        split = getattr(source, "split", "")
+        return split, getattr(source, "fingerprint", ""), int(index)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        folder = self._path.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            lines = {_order(old): old for old in self._read()} | {_order(line): line}
+            text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
+            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
+            temporary.write_text(text)
+            temporary.replace(self._path)
+
+    def _read(self) -> list[dict[str, Any]]:
+        try:
+            return [json.loads(line) for line in self._path.read_text().splitlines()]
+        except FileNotFoundError:
+            return []
+        except ValueError as error:
+            raise PacxError(
+                f"{self._path}: not a list of JSON lines ({error}); delete it"
+            ) from None
+
+
+def replacement(seed: int, index: int, attempt: int, n: int) -> int:
+    """The sample that stands in for an unreadable one, the same everywhere.
+
+    A hash of (seed, index, attempt), so it depends on neither hosts nor threads.
+    """
+    digest = hashlib.sha256(f"{seed}/{index}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") % n
+
+
+def _order(line: dict[str, Any]) -> tuple[str, int, str]:
+    return line["split"], line["index"], line["name"]
+
+
+@contextlib.contextmanager
+def _locked(folder: pathlib.Path):
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,241 @@
+"""Random-access sources of raw examples: prepared ArrayRecord, or a folder of images.
+
+A source knows its length, gives example i as a dict of raw entries, and names it for
+messages. Entries, each only where the data set has it:
+
+  image       encoded bytes of a JPEG or PNG, or a uint8 array
+  labels      float32 (c,), NaN = missing, -1 = uncertain
+  patient_id  str
+  path        str, relative to the data set's root
+  ecg         float32 (5000, 12), mV or scaled to [-1, 1]; lead_order says the order
+  lead_order  "standard" or "mimic"
+  labs        float32 (50,), percentiles;  labs_mask  float32 (50,), 1 = observed
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+from typing import Any, Protocol
+
+import numpy as np
+
+from pacx_jax.input import folders
+from pacx_jax.types import PacxError
+
+SPLITS = ("train", "val", "test")
+MANIFEST = "pacx.json"
+
+
+class Source(Protocol):
+    """What the pipeline reads from.
+
+    Attributes:
+      label_names: names of the c labels, () without any.
+      fingerprint: hexadecimal sha256, another one when the data are others.
+      split: the split's name.
+      entries: names of the entries that every example has.
+    """
+
+    label_names: tuple[str, ...]
+    fingerprint: str
+    split: str
+    entries: tuple[str, ...]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> dict[str, Any]: ...
+
+    def name(self, i: int) -> str: ...
+
+
+def open_source(data: Any, split: str) -> Source:
+    """Opens one split of the data that `config.data` describes.
+
+    Args:
+      data: anything with attributes. `source`: "prepared" (a folder that
+        data/prepare.py wrote) or "folder" (a tree of JPEG and PNG files); `path`.
+        `limit`: at most so many examples, drawn once and for all; 0 = all. For
+        "folder" also the fields of `folders.FolderSpec`.
+      split: "train", "val" or "test", or another one of a prepared set.
+
+    Raises:
+      PacxError: one line for whatever is missing or wrong.
+    """
+    kind = getattr(data, "source", "")
+    if kind == "prepared":
+        source: Source = PreparedSource(data.path, split)
+    elif kind == "folder":
+        if split not in SPLITS:
+            raise PacxError(f"split {split!r}: a folder has {', '.join(SPLITS)}")
+        source = FolderSource(folders.FolderSpec.from_config(data), split)
+    else:
+        raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
+    limit = int(getattr(data, "limit", 0))
+    if limit < 0:
+        raise PacxError(f"data.limit {limit}: give 0 (all) or a positive number")
+    if 0 < limit < len(source):
+        drawn = np.random.default_rng(0).permutation(len(source))[:limit]
+        source = Subset(source, np.sort(drawn))
+    return source
+
+
+class FolderSource:
+    """A tree of JPEG and PNG files, with or without a CSV of labels and patients."""
+
+    def __init__(self, spec: folders.FolderSpec, split: str):
+        listing = folders.read_folder(spec)
+        self._root = listing.root
+        rows = [i for i, s in enumerate(listing.splits) if s == split]
+        if not rows:
+            found = ", ".join(f"{s} {listing.splits.count(s)}" for s in SPLITS)
+            raise PacxError(
+                f"{spec.path}: the {split} split is empty ({found}); change the split "
+                f"column or data.{split}_fraction"
+            )
+        self._paths = [listing.paths[i] for i in rows]
+        self._patients = [listing.patients[i] for i in rows] if listing.patients else []
+        self._labels = listing.labels[rows]
+        self.label_names = listing.label_names
+        self.split = split
+        self.fingerprint = _sha256(
+            listing.fingerprint, split, *self._paths, self._labels.tobytes()
+        )
+        self.entries = ("image", "path")
+        self.entries += ("labels",) if self.label_names else ()
+        self.entries += ("patient_id",) if self._patients else ()
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        path = self._paths[i]
+        try:
+            image = (self._root / path).read_bytes()
+        except OSError as error:
+            raise PacxError(
+                f"{self.name(i)}: cannot be read ({error.strerror})"
+            ) from None
+        example: dict[str, Any] = {"image": image, "path": path}
+        if self.label_names:
+            example["labels"] = self._labels[i]
+        if self._patients:
+            example["patient_id"] = self._patients[i]
+        return example
+
+    def name(self, i: int) -> str:
+        return str(self._root / self._paths[i])
+
+
+class PreparedSource:
+    """One split of a folder that data/prepare.py wrote: TFDS over ArrayRecord."""
+
+    def __init__(self, path: str, split: str):
+        # Importing TFDS takes a second, which a folder of images need not pay.
+        import tensorflow_datasets as tfds
+
+        folder = pathlib.Path(path)
+        if not folder.is_dir():
+            raise PacxError(f"{path}: no such folder; check data.path")
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text())
+        except (OSError, ValueError):
+            raise PacxError(
+                f"{path}: not a prepared data set (no readable {MANIFEST}); make one "
+                "by data/prepare.py, or give data.source=folder"
+            ) from None
+        sizes = manifest["splits"]
+        if split not in sizes:
+            raise PacxError(
+                f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
+            )
+        try:
+            builder = tfds.builder_from_directory(str(folder))
+            self._records = (
+                builder.as_data_source(
+                    split=split, decoders={"image": tfds.decode.SkipDecoding()}
+                )
+                if manifest["has_image"]
+                else builder.as_data_source(split=split)
+            )
+            if len(self._records) != sizes[split]:
+                raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
+        except Exception as error:  # TFDS and ArrayRecord raise many kinds
+            reason = " ".join(str(error).split())[:200]
+            raise PacxError(
+                f"{path}: damaged ({reason}); delete it and prepare it again"
+            ) from None
+        self._path = path
+        self._scale = float(manifest.get("ecg_scale", 1.0))
+        self._lead_order = manifest.get("lead_order", "standard")
+        self.label_names = tuple(manifest["label_names"])
+        self.split = split
+        self.entries = tuple(manifest["entries"])
+        self.fingerprint = _sha256(
+            manifest["fingerprint"], split, *_sizes(folder, f"*-{split}.array_record*")
+        )
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        try:
+            record = self._records[int(i)]
+        except Exception as error:  # a damaged record, as ArrayRecord words it
+            reason = " ".join(str(error).split())[:200]
+            raise PacxError(
+                f"{self._path}: {self.split}[{i}] cannot be read ({reason})"
+            ) from None
+        example = {k: _text(v) for k, v in record.items() if k in self.entries}
+        if "image" in record:
+            example["image"] = record["image"]
+        if "ecg" in record:
+            example["ecg"] = record["ecg"].astype(np.float32) * np.float32(self._scale)
+            example["lead_order"] = self._lead_order
+        return example
+
+    def name(self, i: int) -> str:
+        # The path of the original stands in the record, which may be the very thing
+        # that cannot be read.
+        try:
+            return f"{self._path}: {self.split}[{i}] {_text(self._records[i]['path'])}"
+        except Exception:
+            return f"{self._path}: {self.split}[{i}]"
+
+
+class Subset:
+    """Some examples of a source, in a given order."""
+
+    def __init__(self, source: Source, indices: np.ndarray):
+        self._source = source
+        self._indices = np.asarray(indices, np.int64)
+        self.label_names = source.label_names
+        self.split = source.split
+        self.entries = source.entries
+        self.fingerprint = _sha256(source.fingerprint, self._indices.tobytes())
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self._source[int(self._indices[i])]
+
+    def name(self, i: int) -> str:
+        return self._source.name(int(self._indices[i]))
+
+
+def _text(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _sizes(folder: pathlib.Path, pattern: str) -> list[str]:
+    return [f"{p.name} {p.stat().st_size}" for p in sorted(folder.glob(pattern))]
+
+
+def _sha256(*parts: str | bytes) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part if isinstance(part, bytes) else part.encode()
+        digest.update(len(data).to_bytes(8, "big") + data)
+    return digest.hexdigest()

@@ -1,0 +1,112 @@
+"""Trains one stage.
+
+  python -m pacx_jax.main --config=configs/mae_vitb16.py --workdir=runs/mae
+  python -m pacx_jax.main --config=configs/distill_vitb16.py:runlocal \\
+      --workdir=runs/distill --config.loss.clip_weight=0.0
+
+A run that was stopped goes on where its last checkpoint stands; a finished one is left
+as it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import sys
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+from pacx_jax.types import PacxError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_CPU_THREADS = flags.DEFINE_integer("cpu", -1, "Pin this process to one CPU core.")
+
+
+def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Trains `config` in `workdir` and exports its encoder.
+
+    Raises:
+      PacxError: whatever is wrong with the config, the data or the workdir.
+    """
+    from pacx_jax import export, train  # after flags, so that --help is quick
+
+    path = pathlib.Path(workdir)
+    written = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
+    record = path / "config.json"
+    if record.exists():
+        check_same(json.loads(record.read_text()), json.loads(written), workdir)
+    if (path / "done.json").exists():
+        print(f"{config.name}: {workdir} is finished, nothing to do")
+        return
+    path.mkdir(parents=True, exist_ok=True)
+    record.write_text(written, encoding="utf-8")
+    metrics = train.train(config, workdir)
+    target = export.from_workdir(config, workdir)
+    done = {"step": config.total_steps, "metrics": metrics}
+    (path / "done.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
+    shown = {
+        k: v for k, v in metrics.items() if k in ("val/loss", "val/auroc_macro")
+    } or metrics
+    text = ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
+    print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
+
+
+def check_same(old: dict, new: dict, workdir: str) -> None:
+    """A workdir belongs to one config: refuses another, and lists what differs."""
+    old, new = _flat(old), _flat(new)
+    free = {"data.threads", "log_every", "keep", "num_devices", "cache_dir"}
+    differing = [
+        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
+        for k in sorted(set(old) | set(new))
+        if old.get(k) != new.get(k) and k not in free
+    ]
+    if differing:
+        raise PacxError(
+            f"{workdir} holds a run of another config: {'; '.join(differing)}. "
+            "Take another --workdir, or delete this one"
+        )
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    out = {}
+    for k, v in tree.items():
+        if isinstance(v, dict):
+            out |= _flat(v, f"{prefix}{k}.")
+        else:
+            out[prefix + k] = v
+    return out
+
+
+def _main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
+    if _CONFIG.value is None or not _WORKDIR.value:
+        raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
+    if _CPU_THREADS.value >= 0:
+        os.sched_setaffinity(0, {_CPU_THREADS.value})
+    run(_CONFIG.value, _WORKDIR.value)
+
+
+def main() -> None:
+    """The command line: an error of the user's is one line and exit code 2."""
+    try:
+        app.run(_main, flags_parser=_parse)
+    except PacxError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+        message = " ".join(str(e).strip("'\"").split())
+        raise PacxError(message or type(e).__name__) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""What a run writes down: metrics.jsonl, timings.jsonl and TensorBoard files.
+
+`metrics.jsonl` holds deterministic values alone, one object a logged step, so that two
+runs of one seed, or a resumed and a straight one, give the same bytes. Whatever depends
+on the clock goes to `timings.jsonl`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import pathlib
+
+import tensorboardX
+
+from pacx_jax.types import PacxError
+
+
+class MetricsWriter:
+    """Appends rows to a workdir; with `start_step`, first drops later rows."""
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int):
+        self.path = pathlib.Path(workdir) / "metrics.jsonl"
+        keep_rows(self.path, start_step)
+        keep_rows(self.path.with_name("timings.jsonl"), start_step)
+        self._metrics = self.path.open("a", encoding="utf-8")
+        self._timings = self.path.with_name("timings.jsonl").open("a", encoding="utf-8")
+        self._board = tensorboardX.SummaryWriter(
+            str(self.path.parent / "tensorboard"), purge_step=start_step or None
+        )
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """One row of deterministic values at `step`."""
+        row = {"step": step} | {k: _finite(v) for k, v in values.items()}
+        self._metrics.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def write_timing(self, step: int, values: dict[str, float]) -> None:
+        """One row of clock-dependent values at `step`."""
+        self._timings.write(json.dumps({"step": step} | values) + "\n")
+        for name, value in values.items():
+            self._board.add_scalar(f"timing/{name}", value, step)
+
+    def flush(self) -> None:
+        """Rows are on disk when this returns: call it before a checkpoint is saved."""
+        for file in (self._metrics, self._timings):
+            file.flush()
+            os.fsync(file.fileno())
+        self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._metrics.close()
+        self._timings.close()
+        self._board.close()
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: a value that does not exist is null."""
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def keep_rows(path: pathlib.Path, last_step: int) -> None:
+    """Drops rows past `last_step`, and a half-written last line, from a JSONL file."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+            kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def read_rows(workdir: str | os.PathLike) -> list[dict]:
+    """The rows of a workdir's metrics.jsonl."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    if not path.exists():
+        raise PacxError(f"{path} does not exist: has the run started?")
+    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,182 @@
+"""The folder in which a trained encoder travels: weights, description, model card.
+
+  config.json         kind, architecture, preprocessing, pooling, format version
+  model.safetensors   float32 weights, names as in the parameter tree, joined by "."
+  README.md           the model card
+
+Every stage writes one when it ends (`WORKDIR/export`), later stages and `load_encoder`
+read it. Nothing of optimizers, heads or decoders is in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from pacx_jax.models import ecg, labs_dae, vit
+from pacx_jax.types import Params, PacxError
+
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFolder:
+    """What a folder holds, checked against its architecture.
+
+    Attributes:
+      kind: "vit", "ecg_net1d" or "labs_dae".
+      architecture: the fields of the linen module.
+      preprocessing: how raw data become the module's input.
+      params: float32 numpy arrays, the module's parameter tree.
+    """
+
+    kind: str
+    architecture: dict
+    preprocessing: dict
+    params: Params
+
+    def module(self, dtype: str = "float32"):
+        """The linen module that takes these parameters."""
+        return _module(self.kind, self.architecture, dtype)
+
+    @property
+    def width(self) -> int:
+        """Length of the embedding."""
+        a = self.architecture
+        return {
+            "vit": lambda: a["width"],
+            "ecg_net1d": lambda: a["filters"][-1],
+            "labs_dae": lambda: a["latent"],
+        }[self.kind]()
+
+
+def _module(kind: str, architecture: dict, dtype: str = "float32"):
+    a = dict(architecture)
+    if kind == "vit":
+        a.pop("image_size")
+        return vit.ViT(**a, dtype=jnp.dtype(dtype))
+    if kind == "ecg_net1d":
+        a |= {"filters": tuple(a["filters"]), "blocks": tuple(a["blocks"])}
+        return ecg.Net1D(**a, dtype=jnp.dtype(dtype))
+    if kind == "labs_dae":
+        a.pop("features")
+        return labs_dae.Encoder(**a)
+    raise PacxError(f"model kind {kind!r} is none of vit, ecg_net1d, labs_dae")
+
+
+def _abstract(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every parameter the architecture has."""
+    module = _module(kind, architecture)
+    key = jax.random.key(0)
+    if kind == "vit":
+        size = architecture["image_size"]
+        args = (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),)
+    elif kind == "ecg_net1d":
+        args = (jax.ShapeDtypeStruct((1, 5000, 12), jnp.float32),)
+    else:
+        labs = jax.ShapeDtypeStruct((1, architecture["features"]), jnp.float32)
+        args = (labs, labs)
+    tree = jax.eval_shape(module.init, key, *args)["params"]
+    flat = flax.traverse_util.flatten_dict(tree, sep=".")
+    return {name: leaf.shape for name, leaf in flat.items()}
+
+
+def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
+    """Writes a folder, whole or not at all; an existing one is replaced.
+
+    Raises:
+      PacxError: the parameters do not fit the architecture.
+    """
+    path = pathlib.Path(path)
+    flat = flax.traverse_util.flatten_dict(model.params, sep=".")
+    # safetensors writes a non-contiguous array wrongly, without a word.
+    flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
+    _check(path, flat, _abstract(model.kind, model.architecture))
+    temporary = path.with_name(path.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    safetensors.numpy.save_file(flat, temporary / "model.safetensors")
+    description = {
+        "format": FORMAT,
+        "kind": model.kind,
+        "architecture": model.architecture,
+        "preprocessing": model.preprocessing,
+    }
+    text = json.dumps(description, indent=2) + "\n"
+    (temporary / "config.json").write_text(text, encoding="utf-8")
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    if path.exists():
+        shutil.rmtree(path)
+    temporary.rename(path)
+
+
+def resolve(path: str | os.PathLike) -> pathlib.Path:
+    """The model folder at `path`, which may be a finished run's workdir."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise PacxError(f"{path}: no such folder; give a model folder or a workdir")
+    for candidate in (path, path / "export"):
+        if (candidate / "model.safetensors").is_file():
+            return candidate
+    raise PacxError(
+        f"{path} holds no model.safetensors, nor does its export/: give a folder "
+        "written by a finished run or by pacx_jax.export"
+    )
+
+
+def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
+    """Reads and checks a model folder.
+
+    Args:
+      path: a model folder or the workdir of a finished run.
+      kind: the kind that the caller needs.
+
+    Raises:
+      PacxError: no folder, another kind, or parameters that are missing, unexpected,
+        wrongly shaped or not finite; the message lists them.
+    """
+    path = resolve(path)
+    try:
+        description = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        found, architecture = description["kind"], description["architecture"]
+        preprocessing, version = description["preprocessing"], description["format"]
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise PacxError(f"{path}/config.json is missing or damaged: {e}") from None
+    if version != FORMAT:
+        raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
+    if kind is not None and found != kind:
+        raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
+    try:
+        flat = safetensors.numpy.load_file(path / "model.safetensors")
+    except (OSError, safetensors.SafetensorError) as e:
+        raise PacxError(f"{path}/model.safetensors is unreadable: {e}") from None
+    try:
+        shapes = _abstract(found, architecture)
+    except (TypeError, ValueError, KeyError) as e:
+        raise PacxError(f"{path}/config.json: bad architecture: {e}") from None
+    _check(path, flat, shapes)
+    params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    return ModelFolder(found, architecture, preprocessing, params)
+
+
+def _check(path, flat: dict[str, np.ndarray], shapes: dict[str, tuple]) -> None:
+    problems = [f"missing {name}" for name in sorted(set(shapes) - set(flat))]
+    problems += [f"unexpected {name}" for name in sorted(set(flat) - set(shapes))]
+    for name in sorted(set(flat) & set(shapes)):
+        if flat[name].shape != shapes[name]:
+            problems.append(f"{name} is {flat[name].shape}, not {shapes[name]}")
+        elif not np.isfinite(flat[name]).all():
+            problems.append(f"{name} has values that are not finite")
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise PacxError(f"{path}: weights do not fit: {'; '.join(problems[:8])}{more}")

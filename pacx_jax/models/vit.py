@@ -1,0 +1,204 @@
+"""Vision Transformer encoder, as used by MAE (Dosovitskiy 2021; He 2022).
+
+Shape letters: b batch, n tokens, k kept tokens, p patch pixels, d width, h w c image.
+The parameter tree is an API (sharding rules, LoRA targets, conversion): patch_embed,
+cls_token, block_NN/{norm1,attn/{qkv,proj},norm2,mlp/{fc1,fc2}}, norm.
+"""
+
+from __future__ import annotations
+
+import einops
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pacx_jax.types import Array, PacxError
+
+# name -> (width, depth, num_heads); mlp_dim is 4 * width. "mu" is for tests and
+# "demo" for the embedded cohort on two CPU cores.
+VARIANTS = {
+    "mu": (32, 2, 2),
+    "demo": (128, 4, 4),
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+}
+
+xavier = nn.initializers.xavier_uniform()
+
+
+def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases."""
+    bound = fan_in**-0.5
+
+    def init(key, shape, dtype=jnp.float32):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def patchify(images: Array, patch_size: int) -> Array:
+    """(b, h, w, c) -> (b, n, p): patches row by row, pixels ordered row, column, c."""
+    return einops.rearrange(
+        images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch_size, q=patch_size
+    )
+
+
+def unpatchify(patches: Array, patch_size: int, grid: tuple[int, int]) -> Array:
+    """Inverse of `patchify`: (b, n, p) -> (b, h, w, c)."""
+    return einops.rearrange(
+        patches,
+        "b (h w) (p q c) -> b (h p) (w q) c",
+        h=grid[0],
+        w=grid[1],
+        p=patch_size,
+        q=patch_size,
+    )
+
+
+def posemb_sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
+    """Fixed 2-D sin-cos positions, (grid_h * grid_w, width) float32.
+
+    The first half of the channels encodes the column, the second half the row, each
+    as [sin, cos] of pos * 10000^(-i / (width / 4)); computed in float64 (MAE).
+    """
+    if width % 4:
+        raise PacxError(f"width {width} is not divisible by 4, as positions need")
+    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    rows, cols = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
+    parts = []
+    for pos in (cols, rows):
+        angle = pos.reshape(-1, 1) * omega
+        parts += [np.sin(angle), np.cos(angle)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with a fused qkv; softmax in float32."""
+
+    num_heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        d = x.shape[-1]
+        qkv = nn.Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
+        # Heads move out before the products: four times faster on CPU than bnhd.
+        q, k, v = einops.rearrange(
+            qkv, "b n (qkv h c) -> qkv b h n c", qkv=3, h=self.num_heads
+        )
+        logits = jnp.einsum("bhqc,bhkc->bhqk", q * (d // self.num_heads) ** -0.5, k)
+        probs = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
+        self.sow("intermediates", "attention", probs)
+        x = jnp.einsum("bhqk,bhkc->bhqc", probs.astype(v.dtype), v)
+        x = einops.rearrange(x, "b h n c -> b n (h c)")
+        return nn.Dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an exact GELU between them."""
+
+    mlp_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        d = x.shape[-1]
+        x = nn.Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
+        x = nn.gelu(x, approximate=False)
+        return nn.Dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(x)
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block. LayerNorm is in float32, products in `dtype`."""
+
+    num_heads: int
+    mlp_dim: int
+    ln_eps: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        y = nn.LayerNorm(epsilon=self.ln_eps, name="norm1")(x)
+        x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
+        y = nn.LayerNorm(epsilon=self.ln_eps, name="norm2")(x)
+        return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
+
+
+class ViT(nn.Module):
+    """ViT encoder with a CLS token and fixed sin-cos positions.
+
+    Attributes:
+      patch_size: side of a square patch, in pixels.
+      width, depth, num_heads: as in `VARIANTS`; mlp_dim is 4 * width.
+      ln_eps: epsilon of every LayerNorm (1e-6; imported PaCX weights: 1e-5, D6).
+      dtype: of the matrix products. Parameters are float32.
+    """
+
+    patch_size: int = 16
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    ln_eps: float = 1e-6
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array, ids_keep: Array | None = None) -> Array:
+        """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS first.
+
+        With `ids_keep` (b, k) only these patches are embedded: (b, 1 + k, d).
+        """
+        b, h, w, _ = images.shape
+        if h % self.patch_size or w % self.patch_size:
+            raise PacxError(
+                f"image size {h}x{w} is not divisible by patch_size {self.patch_size}"
+            )
+        grid = (h // self.patch_size, w // self.patch_size)
+        x = patchify(images, self.patch_size)
+        posemb = jnp.asarray(posemb_sincos_2d(grid, self.width), x.dtype)[None]
+        if ids_keep is not None:  # before the projection: masked patches cost nothing
+            x = jnp.take_along_axis(x, ids_keep[..., None], axis=1)
+            posemb = jnp.take(posemb[0], ids_keep, axis=0)
+        x = nn.Dense(
+            self.width,
+            kernel_init=xavier,
+            bias_init=fan_in_uniform(x.shape[-1]),
+            dtype=self.dtype,
+            name="patch_embed",
+        )(x)
+        x = x + posemb
+        cls_token = self.param(
+            "cls_token", nn.initializers.normal(0.02), (1, 1, self.width)
+        )
+        # The position of the CLS token is zero.
+        x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)).astype(x.dtype), x], 1)
+        for i in range(self.depth):
+            x = Block(
+                self.num_heads,
+                4 * self.width,
+                self.ln_eps,
+                self.dtype,
+                name=f"block_{i:02d}",
+            )(x)
+        return nn.LayerNorm(epsilon=self.ln_eps, name="norm")(x)
+
+
+def from_config(model, dtype: str = "float32") -> ViT:
+    """The encoder that `config.model` describes (variant, patch_size, ln_eps)."""
+    if model.variant not in VARIANTS:
+        raise PacxError(
+            f"config.model.variant is {model.variant!r}; choose one of "
+            f"{', '.join(VARIANTS)}"
+        )
+    width, depth, num_heads = VARIANTS[model.variant]
+    return ViT(
+        patch_size=model.patch_size,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        ln_eps=model.ln_eps,
+        dtype=jnp.dtype(dtype),
+    )

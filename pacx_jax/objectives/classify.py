@@ -1,0 +1,122 @@
+"""Stage 3: classification from an X-ray encoder (reference.md section 5.1).
+
+With `tuning="linear"` the encoder is frozen and in evaluation mode: a linear probe.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import sklearn.metrics
+
+from pacx_jax import losses, model_folder
+from pacx_jax.input.normalize import normalize
+from pacx_jax.models.heads import LinearClassifier
+from pacx_jax.types import Objective, PacxError
+
+
+def make(config) -> Objective:
+    """A linear layer on the CLS token, for multi-label or one-of-c labels."""
+    if config.tuning not in ("linear", "full"):
+        raise PacxError(f"config.tuning {config.tuning!r}: choose linear or full")
+    if config.task not in ("multilabel", "multiclass"):
+        raise PacxError(f"config.task {config.task!r}: choose multilabel or multiclass")
+    if not config.model_init:
+        raise PacxError("config.model_init is empty: give the encoder's folder")
+    folder = model_folder.load(config.model_init, "vit")
+    encoder = folder.module(config.dtype)
+    names = tuple(config.data.label_columns)
+    head = LinearClassifier(len(names))
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    size = config.data.image_size
+
+    def init(key):
+        params = encoder.init(key, jnp.zeros((1, size, size, 3)))["params"]
+        head_params = head.init(key, jnp.zeros((1, encoder.width)))["params"]
+        return {"encoder": params, "head": head_params}
+
+    def logits(params, batch):
+        images = normalize(batch["image"], mean, std)
+        z = encoder.apply({"params": params["encoder"]}, images)[:, 0]
+        return head.apply({"params": params["head"]}, losses.wide(z))
+
+    def loss(params, batch, key, *, train):
+        del key, train  # no dropout (reference.md 5.1)
+        y = logits(params, batch)
+        if config.task == "multilabel":
+            value = losses.masked_bce(y, batch["labels"], batch["label_mask"])
+        else:
+            value = losses.cross_entropy(y, batch["labels"].argmax(-1), 0.0)
+        return value, {}
+
+    def outputs(params, batch, key):
+        del key
+        entries = {k: batch[k] for k in ("labels", "label_mask")}
+        return entries | {"logits": logits(params, batch)}
+
+    multilabel = config.task == "multilabel"
+    return Objective(
+        init=jax.jit(init),
+        trainable=lambda path: config.tuning == "full" or path.startswith("head/"),
+        loss=loss,
+        outputs=outputs,
+        summarize=(summarize_multilabel if multilabel else summarize_multiclass)(names),
+        pretrained={"encoder": config.model_init},
+        modalities=("image", "labels"),
+    )
+
+
+def summarize_multilabel(names: tuple[str, ...]):
+    """Loss, and AUROC and F1 at 0.5 of each label and their macro means.
+
+    A label with one class in the validation set is left out of the means (D35).
+    """
+
+    def summarize(outputs):
+        y, mask = outputs["labels"], outputs["label_mask"] > 0
+        x = outputs["logits"].astype(np.float64)
+        bce = np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))
+        metrics = {"loss": float(bce[mask].mean()) if mask.any() else float("nan")}
+        aurocs, f1s = [], []
+        for c, name in enumerate(names):
+            m = mask[:, c]
+            if len(np.unique(y[m, c])) < 2:
+                continue
+            aurocs.append(sklearn.metrics.roc_auc_score(y[m, c], x[m, c]))
+            f1s.append(sklearn.metrics.f1_score(y[m, c], x[m, c] >= 0, zero_division=0))
+            metrics[f"auroc_{name}"] = float(aurocs[-1])
+        metrics["auroc_macro"] = float(np.mean(aurocs)) if aurocs else float("nan")
+        metrics["f1_macro"] = float(np.mean(f1s)) if f1s else float("nan")
+        metrics["n_labels"] = float(len(aurocs))
+        return metrics
+
+    return summarize
+
+
+def summarize_multiclass(names: tuple[str, ...]):
+    """Cross-entropy, one-vs-rest macro AUROC, balanced accuracy, macro F1."""
+
+    def summarize(outputs):
+        x = outputs["logits"].astype(np.float64)
+        truth = outputs["labels"].argmax(-1)
+        logp = x - np.logaddexp.reduce(x, axis=-1, keepdims=True)
+        present = np.unique(truth)
+        aurocs = [
+            sklearn.metrics.roc_auc_score(truth == c, logp[:, c])
+            for c in present
+            if len(present) > 1
+        ]
+        recalls = [(x.argmax(-1)[truth == c] == c).mean() for c in present]
+        f1 = sklearn.metrics.f1_score(
+            truth, x.argmax(-1), average="macro", zero_division=0
+        )
+        return {
+            "loss": float(-logp[np.arange(len(truth)), truth].mean()),
+            "auroc_macro": float(np.mean(aurocs)) if aurocs else float("nan"),
+            "acc_macro": float(np.mean(recalls)),
+            "f1_macro": float(f1),
+            "n_labels": float(len(aurocs)),
+        }
+
+    return summarize

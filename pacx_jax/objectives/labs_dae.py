@@ -1,0 +1,67 @@
+"""Stage 1, laboratory values: denoise and impute (reference.md section 2)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pacx_jax.models import labs_dae
+from pacx_jax.types import Objective
+
+
+def make(config) -> Objective:
+    """The labs autoencoder's objective (model, loss.corruption)."""
+    model = labs_dae.from_config(config.model)
+
+    def init(key):
+        labs = jnp.zeros((1, config.model.features))
+        return model.init(key, labs, labs)["params"]
+
+    def loss(params, batch, key, *, train):
+        labs, mask = batch["labs"], batch["labs_mask"]
+        values, bits = labs, mask
+        if train:
+            values, bits, _ = labs_dae.corrupt(key, labs, mask, config.loss.corruption)
+        pred = model.apply({"params": params}, values, bits)
+        return labs_dae.masked_mse(pred, labs, mask), {}
+
+    def outputs(params, batch, key):
+        labs, mask = batch["labs"], batch["labs_mask"]
+        values, bits, drop = labs_dae.corrupt(key, labs, mask, config.loss.corruption)
+        drop = drop.astype(labs.dtype)
+        clean = model.apply({"params": params}, labs, mask)
+        denoised = model.apply({"params": params}, values, bits)
+        z = model.apply({"params": params}, labs, mask, method=_encode)
+        return {
+            "clean": ((clean - labs) ** 2 * mask).sum(-1),
+            "denoising": ((denoised - labs) ** 2 * mask).sum(-1),
+            "imputation": ((denoised - labs) ** 2 * drop).sum(-1),
+            "observed": mask.sum(-1),
+            "dropped": drop.sum(-1),
+            "z": z,
+        }
+
+    def summarize(outputs):
+        sums = {k: v.sum(dtype=np.float64) for k, v in outputs.items() if k != "z"}
+        observed, dropped = max(sums["observed"], 1.0), max(sums["dropped"], 1.0)
+        return {
+            "loss": float(sums["denoising"] / observed),
+            "clean_recon_mse": float(sums["clean"] / observed),
+            "denoising_mse": float(sums["denoising"] / observed),
+            "imputation_mse": float(sums["imputation"] / dropped),
+            "z_std": float(outputs["z"].std()),
+        }
+
+    return Objective(
+        init=jax.jit(init),
+        trainable=lambda path: True,
+        loss=loss,
+        outputs=outputs,
+        summarize=summarize,
+        modalities=("labs",),
+    )
+
+
+def _encode(model, labs, labs_mask):
+    return model.encoder(labs, labs_mask)

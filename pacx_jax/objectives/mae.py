@@ -1,0 +1,63 @@
+"""Stage 1, images: reconstruct the masked patches of an X-ray (paper section 3.1)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from pacx_jax.input.normalize import normalize
+from pacx_jax.models import mae
+from pacx_jax.types import Objective
+
+
+def make(config) -> Objective:
+    """The MAE objective of `config` (model, loss.mask_ratio, loss.norm_pix_loss)."""
+    model = mae.from_config(config.model, config.dtype)
+    size, patch = config.data.image_size, config.model.patch_size
+    mean, std = tuple(config.data.mean), tuple(config.data.std)
+
+    def init(key):
+        n = (size // patch) ** 2
+        images = jnp.zeros((1, size, size, 3))
+        ids_keep, ids_restore, _ = mae.random_masking(key, 1, n, config.loss.mask_ratio)
+        return model.init(key, images, ids_keep, ids_restore)["params"]
+
+    def reconstruct(params, batch, key):
+        images = normalize(batch["image"], mean, std)
+        target = mae.patch_targets(images, patch, config.loss.norm_pix_loss)
+        b, n, _ = target.shape
+        ids_keep, ids_restore, mask = mae.random_masking(
+            key, b, n, config.loss.mask_ratio
+        )
+        pred = model.apply({"params": params}, images, ids_keep, ids_restore)
+        return pred, target, mask
+
+    def loss(params, batch, key, *, train):
+        del train  # no dropout: training and evaluation compute the same
+        pred, target, mask = reconstruct(params, batch, key)
+        return mae.reconstruction_loss(pred, target, mask).mean(), {}
+
+    def outputs(params, batch, key):
+        pred, target, mask = reconstruct(params, batch, key)
+        # What predicting each image's own mean colour would cost: a floor to beat.
+        mean_pixel = jnp.tile(
+            target.reshape(*target.shape[:2], -1, 3).mean((1, 2), keepdims=True),
+            (1, target.shape[1], patch**2, 1),
+        ).reshape(target.shape)
+        return {
+            "loss": mae.reconstruction_loss(pred, target, mask),
+            "loss_of_mean": mae.reconstruction_loss(mean_pixel, target, mask),
+        }
+
+    def summarize(outputs):
+        return {name: float(values.mean()) for name, values in outputs.items()}
+
+    parts = tuple(config.model_init_parts) if config.model_init else ()
+    return Objective(
+        init=jax.jit(init),
+        trainable=lambda path: True,
+        loss=loss,
+        outputs=outputs,
+        summarize=summarize,
+        pretrained={part: config.model_init for part in parts},
+    )

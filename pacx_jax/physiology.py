@@ -1,0 +1,107 @@
+"""Frozen ECG and lab embeddings of a data set, computed once and cached.
+
+A cache file is named by a hash of everything its content depends on: the encoder's
+weights and description, the data's fingerprint, the batch size. Another encoder or other
+data means another file, so that a stale cache is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from pacx_jax import model_folder, sharding
+from pacx_jax.input import pipeline, transforms
+from pacx_jax.objectives.distill import physiology_inputs
+from pacx_jax.types import PacxError
+
+CACHE_VERSION = 1  # raise when preprocessing or an encoder's arithmetic changes
+
+
+def embeddings(
+    source,
+    modality: str,
+    encoder: model_folder.ModelFolder,
+    data,
+    mesh: Mesh,
+    *,
+    cache_dir: str | os.PathLike,
+    batch_size: int,
+    quarantine,
+) -> np.ndarray:
+    """The embedding (n, d) float32 of every example of a source, cached on disk.
+
+    An unreadable example (counted in `quarantine`) has a row of NaN.
+    """
+    key = cache_key(source, encoder, batch_size)
+    path = pathlib.Path(cache_dir) / f"{modality}_{key[:24]}.npy"
+    if path.is_file():
+        table = np.load(path, allow_pickle=False)
+        if table.shape == (len(source), encoder.width):
+            return table
+        raise PacxError(f"{path} is damaged: delete it, it will be computed again")
+    table = compute(source, modality, encoder, data, mesh, batch_size, quarantine)
+    if jax.process_index() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(f".{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            np.save(file, table)
+        temporary.replace(path)
+    return table
+
+
+def cache_key(source, encoder: model_folder.ModelFolder, batch_size: int) -> str:
+    """Hash of what an embedding table depends on."""
+    digest = hashlib.sha256()
+    description = [CACHE_VERSION, source.fingerprint, encoder.kind, batch_size]
+    description += [encoder.architecture, encoder.preprocessing]
+    digest.update(json.dumps(description, sort_keys=True).encode())
+    leaves, _ = jax.tree_util.tree_flatten_with_path(encoder.params)
+    for name, leaf in leaves:
+        digest.update(sharding.path_name(name).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def compute(
+    source, modality, encoder, data, mesh, batch_size, quarantine
+) -> np.ndarray:
+    """The table without its cache."""
+    module, params = encoder.module(), encoder.params
+    everywhere = sharding.replicated(mesh)
+
+    @jax.jit
+    def embed(params, batch):
+        z = module.apply({"params": params}, *physiology_inputs(modality, batch))
+        return jax.lax.with_sharding_constraint(z, everywhere)
+
+    transform = transforms.make(modality, data, train=False)
+    rows = sharding.local_rows(batch_size, mesh)
+    batches = pipeline.eval_batches(
+        source,
+        transform,
+        global_batch_size=batch_size,
+        rows=rows,
+        threads=data.threads,
+        quarantine=quarantine,
+    )
+    params = jax.device_put(params, everywhere)
+    names = (modality, "labs_mask") if modality == "labs" else (modality,)
+    out = []
+    for batch in batches:
+        inputs = {k: batch[k] for k in names}
+        z = np.array(embed(params, sharding.put_batch(inputs, mesh)))
+        mask = jax.device_get(
+            jax.jit(lambda x: x, out_shardings=everywhere)(
+                sharding.put_batch({"mask": batch["mask"]}, mesh)["mask"]
+            )
+        )
+        z[mask < 0.5] = np.nan
+        out.append(z)
+    return np.concatenate(out)[: len(source)]

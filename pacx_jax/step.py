@@ -1,0 +1,113 @@
+"""The train and evaluation steps: pure functions, jitted with explicit shardings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from pacx_jax import sharding
+from pacx_jax.types import Metrics, Objective, Params
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step changes or needs.
+
+    Attributes:
+      step: int32 scalar, the number of updates done (and of batches read).
+      params: what is trained. Gradients and moments cover these alone.
+      frozen: what is not. Freezing is structural: there is nothing to mask.
+      opt_state: of optax, shaped by `params`.
+    """
+
+    step: jax.Array
+    params: Params
+    frozen: Params
+    opt_state: Any
+
+
+def split_params(params: Params, trainable: Callable[[str], bool]):
+    """One tree -> (trained, frozen), by the slash-joined path of each leaf.
+
+    >>> split_params({"a": {"x": 1, "y": 2}}, lambda path: path == "a/x")
+    ({'a': {'x': 1}}, {'a': {'y': 2}})
+    """
+    flat = flax.traverse_util.flatten_dict(params, sep="/")
+    parts = ({}, {})
+    for path, leaf in flat.items():
+        parts[0 if trainable(path) else 1][path] = leaf
+    return tuple(flax.traverse_util.unflatten_dict(p, sep="/") for p in parts)
+
+
+def merge_params(params: Params, frozen: Params) -> Params:
+    """Inverse of `split_params`."""
+    flat = flax.traverse_util.flatten_dict(params)
+    flat |= flax.traverse_util.flatten_dict(frozen)
+    return flax.traverse_util.unflatten_dict(flat)
+
+
+def make_state(params: Params, objective: Objective, tx) -> TrainState:
+    """The state before the first step, from one tree of all parameters."""
+    trained, frozen = split_params(params, objective.trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trained, frozen, tx.init(trained))
+
+
+def make_train_step(
+    objective: Objective,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    state_shardings: TrainState,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """(state, batch, key) -> (state, metrics); the state is donated.
+
+    The step's randomness is `fold_in(key, step)`, so a resumed run draws the same.
+    Metrics hold the loss, the objective's own values and the gradient's norm.
+    """
+
+    def train_step(state, batch, key):
+        rng = jax.random.fold_in(key, state.step)
+
+        def loss_fn(params):
+            everything = merge_params(params, state.frozen)
+            return objective.loss(everything, batch, rng, train=True)
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {"loss": loss, **metrics, "grad_norm": optax.global_norm(grads)}
+        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
+        return state, metrics
+
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(state_shardings, sharding.batch_sharding(mesh), everywhere),
+        out_shardings=(state_shardings, everywhere),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(objective: Objective, mesh: Mesh, state_shardings: TrainState):
+    """(state, batch, key) -> the objective's outputs of each example, on all devices.
+
+    They come back replicated, so that every process can read the whole batch.
+    """
+
+    def eval_step(state, batch, key):
+        return objective.outputs(merge_params(state.params, state.frozen), batch, key)
+
+    return jax.jit(
+        eval_step,
+        in_shardings=(
+            state_shardings,
+            sharding.batch_sharding(mesh),
+            sharding.replicated(mesh),
+        ),
+        out_shardings=sharding.replicated(mesh),
+    )
