@@ -113,7 +113,7 @@ def read_folder(spec: FolderSpec) -> Listing:
             f"{table.path}: no column of paths ({', '.join(tables.PATH_COLUMNS)}); "
             f"give data.path_column, one of {', '.join(table.columns)}"
         )
-    paths = _match(table, path_column, files, root)
+    paths = match_paths(table, path_column, files, root)
     order = sorted(range(len(paths)), key=paths.__getitem__)
     paths = [paths[i] for i in order]
     patients, patient_column = _patients(table, spec)
@@ -174,7 +174,7 @@ def _csv_path(root: pathlib.Path, csv: str) -> pathlib.Path | None:
     raise PacxError(f"{csv}: no such CSV file, here or under {root}; check data.csv")
 
 
-def _match(
+def match_paths(
     table: tables.Table, column: str, files: list[str], root: pathlib.Path
 ) -> list[str]:
     """The file of each row: its path as it stands, else without leading folders.
