@@ -1,0 +1,1 @@
+"""Dataset builders and the simulated cohort (not part of the installed package)."""

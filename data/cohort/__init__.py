@@ -1,0 +1,1 @@
+"""Simulated patients: X-rays, ECGs and laboratory values from common causes."""
