@@ -48,7 +48,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.path = ""
     c.data.train_split = "train"
     c.data.val_split = "val"
-    c.data.csv = ""  # for "folder": labels.csv or metadata.csv in path, if there
+    c.data.csv = ""  # for "folder"; "": labels.csv in path, if there
     c.data.label_columns = ()
     c.data.patient_column = ""
     c.data.path_column = ""

@@ -7,11 +7,13 @@ means N updates done and N batches read; batch N is the next one.
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import sys
 import time
 
 import jax
+import ml_collections
 import numpy as np
 import tqdm
 
@@ -25,7 +27,7 @@ from pacx_jax import (
     sharding,
     step,
 )
-from pacx_jax.input import pipeline, sources, transforms
+from pacx_jax.input import pipeline, quarantine, sources, transforms
 from pacx_jax.types import Objective, PacxError
 
 
@@ -38,8 +40,10 @@ def train(config, workdir: str) -> dict[str, float]:
     started = time.perf_counter()
     mesh = sharding.make_mesh(config.num_devices)
     sharding.check_batch_size(config.global_batch_size, mesh)
+    opened = open_sources(config)
+    config = with_label_names(config, opened)
     objective = objectives.make(config, mesh)
-    data = Data(config, workdir, objective, mesh)
+    data = Data(config, workdir, objective, mesh, opened)
 
     tx = optim.make(config.optim, config.total_steps)
     keys = jax.random.split(jax.random.key(config.seed), 3)
@@ -107,20 +111,40 @@ def train(config, workdir: str) -> dict[str, float]:
     return final
 
 
+def open_sources(config) -> dict[str, sources.Source]:
+    """The train and validation splits of `config.data`, by name."""
+    splits = (config.data.train_split, config.data.val_split)
+    return {split: sources.open_source(config.data, split) for split in splits}
+
+
+def with_label_names(config, opened):
+    """config with `data.label_columns` filled in; () stands for all of the data's.
+
+    Raises:
+      PacxError: a column that the data do not have.
+    """
+    names = opened[config.data.train_split].label_names
+    unknown = sorted(set(config.data.label_columns) - set(names))
+    if unknown:
+        raise PacxError(
+            f"config.data.label_columns {unknown}: {config.data.path} has the labels "
+            f"{', '.join(names) or '(none)'}"
+        )
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.data.label_columns = tuple(config.data.label_columns) or names
+    return config
+
+
 class Data:
     """The train and validation batches of a run, and the cached embeddings they join."""
 
-    def __init__(self, config, workdir, objective: Objective, mesh):
-        self.config, self.mesh = config, mesh
+    def __init__(self, config, workdir, objective: Objective, mesh, opened):
+        self.config, self.mesh, self.sources = config, mesh, opened
         self.rows = sharding.local_rows(config.global_batch_size, mesh)
-        self.quarantine = pipeline.Quarantine(
+        self.quarantine = quarantine.Quarantine(
             str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
         )
-        self.sources = {
-            split: sources.open_source(config.data, split)
-            for split in (config.data.train_split, config.data.val_split)
-        }
-        data = config.data.copy_and_resolve_references()
+        data = ml_collections.ConfigDict(config.data.to_dict())
         data.modalities = objective.modalities
         self.transforms = {
             train: transforms.make(data.transform, data, train=train)
@@ -128,12 +152,17 @@ class Data:
         }
         self.tables = {}
         if config.get("physiology") == "cached":
-            for split, source in self.sources.items():
-                self.tables[split] = self._embeddings(source, split, workdir)
+            for split in opened:
+                self._add_embeddings(split, workdir)
+        self.columns = {
+            split: [source.label_names.index(n) for n in config.data.label_columns]
+            for split, source in self.sources.items()
+        }
+        self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
 
-    def _embeddings(self, source, split, workdir):
-        config = self.config
-        tables = {}
+    def _add_embeddings(self, split, workdir):
+        """Cached embeddings of a split, without the examples that have none."""
+        config, source, tables = self.config, self.sources[split], {}
         for m in config.loss.modalities:
             tables[f"{m}_embedding"] = physiology.embeddings(
                 source,
@@ -145,11 +174,16 @@ class Data:
                 batch_size=config.global_batch_size,
                 quarantine=self.quarantine,
             )
+        bad = np.any([np.isnan(t).any(1) for t in tables.values()], axis=0)
+        if bad.any():  # a wrong pairing would be worse than a pair less
+            good = np.flatnonzero(~bad)
+            self.sources[split] = sources.Subset(source, good)
+            tables = {name: table[good] for name, table in tables.items()}
         if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest
-            seed = [config.seed, sum(map(ord, split))]
-            order = np.random.default_rng(seed).permutation(len(source))
+            rng = np.random.default_rng([config.seed, *split.encode()])
+            order = rng.permutation(len(self.sources[split]))
             tables = {name: table[order] for name, table in tables.items()}
-        return tables
+        self.tables[split] = tables
 
     def train(self, start_step: int):
         """Global batches from number `start_step` on, without end."""
@@ -161,12 +195,13 @@ class Data:
             seed=config.seed,
             start_step=start_step,
             rows=self.rows,
-            cache=config.data.cache,
+            cache=self.caches[split],
             threads=config.data.threads,
             quarantine=self.quarantine,
         )
-        for batch in batches:
-            yield self._put(batch, split)
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield self._put(batch, split)
 
     def val(self):
         """The validation set once, in order; the last batch is padded (mask 0)."""
@@ -176,17 +211,21 @@ class Data:
             self.transforms[False],
             global_batch_size=config.global_batch_size,
             rows=self.rows,
-            cache=config.data.cache,
+            cache=self.caches[split],
             threads=config.data.threads,
             quarantine=self.quarantine,
         )
-        for batch in batches:
-            yield self._put(batch, split)
+        with contextlib.closing(batches):
+            for batch in batches:
+                yield self._put(batch, split)
 
     def _put(self, batch, split):
         index = batch.pop("index")
         for name, table in self.tables.get(split, {}).items():
             batch[name] = table[index]
+        for name in ("labels", "label_mask"):
+            if name in batch:
+                batch[name] = batch[name][:, self.columns[split]]
         return sharding.put_batch(batch, self.mesh)
 
 
