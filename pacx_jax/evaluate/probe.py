@@ -160,6 +160,9 @@ def run_probes(
 
     Returns:
       (arm, fraction) -> (s, m, c) probabilities on the test studies.
+
+    Raises:
+      ValueError: an arm whose rows do not match the labels, or are not finite.
     """
     for name, arm in arms.items():
         if len(arm["train"]) != len(labels):
