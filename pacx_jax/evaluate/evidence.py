@@ -236,7 +236,7 @@ def curves(named: Mapping[str, tuple]) -> str:
 
 def reconstructions(triplets: Sequence[tuple]) -> str:
     """Rows of input, masked input and reconstruction."""
-    names = ("input", "what the model sees", "reconstruction")
+    names = ("input", "visible part", "reconstruction")
     rows = [
         page.image_row(
             [

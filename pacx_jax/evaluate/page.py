@@ -11,12 +11,11 @@ CSS = """
 --s2:#7a5aa6;--s3:#2f7d6b;--s4:#8a6d1d;--s5:#a03a6b;--good:#0d6138;--good-bg:#e2f4e9;
 --bad:#9c1d1d;--bad-bg:#fce8e8;--none:#434e5b;--none-bg:#e9edf2;--note:#6a4a00;
 --note-bg:#fff5db;--note-line:#e3c26a}
-@media (prefers-color-scheme:dark){:root{--paper:#11161d;--panel:#1a212b;
+@media screen and (prefers-color-scheme:dark){:root{--paper:#11161d;--panel:#1a212b;
 --ink:#e8edf3;--muted:#a5b1bf;--line:#344050;--pacx:#74b4ff;--mae:#ffa063;--s1:#9aa7b6;
 --s2:#bda1e6;--s3:#6cc9b2;--s4:#d6b75a;--s5:#ee8fbd;--good:#8be0b0;--good-bg:#12382a;
 --bad:#ffa3a3;--bad-bg:#451c1f;--none:#c0cad6;--none-bg:#2a3441;--note:#f6dd9a;
 --note-bg:#362b10;--note-line:#6d5820}}
-@media print{:root{color-scheme:light}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.6 system-ui,
 -apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,"DejaVu Sans",sans-serif}
@@ -54,7 +53,7 @@ th,td{padding:7px 11px;text-align:right;border-top:1px solid var(--line);
 vertical-align:top;white-space:nowrap}
 thead th{border-top:0;font-weight:600;vertical-align:bottom}
 thead th[scope=colgroup]{text-align:center;text-transform:capitalize}
-th:first-child,td.text{text-align:left}
+th:first-child{text-align:left}thead tr+tr th:first-child{text-align:right}
 tbody th{font-weight:500;white-space:normal;min-width:9.5em}
 td .badge{margin-top:3px;font-size:.74rem;padding:0 8px}
 td small,th small{display:block;color:var(--muted);font-size:.8rem;font-weight:400;
@@ -64,7 +63,7 @@ color:var(--muted)}
 tr.mark th,tr.mark td{background:color-mix(in srgb,var(--pacx) 8%,transparent);
 font-weight:650}
 .charts{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,400px),1fr));
-gap:18px}
+gap:18px;align-items:start}
 figure{margin:0}.chart{background:var(--panel);border:1px solid var(--line);
 border-radius:12px;padding:14px 14px 10px;max-width:540px;break-inside:avoid}
 figcaption{font-weight:600;font-size:.95rem;margin-bottom:4px}
@@ -86,7 +85,7 @@ svg text{fill:var(--muted)}svg .axis{fill:var(--ink)}.end{text-anchor:end}
 .legend{display:flex;flex-wrap:wrap;gap:2px 16px;list-style:none;margin:4px 0 0;
 padding:0;font-size:.84rem;color:var(--muted)}
 .legend svg{width:26px;height:10px;margin-right:6px;vertical-align:middle}
-.images{display:grid;gap:14px}
+.images{display:grid;gap:18px 30px}
 .images.three{grid-template-columns:repeat(auto-fill,minmax(min(100%,310px),1fr))}
 .images.four{grid-template-columns:repeat(auto-fill,minmax(min(100%,460px),1fr))}
 .row{display:grid;grid-auto-flow:column;grid-auto-columns:1fr;gap:6px;

@@ -134,7 +134,9 @@ def _header(report: Report) -> str:
         "is perfect). "
     )
     if not said:
-        opening += "This run measured no difference between them. "
+        opening += "This run did not compare them. "
+    else:
+        opening += "In brackets: the difference, and its 95% interval. "
     text = tables.minus(" ".join([opening.strip(), *_short(report.summary)]))
     parts.append(page.paragraph(text, "lead"))
     if report.headline:
@@ -150,8 +152,8 @@ def _header(report: Report) -> str:
 def _short(summary: Sequence[Mapping]) -> list[str]:
     """Sentences for the first paragraph: fractions of one outcome said together."""
     says = {
-        "gain": "PaCX scores higher than the MAE with {} of the training labels: shown.",
-        "loss": "PaCX scores lower than the MAE with {} of the training labels: shown.",
+        "gain": "PaCX scores higher than MAE with {} of the training labels: shown.",
+        "loss": "PaCX scores lower than MAE with {} of the training labels: shown.",
         "not shown": "a difference is not shown with {} of the training labels.",
     }
     sentences = []
@@ -196,7 +198,7 @@ def _methods(report: Report) -> str:
             "Probe. The encoders are frozen. Features are standardised on the labelled "
             "subset, and an L2-penalised logistic regression is fitted for each label, "
             "missing labels left out. Its penalty is chosen within the subset alone, "
-            f"by the same rule in every arm: {probe.FOLDS}-fold cross-validated log loss "
+            f"by one rule for every arm: {probe.FOLDS}-fold cross-validated log loss "
             f"over C in {grid} where at least {probe.MIN_CASES} patients of each class "
             f"are in the subset, else C = {probe.FIXED_C:g}.",
             f"Labelled subsets. Below 100%, several random subsets{subsets} are drawn: "

@@ -1,0 +1,53 @@
+"""Retrieval and ridge alignment."""
+
+import numpy as np
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.preprocessing import StandardScaler
+
+from pacx_jax.evaluate import alignment
+
+
+def test_recall_equals_a_direct_ranking_whatever_the_chunk():
+    rng = np.random.default_rng(0)
+    keys = rng.normal(size=(101, 8))
+    query = keys + 1.5 * rng.normal(size=keys.shape)
+    unit = [v / np.linalg.norm(v, axis=1, keepdims=True) for v in (query, keys)]
+    order = np.argsort(-(unit[0] @ unit[1].T), axis=1)
+    found = alignment.recall_at_k(query, keys, chunk=17)
+    for k in (1, 5, 10):
+        expected = np.mean([i in order[i, :k] for i in range(101)])
+        assert abs(found[f"recall@{k}"] - expected) < 1e-12
+        assert found[f"chance@{k}"] == k / 101
+
+
+def test_recall_of_a_collapsed_encoder_is_chance():
+    keys = np.random.default_rng(0).normal(size=(40, 3))
+    keys[:] = keys[0]
+    found = alignment.recall_at_k(keys, keys, ks=(1, 5))
+    assert abs(found["recall@1"] - 1 / 40) < 1e-12
+    assert abs(found["recall@5"] - 5 / 40) < 1e-12
+
+
+def test_ridge_alignment_equals_sklearn():
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(200, 6)) * [1, 2, 3, 4, 5, 6]
+    y = x @ rng.normal(size=(6, 4)) + rng.normal(size=(200, 4)) + 2
+    ours = alignment.ridge_alignment(x[:150], y[:150], x[150:], y[150:])
+    scaler = StandardScaler().fit(x[:150])
+    ridge = Ridge(alpha=10).fit(scaler.transform(x[:150]), y[:150])
+    predicted = ridge.predict(scaler.transform(x[150:]))
+    assert abs(ours["r2"] - r2_score(y[150:], predicted)) < 1e-9
+    product = np.sum(predicted * y[150:], 1)
+    norms = np.linalg.norm(predicted, axis=1) * np.linalg.norm(y[150:], axis=1)
+    assert abs(ours["cosine"] - np.mean(product / norms)) < 1e-9
+
+
+def test_a_shared_mean_direction_raises_the_raw_cosine_but_not_the_centred():
+    rng = np.random.default_rng(0)
+    y = rng.normal(size=(400, 16)) + 3
+    x = rng.normal(size=(400, 5))  # tells nothing
+    out = alignment.ridge_alignment(x[:200], y[:200], x[200:], y[200:])
+    assert out["random_cosine"] > 0.8 and out["cosine"] > 0.8
+    assert abs(out["random_cosine_centred"]) < 0.1 and abs(out["cosine_centred"]) < 0.1
+    assert out["r2"] < 0.05

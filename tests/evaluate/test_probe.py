@@ -1,0 +1,141 @@
+"""Labelled subsets and linear probes."""
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+
+from pacx_jax.evaluate import probe
+
+
+def _study(n=300, d=12, c=3, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, d)) @ rng.normal(size=(d, d)) + 3
+    odds = (x - 3) @ rng.normal(size=(d, c)) * 0.3 - 1
+    return x, (rng.random((n, c)) < 1 / (1 + np.exp(-odds))).astype(float)
+
+
+def test_subset_holds_a_positive_of_every_label_and_the_right_number():
+    labels = np.zeros((1000, 3))
+    for c in range(3):
+        labels[7 * c + 1, c] = 1  # one positive each
+    for seed in range(5):
+        rows = probe.label_subset(labels, np.ones_like(labels), 0.01, seed)
+        assert len(rows) == len(set(rows)) == 10
+        assert np.all(labels[rows].sum(axis=0) == 1)
+
+
+def test_subset_is_at_least_one_more_than_the_labels():
+    labels = np.eye(200, 7)
+    assert len(probe.label_subset(labels, np.ones_like(labels), 0.01, 0)) == 8
+    assert probe.subset_size(200, 7, 0.01) == 8
+
+
+def test_subset_depends_on_the_seed_alone_and_is_everything_at_1():
+    labels = (np.random.default_rng(0).random((400, 2)) < 0.3) * 1.0
+    mask = np.ones_like(labels)
+    mask[:50] = 0
+    first = probe.label_subset(labels, mask, 0.1, 3)
+    assert np.array_equal(first, probe.label_subset(labels, mask, 0.1, 3))
+    assert not np.array_equal(first, probe.label_subset(labels, mask, 0.1, 4))
+    assert first.min() >= 50  # no study without a known label
+    assert np.array_equal(probe.label_subset(labels, mask, 1.0, 0), np.arange(50, 400))
+
+
+def test_stratified_subset_keeps_the_rates():
+    labels = (np.random.default_rng(0).random((4000, 2)) < [0.5, 0.1]) * 1.0
+    for seed in range(5):
+        rows = probe.label_subset(labels, np.ones_like(labels), 0.05, seed, True)
+        rates = labels[rows].mean(axis=0) - labels.mean(axis=0)
+        assert np.all(np.abs(rates) < 0.01)  # uniform draws stray by 0.035
+
+
+@pytest.mark.parametrize("penalty", [0.01, 1.0])
+@pytest.mark.parametrize("n", [300, 30])  # 30: fewer studies than features
+def test_probe_equals_sklearn(penalty, n):
+    x, y = _study(n, d=12 if n == 300 else 40)
+    fitted = probe.fit(x, y, c=penalty)
+    scaler = StandardScaler().fit(x)
+    for k in range(y.shape[1]):
+        model = LogisticRegression(C=penalty, tol=1e-10, max_iter=5000)
+        model.fit(scaler.transform(x), y[:, k])
+        theirs = model.predict_proba(scaler.transform(x))[:, 1]
+        np.testing.assert_allclose(fitted.predict(x)[:, k], theirs, atol=1e-5)
+
+
+def test_missing_labels_take_no_part_in_the_fit():
+    x, y = _study()
+    x -= x.mean(axis=0)
+    x /= x.std(axis=0)
+    known = np.ones_like(y)
+    known[::3, 0] = 0
+    known[x[:, 0] < 0.5, 1] = 0  # far from centred: the bound must still hold
+    spoiled = np.where(known > 0, y, np.nan)
+    fitted = probe.fit(x, spoiled, known, c=0.1)
+    for k in range(2):
+        rows = known[:, k] > 0
+        model = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000)
+        model.fit(x[rows], y[rows, k])
+        np.testing.assert_allclose(
+            fitted.predict(x)[:, k], model.predict_proba(x)[:, 1], atol=1e-5
+        )
+
+
+def test_penalty_is_cross_validated_only_with_enough_cases():
+    x, y = _study(400)
+    y[:, 1] = 0
+    y[:5, 1] = 1  # too few for folds
+    y[:, 2] = 1  # constant
+    fitted = probe.fit(x, y)
+    assert fitted.chosen_c[0] in probe.C_GRID and fitted.chosen_c[0] > probe.FIXED_C
+    assert fitted.chosen_c[1] == probe.FIXED_C
+    assert np.isnan(fitted.chosen_c[2])
+    assert np.ptp(fitted.predict(x)[:, 2]) == 0
+
+
+def test_noise_is_penalised_more_than_signal():
+    x, y = _study(400)
+    noise = (np.random.default_rng(1).random(y.shape) < 0.4) * 1.0
+    assert np.all(probe.fit(x, noise).chosen_c < probe.fit(x, y).chosen_c)
+
+
+def test_folds_keep_the_studies_of_a_patient_together():
+    patients = np.arange(60) // 3
+    folds = probe._folds(np.zeros((60, 1)), patients)
+    assert all(len(set(folds[patients == p])) == 1 for p in range(20))
+    assert np.all(np.bincount(folds) == 12)
+
+
+def test_constant_features_and_offsets_do_no_harm():
+    x, y = _study()
+    widened = np.concatenate([x, np.full((len(x), 2), 1e6)], axis=1)
+    np.testing.assert_allclose(
+        probe.fit(widened, y, c=0.1).predict(widened),
+        probe.fit(x, y, c=0.1).predict(x),
+        atol=1e-6,
+    )
+
+
+def test_run_probes_gives_every_arm_and_fraction_and_repeats_exactly():
+    x, y = _study(500)
+    rng = np.random.default_rng(0)
+    arms = {
+        "signal": {"train": x[:400], "test": x[400:]},
+        "noise": {"train": rng.random((400, 5)), "test": rng.random((100, 5))},
+    }
+    arguments = (arms, y[:400], np.ones((400, 3)), (0.05, 1.0), range(3))
+    scores = probe.run_probes(*arguments)
+    assert scores["signal", 0.05].shape == (3, 100, 3)
+    assert scores["noise", 1.0].shape == (1, 100, 3)
+    again = probe.run_probes(*arguments)
+    assert all(np.array_equal(scores[key], again[key]) for key in scores)
+
+
+def test_run_probes_names_the_arm_whose_features_are_wrong():
+    labels = np.ones((4, 1))
+    arms = {"mae": {"train": np.ones((3, 2)), "test": np.ones((1, 2))}}
+    with pytest.raises(ValueError, match="'mae' has 3 training rows for 4"):
+        probe.run_probes(arms, labels, labels)
+    arms = {"mae": {"train": np.full((4, 2), np.nan), "test": np.ones((1, 2))}}
+    with pytest.raises(ValueError, match="'mae' has features that are not finite"):
+        probe.run_probes(arms, labels, labels)

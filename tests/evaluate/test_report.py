@@ -1,0 +1,229 @@
+"""The comparison's tables, and the report in a real browser."""
+
+import dataclasses
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from pacx_jax.evaluate import comparison, probe, report, statistics, tables
+
+LABELS = ("dilated LV", "heart failure", "consolidation")
+GROUPS = {"physiological": LABELS[:2], "anatomical": LABELS[2:]}
+ARMS = {
+    "pacx": tables.Arm("PaCX", "compared", "The distilled encoder."),
+    "mae": tables.Arm("MAE", "compared"),
+    "pixels": tables.Arm("Raw <pixels>", "floor"),
+    "ceiling": tables.Arm("ECG + labs", "ceiling"),
+}
+
+
+@pytest.fixture(scope="module")
+def study():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((700, 3)) < 0.35) * 1.0
+    strength = {"pacx": 1.0, "mae": 0.1, "pixels": 0.3, "ceiling": 2.0}
+    arms = {}
+    for name, gain in strength.items():
+        x = rng.normal(size=(700, 8))
+        x[:, :2] += gain * labels[:, :2]
+        arms[name] = {"train": x[:400], "test": x[400:]}
+    known = np.ones((400, 3))
+    scores = probe.run_probes(arms, labels[:400], known, (0.1, 1.0), range(3))
+    compared = comparison.compare_arms(
+        scores,
+        labels[400:],
+        known[:300],
+        np.arange(300) // 2,
+        LABELS,
+        GROUPS,
+        [("pacx", "mae"), ("pacx", "pixels")],
+        {0.1: 40, 1.0: 400},
+        n_resamples=100,
+    )
+    return scores, labels[400:], compared
+
+
+@pytest.fixture(scope="module")
+def full(study):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (24, 24), dtype=np.uint8)
+    heat = rng.random((24, 24))
+    compared = study[2]
+    return report.Report(
+        title="PaCX-MAE & friends",
+        headline=("Neither control reproduces the gain.",),
+        summary=compared.summary,
+        table=compared.table,
+        pairs=compared.pairs,
+        arms=ARMS,
+        curves={
+            "MAE/train": ([1, 2, 3], [1.0, 0.5, float("nan")]),
+            "MAE/held-out": ([1, 3], [1.1, 0.6]),
+            "Distillation/InfoNCE": ([5], [3.4]),
+        },
+        reconstructions=[(image, image // 2, np.stack([image] * 3, axis=-1))] * 2,
+        retrieval=[
+            {"encoder": "MAE", "target": "ECG", "n": 464, "recall@1": 0.01, "r2": -0.1}
+        ],
+        rollouts=[(image, heat, 1 - heat, 1 - 2 * heat)],
+        configs={"mae": {"width": 128}, "distill": "name = '</pre><script>'"},
+        versions={"jax": "0.10.2"},
+        seeds={"cohort": 7},
+        seconds={"MAE": 240.04},
+        n_resamples=100,
+    )
+
+
+def test_comparison_agrees_with_a_direct_pairing(study):
+    scores, labels, compared = study
+    row = compared.summary[0]
+    assert (row["labels"], row["fraction"]) == ("physiological", 0.1)
+    direct = statistics.compare(
+        scores["pacx", 0.1][:, :, :2],
+        scores["mae", 0.1][:, :, :2],
+        labels[:, :2],
+        np.arange(300) // 2,
+        n_resamples=100,
+    )
+    assert row["pacx"] == direct.a.value and row["mae"] == direct.b.value
+    assert (row["low"], row["high"]) == (direct.difference.low, direct.difference.high)
+    assert (row["seeds"], row["n_patients"], row["n_labels"]) == (3, 150, 40)
+    assert [r["seeds"] for r in compared.summary] == [3, 1, 3, 1]
+
+
+def test_comparison_is_json_and_marks_the_undefined_as_none(study):
+    scores, labels, _ = study
+    hidden = np.ones((300, 3))
+    hidden[:, 2] = 0
+    compared = comparison.compare_arms(
+        scores, labels, hidden, np.arange(300), LABELS, GROUPS, [], {0.1: 40, 1.0: 400},
+        n_resamples=20,
+    )  # fmt: skip
+    rows = [r for r in compared.summary if r["labels"] == "anatomical"]
+    assert all(row["difference"] is None for row in rows)
+    json.dumps(dataclasses.asdict(compared), allow_nan=False)
+    assert "not measurable" in tables.findings(rows)[0]
+    assert "n/a" in tables.render_table_text(compared.table, compared.summary)
+    report.render(report.Report(summary=compared.summary, table=compared.table))
+
+
+def test_comparison_names_an_unknown_label_of_a_group(study):
+    scores, labels, _ = study
+    with pytest.raises(ValueError, match=r"names \['oedema'\]"):
+        comparison.compare_arms(
+            scores, labels, np.ones((300, 3)), np.arange(300), LABELS,
+            {"physiological": ["oedema"]}, [], {0.1: 40, 1.0: 400},
+        )  # fmt: skip
+
+
+def test_findings_say_whether_the_interval_excludes_zero():
+    row = {"labels": "physiological", "fraction": 0.01, "mae": 0.5, "pacx": 0.56}
+    row |= {"difference": 0.06, "n_labels": 40}
+    assert tables.finding(row | {"low": 0.02, "high": 0.1}) == (
+        "At 1% of the labels (40 studies), physiological: PaCX 0.560, MAE 0.500, "
+        "difference +0.060 (+0.020 to +0.100): a gain, shown."
+    )
+    assert "no difference shown" in tables.finding(row | {"low": -0.02, "high": 0.1})
+    assert "a loss, shown" in tables.finding(row | {"low": -0.2, "high": -0.1})
+
+
+def test_terminal_table_is_aligned_and_narrow(study):
+    text = tables.render_table_text(study[2].table, study[2].summary, ARMS)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 100
+    body = [line for line in lines if line.startswith(("PaCX  ", "MAE", "Raw", "ECG"))]
+    assert len(body) == 4 and len({len(line) for line in body}) == 1
+    assert body[0].startswith("PaCX") and body[-1].startswith("ECG + labs")
+    assert tables.render_table_text([]) == "No comparison: nothing was probed."
+
+
+def test_markdown_table_has_a_row_an_arm(study):
+    lines = tables.markdown_table(study[2].table, ARMS).splitlines()
+    assert len(lines) == 6 and len({line.count("|") for line in lines}) == 1
+    assert re.search(r"\| PaCX \| 0\.\d{3} \(0\.\d\d–0\.\d\d\)", lines[2])
+
+
+def test_report_bytes_are_the_same_every_time(full, tmp_path):
+    for name in ("a.html", "b.html"):
+        report.write_report(tmp_path / name, full)
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.html", "b.html"]
+
+
+def test_report_says_that_the_cohort_is_simulated_only_when_it_is(full):
+    assert "patients are simulated" in report.render(full)
+    real = dataclasses.replace(full, simulated=False)
+    assert "simulated" not in report.render(real)
+
+
+def test_report_of_nothing_states_what_is_missing():
+    page = report.render(report.Report())
+    assert page.count('class="empty"') == 8
+    assert "did not compare them" in page and "nan" not in page.lower()
+
+
+class _Audit(html.parser.HTMLParser):
+    """Collects what accessibility and self-containment ask about."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen, self.bad, self.open = [], [], []
+
+    def handle_starttag(self, tag, attributes):
+        values = dict(attributes)
+        self.seen.append(tag)
+        if tag not in ("meta", "link", "img", "br"):
+            self.open.append(tag)
+        for key in ("src", "href"):
+            if not values.get(key, "data:").startswith("data:"):
+                self.bad.append((tag, values[key]))
+        if tag == "img" and not values.get("alt"):
+            self.bad.append("image without alternative text")
+        if tag == "th" and "scope" not in values:
+            self.bad.append("header cell without scope")
+
+    def handle_endtag(self, tag):
+        if self.open.pop() != tag:
+            self.bad.append(f"{tag} closes another element")
+
+
+def test_report_is_well_formed_accessible_and_self_contained(full):
+    page = report.render(full)
+    audit = _Audit()
+    audit.feed(page)
+    assert audit.bad == [] and audit.open == []
+    assert "script" not in audit.seen
+    assert "http" not in page and "url(" not in page and "@import" not in page
+    assert '<html lang="en">' in page and "<title>PaCX-MAE &amp; friends" in page
+    assert "Raw &lt;pixels&gt;" in page and "<pixels>" not in page
+
+
+def test_report_opens_in_a_browser_with_its_tables_and_figures(full, tmp_path):
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    report.write_report(tmp_path / "report.html", full)
+    flags = (
+        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync "
+        "--dump-dom"
+    ).split()
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    address = (tmp_path / "report.html").as_uri()
+    done = subprocess.run(
+        [browser, *flags, profile, address], capture_output=True, timeout=60
+    )
+    page = done.stdout.decode()
+    assert done.returncode == 0 and "<h1>PaCX-MAE &amp; friends</h1>" in page
+    assert "Neither control reproduces the gain." in page
+    assert page.count("<table>") == 8
+    assert page.count('<figure class="chart">') == 5  # forest, 2 groups, 2 panels
+    assert page.count("<img ") == 2 * 3 + 4
+    row = full.summary[0]
+    assert tables.number(row["pacx"]) in page
+    assert "http" not in page

@@ -1,0 +1,122 @@
+"""AUROC and the paired, patient-clustered bootstrap."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from pacx_jax.evaluate import statistics
+
+
+def _tied(n=300, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = (rng.random(n) < 0.3).astype(float)
+    return np.round(rng.normal(size=n) + labels, 1), labels, rng
+
+
+def test_auroc_equals_sklearn_with_ties():
+    scores, labels, _ = _tied()
+    assert abs(statistics.auroc(scores, labels) - roc_auc_score(labels, scores)) < 1e-12
+
+
+def test_weighted_auroc_equals_sklearn_with_sample_weights():
+    scores, labels, rng = _tied()
+    for weights in (rng.integers(0, 4, (70, 300)), rng.random((70, 300))):
+        ours = statistics.weighted_auroc(scores, labels, weights)
+        theirs = [roc_auc_score(labels, scores, sample_weight=w) for w in weights]
+        np.testing.assert_allclose(ours, theirs, atol=1e-12)
+
+
+def test_auroc_of_one_class_is_nan_and_skipped_in_the_macro_mean():
+    scores, labels, _ = _tied()
+    both = np.stack([labels, np.zeros_like(labels)], axis=1)
+    macro, each, n = statistics.macro_auroc(np.stack([scores] * 2, 1), both)
+    assert np.isnan(each[1]) and n == 1 and macro == each[0]
+    parity, _, _ = statistics.macro_auroc(np.stack([scores] * 2, 1), both, "zero")
+    assert parity == each[0] / 2
+
+
+def test_unknown_labels_are_left_out():
+    scores, labels, rng = _tied()
+    hidden = rng.random(300) < 0.4
+    unknown = np.where(hidden, np.nan, labels)
+    expected = roc_auc_score(labels[~hidden], scores[~hidden])
+    assert abs(statistics.auroc(scores, unknown) - expected) < 1e-12
+
+
+def test_threshold_metrics_equal_sklearn():
+    _, _, rng = _tied()
+    labels = (rng.random((200, 3)) < 0.3).astype(float)
+    probabilities = rng.random((200, 3))
+    ours = statistics.threshold_metrics(probabilities, labels)
+    theirs = f1_score(labels, probabilities >= 0.5, average="macro")
+    assert abs(ours["f1"] - theirs) < 1e-12
+
+
+def test_bootstrap_draws_whole_patients():
+    patients = np.array(["c", "a", "a", "b", "c", "c"])
+    weights = statistics.bootstrap_weights(patients, 200, seed=1)
+    assert np.array_equal(weights[:, 1], weights[:, 2])
+    assert np.array_equal(weights[:, 0], weights[:, 5])
+    assert np.all(weights[:, [0, 1, 3]].sum(axis=1) == 3)
+    assert np.array_equal(weights, statistics.bootstrap_weights(patients, 200, seed=1))
+
+
+def test_interval_widens_when_studies_of_a_patient_are_copies():
+    scores, labels, _ = _tied(200)
+    scores, labels = np.repeat(scores, 4)[None, :, None], np.repeat(labels, 4)[:, None]
+    clustered = statistics.compare(
+        scores, scores, labels, np.repeat(np.arange(200), 4), 400
+    )
+    naive = statistics.compare(scores, scores, labels, np.arange(800), 400)
+    ratio = (clustered.a.high - clustered.a.low) / (naive.a.high - naive.a.low)
+    assert 1.7 < ratio < 2.3  # sqrt(4) in theory
+
+
+def test_interval_covers_the_truth_about_95_times_in_100():
+    # Normal scores one deviation apart: AUROC = Phi(1 / sqrt 2) = 0.7602.
+    covered = 0
+    for trial in range(200):
+        rng = np.random.default_rng(trial)
+        labels = (np.arange(160) < 60).astype(float)
+        scores = rng.normal(size=160) + labels
+        weights = statistics.bootstrap_weights(np.arange(160), 300, trial)
+        drawn = statistics.weighted_auroc(scores, labels, weights)
+        low, high = np.percentile(drawn, [2.5, 97.5])
+        covered += low <= 0.7602 <= high
+    assert 0.90 <= covered / 200 <= 0.99
+
+
+def test_compare_of_identical_arms_is_exactly_zero():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((150, 2)) < 0.4).astype(float)
+    scores = rng.random((3, 150, 2))
+    same = statistics.compare(scores, scores, labels, np.arange(150) // 2, 100)
+    gap = same.difference
+    assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
+    assert same.a.low < same.a.value < same.a.high
+    assert (same.seeds, same.n_patients, same.n_defined) == (3, 75, 2)
+
+
+def test_paired_interval_is_narrower_than_that_of_unpaired_arms():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 1)) < 0.4).astype(float)
+    common = rng.normal(size=(1, 300, 1)) + labels
+    better = common + 0.1 * rng.normal(size=common.shape) + 0.15 * labels
+    paired = statistics.compare(better, common, labels, np.arange(300), 400)
+    assert paired.difference.low > 0  # though the arms' own intervals overlap
+    assert paired.a.low < paired.b.high
+
+
+def test_subset_seeds_widen_the_interval():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((400, 1)) < 0.4).astype(float)
+    quality = np.array([0.0, 0.5, 1.0, 2.0])[:, None, None]
+    scores = rng.normal(size=(1, 400, 1)) + quality * labels
+    several = statistics.compare(scores, scores, labels, np.arange(400), 300).a
+    one = statistics.compare(scores[2:3], scores[2:3], labels, np.arange(400), 300).a
+    assert several.high - several.low > 1.5 * (one.high - one.low)
+
+
+def test_compare_refuses_arms_of_different_shape():
+    with pytest.raises(ValueError, match="shape"):
+        statistics.compare(np.ones((2, 4, 1)), np.ones((1, 4, 1)), np.ones((4, 1)), [0])
