@@ -53,7 +53,8 @@ def preprocess(
     order = LEAD_ORDERS.get(lead_order)
     if order is None:
         raise PacxError(f"lead order {lead_order!r}: give one of {list(LEAD_ORDERS)}")
-    x = _checked(ecg_mv, fs, lead_order, name)[list(order)]
+    check(ecg_mv, name, lead_order, fs)
+    x = np.ascontiguousarray(np.asarray(ecg_mv).T, dtype=np.float64)[list(order)]
     for b, a in _filters(float(fs)):
         x = scipy.signal.filtfilt(b, a, x, axis=-1)
     kernel = int(0.4 * fs) + 1
@@ -79,28 +80,32 @@ def decimate(ecg: np.ndarray, factor: int) -> np.ndarray:
     return ecg[: t * factor].reshape(t, factor, -1).mean(axis=1, dtype=np.float32)
 
 
-def _checked(ecg: np.ndarray, fs: float, lead_order: str, name: str) -> np.ndarray:
-    """The record as float64 (12, t), or an error that names the leads at fault."""
+def check(
+    ecg: np.ndarray,
+    name: str = "ECG",
+    lead_order: str = "standard",
+    fs: float = 500.0,
+) -> None:
+    """PacxError for a wrong shape, NaN or infinite samples, or a constant lead."""
     ecg = np.asarray(ecg)
-    if ecg.ndim != 2 or ecg.shape[1] != 12 or ecg.shape[0] < int(0.4 * fs) + 1:
+    shortest = int(0.4 * fs) + 1
+    if ecg.ndim != 2 or ecg.shape[1] != 12 or ecg.shape[0] < shortest:
         raise PacxError(
             f"{name}: ECG of shape {ecg.shape}; it must be (samples, 12 leads) with "
-            f"at least {int(0.4 * fs) + 1} samples"
+            f"at least {shortest} samples"
         )
-    x = np.ascontiguousarray(ecg.T, dtype=np.float64)
     names = [LEADS[i] for i in LEAD_ORDERS[lead_order]]
-    finite = np.isfinite(x).all(axis=1)
+    finite = np.isfinite(ecg).all(axis=0)
     if not finite.all():
         raise PacxError(
             f"{name}: ECG with NaN or infinite samples in lead(s) "
             f"{_named(names, ~finite)}; remove the record"
         )
-    flat = x.min(axis=1) == x.max(axis=1)
+    flat = ecg.min(axis=0) == ecg.max(axis=0)
     if flat.any():
         raise PacxError(
             f"{name}: ECG with flat lead(s) {_named(names, flat)}; remove the record"
         )
-    return x
 
 
 def _named(names: list[str], which: np.ndarray) -> str:

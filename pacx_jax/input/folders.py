@@ -14,6 +14,7 @@ import numpy as np
 from pacx_jax.input import tables
 from pacx_jax.types import PacxError
 
+DEFAULT_CSVS = ("labels.csv", "metadata.csv")
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 _SAMPLE_BYTES = 4096
 
@@ -24,8 +25,9 @@ class FolderSpec:
 
     Attributes:
       path: root of the tree.
-      csv: the CSV, absolute or relative to `path`; "" = `labels.csv` if it is there.
-        With a CSV the examples are its rows, and files without a row are left out.
+      csv: the CSV, absolute or relative to `path`; "" = `labels.csv` or
+        `metadata.csv` if it is there; "-" = none. With a CSV the examples are its
+        rows, and files without a row are left out.
       label_columns: see `tables.labels`.
       label_separator: between the values of one cell.
       patient_column: "" = the first of tables.PATIENT_COLUMNS that is there; "-" =
@@ -36,7 +38,7 @@ class FolderSpec:
         test. Where a split column has rows of one of them, its fraction is unused.
     """
 
-    path: str
+    path: str = ""
     csv: str = ""
     label_columns: tuple[str, ...] = ()
     label_separator: str = "|"
@@ -114,12 +116,8 @@ def read_folder(spec: FolderSpec) -> Listing:
             f"give data.path_column, one of {', '.join(table.columns)}"
         )
     paths = match_paths(table, path_column, files, root)
-    order = sorted(range(len(paths)), key=paths.__getitem__)
-    paths = [paths[i] for i in order]
-    patients, patient_column = _patients(table, spec)
-    patients = [patients[i] for i in order] if patients else []
-    split_column = spec.split_column or table.first_of(("split",))
-    split_column = "" if split_column == "-" else split_column
+    patients, patient_column = table_patients(table, spec)
+    split_column = table_split_column(table, spec)
     names, values = tables.labels(
         table,
         spec.label_columns,
@@ -127,14 +125,22 @@ def read_folder(spec: FolderSpec) -> Listing:
         exclude={path_column, patient_column, split_column},
     )
     digests = _digests(root, paths)
-    given = None
-    if split_column:
-        given = tables.split_names(table, split_column, "data.split_column")
-        given = [given[i] for i in order]
-    splits = _splits(spec, given, patients or digests)
-    _check_patients_apart(table, splits, patients)
+    splits = table_splits(table, spec, patients, digests)
     fingerprint = _fingerprint(paths, digests, csv_path.read_bytes())
-    return Listing(root, paths, splits, patients, names, values[order], fingerprint)
+    order = sorted(range(len(paths)), key=paths.__getitem__)
+
+    def ordered(values: list[str]) -> list[str]:
+        return [values[i] for i in order] if values else []
+
+    return Listing(
+        root,
+        ordered(paths),
+        ordered(splits),
+        ordered(patients),
+        names,
+        values[order],
+        fingerprint,
+    )
 
 
 def list_images(root: str | os.PathLike) -> list[str]:
@@ -165,9 +171,11 @@ def list_images(root: str | os.PathLike) -> list[str]:
 
 
 def _csv_path(root: pathlib.Path, csv: str) -> pathlib.Path | None:
+    if csv == "-":
+        return None
     if not csv:
-        default = root / "labels.csv"
-        return default if default.is_file() else None
+        found = (root / name for name in DEFAULT_CSVS if (root / name).is_file())
+        return next(found, None)
     for candidate in (root / csv, pathlib.Path(csv)):
         if candidate.is_file():
             return candidate
@@ -213,36 +221,45 @@ def match_paths(
     return paths
 
 
-def _patients(table: tables.Table, spec: FolderSpec) -> tuple[list[str], str]:
+def table_patients(table: tables.Table, spec: FolderSpec) -> tuple[list[str], str]:
+    """Patient of each row and the column they are from; ([], "") without one."""
     column = spec.patient_column or table.first_of(tables.PATIENT_COLUMNS)
     if column in ("", "-"):
         return [], ""
     return tables.patients(table, column, "data.patient_column"), column
 
 
-def _splits(spec: FolderSpec, given: list[str] | None, groups: list[str]) -> list[str]:
-    """Splits as given, with val and test drawn from train where they are not given."""
-    given = given or ["train"] * len(groups)
-    val = 0.0 if "val" in given else spec.val_fraction
-    test = 0.0 if "test" in given else spec.test_fraction
-    rows = [i for i, name in enumerate(given) if name == "train"]
-    drawn = tables.assign_splits([groups[i] for i in rows], val, test)
-    splits = list(given)
+def table_split_column(table: tables.Table, spec: FolderSpec) -> str:
+    """The column of splits, or ""."""
+    column = spec.split_column or table.first_of(("split",))
+    return "" if column == "-" else column
+
+
+def table_splits(
+    table: tables.Table, spec: FolderSpec, patients: list[str], files: list[str]
+) -> list[str]:
+    """Split of each row: the CSV's, with val and test drawn from train if not given.
+
+    Drawn by patient, else by `files`. PacxError when a patient is in two splits.
+    """
+    column = table_split_column(table, spec)
+    splits = ["train"] * len(files)
+    if column:
+        splits = tables.split_names(table, column, "data.split_column")
+    val = 0.0 if "val" in splits else spec.val_fraction
+    test = 0.0 if "test" in splits else spec.test_fraction
+    rows = [i for i, name in enumerate(splits) if name == "train"]
+    drawn = tables.assign_splits([(patients or files)[i] for i in rows], val, test)
     for i, name in zip(rows, drawn, strict=True):
         splits[i] = name
-    return splits
-
-
-def _check_patients_apart(
-    table: tables.Table, splits: list[str], patients: list[str]
-) -> None:
     seen: dict[str, str] = {}
     for patient, split in zip(patients, splits, strict=False):
         if seen.setdefault(patient, split) != split:
             raise PacxError(
                 f"{table.path}: patient {patient!r} is in both {seen[patient]} and "
-                f"{split}; mend the split column, or give data.split_column='-'"
+                f"{split}; mend column {column!r}, or give data.split_column='-'"
             )
+    return splits
 
 
 def _digests(root: pathlib.Path, paths: list[str]) -> list[str]:

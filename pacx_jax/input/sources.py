@@ -152,13 +152,9 @@ class PreparedSource:
             )
         try:
             builder = tfds.builder_from_directory(str(folder))
-            self._records = (
-                builder.as_data_source(
-                    split=split, decoders={"image": tfds.decode.SkipDecoding()}
-                )
-                if manifest["has_image"]
-                else builder.as_data_source(split=split)
-            )
+            raw = {"image": tfds.decode.SkipDecoding()}
+            raw = raw if "image" in manifest["entries"] else None
+            self._records = builder.as_data_source(split=split, decoders=raw)
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
         except Exception as error:  # TFDS and ArrayRecord raise many kinds
@@ -187,9 +183,8 @@ class PreparedSource:
             raise PacxError(
                 f"{self._path}: {self.split}[{i}] cannot be read ({reason})"
             ) from None
-        example = {k: _text(v) for k, v in record.items() if k in self.entries}
-        if "image" in record:
-            example["image"] = record["image"]
+        texts = ("path", "patient_id", "hadm_id")  # TFDS gives bytes
+        example = {k: _text(v) if k in texts else v for k, v in record.items()}
         if "ecg" in record:
             example["ecg"] = record["ecg"].astype(np.float32) * np.float32(self._scale)
             example["lead_order"] = self._lead_order

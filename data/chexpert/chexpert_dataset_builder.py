@@ -1,0 +1,128 @@
+"""CheXpert (Irvin et al. 2019): frontal and lateral chest X-rays with 14 labels.
+
+Layout, of CheXpert-v1.0 and of CheXpert-v1.0-small:
+
+  train.csv, valid.csv [, train_visualCheXbert.csv]
+  train/patient00001/study1/view1_frontal.jpg
+  valid/patient64541/study1/view1_frontal.jpg
+
+The `Path` column begins with the root folder's name, which is stripped. Labels stay
+as they are: 1, 0, -1 (uncertain), blank. Where train_visualCheXbert.csv is there, its
+labels are those of train. The official valid.csv is the val split.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from typing import Any
+
+import numpy as np
+
+from data import records
+from pacx_jax.input import folders, tables
+from pacx_jax.types import PacxError
+
+LABELS = (
+    "No Finding",
+    "Enlarged Cardiomediastinum",
+    "Cardiomegaly",
+    "Lung Opacity",
+    "Lung Lesion",
+    "Edema",
+    "Consolidation",
+    "Pneumonia",
+    "Atelectasis",
+    "Pneumothorax",
+    "Pleural Effusion",
+    "Pleural Other",
+    "Fracture",
+    "Support Devices",
+)
+
+
+class Builder(records.RecordBuilder, skip_registration=True):
+    """CheXpert as ArrayRecord."""
+
+    name = "chexpert"
+    description = "CheXpert chest radiographs, shrunk once, with their labels."
+
+
+def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
+    """Reads the CSVs; PacxError when one is missing or names a missing file."""
+    root = _root(source)
+    train_csv = root / "train_visualCheXbert.csv"
+    if not train_csv.is_file():
+        train_csv = root / "train.csv"
+    read = {
+        split: tables.read_table(path)
+        for split, path in (("train", train_csv), ("val", root / "valid.csv"))
+    }
+    known = set(read["train"].columns) & set(read["val"].columns)
+    # The official labels in their order; the embedded cohort has others of its own.
+    names = tuple(name for name in LABELS if name in known)
+    if not names:
+        names, _ = tables.labels(read["train"], exclude={"Path"})
+    files = folders.list_images(root)
+    digest = hashlib.sha256()
+    splits = {}
+    for split, table in read.items():
+        digest.update(records.read_bytes(table.path))
+        paths = folders.match_paths(table, "Path", files, root)
+        values = np.zeros((len(paths), 0), np.float32)
+        if names:
+            values = tables.labels(table, names)[1]
+        splits[split] = [
+            (path, _patient(path, table), values[i]) for i, path in enumerate(paths)
+        ]
+    shared = {p for _, p, _ in splits["train"]} & {p for _, p, _ in splits["val"]}
+    if shared:
+        raise PacxError(
+            f"{root}: patient {min(shared)} is in both train.csv and valid.csv"
+        )
+    make = _Make(str(root), options.size, bool(names))
+    entries = ("image", "path", "patient_id") + (("labels",) if names else ())
+    return records.Plan(splits, make, make.name, entries, names, digest.hexdigest())
+
+
+@dataclasses.dataclass(frozen=True)
+class _Make:
+    root: str
+    size: int
+    labelled: bool
+
+    def name(self, row: tuple) -> str:
+        return f"{self.root}/{row[0]}"
+
+    def __call__(self, row: tuple) -> dict[str, Any]:
+        path, patient, labels = row
+        name = self.name(row)
+        image = records.store_image(records.read_bytes(name), self.size, name)
+        example = {"image": image, "path": path, "patient_id": patient}
+        return example | ({"labels": labels} if self.labelled else {})
+
+
+def _root(source: pathlib.Path) -> pathlib.Path:
+    """The folder with train.csv: `source`, or the one folder in it that has it."""
+    if not source.is_dir():
+        raise PacxError(f"{source}: no such folder; check --source")
+    inside = [p.parent for p in sorted(source.glob("*/train.csv"))]
+    candidates = [source] if (source / "train.csv").is_file() else inside
+    if len(candidates) != 1:
+        raise PacxError(
+            f"{source}: no train.csv here; --source must be the folder CheXpert-v1.0 "
+            "with train.csv, valid.csv, train/ and valid/"
+        )
+    return candidates[0]
+
+
+def _patient(path: str, table: tables.Table) -> str:
+    found = re.search(r"(?:^|/)(patient\w+)/", path)
+    if not found:
+        raise PacxError(
+            f"{table.path}: no patient in the path {path!r}; CheXpert's paths are like "
+            "train/patient00001/study1/view1_frontal.jpg"
+        )
+    return found[1]

@@ -1,0 +1,136 @@
+"""ECGs in one array with a CSV of labels, for training the ECG encoder.
+
+Layout: `ecg.npy` int16 (n, t, 12) in microvolts at 500 Hz, and `labels.csv` with one
+row a record, in the order of the array. Stored as int16 and read as mV, without loss.
+Splits come from the CSV's split column, else by patient, else by record. With
+`labs_percentiles.npy` and `labs_missingness.npy` (n, 50) the laboratory values of the
+same rows are stored too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from data import records
+from pacx_jax.input import ecg, folders, tables
+from pacx_jax.types import PacxError
+
+LABS = "labs_percentiles.npy"
+LABS_MASK = "labs_missingness.npy"
+
+
+class Builder(records.RecordBuilder, skip_registration=True):
+    """An array of ECGs as ArrayRecord."""
+
+    name = "ecg_array"
+    description = "12-lead ECGs, int16 microvolts at 500 Hz, with labels."
+
+
+def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
+    """Reads the CSV and the array's header; PacxError when they do not fit."""
+    path = source / "ecg.npy"
+    array = open_array(str(path))
+    if array.ndim != 3 or array.shape[2] != 12 or array.dtype != np.int16:
+        raise PacxError(
+            f"{path}: {array.dtype} array of shape {array.shape}; it must be int16 "
+            "(records, samples, 12) in microvolts"
+        )
+    spec = folders.FolderSpec.from_config(options)
+    table = tables.read_table(source / (spec.csv or "labels.csv"))
+    if len(table.rows) != len(array):
+        raise PacxError(
+            f"{table.path}: {len(table.rows)} rows for {len(array)} records in {path}"
+        )
+    patients, patient_column = folders.table_patients(table, spec)
+    split_column = folders.table_split_column(table, spec)
+    path_column = spec.path_column or table.first_of(tables.PATH_COLUMNS)
+    names, values = tables.labels(
+        table,
+        spec.label_columns,
+        spec.label_separator,
+        {patient_column, split_column, path_column, "record"},
+    )
+    paths = [f"ecg.npy/{i}" for i in range(len(array))]
+    where = folders.table_splits(table, spec, patients, paths)
+    if path_column:
+        paths = table.column(path_column, "data.path_column")
+    splits: dict[str, list[tuple]] = {}
+    for i, split in enumerate(where):
+        row = (i, paths[i], patients[i] if patients else "", values[i])
+        splits.setdefault(split, []).append(row)
+    splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
+    digest = hashlib.sha256(records.read_bytes(table.path))
+    digest.update(f"{array.shape} {path.stat().st_mtime_ns}".encode())
+    entries = ("ecg", "path") + (("patient_id",) if patients else ())
+    entries += ("labels",) if names else ()
+    entries += ("labs", "labs_mask") if _has_labs(source, len(array)) else ()
+    make = _Make(str(source), options.lead_order, entries)
+    return records.Plan(
+        splits,
+        make,
+        make.name,
+        entries,
+        names,
+        digest.hexdigest(),
+        ecg_shape=array.shape[1:],
+        ecg_scale=1e-3,
+        lead_order=options.lead_order,
+    )
+
+
+@functools.lru_cache(maxsize=32)
+def open_array(path: str) -> np.ndarray:
+    """Maps a .npy file into memory: rows are read when they are asked for."""
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        raise PacxError(f"{path}: no such file; check --source") from None
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise PacxError(f"{path}: not a readable .npy array ({reason})") from None
+
+
+def _has_labs(source: pathlib.Path, n: int) -> bool:
+    """Whether there are laboratory values; PacxError if they do not fit."""
+    for name in (LABS, LABS_MASK):
+        if not (source / name).is_file():
+            return False
+        shape = open_array(str(source / name)).shape
+        if shape != (n, 50):
+            raise PacxError(
+                f"{source / name}: array of shape {shape}; it must be {(n, 50)}, one "
+                "row for each record of ecg.npy"
+            )
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class _Make:
+    source: str
+    lead_order: str
+    entries: tuple[str, ...]
+
+    def name(self, row: tuple) -> str:
+        return f"{self.source}/ecg.npy[{row[0]}]"
+
+    def __call__(self, row: tuple) -> dict[str, Any]:
+        index, path, patient, labels = row
+        record = np.array(open_array(f"{self.source}/ecg.npy")[index])
+        ecg.check(record, self.name(row), self.lead_order)
+        example = {"ecg": record, "path": path}
+        if "patient_id" in self.entries:
+            example["patient_id"] = patient
+        if "labels" in self.entries:
+            example["labels"] = labels
+        if "labs" in self.entries:
+            labs, mask = (
+                open_array(f"{self.source}/{name}")[index] for name in (LABS, LABS_MASK)
+            )
+            example |= records.labs_entries(labs, mask, self.name(row))
+        return example

@@ -1,0 +1,211 @@
+"""Prepares a data set for training: ArrayRecord files, images shrunk once.
+
+  python data/prepare.py NAME --source=DIR --target=DIR [--size=256] [--workers=N]
+
+NAME is chexpert, symile_mimic, folder or ecg_array; data/README.md describes what each
+expects in --source. A finished target is left alone; one whose preparation was cut off
+is made anew. What cannot be read is left out and listed in `quarantine.jsonl`. The last
+line printed is JSON. Bad input is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import hashlib
+import importlib
+import io
+import json
+import os
+import pathlib
+import shutil
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
+    sys.path.insert(0, str(ROOT))
+
+from data import records  # noqa: E402
+from pacx_jax.input import sources  # noqa: E402
+from pacx_jax.types import PacxError  # noqa: E402
+
+NAMES = ("chexpert", "symile_mimic", "folder", "ecg_array")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command's flags; those of folders stand under their config names."""
+    parser = _Parser(
+        prog="data/prepare.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("name", choices=NAMES)
+    add("--source", required=True, help="folder of the data set as published")
+    add("--target", required=True, help="folder to write; it must not exist yet")
+    add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
+    add("--workers", type=int, default=0, help="processes; 0 = one for each core")
+    add("--lead_order", choices=("standard", "mimic"), default="standard")
+    add("--csv", default="", help="folder, ecg_array: CSV of labels and patients")
+    add("--label_columns", default="", help="comma-separated; default: all")
+    add("--label_separator", default="|")
+    add("--patient_column", default="", help="'-' = split by file")
+    add("--path_column", default="")
+    add("--split_column", default="", help="'-' = do not use the CSV's split")
+    add("--val_fraction", type=float, default=0.1)
+    add("--test_fraction", type=float, default=0.0)
+    return parser.parse_args(argv)
+
+
+def prepare(options: argparse.Namespace) -> dict:
+    """Writes the target unless it is there already.
+
+    Returns:
+      The summary: `target`, `status` ("prepared" or "unchanged"), `fingerprint`,
+      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n}.
+
+    Raises:
+      PacxError: bad input, or a target that holds something else.
+    """
+    target = pathlib.Path(options.target)
+    if options.size < 0:
+        raise PacxError(f"--size {options.size}: give pixels, or 0 for no shrinking")
+    finished = _finished(target, options)
+    module = importlib.import_module(
+        f"data.{options.name}.{options.name}_dataset_builder"
+    )
+    try:
+        plan = module.make_plan(pathlib.Path(options.source), options)
+    except PacxError:
+        # A source may go when its preparation is done.
+        if finished and not pathlib.Path(options.source).is_dir():
+            return finished["summary"] | {"status": "unchanged"}
+        raise
+    if finished:
+        if finished["source_fingerprint"] != plan.fingerprint:
+            raise PacxError(
+                f"{target}: was prepared when {options.source} had other contents; "
+                "delete it or choose another --target"
+            )
+        return finished["summary"] | {"status": "unchanged"}
+    return _write(module.Builder, plan, target, options)
+
+
+def _settings(options: argparse.Namespace) -> dict:
+    """What decides the target's contents, apart from the source's."""
+    ignored = {"source", "target", "workers"}
+    return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
+
+
+def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
+    """The manifest of a finished target; None when there is nothing yet."""
+    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+        return None
+    try:
+        manifest = json.loads((target / sources.MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise PacxError(
+            f"{target}: exists and is not a prepared data set; choose another --target"
+        ) from None
+    settings = _settings(options)
+    if manifest["settings"] != settings:
+        different = sorted(
+            key for key in settings if manifest["settings"].get(key) != settings[key]
+        )
+        raise PacxError(
+            f"{target}: was prepared with other settings ({', '.join(different)}); "
+            "delete it or choose another --target"
+        )
+    return manifest
+
+
+def _write(
+    builder_class: type[records.RecordBuilder],
+    plan: records.Plan,
+    target: pathlib.Path,
+    options: argparse.Namespace,
+) -> dict:
+    # All is written beside the target and renamed at the end, so that a target is
+    # either whole or not there.
+    work = target.resolve().with_name(f".{target.name}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:
+        raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
+    workers = options.workers or len(os.sched_getaffinity(0))
+    builder = builder_class(plan=plan, workers=workers, data_dir=str(work))
+    records.tfds.disable_progress_bar()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads
+        builder.download_and_prepare()
+    built = pathlib.Path(str(builder.data_path))
+    lines = [json.dumps(bad) + "\n" for bad in builder.unreadable]
+    (built / "quarantine.jsonl").write_text("".join(lines))
+    unreadable = {
+        split: sum(bad["split"] == split for bad in builder.unreadable)
+        for split in builder.counts
+    }
+    fingerprint = _fingerprint(builder.content, plan)
+    summary = {
+        "target": str(target),
+        "status": "prepared",
+        "fingerprint": fingerprint,
+        "counts": builder.counts,
+        "positives": builder.positives,
+        "unreadable": unreadable,
+    }
+    manifest = {
+        "name": options.name,
+        "settings": _settings(options),
+        "source_fingerprint": plan.fingerprint,
+        "fingerprint": fingerprint,
+        "splits": builder.counts,
+        "entries": plan.entries,
+        "label_names": plan.label_names,
+        "ecg_scale": plan.ecg_scale,
+        "lead_order": plan.lead_order,
+        "summary": summary,
+    }
+    text = json.dumps(manifest, indent=1)
+    (built / sources.MANIFEST).write_text(text + "\n")
+    if target.exists():
+        target.rmdir()  # it is empty
+    built.rename(target)
+    shutil.rmtree(work, ignore_errors=True)
+    return summary
+
+
+def _fingerprint(content: str, plan: records.Plan) -> str:
+    parts = (content, plan.label_names, plan.ecg_scale, plan.lead_order)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def _print(summary: dict) -> None:
+    done = "prepared" if summary["status"] == "prepared" else "already prepared"
+    print(f"{summary['target']}: {done}")
+    for split, count in summary["counts"].items():
+        labels = ", ".join(f"{k} {n}" for k, n in summary["positives"][split].items())
+        bad = summary["unreadable"][split]
+        left_out = f", {bad} unreadable left out (quarantine.jsonl)" if bad else ""
+        print(f"  {split}: {count} examples{left_out}" + (labels and f"; {labels}"))
+    print(json.dumps(summary))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
+    try:
+        _print(prepare(parse(argv)))
+    except PacxError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
