@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # scikit-learn's C, on standardised features
+C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, on standardised x
 FIXED_C = 1e-2  # where a label has too few cases for cross-validation
 FOLDS = 5
 MIN_CASES = 10  # patients of each class that cross-validation needs
@@ -103,7 +103,7 @@ def fit(
     each class are here; else `FIXED_C`. It sees no other labels.
 
     Args:
-      features: (n, d).
+      features: (n, d), standardised by all n studies.
       labels: (n, c) 0 or 1.
       mask: (n, c) 1 where the label is known; None: all are.
       c: a fixed C for every label (scikit-learn's convention) instead of the rule.
