@@ -36,21 +36,21 @@ class Pose:
 
 def draw_pose(study, rng: np.random.Generator, short: int) -> Pose:
     """Draws a film with shorter side `short` pixels and the pose of the patient."""
-    n = rng.standard_normal(6)
+    n = rng.standard_normal(6).tolist()
     ratio = 1.0 + 0.22 * rng.random() ** 0.6
     long = int(round(short * ratio))
     h, w = (short, long) if rng.random() < 0.6 else (long, short)
     body = study.patient.anatomy
     # Lung size: build, breath and habitus all move the thorax under the heart.
-    width = 1 + 0.065 * body[0] + 0.02 * study.patient.habitus
+    width = 1 + 0.07 * body[0] + 0.02 * study.patient.habitus
     width *= 1 + 0.02 * study.inspiration
     height = 1 + 0.05 * body[1] + 0.035 * study.patient.inflation
     height *= 1 + 0.035 * study.inspiration - 0.05 * study.ap
-    scale = 0.375 * short * math.exp(0.075 * n[0])
-    angle = math.radians(3.2 * n[1] * (1.4 if study.ap else 0.9))
+    scale = 0.375 * short * math.exp(0.085 * n[0])
+    angle = math.radians(3.6 * n[1] * (1.4 if study.ap else 0.9))
     shear = 0.02 * n[5]
     c, s = math.cos(angle) * scale, math.sin(angle) * scale
-    centre = (w * (0.5 + 0.035 * n[2]), h * (0.47 + 0.04 * n[3]))
+    centre = (w * (0.5 + 0.05 * n[2]), h * (0.47 + 0.05 * n[3]))
     inverse = np.array(
         [
             [c * width, (-s + shear * c) * height, centre[0]],
@@ -110,6 +110,8 @@ def diaphragm(u: np.ndarray, study) -> np.ndarray:
     top = right + (left - right) * sides
     arch = right_arch + (left_arch - right_arch) * sides
     away = (np.abs(u) - np.float32(0.42)) * np.float32(1 / 0.5)
+    # Under the heart the dome runs level: no valley between the two domes.
+    away = np.where(away < 0, 0.3 * away, away)
     return top + arch * away * away
 
 
@@ -142,7 +144,7 @@ def heart_radius(study, rng: np.random.Generator) -> tuple[np.ndarray, tuple]:
     radius = ellipse * size
     radius += (0.060 + 0.050 * d) * lobe(apex, 0.38)
     radius += (0.010 + 0.052 * m) * lobe(-0.10, 0.55)
-    atrial = 0.5 * study.fluid + 0.9 * study.af + 0.3 * body[7]
+    atrial = 0.4 * study.fluid + 0.9 * study.af + 0.3 * body[7]
     radius += 0.022 * atrial * lobe(math.pi - 0.1, 0.5)
     radius += 0.020 * atrial * lobe(-0.85, 0.30)
     centre = (0.145 + 0.012 * body[8], 0.34 + 0.02 * body[9])
@@ -156,6 +158,22 @@ def heart(u, v, radius, centre) -> np.ndarray:
     rho = magnitude / radius[index]
     depth = np.sqrt(np.maximum(1 - rho * rho, 0))
     return step(1 - rho, 0.035) * (np.float32(0.62) + np.float32(0.38) * depth)
+
+
+def pedicle(um, v, study) -> np.ndarray:
+    """Great vessels above the heart: caval border, aortic knob, pulmonary trunk.
+
+    `um` is u from the mediastinum's midline. The arch uncoils with age and pressure.
+    """
+    who, body = study.patient, study.patient.anatomy
+    a = (who.age - 61) / 16
+    wide = 0.012 * min(max(study.fluid, -1), 3) + 0.012 * body[15] + 0.015 * study.ap
+    knob = 0.085 + 0.014 * a + 0.008 * who.hypertension
+    left = 0.10 + wide + knob * np.exp(-(((v + 0.45) / 0.10) ** 2))
+    left = left + (0.12 + 0.02 * body[17]) * np.exp(-(((v + 0.06) / 0.21) ** 2))
+    right = 0.13 + wide + 0.09 * np.exp(-(((v - 0.05) / 0.27) ** 2))
+    column = step(left - um, 0.025) * step(right + um, 0.03) * step(v + 0.55, 0.10)
+    return column * step(0.75 - v, 0.2)
 
 
 def lungs(u, v, study, shift: float) -> tuple[np.ndarray, np.ndarray]:

@@ -75,13 +75,13 @@ def beat(study, rng: np.random.Generator) -> Beat:
     n = rng.standard_normal(8)
     # Fluid round the heart and a thick chest wall insulate; mass amplifies.
     damp = -0.10 * max(study.fluid, -1) - 0.5 * max(study.effusion) - 0.08 * who.habitus
-    gain = np.exp(0.20 * m + 0.07 * d + damp + 0.14 * body[21] + 0.04 * n[0])
+    gain = np.exp(0.08 + 0.26 * m + 0.07 * d + damp + 0.14 * body[21] + 0.04 * n[0])
     axis = np.deg2rad(42 - 13 * m - 8 * who.habitus + 16 * body[22] - 4 * d)
     c, s = np.cos(axis), np.sin(axis)
     spread = 1 + 0.07 * np.clip(d, -1, 3) + 0.03 * m + 0.05 * body[23]
     pr = 0.155 + 0.022 * who.av_delay + 0.004 * n[1]
-    atrial = 0.10 + 0.018 * np.clip(study.fluid + 0.4 * m, -2, 4)
-    back = 0.55 + 0.10 * m + 0.12 * d + 0.10 * body[24]
+    atrial = 0.15 + 0.024 * np.clip(study.fluid + 0.4 * m, -2, 4)
+    back = 0.68 + 0.10 * m + 0.12 * d + 0.10 * body[24]
     waves = [  # onset, width, X, Y, Z, kind
         (-pr + 0.04, 0.020, 0.5 * atrial, 0.9 * atrial, -0.3 * atrial, 0),
         (-pr + 0.07, 0.022, 0.6 * atrial, 0.5 * atrial, 0.6 * atrial, 0),
@@ -103,7 +103,7 @@ def beat(study, rng: np.random.Generator) -> Beat:
     potassium = max(0.0, who.renal - 1.1 + 0.5 * n[3])
     rr = 60 / study.heart_rate
     qt = 0.30 * np.sqrt(rr) * (1 + 0.04 * body[25] + 0.03 * (who.block != "none"))
-    height = 0.30 * (1 + 0.12 * body[26]) * np.exp(0.12 * n[4])
+    height = 0.40 * (1 + 0.12 * body[26]) * np.exp(0.12 * n[4])
     turn = 1 - 0.75 * strain - 0.70 * ischaemic
     if who.block == "lbbb":
         turn = -0.9
@@ -226,7 +226,7 @@ def record(study) -> tuple[np.ndarray, dict[str, int]]:
     times, ectopic = _beats(study, rng)
     dipole = _dipole(study, shape, times, ectopic, rng)
     # Electrodes are never quite where the matrix assumes them.
-    body = 0.06 * study.patient.anatomy[28:31]
+    body = 0.06 * np.array(study.patient.anatomy[28:31])
     leads = _DOWER * (1 + 0.08 * rng.standard_normal((8, 1))) + body
     eight = dipole @ leads.T.astype(np.float32)
     found = _diagnose(study, shape, leads, ectopic, times)
@@ -253,7 +253,7 @@ def _diagnose(study, shape: Beat, leads, ectopic, times) -> dict[str, int]:
         "rbbb": study.patient.block == "rbbb",
         "lvh_voltage": narrow and (sokolow > 3.5 or cornell > 2.8),
         "lv_strain": narrow and shape.strain > 0.5,
-        "low_voltage": np.ptp(one[:, :6], axis=0).max() < 0.75,
+        "low_voltage": np.ptp(one[:, :6], axis=0).max() < 0.70,
         "tachycardia": study.heart_rate > 100,
         "bradycardia": study.heart_rate < 60,
         "av_block_1": not study.af and shape.pr > 0.185,

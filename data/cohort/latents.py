@@ -101,7 +101,7 @@ class Patient:
     nodules: int
     pacemaker: bool
     studies: int
-    anatomy: np.ndarray
+    anatomy: tuple[float, ...]  # Python floats: numpy's would promote to float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +172,7 @@ def patient(key: Key) -> Patient:
         nodules=int(u[5] < p_nodule) * (1 + int(u[6] < 0.35)),
         pacemaker=bool(u[7] < p_pacemaker),
         studies=1 + min(int(rng.geometric(0.45)) - 1, MAX_STUDIES - 1),
-        anatomy=rng.standard_normal(ANATOMY_DIM),
+        anatomy=tuple(rng.standard_normal(ANATOMY_DIM).tolist()),
     )
 
 
@@ -186,9 +186,13 @@ def study(key: Key) -> Study:
     inflammation = who.inflammation + 0.85 * e[1]
     anaemia = who.anaemia + 0.30 * e[2] + 0.10 * inflammation
     af = who.af == 2 or (who.af == 1 and u[0] < 0.45)
-    rate = 72 + 6 * e[3] + 6 * max(inflammation, -1) + 4 * anaemia + 3 * fluid
+    rate = 77 + 8 * e[3] + 6 * max(inflammation, -1) + 4 * anaemia + 3 * fluid
     rate += 14 * abs(e[4]) if af else 0.0
-    wet = [fluid - 0.9 + 0.5 * e[5 + side] for side in range(2)]
+    # Failure is not the only cause of an effusion, and rarely shows the same both sides.
+    wet = [
+        0.55 * fluid + 0.25 * inflammation - 1.0 + 0.9 * e[5 + side]
+        for side in range(2)
+    ]
     p_consolidation = _sigmoid(-1.75 + 1.1 * inflammation)
     consolidated = u[1] < p_consolidation
     p_ap = _sigmoid(-0.3 + 0.5 * fluid + 0.5 * inflammation)

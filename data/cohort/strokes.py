@@ -12,42 +12,47 @@ from data.cohort import anatomy
 _SHIFT = 4  # fractional bits of cv2's point coordinates
 
 
-def polyline(canvas, pose, points, value: int, width: float) -> None:
-    """Strokes canonical `points` (n, 2), `width` in canonical units."""
-    xy = points @ pose.inverse[:, :2].T + pose.inverse[:, 2]
+def polylines(canvas, pose, lines, value: int, width: float) -> None:
+    """Strokes canonical `lines` (k, n, 2) alike; `width` in canonical units."""
+    xy = np.asarray(lines) @ pose.inverse[:, :2].T + pose.inverse[:, 2]
     xy = np.round(xy * (1 << _SHIFT)).astype(np.int32)
     thick = max(1, int(round(width * pose.scale)))
-    cv2.polylines(canvas, [xy], False, value, thick, cv2.LINE_AA, _SHIFT)
+    cv2.polylines(canvas, list(xy), False, int(value), thick, cv2.LINE_AA, _SHIFT)
+
+
+def polyline(canvas, pose, points, value: int, width: float) -> None:
+    """Strokes canonical `points` (n, 2)."""
+    polylines(canvas, pose, points[None], value, width)
+
+
+_BOTH = np.array([[[-1.0, 1.0]], [[1.0, 1.0]]])  # a line and its mirror image
 
 
 def ribs(back, front, pose, study) -> None:
-    """Nine pairs of ribs: posterior arcs on `back`, anterior arcs on `front`.
+    """Ten pairs of ribs: posterior arcs on `back`, anterior arcs on `front`.
 
     A rib leaves the spine, falls gently to the chest wall, turns, and comes forward
     and down more steeply; its two cortices are brighter than its middle.
     """
     body = study.patient.anatomy
-    gap = 0.205 * (1 + 0.05 * body[10]) * (1 + 0.05 * study.patient.inflation)
+    gap = 0.195 * (1 + 0.05 * body[10]) * (1 + 0.05 * study.patient.inflation)
     drop = 0.16 + 0.03 * body[11] - 0.03 * study.ap
     s = np.linspace(0, 1, 14)
+    k = np.arange(10)[:, None]
+    v0 = -0.98 + gap * k
+    reach = anatomy.wall(np.minimum(v0 + drop + 0.1, 0.6)) * np.where(k, 1.0, 0.86)
+    u_back = 0.07 + (reach - 0.05) * np.sin(s * np.pi / 2)
+    v_back = v0 - 0.05 * np.sin(np.pi * s) + drop * s**2.2 * (0.55 + 0.09 * k)
+    u_front = reach - (reach - 0.34) * s**1.5
+    v_front = v_back[:, -1:] + (0.34 + 0.02 * k) * s**0.8
     width = 0.085 * (1 + 0.06 * body[12])
-    for side in (-1.0, 1.0):
-        for k in range(10):
-            v0 = -0.98 + gap * k
-            reach = float(anatomy.wall(np.array([min(v0 + drop + 0.1, 0.6)]))[0])
-            reach *= 1.0 if k else 0.86
-            u_back = 0.07 + (reach - 0.05) * np.sin(s * np.pi / 2)
-            v_back = v0 - 0.05 * np.sin(np.pi * s) + drop * s**2.2 * (0.55 + 0.09 * k)
-            u_front = reach - (reach - 0.34) * s**1.5
-            v_front = v_back[-1] + (0.34 + 0.02 * k) * s**0.8
-            for canvas, u, v, n in (
-                (back, u_back, v_back, 10),
-                (front, u_front, v_front, 7),
-            ):
-                if k < n:
-                    points = np.stack([side * u, v], 1)
-                    polyline(canvas, pose, points, 225, width)
-                    polyline(canvas, pose, points, 130, width * 0.62)
+    for canvas, lines in (
+        (back, np.stack([u_back, v_back], 2)),
+        (front, np.stack([u_front, v_front], 2)[:7]),
+    ):
+        lines = np.concatenate(lines * _BOTH[:, None])
+        polylines(canvas, pose, lines, 225, width)
+        polylines(canvas, pose, lines, 130, width * 0.62)
 
 
 def shoulder_girdle(canvas, pose, study) -> None:
@@ -70,7 +75,7 @@ def shoulder_girdle(canvas, pose, study) -> None:
         spine = np.stack([side * (lateral + 0.5 * s), -0.72 - 0.2 * s], 1)
         polyline(canvas, pose, spine, 120, 0.09)
         humerus = np.stack([side * (lateral + 0.42 + 0.12 * s), -0.85 + 1.2 * s], 1)
-        polyline(canvas, pose, humerus, 165, 0.17)
+        polyline(canvas, pose, humerus, 120, 0.17)
 
 
 def vessels(canvas, pose, study, rng: np.random.Generator) -> None:
@@ -80,28 +85,36 @@ def vessels(canvas, pose, study, rng: np.random.Generator) -> None:
     then reverses it (redistribution) and fattens the central vessels.
     """
     fluid = np.clip(study.fluid, -1.5, 3.0)
+    n = 18
     s = np.linspace(0, 1, 7)[:, None]
+    groups = []
     for side in (-1.0, 1.0):
-        root = np.array([side * 0.20 + pose.turn * 0.7, -0.10 - 0.04 * (side > 0)])
-        n = 15
-        aim = np.linspace(-1.35, 1.45, n) + 0.08 * rng.standard_normal(n)
-        length = 0.62 + 0.14 * rng.standard_normal(n) - 0.10 * np.abs(aim)
-        bend = 0.30 * rng.standard_normal((n, 3))
-        for k in range(n):
-            upper = aim[k] < 0
-            calibre = 0.046 + (0.011 if upper else 0.004) * fluid - 0.013 * upper
-            calibre = max(0.012, calibre * (0.8 + 0.3 * bend[k, 2]))
-            angle = aim[k] + bend[k, 0] * s
-            step = np.concatenate([side * np.cos(angle), np.sin(angle)], 1)
-            path = root + length[k] * s * step
-            value = int(np.clip(190 + 22 * fluid, 90, 250))
-            polyline(canvas, pose, path[:4], value, calibre)
-            polyline(canvas, pose, path[3:], value * 3 // 5, calibre * 0.5)
-            for j, sign in ((2, -1.0), (3, 1.0), (4, -1.0)):
-                fork = aim[k] + sign * (0.55 + 0.2 * bend[k, 1])
-                way = np.array([side * np.cos(fork), np.sin(fork)])
-                twig = path[j] + 0.34 * length[k] * s[::2] * way
-                polyline(canvas, pose, twig, value // 2, calibre * 0.42)
+        root = np.array([side * 0.17 + pose.turn * 0.7, -0.10 - 0.04 * (side > 0)])
+        aim = np.linspace(-1.45, 1.55, n) + 0.16 * rng.standard_normal(n)
+        length = (0.70 - 0.12 * np.abs(aim)) * rng.uniform(0.55, 1.2, n)
+        bend = rng.standard_normal((n, 3))
+        angle = aim[:, None, None] + 0.35 * bend[:, :1, None] * s
+        heading = np.concatenate([side * np.cos(angle), np.sin(angle)], 2)
+        start = root + 0.10 * rng.random((n, 1, 1)) * heading[:, :1]
+        main = start + length[:, None, None] * s * heading
+        twigs = []
+        for j, sign in ((2, -1.0), (3, 1.0), (4, -1.0), (5, 1.0)):
+            fork = aim + sign * (0.5 + 0.25 * bend[:, 1])
+            way = np.stack([side * np.cos(fork), np.sin(fork)], 1)
+            reach = 0.34 * length * np.exp(0.3 * bend[:, 2])
+            way = reach[:, None, None] * s[::2] * way[:, None]
+            twigs.append(main[:, j : j + 1] + way)
+        groups.append((aim < 0, main, np.stack(twigs, 1)))
+    upper, main, twigs = (np.concatenate(part) for part in zip(*groups, strict=True))
+    value = np.clip(165 + 22 * fluid, 90, 250)
+    for above in (False, True):
+        calibre = max(0.018, 0.034 + (0.009 if above else 0.003) * fluid)
+        calibre -= 0.008 * above
+        here = upper == above
+        small = np.concatenate(twigs[here])
+        polylines(canvas, pose, small, value * 0.42, calibre * 0.4)
+        polylines(canvas, pose, main[here, 2:], value * 0.6, calibre * 0.55)
+        polylines(canvas, pose, main[here, :4], value, calibre)
 
 
 def devices(canvas, pose, study, rng: np.random.Generator) -> None:

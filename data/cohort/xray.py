@@ -75,15 +75,8 @@ def _soft_tissue(study, pose, rng):
     trunk = _trunk(u, v, study)
     spill = _fluid(u, v, study, cover, rng)
     focal = _focal(u, v, study, rng)
-    # Vessels' pedicle and aortic knob stand beside the spine; with age it uncoils.
-    a = (who.age - 61) / 16
-    knob = bump(um, v, 0.20 + 0.02 * a, -0.42, 0.085 + 0.012 * a, 0.09)
-    pedicle = 0.115 + 0.012 * np.clip(study.fluid, -1, 3) + 0.012 * body[15]
-    column = step(pedicle - np.abs(um - 0.02), 0.05) * step(0.7 - v, 0.3)
-    solid = np.maximum(
-        np.maximum(heart, 0.85 * column), 0.8 * np.minimum(knob * 1.3, 1)
-    )
-    solid = np.maximum(solid, 0.0)
+    pedicle = anatomy.pedicle(um, v, study)
+    solid = np.maximum(heart, np.float32(0.85) * pedicle)
     clear = 1 - solid
     air = air * clear * (1 - spill) * (1 - focal)
     air *= np.float32(1 + 0.07 * np.clip(who.inflation, -1.5, 2))
@@ -91,8 +84,13 @@ def _soft_tissue(study, pose, rng):
     spine = np.exp(-0.5 * (u * np.float32(1 / 0.085)) ** 2)
     disc = 0.8 + 0.2 * np.cos(v * np.float32(2 * np.pi / 0.17) + np.float32(body[16]))
     trachea = step(0.045 - np.abs(um + 0.01), 0.03) * step(-0.33 - v, 0.06)
-    thick = np.float32(0.80 + 0.05 * who.habitus) + 0.10 * heart + 0.20 * belly
-    thick = thick * trunk + np.float32(0.13) * spine * disc * trunk
+    thick = (
+        np.float32(0.80 + 0.05 * who.habitus)
+        + 0.08 * heart
+        + 0.03 * pedicle
+        + 0.17 * belly
+    )
+    thick = thick * trunk + np.float32(0.13) * spine * disc * trunk * (1 - 0.6 * belly)
     thick -= np.float32(0.09) * trachea
     gas = bump(u, v, 0.42 + 0.06 * body[17], 0.98, 0.10, 0.06) * max(0.0, body[18])
     thick -= np.float32(0.16) * gas * belly
@@ -105,7 +103,7 @@ def _soft_tissue(study, pose, rng):
 
 def _trunk(u, v, study):
     """Body outline: chest wall, shoulders, arms and neck; 1 inside, 0 in the beam."""
-    fat = 0.13 + 0.05 * np.clip(study.patient.habitus, -1.5, 3)
+    fat = 0.13 + 0.05 * min(max(study.patient.habitus, -1.5), 3)
     side = np.abs(u)
     flank = step(anatomy.wall(v + 0.25) + np.float32(fat) - side, 0.06)
     shoulder = step(v + 1.22 - 0.42 * np.maximum(side - 0.25, 0), 0.06)
@@ -138,12 +136,12 @@ def _fluid(u, v, study, cover, rng) -> np.ndarray:
     if wet:
         hilar = bump(np.abs(u), v, 0.34, 0.05, 0.26, 0.34)
         patchy = np.clip(1 + 0.5 * _noise_field(u.shape, rng, 9, 9), 0, 2)
-        haze = 0.11 * wet * hilar * patchy
+        haze = 0.09 * wet * hilar * patchy
         reticular = _noise_field(u.shape, rng, 2, 2) * (0.4 + step(v - 0.1, 0.5))
         kerley = _noise_field(u.shape, rng, 2, 10)
         kerley *= bump(np.abs(u), v, 0.85, 0.52, 0.10, 0.22)
         haze += 0.055 * wet * np.maximum(reticular, 0)
-        haze += 0.10 * wet * np.maximum(kerley, 0) + 0.03 * wet
+        haze += 0.10 * wet * np.maximum(kerley, 0) + 0.015 * wet
         spill = 1 - (1 - spill) * (1 - np.clip(haze, 0, 0.75))
     return spill
 
@@ -186,11 +184,13 @@ def _display(thick, air, study, pose, rng) -> np.ndarray:
     bone = cv2.GaussianBlur(bone, (0, 0), 1.1 * pose.scale / 120)
     tree = cv2.GaussianBlur(tree, (0, 0), 1.0 * pose.scale / 120)
     kvp = np.exp(0.25 * rng.standard_normal())  # hard beams show less bone
-    thick += bone * np.float32(0.17 / 255 * kvp) * (thick > 0.12)
+    # Against the heart and the belly bone adds little to what is already white.
+    seen = np.float32(0.30 / 255 * kvp) * np.clip(0.40 + 0.8 * air, 0, 1)
+    thick += bone * seen * (thick > 0.12)
     thick += tree * np.float32(0.30 / 255) * np.clip(air, 0, 1)
     thick += metal * np.float32(0.38 / 255)
     habitus = study.patient.habitus
-    n = rng.standard_normal(5)
+    n = rng.standard_normal(5).tolist()
     # Scatter: a wide blur mixed in, more in large patients and without a grid (AP).
     scatter = np.clip(0.13 + 0.05 * habitus + 0.08 * study.ap, 0.03, 0.4)
     small = cv2.resize(thick, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
@@ -198,12 +198,12 @@ def _display(thick, air, study, pose, rng) -> np.ndarray:
     wide = cv2.resize(small, thick.shape[::-1], interpolation=cv2.INTER_LINEAR)
     thick = cv2.addWeighted(thick, 1 - scatter, wide, scatter, 0)
     grain = rng.standard_normal(thick.shape, dtype=np.float32)
-    thick += cv2.GaussianBlur(grain, (0, 0), 0.6) * np.float32(
+    thick += cv2.GaussianBlur(grain, (3, 3), 0.6) * np.float32(
         0.020 * np.exp(0.3 * n[0] + 0.12 * habitus)
     )
-    low = 0.10 + 0.05 * n[1]
-    high = 1.06 + 0.07 * n[2]
-    gamma = np.exp(0.18 * n[3])
+    low = 0.10 + 0.07 * n[1]
+    high = 1.15 + 0.09 * n[2]
+    gamma = np.exp(0.25 * n[3])
     lit = np.clip((thick - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
     lit = cv2.pow(lit, gamma)
     out = lit * np.float32(245 + 6 * n[4])
@@ -211,8 +211,7 @@ def _display(thick, air, study, pose, rng) -> np.ndarray:
         _collimate(out, rng)
     letters = np.zeros(pose.size, np.uint8)
     strokes.marker(letters, study, rng)
-    out = np.maximum(out, letters)
-    return np.clip(out, 0, 255).astype(np.uint8)
+    return np.maximum(np.minimum(out, 255).astype(np.uint8), letters)
 
 
 def _collimate(out: np.ndarray, rng) -> None:
