@@ -145,7 +145,7 @@ def heart_radius(study, rng: np.random.Generator) -> tuple[np.ndarray, tuple]:
     radius += (0.060 + 0.050 * d) * lobe(apex, 0.38)
     radius += (0.010 + 0.052 * m) * lobe(-0.10, 0.55)
     atrial = 0.4 * study.fluid + 0.9 * study.af + 0.3 * body[7]
-    radius += 0.022 * atrial * lobe(math.pi - 0.1, 0.5)
+    radius += 0.017 * atrial * lobe(math.pi - 0.1, 0.5)
     radius += 0.020 * atrial * lobe(-0.85, 0.30)
     centre = (0.145 + 0.012 * body[8], 0.34 + 0.02 * body[9])
     return np.maximum(radius, 0.15).astype(np.float32), centre

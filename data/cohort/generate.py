@@ -15,7 +15,7 @@ import sys
 if not __package__:  # run as a script: the package is two folders up
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from data.cohort import layouts, write  # noqa: E402
+from data.cohort import layouts, symile, write  # noqa: E402
 
 _MIN_SYMILE = 100  # rare tests must occur in the training split
 
@@ -51,9 +51,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     if args.pretrain_valid is None:
         args.pretrain_valid = max(20, args.pretrain // 50) if args.pretrain else 0
     if args.symile_val is None:
-        args.symile_val = max(layouts.CANDIDATES, args.symile // 10)
+        args.symile_val = max(symile.CANDIDATES, args.symile // 10)
     if args.symile_test is None:
-        args.symile_test = max(layouts.CANDIDATES, args.symile // 20)
+        args.symile_test = max(symile.CANDIDATES, args.symile // 20)
     _check(args)
     return args
 
@@ -72,10 +72,10 @@ def _check(args) -> None:
         )
     if args.symile:
         for name in ("symile_val", "symile_test"):
-            if getattr(args, name) < layouts.CANDIDATES:
+            if getattr(args, name) < symile.CANDIDATES:
                 raise write.CohortError(
                     f"--{name} is {getattr(args, name)}, must be at least"
-                    f" {layouts.CANDIDATES}: a query has as many candidates"
+                    f" {symile.CANDIDATES}: a query has as many candidates"
                 )
     probe = args.probe_train + args.probe_val + args.probe_test
     if probe and not args.symile:
@@ -103,7 +103,7 @@ def _jobs(args) -> dict:
         )
     if args.symile:
         jobs["symile_mimic"] = (
-            layouts.write_symile,
+            symile.write_symile,
             base
             | {
                 "train": args.symile,

@@ -188,14 +188,14 @@ def study(key: Key) -> Study:
     af = who.af == 2 or (who.af == 1 and u[0] < 0.45)
     rate = 77 + 8 * e[3] + 6 * max(inflammation, -1) + 4 * anaemia + 3 * fluid
     rate += 14 * abs(e[4]) if af else 0.0
-    # Failure is not the only cause of an effusion, and rarely shows the same both sides.
+    # Failure is not the only cause of an effusion, and it is rarely symmetric.
     wet = [
         0.55 * fluid + 0.25 * inflammation - 1.0 + 0.9 * e[5 + side]
         for side in range(2)
     ]
     p_consolidation = _sigmoid(-1.75 + 1.1 * inflammation)
     consolidated = u[1] < p_consolidation
-    p_ap = _sigmoid(-0.3 + 0.5 * fluid + 0.5 * inflammation)
+    p_ap = _sigmoid(-0.3 + 0.25 * fluid + 0.5 * inflammation)
     return Study(
         key=key,
         patient=who,
