@@ -166,6 +166,7 @@ def _write(
         "source_fingerprint": plan.fingerprint,
         "fingerprint": fingerprint,
         "splits": builder.counts,
+        "files": {p.name: p.stat().st_size for p in built.glob("*.array_record*")},
         "entries": plan.entries,
         "label_names": plan.label_names,
         "ecg_scale": plan.ecg_scale,

@@ -12,8 +12,6 @@ from __future__ import annotations
 import functools
 
 import numpy as np
-import scipy.ndimage
-import scipy.signal
 
 from pacx_jax.types import PacxError
 
@@ -50,6 +48,10 @@ def preprocess(
     Raises:
       PacxError: a wrong shape, NaN or infinite samples, a lead that is constant.
     """
+    # Here, for SciPy takes seconds to import and most stages read no ECG.
+    import scipy.ndimage
+    import scipy.signal
+
     order = LEAD_ORDERS.get(lead_order)
     if order is None:
         raise PacxError(f"lead order {lead_order!r}: give one of {list(LEAD_ORDERS)}")
@@ -114,6 +116,8 @@ def _named(names: list[str], which: np.ndarray) -> str:
 
 @functools.lru_cache(maxsize=8)
 def _filters(fs: float) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    import scipy.signal
+
     notch = scipy.signal.iirnotch(50.0, 30.0, fs)
     band = scipy.signal.butter(4, [0.67, 40.0], btype="bandpass", fs=fs)
     return notch, band

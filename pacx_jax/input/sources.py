@@ -150,6 +150,13 @@ class PreparedSource:
             raise PacxError(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
+        for name, size in manifest["files"].items():
+            file = folder / name
+            if not file.is_file() or file.stat().st_size != size:
+                raise PacxError(
+                    f"{file}: missing or cut off ({size} bytes were written); delete "
+                    f"{path} and prepare it again"
+                )
         try:
             builder = tfds.builder_from_directory(str(folder))
             raw = {"image": tfds.decode.SkipDecoding()}
@@ -168,9 +175,7 @@ class PreparedSource:
         self.label_names = tuple(manifest["label_names"])
         self.split = split
         self.entries = tuple(manifest["entries"])
-        self.fingerprint = _sha256(
-            manifest["fingerprint"], split, *_sizes(folder, f"*-{split}.array_record*")
-        )
+        self.fingerprint = _sha256(manifest["fingerprint"], split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -222,10 +227,6 @@ class Subset:
 
 def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _sizes(folder: pathlib.Path, pattern: str) -> list[str]:
-    return [f"{p.name} {p.stat().st_size}" for p in sorted(folder.glob(pattern))]
 
 
 def _sha256(*parts: str | bytes) -> str:

@@ -1,0 +1,152 @@
+"""Shapes, ranges and chance of every transform."""
+
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pacx_jax.input import augment, ecg, images, transforms
+from pacx_jax.types import PacxError
+
+RAMP = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
+
+
+def make(name, train=True, **fields):
+    return transforms.make(name, types.SimpleNamespace(**fields), train=train)
+
+
+def example(**more):
+    return {"image": images.encode_png(RAMP), "path": "a.png", **more}
+
+
+def generator(seed=0):
+    return np.random.default_rng(seed)
+
+
+def paired():
+    record = np.cumsum(generator().normal(size=(5000, 12)), 0).astype(np.float32)
+    mask = np.zeros(50, np.float32)
+    mask[:30] = 1
+    labs = np.where(mask > 0, 0.5, np.nan).astype(np.float32)
+    return example(ecg=record, lead_order="mimic", labs=labs, labs_mask=mask)
+
+
+@pytest.mark.parametrize("name", ["mae", "distill", "probe"])
+def test_images_have_one_shape_and_follow_the_generator_alone(name):
+    transform = make(name, image_size=24, modalities=("image",), hflip=0.5)
+    raw = example(labels=np.float32([1]))
+    for given in (RAMP, RAMP[:, :9], np.stack([RAMP] * 3, -1)):
+        raw["image"] = given
+        outputs = [transform(raw, generator(seed))["image"] for seed in range(40)]
+        assert {(o.shape, o.dtype.str) for o in outputs} == {((24, 24, 3), "|u1")}
+        again = [transform(raw, generator(seed))["image"] for seed in range(40)]
+        np.testing.assert_array_equal(outputs, again)
+        assert len({o.tobytes() for o in outputs}) > 1
+
+
+@pytest.mark.parametrize("name", ["mae", "distill", "probe"])
+def test_evaluation_is_the_plain_squash(name):
+    transform = make(name, train=False, image_size=24, modalities=("image",))
+    out = transform(example(labels=np.float32([1])), generator())["image"]
+    rgb = Image.fromarray(RAMP).convert("RGB")
+    expected = rgb.resize((24, 24), Image.Resampling.BILINEAR)
+    np.testing.assert_allclose(out, np.asarray(expected), atol=1e-5)
+
+
+def test_the_full_crop_is_the_squash():
+    square = RAMP[:60, :60]
+    out = augment.random_resized_crop(square, 24, (1.0, 1.0), (1.0, 1.0), generator())
+    np.testing.assert_array_equal(out, images.resize_to(square, 24, 24))
+
+
+def test_crops_keep_to_their_share_of_the_area():
+    rng = generator()
+    for _ in range(300):
+        top, left, h, w = augment._random_box(60, 80, (0.5, 1.0), (3 / 4, 4 / 3), rng)
+        assert 0 <= top <= 60 - h and 0 <= left <= 80 - w
+        assert 0.48 < h * w / 4800 <= 1 and 0.73 < w / h < 1.37
+    assert augment._random_box(10, 100, (1.0, 1.0), (0.9, 1.1), rng) == (0, 44, 10, 11)
+
+
+def test_the_affine_map_without_motion_is_the_identity_and_shifts_are_right():
+    class Middle:
+        def uniform(self, low, high):
+            return (low + high) / 2
+
+    np.testing.assert_array_equal(augment._random_affine(RAMP, Middle()), RAMP)
+
+    class Shift:
+        draws = iter([0.0, 0.1, 0.0, 1.0])
+
+        def uniform(self, low, high):
+            return next(self.draws)
+
+    moved = augment._random_affine(RAMP, Shift())
+    np.testing.assert_array_equal(moved[:, 8:], RAMP[:, :-8])
+    assert not moved[:, :8].any()
+
+
+def test_distillation_does_not_mirror():
+    ramp = np.tile(np.arange(10, 250, 3, dtype=np.uint8), (80, 1))
+    for seed in range(60):
+        out = augment.distillation(ramp, 32, generator(seed)).astype(float)
+        assert out[12:20, 20:].mean() > out[12:20, :12].mean()
+
+
+def test_missing_labels_are_masked_and_uncertain_ones_follow_the_config():
+    raw = example(labels=np.float32([1, 0, -1, np.nan]))
+    expected = {
+        "missing": ([1, 0, 0, 0], [1, 1, 0, 0]),
+        "positive": ([1, 0, 1, 0], [1, 1, 1, 0]),
+        "negative": ([1, 0, 0, 0], [1, 1, 1, 0]),
+    }
+    for uncertain, (labels, mask) in expected.items():
+        out = make("probe", image_size=8, uncertain=uncertain)(raw, generator())
+        np.testing.assert_array_equal(out["labels"], np.float32(labels))
+        np.testing.assert_array_equal(out["label_mask"], np.float32(mask))
+        assert out["labels"].dtype == np.float32
+
+
+def test_distill_gives_the_modalities_that_are_asked_for():
+    out = make("distill", image_size=16)(paired(), generator())
+    assert {k: v.shape for k, v in out.items()} == {
+        "image": (16, 16, 3),
+        "ecg": (5000, 12),
+        "labs": (50,),
+        "labs_mask": (50,),
+    }
+    assert np.isfinite(out["labs"]).all()
+    expected = ecg.preprocess(paired()["ecg"], lead_order="mimic")
+    np.testing.assert_array_equal(out["ecg"], expected)
+    alone = make("distill", image_size=16, modalities=("image",))
+    assert set(alone(paired(), generator())) == {"image"}
+
+
+def test_ecg_can_be_decimated_and_comes_with_labels():
+    raw = paired() | {"labels": np.float32([1, np.nan])}
+    out = make("ecg", ecg_decimate=4)(raw, generator())
+    assert out["ecg"].shape == (1250, 12) and out["label_mask"].tolist() == [1, 0]
+    assert set(make("ecg")(paired(), generator())) == {"ecg"}
+
+
+def test_bad_laboratory_values_are_one_line_with_the_name():
+    raw = paired()
+    raw["labs_mask"] = np.zeros(50, np.float32)
+    with pytest.raises(PacxError, match="a.png: all laboratory values are missing"):
+        make("labs")(raw, generator())
+    raw["labs_mask"] = np.ones(50, np.float32)
+    with pytest.raises(PacxError, match="a.png: NaN in laboratory values"):
+        make("labs")(raw, generator())
+
+
+def test_bad_fields_are_one_line():
+    for name, fields, message in (
+        ("mea", {}, "transform 'mea'"),
+        ("distill", {"modalities": ("x",)}, "data.modalities has x"),
+        ("mae", {"crop_scale": (0.9, 0.2)}, "data.crop_scale"),
+        ("mae", {"image_size": 0}, "data.image_size 0"),
+        ("probe", {"uncertain": "perhaps"}, "data.uncertain 'perhaps'"),
+    ):
+        with pytest.raises(PacxError, match=message):
+            make(name, **fields)
