@@ -18,7 +18,7 @@ import shutil
 import numpy as np
 import tqdm
 
-VERSION = 2  # raise when the same parameters would give other bytes
+VERSION = 3  # raise when the same parameters would give other bytes
 MARKER = "cohort_layout.json"
 _PATIENTS_PER_TASK = 6
 
