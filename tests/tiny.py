@@ -1,0 +1,150 @@
+"""Small configs, model folders and batches that tests share."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+
+import flax
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+
+from pacx_jax import export, model_folder
+
+VIT = {
+    "patch_size": 8,
+    "width": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "ln_eps": 1e-6,
+    "image_size": 32,
+}
+ECG = {
+    "base_filters": 8,
+    "filters": [8, 16],
+    "blocks": [1, 1],
+    "kernel": 4,
+    "groups_width": 8,
+}
+LABS = {"features": 50, "hidden": 16, "latent": 8, "mask_inputs": True}
+
+
+def config(recipe: str, arg: str | None = None, **fields) -> ml_collections.ConfigDict:
+    """A recipe's config with fields set by dotted name (dots as double underscores)."""
+    c = importlib.import_module(f"configs.{recipe}").get_config(arg)
+    c.update_from_flattened_dict({k.replace("__", "."): v for k, v in fields.items()})
+    return c
+
+
+def randomized(params, seed: int, scale: float = 0.3):
+    """The same tree with noise on every leaf, so that no bias is 0 and no scale 1."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda p: np.asarray(p + scale * rng.normal(size=p.shape), np.float32), params
+    )
+
+
+def random_params(model, *args, seed: int = 0, noise: float = 0.3, **kwargs):
+    """Random parameters of a linen model, by its shapes: nothing is compiled.
+
+    Kernels have the variance 1 / fan-in; scales are near 1, everything else near 0,
+    give or take `noise`.
+    """
+    shapes = jax.eval_shape(
+        functools.partial(model.init, **kwargs), jax.random.key(0), *args
+    )["params"]
+    rng = np.random.default_rng(seed)
+    tree = {}
+    for name, shape in sorted(flat(shapes).items()):
+        x = rng.normal(size=shape.shape)
+        if name.endswith("kernel"):
+            x = x / np.sqrt(np.prod(shape.shape[:-1]))
+        else:
+            x = noise * x + name.endswith("scale")
+        tree[name] = x.astype(np.float32)
+    return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
+    """A model folder's content with random weights."""
+    architecture = {"vit": VIT, "ecg_net1d": ECG, "labs_dae": LABS}[kind]
+    preprocessing = {
+        "vit": export.image_preprocessing(config("mae_vitb16").data),
+        "ecg_net1d": {"sampling_rate": 500, "decimate": 1},
+        "labs_dae": {},
+    }[kind]
+    empty = model_folder.ModelFolder(kind, architecture, preprocessing, {})
+    args = {
+        "vit": (jnp.zeros((1, 32, 32, 3)),),
+        "ecg_net1d": (jnp.zeros((1, 64, 12)),),
+        "labs_dae": (jnp.zeros((1, 50)), jnp.zeros((1, 50))),
+    }[kind]
+    params = random_params(empty.module(), *args, seed=seed, noise=0.05)
+    return model_folder.ModelFolder(kind, architecture, preprocessing, params)
+
+
+def write_folders(path) -> dict[str, str]:
+    """Writes one folder of each kind; returns the config fields that name them."""
+    names = {"model_init": "vit", "ecg_init": "ecg_net1d", "labs_init": "labs_dae"}
+    for i, kind in enumerate(names.values()):
+        model_folder.save(path / kind, folder(kind, i), card="a test's")
+    return {field: str(path / kind) for field, kind in names.items()}
+
+
+def distill_config(folders: dict[str, str], **fields) -> ml_collections.ConfigDict:
+    """Distillation at "mu" size, dropout on, every term of the objective active."""
+    small = {
+        "dtype": "float32",
+        "global_batch_size": 16,
+        "data__image_size": 32,
+        "heads__shared_dim": 16,
+        "lora__rank": 4,
+        "total_steps": 20,
+        "optim__warmup_steps": 5,
+        "optim__peak_lr": 1e-3,
+    }
+    return config("distill_vitb16", **(small | folders | fields))
+
+
+def distill_batch(b: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Images, raw physiology, and its embeddings by the folders of `write_folders`."""
+    rng = np.random.default_rng(seed)
+    mask = (rng.random((b, 50)) < 0.8).astype(np.float32)
+    batch = {
+        "image": rng.integers(0, 256, (b, 32, 32, 3), dtype=np.uint8),
+        "ecg": rng.normal(size=(b, 64, 12)).astype(np.float32),
+        "labs": rng.random((b, 50)).astype(np.float32),
+        "labs_mask": mask,
+    }
+    ecg, labs = folder("ecg_net1d", 1), folder("labs_dae", 2)
+    batch["ecg_embedding"] = np.asarray(
+        ecg.module().apply({"params": ecg.params}, batch["ecg"])
+    )
+    batch["labs_embedding"] = np.asarray(
+        labs.module().apply({"params": labs.params}, batch["labs"], mask)
+    )
+    return batch
+
+
+def count(tree) -> int:
+    """Number of parameters in a tree of arrays or shapes."""
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def flat(tree) -> dict:
+    """Slash-joined path -> leaf."""
+    return flax.traverse_util.flatten_dict(tree, sep="/")
+
+
+def relative(a, b) -> float:
+    """|a - b| / |b| of two arrays, by their Euclidean norms."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return float(np.linalg.norm(a - b) / max(np.linalg.norm(b), 1e-300))
+
+
+def worst(got, want) -> float:
+    """Largest absolute difference, in units of the largest value of `want`."""
+    want = np.asarray(want, np.float64)
+    return float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
