@@ -66,7 +66,10 @@ class Checkpointer:
         if marker.exists():
             best = json.loads(marker.read_text())
             # A resumed run passes its own best again; later ones are not yet reached.
-            if best["step"] <= step and self._sign * value <= self._sign * best["value"]:
+            if (
+                best["step"] <= step
+                and self._sign * value <= self._sign * best["value"]
+            ):
                 return
         if step in self._best.all_steps():
             self._best.delete(step)

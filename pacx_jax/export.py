@@ -1,6 +1,6 @@
 """From a finished run to a model folder: merged weights, description, model card.
 
-  python -m pacx_jax.export --workdir=runs/distill --out=encoder
+python -m pacx_jax.export --workdir=runs/distill --out=encoder
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pacx_jax import checkpoint, lora, metrics, model_folder
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill
-from pacx_jax.types import Params, PacxError
+from pacx_jax.types import PacxError, Params
 
 CARD = """# {title}
 
@@ -158,7 +158,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         path = pathlib.Path(args.workdir) / "config.json"
         if not path.is_file():
-            raise PacxError(f"{path} does not exist: is {args.workdir} a run's workdir?")
+            raise PacxError(
+                f"{path} does not exist: is {args.workdir} a run's workdir?"
+            )
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         target = from_workdir(config, args.workdir, args.out, args.which)
     except PacxError as e:

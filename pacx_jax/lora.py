@@ -26,7 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pacx_jax.types import Params, PacxError
+from pacx_jax.types import PacxError, Params
 
 
 def init(key: jax.Array, params: Params, targets: Sequence[str], rank: int) -> Params:
@@ -68,7 +68,11 @@ def merge(params: Params, adapters: Params, alpha: float) -> Params:
 
 @contextlib.contextmanager
 def applied(
-    adapters: Params, *, alpha: float, dropout: float = 0.0, key: jax.Array | None = None
+    adapters: Params,
+    *,
+    alpha: float,
+    dropout: float = 0.0,
+    key: jax.Array | None = None,
 ):
     """Within this context, `model.apply` runs with the adapters added.
 

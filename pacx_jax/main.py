@@ -21,7 +21,9 @@ from ml_collections import config_flags
 
 from pacx_jax.types import PacxError
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe.", lock_config=True)
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "The recipe.", lock_config=True
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _CPU_THREADS = flags.DEFINE_integer("cpu", -1, "Pin this process to one CPU core.")
 

@@ -24,8 +24,10 @@ class MetricsWriter:
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         keep_rows(self.path, start_step)
         keep_rows(self.path.with_name("timings.jsonl"), start_step)
-        self._metrics = self.path.open("a", encoding="utf-8")
-        self._timings = self.path.with_name("timings.jsonl").open("a", encoding="utf-8")
+        self._metrics = self.path.open("a", encoding="utf-8", buffering=1)
+        self._timings = self.path.with_name("timings.jsonl").open(
+            "a", encoding="utf-8", buffering=1
+        )
         self._board = tensorboardX.SummaryWriter(
             str(self.path.parent / "tensorboard"), purge_step=start_step or None
         )

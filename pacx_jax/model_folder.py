@@ -24,7 +24,7 @@ import safetensors
 import safetensors.numpy
 
 from pacx_jax.models import ecg, labs_dae, vit
-from pacx_jax.types import Params, PacxError
+from pacx_jax.types import PacxError, Params
 
 FORMAT = 1
 

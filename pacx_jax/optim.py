@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from pacx_jax.types import Params, PacxError
+from pacx_jax.types import PacxError, Params
 
 
 def schedule(optim, total_steps: int) -> optax.Schedule:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pacx_jax.types import Batch, Params, PacxError
+from pacx_jax.types import Batch, PacxError, Params
 
 # (regex on the slash-joined path, spec); the first match decides. ViT-B fits every
 # chip, so parameters are replicated by default and only the batch is split.

@@ -113,7 +113,8 @@ def read_folder(spec: FolderSpec) -> Listing:
     if not path_column:
         raise PacxError(
             f"{table.path}: no column of paths ({', '.join(tables.PATH_COLUMNS)}); "
-            f"give data.path_column, one of {', '.join(table.columns)}"
+            f"give data.path_column, one of {', '.join(table.columns)}, or "
+            "data.csv='-' to use no CSV"
         )
     paths = match_paths(table, path_column, files, root)
     patients, patient_column = table_patients(table, spec)

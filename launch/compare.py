@@ -1,0 +1,314 @@
+"""Compares the encoders of a demo: probes, floors, ceiling, retrieval, report.
+
+  python launch/compare.py --target=runs/demo [--split=test] [--ceiling]
+
+Writes comparison.txt, summary.json, comparison.json and report.html into the target.
+With --ceiling it only computes, ahead of time, the ECG and lab embeddings of the probe
+patients.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.metadata
+import json
+import pathlib
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+
+from pacx_jax import checkpoint, load_encoder, metrics, model_folder
+from pacx_jax.evaluate import (
+    alignment,
+    comparison,
+    features,
+    probe,
+    report,
+    rollout,
+    tables,
+)
+from pacx_jax.input import images, sources, transforms
+from pacx_jax.input.normalize import normalize
+from pacx_jax.models import mae, vit
+from pacx_jax.types import PacxError
+
+FRACTIONS = (0.01, 0.1, 1.0)
+SUBSETS = 20  # label subsets a fraction
+GROUPS = {
+    "physiological": ("slvh_dlv", "heart_failure"),
+    "anatomical": ("consolidation", "nodule", "hyperinflation"),
+}
+ARMS = {
+    "pacx": tables.Arm("PaCX-MAE", "compared", "Stage 2: distilled from ECG and labs."),
+    "mae": tables.Arm("MAE", "compared", "Stage 1, from which PaCX starts."),
+    "mae_continued": tables.Arm(
+        "MAE continued",
+        "floor",
+        "MAE trained on, for as many presentations of the same X-rays as Stage 2.",
+    ),
+    "shuffled": tables.Arm(
+        "Shuffled pairs", "floor", "Stage 2 with ECGs and labs of other patients."
+    ),
+    "random": tables.Arm("Random ViT", "floor", "The same architecture, untrained."),
+    "pixels": tables.Arm("Pixels 24x24", "floor", "Logistic regression on raw pixels."),
+    "physiology": tables.Arm(
+        "ECG + labs", "ceiling", "Probe on the ECG and lab embeddings themselves."
+    ),
+}
+PAIRS = [("pacx", arm) for arm in ARMS if arm not in ("pacx", "physiology")] + [
+    ("mae", "random"),
+    ("mae_continued", "mae"),
+    ("shuffled", "mae"),
+]
+
+
+def probe_source(target: pathlib.Path, split: str):
+    """One split of the demo's prepared probe patients."""
+    path = str(target / "data" / "prepared" / "probe")
+    return sources.open_source(
+        ml_collections.ConfigDict({"source": "prepared", "path": path}), split
+    )
+
+
+def ceiling(target: pathlib.Path) -> dict[str, np.ndarray]:
+    """ECG and lab embeddings of all probe studies, by image path; cached."""
+    cache = target / "cache" / "ceiling.npz"
+    if cache.exists():
+        with np.load(cache, allow_pickle=False) as saved:
+            return dict(zip(saved["path"], saved["z"], strict=True))
+    raw = target / "data" / "raw" / "probe"
+    with (raw / "labels.csv").open(newline="") as file:
+        paths = [row["path"] for row in csv.DictReader(file)]
+    ecg_folder = model_folder.load(target / "ecg", "ecg_net1d")
+    labs_folder = model_folder.load(target / "labs", "labs_dae")
+    data = ml_collections.ConfigDict(
+        {"ecg_decimate": ecg_folder.preprocessing["decimate"]}
+    )
+    load = transforms.make("ecg", data, train=False)
+    microvolts = np.load(raw / "ecg.npy", mmap_mode="r", allow_pickle=False)
+    rng = np.random.default_rng(0)  # evaluation transforms draw nothing from it
+    records = []
+    for i, path in enumerate(paths):
+        record = {"ecg": microvolts[i] / np.float32(1000), "lead_order": "standard"}
+        record |= {"labels": np.zeros(1, np.float32), "path": path}
+        records.append(load(record, rng)["ecg"])
+    z = features.physiology(
+        ecg_folder,
+        labs_folder,
+        np.stack(records),
+        np.load(raw / "labs_percentiles.npy", allow_pickle=False),
+        np.load(raw / "labs_missingness.npy", allow_pickle=False),
+    )
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(cache, path=np.array(paths), z=z)
+    return dict(zip(paths, z, strict=True))
+
+
+def encoders(target: pathlib.Path, seed: int) -> dict:
+    """Every arm that is an X-ray encoder."""
+    mae_folder = model_folder.load(target / "mae", "vit")
+    return {
+        "pacx": load_encoder(target / "distill"),
+        "mae": load_encoder(target / "mae"),
+        "mae_continued": load_encoder(target / "mae_continued"),
+        "shuffled": load_encoder(target / "shuffled"),
+        "random": features.random_encoder(mae_folder, seed),
+    }
+
+
+def compare(target: pathlib.Path, split: str, seed: int):
+    """Probes of every arm, trained on the train patients, tested on `split`."""
+    source = {s: probe_source(target, s) for s in ("train", split)}
+    sets = {s: features.read_probe_set(source[s]) for s in source}
+    train, test = sets["train"], sets[split]
+    if set(train.patients) & set(test.patients):
+        raise PacxError("probe patients stand in both splits: the data are damaged")
+    names = source["train"].label_names
+    arms = {
+        name: {"train": encoder(train.images), "test": encoder(test.images)}
+        for name, encoder in encoders(target, seed).items()
+    }
+    arms["pixels"] = {"train": features.pixels(train), "test": features.pixels(test)}
+    physiology = ceiling(target)
+    arms["physiology"] = {
+        "train": np.stack([physiology[p] for p in paths_of(source["train"])]),
+        "test": np.stack([physiology[p] for p in paths_of(source[split])]),
+    }
+    scores = probe.run_probes(
+        arms, train.labels, train.mask, FRACTIONS, range(SUBSETS), groups=train.patients
+    )
+    n_labelled = {
+        f: probe.subset_size(len(train.labels), len(names), f) for f in FRACTIONS
+    }
+    result = comparison.compare_arms(
+        scores, test.labels, test.mask, test.patients, names, GROUPS, PAIRS, n_labelled
+    )
+    return result, test
+
+
+def paths_of(source) -> list[str]:
+    """The images' paths, as they stand in the probe set's CSV."""
+    return [source[i]["path"] for i in range(len(source))]
+
+
+def retrieval_rows(target: pathlib.Path) -> list[dict]:
+    """Ridge alignment of each encoder's embedding with ECG and labs (section 5.4).
+
+    Fitted on the training triplets, measured on the validation triplets.
+    """
+    tables_ = {}
+    config = json.loads((target / "distill" / "config.json").read_text())
+    data = ml_collections.ConfigDict(config["data"])
+    sets = {s: sources.open_source(data, s) for s in ("train", "val")}
+    for m in ("ecg", "labs"):
+        for path in (target / "cache").glob(f"{m}_*.npy"):
+            table = np.load(path, allow_pickle=False)
+            split = "train" if len(table) == len(sets["train"]) else "val"
+            tables_[m, split] = table
+    rows = []
+    for name, encoder in encoders(target, 0).items():
+        if name not in ("pacx", "mae", "random"):
+            continue
+        z = {}
+        for split, source in sets.items():
+            decoded = (
+                images.decode(source[i]["image"], source.name(i))
+                for i in range(len(source))
+            )
+            z[split] = encoder(decoded)
+        for m in ("ecg", "labs"):
+            row = alignment.ridge_alignment(
+                z["train"], tables_[m, "train"], z["val"], tables_[m, "val"]
+            )
+            rows.append({"encoder": name, "target": m, "n": len(z["val"]), **row})
+    return rows
+
+
+def reconstructions(target: pathlib.Path, test, count: int = 4) -> list[tuple]:
+    """Input, masked input and reconstruction of a few probe X-rays."""
+    config = ml_collections.ConfigDict(
+        json.loads((target / "mae" / "config.json").read_text())
+    )
+    model = mae.from_config(config.model)
+    size, patch = config.data.image_size, config.model.patch_size
+    grid = (size // patch, size // patch)
+    x = np.stack([images.resize(image, size) for image in test.images[:count]])
+    ids_keep, ids_restore, mask = mae.random_masking(
+        jax.random.key(0), count, grid[0] * grid[1], config.loss.mask_ratio
+    )
+    inputs = normalize(x, config.data.mean, config.data.std)
+    params = checkpoint.read_params(target / "mae")
+    pred = jax.jit(model.apply)({"params": params}, inputs, ids_keep, ids_restore)
+    patches = vit.patchify(inputs, patch)
+    mask = np.asarray(mask)[..., None]
+    std, mean = np.array(config.data.std), np.array(config.data.mean)
+
+    def to_image(tokens):
+        image = np.asarray(vit.unpatchify(tokens, patch, grid)) * std + mean
+        return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
+
+    grey = -mean / std + 0.5 / std  # mid-grey in normalised units
+    hidden = np.where(mask > 0, np.tile(grey, patch**2), patches)
+    filled = np.where(mask > 0, pred, patches)
+    return list(zip(x, to_image(hidden), to_image(filled), strict=True))
+
+
+def rollouts(target: pathlib.Path, test, count: int = 3) -> list[tuple]:
+    """Attention rollout of MAE and PaCX and their difference, for X-rays with HF."""
+    chosen = [i for i in np.flatnonzero(test.labels[:, 1] > 0)[:count]]
+    found = {}
+    for name, folder in (("mae", "mae"), ("pacx", "distill")):
+        encoder = load_encoder(target / folder)
+        x = np.stack([encoder.preprocess(test.images[i]) for i in chosen])
+        found[name] = rollout.rollout_maps(encoder.attentions(x), encoder.image_size)
+    difference = rollout.difference_map(found["mae"], found["pacx"])
+    return list(zip(x, found["mae"], found["pacx"], difference, strict=True))
+
+
+def curves(target: pathlib.Path) -> dict[str, tuple]:
+    """Training and validation losses of every stage."""
+    out = {}
+    for name in ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued"):
+        rows = metrics.read_rows(target / name)
+        for key, label in (("loss", "train"), ("val/loss", "validation")):
+            found = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+            if found:
+                out[f"{name}/{label}"] = tuple(zip(*found, strict=True))
+    return out
+
+
+def distill_retrieval(target: pathlib.Path) -> list[str]:
+    """A sentence on CXR->ECG and CXR->labs retrieval in the shared space."""
+    last = [r for r in metrics.read_rows(target / "distill") if "val/loss" in r][-1]
+    sentences = []
+    for m, name in (("ecg", "ECG"), ("labs", "labs")):
+        shares = ", ".join(
+            f"@{k} {last[f'val/recall@{k}_{m}']:.1%}" for k in (1, 5, 10)
+        )
+        sentences.append(f"CXR to {name} in Stage 2's shared space: recall {shares}.")
+    return sentences
+
+
+def write(target: pathlib.Path, split: str) -> None:
+    """Everything that the demo leaves behind."""
+    identity = json.loads((target / "demo.json").read_text())
+    progress = json.loads((target / "progress.json").read_text())
+    result, test = compare(target, split, identity["seed"])
+    stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    page = report.Report(
+        title="PaCX-MAE: the demonstration",
+        simulated=True,
+        headline=distill_retrieval(target),
+        summary=result.summary,
+        table=result.table,
+        pairs=result.pairs,
+        arms=ARMS,
+        curves=curves(target),
+        reconstructions=reconstructions(target, test),
+        retrieval=retrieval_rows(target),
+        rollouts=rollouts(target, test),
+        configs={s: json.loads((target / s / "config.json").read_text())
+                 for s in stages},
+        versions={p: importlib.metadata.version(p) for p in packages},
+        seeds={"cohort and training": identity["seed"]},
+        seconds=progress["done"],
+        notes=[f"Probes are measured on the {split} patients."],
+    )  # fmt: skip
+    report.write_report(target / "report.html", page)
+    text = tables.render_table_text(result.table, result.summary, ARMS)
+    (target / "comparison.txt").write_text(text + "\n", encoding="utf-8")
+    (target / "comparison.md").write_text(
+        tables.markdown_table(result.table, ARMS) + "\n", encoding="utf-8"
+    )
+    numbers = {"table": result.table, "pairs": result.pairs}
+    (target / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n")
+    summary = {"comparison": result.summary}
+    (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", required=True, type=pathlib.Path)
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--ceiling", action="store_true")
+    args = parser.parse_args()
+    try:
+        if args.ceiling:
+            ceiling(args.target)
+        else:
+            write(args.target, args.split)
+    except PacxError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,304 @@
+"""The whole curriculum on the embedded cohort, from nothing to a report.
+
+  bash launch/demo.sh                # about a quarter of an hour on two cores
+  bash launch/demo.sh --full         # a larger cohort and model, an hour or two
+
+Stages run as processes, two at a time where they do not need each other, each on half
+of the cores: small models gain more from that than from sharing them. What is finished
+stays finished: an interrupted demo goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import tqdm
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Studies of the cohort, training steps, and further config overrides. The settings
+# were chosen on validation patients of cohort seeds 100 and up (docs/demo.md).
+DEMO = {
+    "cohort": dict(pretrain=6000, symile=3000, symile_size=128, symile_val=256,
+                   symile_test=10, ecg=1500, probe_train=3000, probe_val=500,
+                   probe_test=2000),
+    "size": 96,
+    "mae": {"total_steps": 3200},
+    "mae_continued": {"total_steps": 600, "optim.warmup_steps": 30},
+    "labs": {},
+    "ecg": {},
+    "distill": {"total_steps": 1200},
+}  # fmt: skip
+FULL = {
+    "cohort": dict(pretrain=20000, symile=8000, symile_size=128, symile_val=512,
+                   symile_test=10, ecg=4000, probe_train=6000, probe_val=500,
+                   probe_test=4000),
+    "size": 96,
+    "mae": {"total_steps": 12000, "model.variant": "Ti"},
+    "mae_continued": {"total_steps": 2000, "optim.warmup_steps": 100},
+    "labs": {"total_steps": 2000},
+    "ecg": {"total_steps": 1000},
+    "distill": {"total_steps": 4000},
+}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Stage:
+    """One process of the curriculum.
+
+    Attributes:
+      name: also of its log, runs/demo/logs/<name>.log.
+      argv: the command after the Python interpreter.
+      needs: names of stages that must be finished before.
+      weight: its share of the progress bar, in seconds on two cores.
+      cores: how many halves of the machine it takes.
+      says: what its line in the terminal adds.
+    """
+
+    name: str
+    argv: list[str]
+    needs: tuple[str, ...]
+    weight: float
+    cores: int = 1
+    says: str = ""
+
+
+def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[Stage]:
+    """The stages, each after those that it needs."""
+    data, prepared = target / "data", target / "data" / "prepared"
+    sizes = [f"--{k}={v}" for k, v in plan["cohort"].items()]
+    stages = [
+        Stage(
+            "cohort",
+            ["data/cohort/generate.py", f"--target={data}/raw", f"--seed={seed}"]
+            + sizes + ["--workers=2"],
+            (), 120, 2, "simulated patients",
+        )
+    ]  # fmt: skip
+    for name, builder, folder in (
+        ("prepare_cxr", "chexpert", "chexpert"),
+        ("prepare_ecg", "ecg_array", "ecg"),
+        ("prepare_triplets", "symile_mimic", "symile_mimic"),
+        ("prepare_probe", "folder", "probe"),
+    ):
+        argv = ["data/prepare.py", builder, f"--source={data}/raw/{folder}"]
+        argv += [f"--target={prepared}/{folder}", f"--size={plan['size']}"]
+        stages.append(Stage(name, [*argv, "--workers=1"], ("cohort",), 15))
+    mae = {"data.path": f"{prepared}/chexpert"}
+    triplets = {"data.path": f"{prepared}/symile_mimic"}
+    distill = triplets | {
+        "model_init": target / "mae",
+        "ecg_init": target / "ecg",
+        "labs_init": target / "labs",
+        "cache_dir": target / "cache",
+    }
+    continued = triplets | {"model_init": target / "mae"}
+    ecg = {"data.path": f"{prepared}/ecg"}
+    stages += [
+        _train(target, plan, seed, "mae", "mae_vitb16", mae, ("prepare_cxr",), 300),
+        _train(target, plan, seed, "labs", "labs_dae", triplets,
+               ("prepare_triplets",), 15),
+        _train(target, plan, seed, "ecg", "ecg_net1d", ecg, ("prepare_ecg",), 80),
+        Stage("ceiling", ["launch/compare.py", f"--target={target}", "--ceiling"],
+              ("ecg", "labs", "prepare_probe"), 30),
+        _train(target, plan, seed, "distill", "distill_vitb16", distill,
+               ("mae", "ecg", "labs"), 150),
+        _train(target, plan, seed, "mae_continued", "mae_vitb16", continued,
+               ("mae",), 60),
+        _train(target, plan, seed, "shuffled", "distill_vitb16",
+               distill | {"data.shuffle_pairs": True}, ("distill",), 150),
+        Stage("compare", ["launch/compare.py", f"--target={target}",
+                          f"--split={split}"],
+              ("shuffled", "mae_continued", "ceiling"), 90, 2),
+    ]  # fmt: skip
+    return stages
+
+
+def _train(target, plan, seed, name, recipe, fields, needs, weight) -> Stage:
+    fields = fields | {"seed": seed}
+    fields |= plan["distill" if name == "shuffled" else name]
+    argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
+    argv += [f"--workdir={target / name}"]
+    argv += [f"--config.{k}={v}" for k, v in fields.items()]
+    return Stage(name, argv, needs, weight)
+
+
+class Demo:
+    """Runs the stages, and keeps in the target folder what is done and how long."""
+
+    def __init__(self, target: pathlib.Path, stages: list[Stage]):
+        self.target, self.stages = target, stages
+        self.record = target / "progress.json"
+        self.done: dict[str, float] = {}
+        self.before, self.peak = 0.0, 0.0
+        if self.record.exists():
+            old = json.loads(self.record.read_text())
+            self.done, self.before = old["done"], old["seconds"]
+            self.peak = old["peak_rss_mib"]
+        self.started = time.monotonic()
+        self.running: dict[str, tuple[Stage, subprocess.Popen, float, list[set]]] = {}
+        cores = sorted(os.sched_getaffinity(0))
+        half = max(len(cores) // 2, 1)
+        self.free = [set(cores[:half]), set(cores[half:] or cores)]
+        self.bar = tqdm.tqdm(
+            total=round(sum(s.weight for s in stages)),
+            bar_format="{percentage:3.0f}%|{bar:24}| {elapsed} {postfix}",
+            disable=not sys.stderr.isatty(),
+        )
+
+    def run(self) -> None:
+        """All stages that are not done; raises SystemExit where one fails."""
+        (self.target / "logs").mkdir(parents=True, exist_ok=True)
+        waiting = [s for s in self.stages if s.name not in self.done]
+        try:
+            while waiting or self.running:
+                for stage in list(waiting):
+                    ready = all(n in self.done for n in stage.needs)
+                    if ready and len(self.free) >= stage.cores:
+                        waiting.remove(stage)
+                        self._start(stage)
+                time.sleep(0.2)
+                self._measure()
+                for name in list(self.running):
+                    self._finish(name)
+        finally:
+            for _, process, *_ in self.running.values():
+                process.terminate()
+            for _, process, *_ in self.running.values():
+                process.wait()
+            self._save()
+            self.bar.close()
+
+    def _start(self, stage: Stage) -> None:
+        halves = [self.free.pop(0) for _ in range(stage.cores)]
+        environment = os.environ | {
+            "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
+            "JAX_COMPILATION_CACHE_DIR": str(self.target / "jax_cache"),
+            "PYTHONPATH": str(ROOT),
+        }
+        log = (self.target / "logs" / f"{stage.name}.log").open("ab")
+        mine = os.sched_getaffinity(0)
+        os.sched_setaffinity(0, set().union(*halves))  # the child inherits it
+        try:
+            process = subprocess.Popen(
+                [sys.executable, *stage.argv], stdout=log, stderr=log,
+                cwd=ROOT, env=environment,
+            )  # fmt: skip
+        finally:
+            os.sched_setaffinity(0, mine)
+            log.close()
+        self.running[stage.name] = (stage, process, time.monotonic(), halves)
+
+    def _finish(self, name: str) -> None:
+        stage, process, started, halves = self.running[name]
+        code = process.poll()
+        if code is None:
+            return
+        del self.running[name]
+        self.free += halves
+        if code:
+            log = self.target / "logs" / f"{name}.log"
+            tail = log.read_text(errors="replace").strip().splitlines()[-5:]
+            self.bar.close()
+            print(f"{name} failed (exit code {code}); the end of {log}:")
+            print("\n".join(tail))
+            raise SystemExit(1)
+        seconds = time.monotonic() - started
+        self.done[name] = round(seconds, 1)
+        self._save()
+        log = (self.target / "logs" / f"{name}.log").read_text(errors="replace")
+        lines = log.strip().splitlines()
+        said = lines[-1] if lines and stage.name in TRAINED else stage.says
+        self.bar.write(f"{name:17s}{seconds:6.0f} s  {said}", file=sys.stdout)
+        sys.stdout.flush()
+
+    def _measure(self) -> None:
+        total = 0
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                total += process.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+        self.peak = max(self.peak, total / 2**20)
+        position = sum(s.weight for s in self.stages if s.name in self.done)
+        position += sum(
+            min((time.monotonic() - t) / s.weight, 0.95) * s.weight
+            for s, _, t, _ in self.running.values()
+        )
+        self.bar.n = min(round(position), self.bar.total)
+        self.bar.set_postfix_str(", ".join(self.running), refresh=False)
+        self.bar.refresh()
+
+    def _save(self) -> None:
+        row = {
+            "done": self.done,
+            "seconds": round(self.before + time.monotonic() - self.started, 1),
+            "peak_rss_mib": round(self.peak, 1),
+        }
+        temporary = self.record.with_suffix(".tmp")
+        temporary.write_text(json.dumps(row, indent=2) + "\n")
+        temporary.replace(self.record)
+
+
+TRAINED = ("mae", "labs", "ecg", "distill", "mae_continued", "shuffled")
+
+
+def main() -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--target", help="folder (runs/demo; runs/full with --full)")
+    parser.add_argument("--full", action="store_true", help="an hour or two")
+    parser.add_argument("--seed", type=int, default=1, help="of cohort and training")
+    parser.add_argument("--split", default="test", choices=("val", "test"),
+                        help="probe patients to report on; settings are chosen on val")  # fmt: skip
+    args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    plan = FULL if args.full else DEMO
+    target = pathlib.Path(args.target or ("runs/full" if args.full else "runs/demo"))
+    identity = {"plan": plan, "seed": args.seed, "split": args.split}
+    identity = json.dumps(identity, indent=2, sort_keys=True) + "\n"
+    record = target / "demo.json"
+    if record.exists() and record.read_text() != identity:
+        print(f"error: {target} holds a demo with other settings (see {record}): "
+              "delete it or give another --target", file=sys.stderr)  # fmt: skip
+        return 2
+    target.mkdir(parents=True, exist_ok=True)
+    record.write_text(identity)
+    demo = Demo(target, curriculum(target, plan, args.seed, args.split))
+    try:
+        demo.run()
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here")
+        return 130
+    finish(target, demo)
+    return 0
+
+
+def finish(target: pathlib.Path, demo: Demo) -> None:
+    """Completes summary.json with time and memory, and prints the comparison."""
+    path = target / "summary.json"
+    summary = json.loads(path.read_text())
+    record = json.loads(demo.record.read_text())
+    if "seconds" not in summary:
+        summary |= {k: record[k] for k in ("seconds", "peak_rss_mib")}
+        path.write_text(json.dumps(summary, indent=2) + "\n")
+    print((target / "comparison.txt").read_text())
+    print(
+        f"{summary['seconds'] / 60:.1f} minutes, at most "
+        f"{summary['peak_rss_mib'] / 1024:.1f} GiB; report: {target / 'report.html'}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,91 @@
+"""Features of probe sets: what every arm of a comparison sees of the same studies."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pacx_jax.encoder import Encoder
+from pacx_jax.input import images
+from pacx_jax.model_folder import ModelFolder
+
+
+@dataclasses.dataclass(frozen=True)
+class ProbeSet:
+    """One split, decoded once for all arms.
+
+    Attributes:
+      images: uint8 arrays of any size, in the source's order.
+      labels: (n, c) float32, 0 where unknown.
+      mask: (n, c) float32, 1 where the label is known.
+      patients: (n,) str.
+    """
+
+    images: list[np.ndarray]
+    labels: np.ndarray
+    mask: np.ndarray
+    patients: np.ndarray
+
+
+def read_probe_set(source) -> ProbeSet:
+    """Reads a labelled source (see pacx_jax.input.sources) into memory."""
+    decoded, labels, patients = [], [], []
+    for i in range(len(source)):
+        example = source[i]
+        decoded.append(images.decode(example["image"], source.name(i)))
+        labels.append(example["labels"])
+        patients.append(str(example.get("patient_id", i)))
+    labels = np.asarray(labels, np.float32)
+    known = ~(np.isnan(labels) | (labels < 0))
+    return ProbeSet(
+        decoded,
+        np.where(known, labels, 0).astype(np.float32),
+        known.astype(np.float32),
+        np.array(patients),
+    )
+
+
+def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:
+    """Raw grey pixels at size x size, (n, size^2) float32: the floor without a model."""
+    small = [images.resize(image, size)[..., 0] for image in probe_set.images]
+    return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
+
+
+def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
+    """An encoder of the same architecture with random weights: the untrained floor."""
+    size = folder.architecture["image_size"]
+    init = jax.jit(folder.module().init)
+    params = init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))["params"]
+    return Encoder(dataclasses.replace(folder, params=params))
+
+
+def physiology(
+    ecg_encoder: ModelFolder,
+    labs_encoder: ModelFolder,
+    ecg: np.ndarray,
+    labs: np.ndarray,
+    labs_mask: np.ndarray,
+    batch_size: int = 64,
+) -> np.ndarray:
+    """ECG and lab embeddings side by side, (n, d_ecg + d_labs): the ceiling.
+
+    Args:
+      ecg: (n, t, 12), preprocessed as the encoder's folder says.
+      labs, labs_mask: (n, 50).
+    """
+    out = []
+    for folder, arrays in ((ecg_encoder, (ecg,)), (labs_encoder, (labs, labs_mask))):
+        module = folder.module()
+        apply = jax.jit(lambda p, *x, m=module: m.apply({"params": p}, *x))
+        rows = []
+        for i in range(0, len(labs), batch_size):
+            chunk = [np.asarray(a[i : i + batch_size], np.float32) for a in arrays]
+            n = len(chunk[0])
+            chunk = [np.pad(c, [(0, batch_size - n)] + [(0, 0)] * (c.ndim - 1))
+                     for c in chunk]  # fmt: skip
+            rows.append(np.asarray(apply(folder.params, *chunk))[:n])
+        out.append(np.concatenate(rows))
+    return np.concatenate(out, axis=1)
