@@ -245,9 +245,8 @@ def distill_retrieval(target: pathlib.Path) -> list[str]:
     last = [r for r in metrics.read_rows(target / "distill") if "val/loss" in r][-1]
     sentences = []
     for m, name in (("ecg", "ECG"), ("labs", "labs")):
-        shares = ", ".join(
-            f"@{k} {last[f'val/recall@{k}_{m}']:.1%}" for k in (1, 5, 10)
-        )
+        found = {k: last[f"val/recall@{k}_{m}"] for k in (1, 5, 10)}
+        shares = ", ".join(f"@{k} {share:.1%}" for k, share in found.items())
         sentences.append(f"CXR to {name} in Stage 2's shared space: recall {shares}.")
     return sentences
 

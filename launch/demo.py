@@ -260,8 +260,12 @@ def main() -> int:
     parser.add_argument("--target", help="folder (runs/demo; runs/full with --full)")
     parser.add_argument("--full", action="store_true", help="an hour or two")
     parser.add_argument("--seed", type=int, default=1, help="of cohort and training")
-    parser.add_argument("--split", default="test", choices=("val", "test"),
-                        help="probe patients to report on; settings are chosen on val")  # fmt: skip
+    parser.add_argument(
+        "--split",
+        default="test",
+        choices=("val", "test"),
+        help="probe patients to report on; settings are chosen on val",
+    )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     plan = FULL if args.full else DEMO

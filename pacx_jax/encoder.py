@@ -90,8 +90,8 @@ class Encoder:
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
             raise PacxError(
-                f"image array of dtype {image.dtype} and shape {image.shape}: give uint8 "
-                "(h, w) or (h, w, 3)"
+                f"image array of dtype {image.dtype} and shape {image.shape}: give "
+                "uint8 (h, w) or (h, w, 3)"
             )
         return imageio.resize(image, self.image_size)
 

@@ -11,7 +11,6 @@ as it is.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import sys
 
@@ -25,7 +24,6 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
-_CPU_THREADS = flags.DEFINE_integer("cpu", -1, "Pin this process to one CPU core.")
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -88,8 +86,6 @@ def _main(argv: list[str]) -> None:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
-    if _CPU_THREADS.value >= 0:
-        os.sched_setaffinity(0, {_CPU_THREADS.value})
     run(_CONFIG.value, _WORKDIR.value)
 
 

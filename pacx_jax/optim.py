@@ -46,7 +46,7 @@ def decay_mask(params: Params) -> Params:
 
 
 def make(optim, total_steps: int) -> optax.GradientTransformation:
-    """AdamW with optional global-norm clipping; `decay="all"` is the reference's D17."""
+    """AdamW, optionally clipped by global norm; decay="all" is the reference (D17)."""
     if optim.decay not in ("kernels", "all"):
         raise PacxError(f"config.optim.decay {optim.decay!r}: choose kernels or all")
     steps = []

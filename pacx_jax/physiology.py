@@ -1,8 +1,8 @@
 """Frozen ECG and lab embeddings of a data set, computed once and cached.
 
 A cache file is named by a hash of everything its content depends on: the encoder's
-weights and description, the data's fingerprint, the batch size. Another encoder or other
-data means another file, so that a stale cache is never read.
+weights and description, the data's fingerprint, the batch size. Another encoder or
+other data means another file, so that a stale cache is never read.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The only training loop. Objectives and configs differ between stages; this does not.
+"""The only training loop. Objectives and configs differ between stages; it does not.
 
-Its order is the resume contract: mesh, pipeline, abstract state, shardings, then init or
-restore, then for each step: read a batch, update, log, evaluate, save. Saved at step N
-means N updates done and N batches read; batch N is the next one.
+Its order is the resume contract: mesh, pipeline, abstract state, shardings, then init
+or restore, then for each step: read a batch, update, log, evaluate, save. Saved at step
+N means N updates done and N batches read; batch N is the next one.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def with_label_names(config, opened):
 
 
 class Data:
-    """The train and validation batches of a run, and the cached embeddings they join."""
+    """Train and validation batches of a run, and the cached embeddings they join."""
 
     def __init__(self, config, workdir, objective: Objective, mesh, opened):
         self.config, self.mesh, self.sources = config, mesh, opened

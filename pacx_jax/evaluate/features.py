@@ -49,7 +49,7 @@ def read_probe_set(source) -> ProbeSet:
 
 
 def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:
-    """Raw grey pixels at size x size, (n, size^2) float32: the floor without a model."""
+    """Raw grey pixels, (n, size^2) float32: the floor without a model."""
     small = [images.resize(image, size)[..., 0] for image in probe_set.images]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
 

@@ -238,7 +238,7 @@ def _summarize(config, modalities):
             config
         )
         metrics |= {
-            "loss": float(loss),
+            "loss": float(total / _count(config)),
             "z_norm": float(np.linalg.norm(out["z"], axis=-1).mean()),
             "z_std": float(out["z"].std(0).mean()),
             "logit_scale": scale,
