@@ -50,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--source", required=True, help="folder of the data set as published")
     add("--target", required=True, help="folder to write; it must not exist yet")
     add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
-    add("--workers", type=int, default=0, help="processes; 0 = one for each core")
+    add("--workers", type=int, default=0, help="threads; 0 = one for each core")
     add("--lead_order", choices=("standard", "mimic"), default="standard")
     add("--csv", default="", help="folder, ecg_array: CSV of labels and patients")
     add("--label_columns", default="", help="comma-separated; default: all")

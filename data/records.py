@@ -1,8 +1,8 @@
 """What all builders share: a plan of examples, made in parallel, written by TFDS.
 
 A builder says which rows each split has and how one row becomes an example; this file
-runs that in worker processes, leaves out what cannot be read, and writes ArrayRecord
-without TensorFlow.
+runs that in threads, leaves out what cannot be read, and writes ArrayRecord without
+TensorFlow.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,7 +22,6 @@ from pacx_jax.input import images
 from pacx_jax.types import PacxError
 
 _CHUNK = 16  # rows a worker gets at a time
-_ROWS_WORTH_A_WORKER = 256  # a worker takes seconds to start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +29,9 @@ class Plan:
     """What there is to prepare.
 
     Attributes:
-      splits: split -> its rows, any picklable things.
-      make: row -> example; picklable. PacxError leaves the row out.
-      name: row -> what the row is called in messages; picklable.
+      splits: split -> its rows, any kind of thing.
+      make: row -> example, called from several threads. PacxError leaves the row out.
+      name: row -> what the row is called in messages.
       entries: names of the entries of every example (see pacx_jax/input/sources.py).
       label_names: names of the labels.
       fingerprint: sha256 of what identifies the source.
@@ -203,28 +201,25 @@ def _make_chunk(
 def _make_all(
     make: Callable[[Any], dict[str, Any]], rows: Sequence[Any], workers: int
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """(example, "") or (None, reason) of each row, in order, in constant memory."""
+    """(example, "") or (None, reason) of each row, in order, in constant memory.
+
+    Threads serve as well as processes, which would take seconds to start: decoding,
+    resizing and encoding leave the interpreter free, and one writer limits both.
+    """
     chunks = (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
-    workers = min(workers, len(rows) // _ROWS_WORTH_A_WORKER)
     if workers < 2:
         for chunk in chunks:
             yield from _make_chunk(make, chunk)
         return
-    # Spawned, for a fork of a process with threads may hang. Only a few chunks are
-    # under way at a time, or results would pile up before the writer.
-    context = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+    pool = concurrent.futures.ThreadPoolExecutor(workers)
+    # Only a few chunks are under way, or results would pile up before the writer.
     waiting: collections.deque = collections.deque()
     try:
         for chunk in chunks:
             waiting.append(pool.submit(_make_chunk, make, chunk))
-            if len(waiting) >= 4 * workers:
+            if len(waiting) >= 2 * workers:
                 yield from waiting.popleft().result()
         while waiting:
             yield from waiting.popleft().result()
-    except concurrent.futures.process.BrokenProcessPool:
-        raise PacxError(
-            "a worker process died, perhaps for want of memory; lower --workers"
-        ) from None
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
