@@ -138,25 +138,12 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text())
-        except (OSError, ValueError):
-            raise PacxError(
-                f"{path}: not a prepared data set (no readable {MANIFEST}); make one "
-                "by data/prepare.py, or give data.source=folder"
-            ) from None
+        manifest = _read_manifest(folder)
         sizes = manifest["splits"]
         if split not in sizes:
             raise PacxError(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
-        for name, size in manifest["files"].items():
-            file = folder / name
-            if not file.is_file() or file.stat().st_size != size:
-                raise PacxError(
-                    f"{file}: missing or cut off ({size} bytes were written); delete "
-                    f"{path} and prepare it again"
-                )
         try:
             builder = tfds.builder_from_directory(str(folder))
             raw = {"image": tfds.decode.SkipDecoding()}
@@ -202,6 +189,31 @@ class PreparedSource:
             return f"{self._path}: {self.split}[{i}] {_text(self._records[i]['path'])}"
         except Exception:
             return f"{self._path}: {self.split}[{i}]"
+
+
+def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
+    """What data/prepare.py says of its target; PacxError if a file of it is cut off."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        raise PacxError(
+            f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
+            "data/prepare.py, or give data.source=folder"
+        ) from None
+    fields = {"splits", "files", "entries", "label_names", "fingerprint"}
+    if not isinstance(manifest, dict) or fields - set(manifest):
+        raise PacxError(
+            f"{folder}: prepared by another version of data/prepare.py; delete it and "
+            "prepare it again"
+        )
+    for name, size in manifest["files"].items():
+        file = folder / name
+        if not file.is_file() or file.stat().st_size != size:
+            raise PacxError(
+                f"{file}: missing or cut off ({size} bytes were written); delete "
+                f"{folder} and prepare it again"
+            )
+    return manifest
 
 
 class Subset:

@@ -341,6 +341,14 @@ def test_a_damaged_prepared_set_is_one_line(tmp_path, run):
     assert "\n" not in str(error.value)
 
 
+def test_a_set_of_another_version_is_one_line(tmp_path, run):
+    root, target = draw_folder(tmp_path), tmp_path / "out"
+    run("folder", f"--source={root}", f"--target={target}")
+    (target / sources.MANIFEST).write_text('{"splits": {"train": 3}}')
+    with pytest.raises(PacxError, match="prepared by another version"):
+        open_prepared(target)
+
+
 def test_a_flipped_byte_makes_a_sample_unreadable_never_wrong(tmp_path, run):
     root, target = draw_folder(tmp_path), tmp_path / "out"
     run("folder", f"--source={root}", f"--target={target}")
