@@ -234,9 +234,7 @@ def _summarize(config, modalities):
             metrics[f"cosine_sim_{m}"] = float(out[f"cosine_{m}"].mean())
             clip.append(metrics[f"clip_{m}"])
             reg.append(1 - metrics[f"cosine_sim_{m}"])
-        loss = (w.clip_weight * sum(clip) + w.regression_weight * sum(reg)) / _count(
-            config
-        )
+        total = w.clip_weight * sum(clip) + w.regression_weight * sum(reg)
         metrics |= {
             "loss": float(total / _count(config)),
             "z_norm": float(np.linalg.norm(out["z"], axis=-1).mean()),
