@@ -148,3 +148,8 @@ def worst(got, want) -> float:
     """Largest absolute difference, in units of the largest value of `want`."""
     want = np.asarray(want, np.float64)
     return float(np.abs(np.asarray(got, np.float64) - want).max() / np.abs(want).max())
+
+
+def unflat(tree: dict):
+    """Inverse of `flat`."""
+    return flax.traverse_util.unflatten_dict(tree, sep="/")
