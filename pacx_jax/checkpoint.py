@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 
-from pacx_jax.step import TrainState
 from pacx_jax.types import PacxError
 
 
@@ -38,19 +38,19 @@ class Checkpointer:
         """The newest complete checkpoint's step, None where there is none."""
         return self._latest.latest_step()
 
-    def restore(self, abstract: TrainState) -> TrainState:
+    def restore(self, abstract: Any) -> Any:
         """The newest checkpoint, laid out as the abstract state's shardings say."""
         args = ocp.args.StandardRestore(abstract)
         return self._latest.restore(self._latest.latest_step(), args=args)
 
-    def save(self, state: TrainState, step: int) -> None:
+    def save(self, state: Any, step: int) -> None:
         """Starts an asynchronous save."""
         if step in self._latest.all_steps():
             return
         if not self._latest.save(step, args=ocp.args.StandardSave(state)):
             raise PacxError(f"{self._workdir}: the checkpoint of step {step} not saved")
 
-    def save_if_best(self, state: TrainState, step: int, metrics: dict) -> None:
+    def save_if_best(self, state: Any, step: int, metrics: dict) -> None:
         """Keeps this state if its metric beats the best so far."""
         if self._best is None:
             return
@@ -71,9 +71,11 @@ class Checkpointer:
                 and self._sign * value <= self._sign * best["value"]
             ):
                 return
-        if step in self._best.all_steps():
-            self._best.delete(step)
-        self._best.save(step, args=ocp.args.StandardSave(state))
+        for stale in self._best.all_steps():
+            if stale >= step:  # Orbax saves nothing older than what it has
+                self._best.delete(stale)
+        if not self._best.save(step, args=ocp.args.StandardSave(state)):
+            raise PacxError(f"{self._workdir}: the best checkpoint, {step}, not saved")
         self._best.wait_until_finished()
         if jax.process_index() == 0:
             row = {"step": step, "metric": self._metric, "value": value}
