@@ -39,6 +39,8 @@ def get_config(arg=None):
     if "reference" in presets:
         c.loss.mask_ratio = 0.75
         c.optim.steps_per_epoch = EPOCH + 1  # it keeps the last partial batch
+        c.optim.warmup_steps = 10 * (EPOCH + 1)
+        c.total_steps = 400 * (EPOCH + 1)
     if "runlocal" in presets:
         runlocal(c)
     return c
