@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# The tests: 8 simulated CPU devices, tiny models. Arguments go to pytest.
+#   bash launch/test.sh           what CI runs, at most 12 minutes on two cores
+#   bash launch/test.sh --all     the full matrices too
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
+if [ "${1:-}" = "--all" ]; then
+  shift
+  exec python -m pytest "$@"
+fi
+exec python -m pytest -m "not full" "$@"

@@ -1,0 +1,49 @@
+"""Packages pacx_jax: the library alone. Recipes, builders and launchers need a clone."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
+
+setuptools.setup(
+    name="pacx_jax",
+    version=re.search(r'__version__ = "(.+)"', INIT)[1],
+    description="PaCX-MAE in JAX: chest-X-ray encoders that know physiology",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py",
+        "array-record>=0.8",  # what prepared data sets are stored in
+        "einops>=0.8",
+        "flax>=0.12",
+        "grain>=0.2.18",
+        "jax>=0.10",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "opencv-python-headless>=4.10",  # encoding, and augmentation
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.12",
+        "pillow>=11",  # decoding, and the resize that preprocessing is defined by
+        "psutil>=6",  # memory of the demonstration's processes
+        "safetensors>=0.5",
+        "scikit-learn>=1.6",
+        "scipy>=1.15",
+        "tensorboardX>=2.6",  # event files without TensorFlow
+        "tensorflow-datasets>=4.9.9",
+        "tqdm>=4.66",
+    ],
+    extras_require={
+        "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
+        "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
+        "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
+        "cuda": ["jax[cuda13]>=0.10"],
+        "tpu": ["jax[tpu]>=0.10"],
+        "test": ["hypothesis>=6", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.12"],
+    },
+)
