@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -86,7 +87,7 @@ class Encoder:
         if isinstance(image, (str, os.PathLike)):
             image = imageio.decode(image, name=str(image))
         elif isinstance(image, PIL.Image.Image):
-            image = imageio.from_pil(image)
+            image = imageio.decode(_as_png(image), name=f"PIL image {image.mode}")
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
             raise PacxError(
@@ -109,14 +110,27 @@ class Encoder:
         return np.asarray(self._forward(self._params, np.stack(chunk)))[:n]
 
 
+def _as_png(image: PIL.Image.Image) -> bytes:
+    """The image's file: it is read by the one rule that files are read by."""
+    buffer = io.BytesIO()
+    modes = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
+    if image.mode == "F":
+        raise PacxError("PIL image of mode F (floats): convert it to L or I;16")
+    image = image if image.mode in modes else image.convert("RGB")
+    image.save(buffer, "PNG", compress_level=0)
+    return buffer.getvalue()
+
+
 def _each(images) -> Iterator[Image]:
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
         yield images
     elif isinstance(images, np.ndarray):
         single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3))
         yield from [images] if single else images
-    else:
+    elif isinstance(images, Iterable):
         yield from images
+    else:
+        raise PacxError(f"{type(images).__name__}: give uint8 arrays, paths or images")
 
 
 def load_encoder(
