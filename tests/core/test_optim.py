@@ -48,7 +48,8 @@ def test_rate_per_epoch_follows_the_references_formula():
 
 
 def test_rate_of_the_mae_reference_preset_follows_its_epochs():
-    # (e + 1) / 10 for e < 10, then the cosine to 400 epochs: reference.md 1.
+    # (e + 1) / 10 for e < 10, then the cosine to 400 epochs: reference.md 1. The rate
+    # is float32: bound 2e-7 of its peak. Measured 6.1e-8.
     c = tiny.config("mae_vitb16", "reference")
     unit = c.optim.steps_per_epoch
     for epoch in (0, 8, 9, 10, 11, 200, 399):
@@ -58,7 +59,8 @@ def test_rate_of_the_mae_reference_preset_follows_its_epochs():
         steps = [unit * epoch, unit * epoch + unit - 1]
         assert steps[-1] < c.total_steps
         got = rates(c.optim, c.total_steps, steps)
-        np.testing.assert_allclose(got, 1.5e-4 * want, rtol=1e-4, err_msg=str(epoch))
+        error = np.abs(np.array(got) - 1.5e-4 * want).max() / 1.5e-4
+        assert error < 2e-7, epoch
 
 
 def test_rate_of_the_labs_starts_at_zero():
