@@ -5,7 +5,7 @@
       --workdir=runs/distill --config.loss.clip_weight=0.0
 
 A run that was stopped goes on where its last checkpoint stands; a finished one is left
-as it is.
+as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe.", lock_config=True
 )
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+_EVALUATE = flags.DEFINE_string(
+    "evaluate", "", "Measure the finished run on this split, such as test."
+)
 
 
 def run(config: ml_collections.ConfigDict, workdir: str) -> None:
@@ -53,6 +56,19 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     } or metrics
     text = ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
     print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
+
+
+def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None:
+    """Prints the finished run's metrics on a split (see evaluate.held_out)."""
+    from pacx_jax.evaluate import held_out
+
+    result = held_out.evaluate(config, workdir, split)
+    for name, row in result.pop("intervals", {}).items():
+        print(
+            f"{name}: AUROC {row['auroc']:.3f} "
+            f"(95% interval {row['low']:.3f} to {row['high']:.3f})"
+        )
+    print(", ".join(f"{k} {v}" for k, v in result.items()))
 
 
 def check_same(old: dict, new: dict, workdir: str) -> None:
@@ -86,7 +102,10 @@ def _main(argv: list[str]) -> None:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
-    run(_CONFIG.value, _WORKDIR.value)
+    if _EVALUATE.value:
+        measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
+    else:
+        run(_CONFIG.value, _WORKDIR.value)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ import os
 import pathlib
 
 import jax
+import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -81,6 +82,9 @@ def compute(
         z = module.apply({"params": params}, *physiology_inputs(modality, batch))
         return jax.lax.with_sharding_constraint(z, everywhere)
 
+    data = ml_collections.ConfigDict(data.to_dict())
+    # The encoder's own preprocessing, whatever this run's config says of ECGs.
+    data.ecg_decimate = encoder.preprocessing.get("decimate", 1)
     transform = transforms.make(modality, data, train=False)
     rows = sharding.local_rows(batch_size, mesh)
     batches = pipeline.eval_batches(

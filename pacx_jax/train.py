@@ -7,27 +7,23 @@ N means N updates done and N batches read; batch N is the next one.
 
 from __future__ import annotations
 
-import contextlib
-import pathlib
 import sys
 import time
 
 import jax
-import ml_collections
 import numpy as np
 import tqdm
 
 from pacx_jax import (
+    batches,
     checkpoint,
     metrics,
     model_folder,
     objectives,
     optim,
-    physiology,
     sharding,
     step,
 )
-from pacx_jax.input import pipeline, quarantine, sources, transforms
 from pacx_jax.types import Objective, PacxError
 
 
@@ -40,10 +36,10 @@ def train(config, workdir: str) -> dict[str, float]:
     started = time.perf_counter()
     mesh = sharding.make_mesh(config.num_devices)
     sharding.check_batch_size(config.global_batch_size, mesh)
-    opened = open_sources(config)
-    config = with_label_names(config, opened)
+    opened = batches.open_sources(config)
+    config = batches.with_label_names(config, opened)
     objective = objectives.make(config, mesh)
-    data = Data(config, workdir, objective, mesh, opened)
+    data = batches.Data(config, workdir, objective, mesh, opened)
 
     tx = optim.make(config.optim, config.total_steps)
     keys = jax.random.split(jax.random.key(config.seed), 3)
@@ -77,11 +73,11 @@ def train(config, workdir: str) -> dict[str, float]:
     writer = metrics.MetricsWriter(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
     final = {}
-    batches = data.train(start)
+    stream = data.train(start)
     bar = progress_bar(config, start)
     clock = time.perf_counter()
     for i in range(start, config.total_steps):
-        state, values = train_step(state, next(batches), step_key)
+        state, values = train_step(state, next(stream), step_key)
         n = i + 1
         last = n == config.total_steps
         row = {}
@@ -105,128 +101,10 @@ def train(config, workdir: str) -> dict[str, float]:
             saver.save(state, n)
         bar.update()
     bar.close()
-    batches.close()
+    stream.close()
     saver.close()
     writer.close()
     return final
-
-
-def open_sources(config) -> dict[str, sources.Source]:
-    """The train and validation splits of `config.data`, by name."""
-    splits = (config.data.train_split, config.data.val_split)
-    return {split: sources.open_source(config.data, split) for split in splits}
-
-
-def with_label_names(config, opened):
-    """config with `data.label_columns` filled in; () stands for all of the data's.
-
-    Raises:
-      PacxError: a column that the data do not have.
-    """
-    names = opened[config.data.train_split].label_names
-    unknown = sorted(set(config.data.label_columns) - set(names))
-    if unknown:
-        raise PacxError(
-            f"config.data.label_columns {unknown}: {config.data.path} has the labels "
-            f"{', '.join(names) or '(none)'}"
-        )
-    config = ml_collections.ConfigDict(config.to_dict())
-    config.data.label_columns = tuple(config.data.label_columns) or names
-    return config
-
-
-class Data:
-    """Train and validation batches of a run, and the cached embeddings they join."""
-
-    def __init__(self, config, workdir, objective: Objective, mesh, opened):
-        self.config, self.mesh, self.sources = config, mesh, opened
-        self.rows = sharding.local_rows(config.global_batch_size, mesh)
-        self.quarantine = quarantine.Quarantine(
-            str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
-        )
-        data = ml_collections.ConfigDict(config.data.to_dict())
-        data.modalities = objective.modalities
-        self.transforms = {
-            train: transforms.make(data.transform, data, train=train)
-            for train in (True, False)
-        }
-        self.tables = {}
-        if config.get("physiology") == "cached":
-            for split in opened:
-                self._add_embeddings(split, workdir)
-        self.columns = {
-            split: [source.label_names.index(n) for n in config.data.label_columns]
-            for split, source in self.sources.items()
-        }
-        self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
-
-    def _add_embeddings(self, split, workdir):
-        """Cached embeddings of a split, without the examples that have none."""
-        config, source, tables = self.config, self.sources[split], {}
-        for m in config.loss.modalities:
-            tables[f"{m}_embedding"] = physiology.embeddings(
-                source,
-                m,
-                objectives.distill.load_source(config, m),
-                config.data,
-                self.mesh,
-                cache_dir=config.cache_dir or pathlib.Path(workdir) / "cache",
-                batch_size=config.global_batch_size,
-                quarantine=self.quarantine,
-            )
-        bad = np.any([np.isnan(t).any(1) for t in tables.values()], axis=0)
-        if bad.any():  # a wrong pairing would be worse than a pair less
-            good = np.flatnonzero(~bad)
-            self.sources[split] = sources.Subset(source, good)
-            tables = {name: table[good] for name, table in tables.items()}
-        if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest
-            rng = np.random.default_rng([config.seed, *split.encode()])
-            order = rng.permutation(len(self.sources[split]))
-            tables = {name: table[order] for name, table in tables.items()}
-        self.tables[split] = tables
-
-    def train(self, start_step: int):
-        """Global batches from number `start_step` on, without end."""
-        config, split = self.config, self.config.data.train_split
-        batches = pipeline.train_batches(
-            self.sources[split],
-            self.transforms[True],
-            global_batch_size=config.global_batch_size,
-            seed=config.seed,
-            start_step=start_step,
-            rows=self.rows,
-            cache=self.caches[split],
-            threads=config.data.threads,
-            quarantine=self.quarantine,
-        )
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield self._put(batch, split)
-
-    def val(self):
-        """The validation set once, in order; the last batch is padded (mask 0)."""
-        config, split = self.config, self.config.data.val_split
-        batches = pipeline.eval_batches(
-            self.sources[split],
-            self.transforms[False],
-            global_batch_size=config.global_batch_size,
-            rows=self.rows,
-            cache=self.caches[split],
-            threads=config.data.threads,
-            quarantine=self.quarantine,
-        )
-        with contextlib.closing(batches):
-            for batch in batches:
-                yield self._put(batch, split)
-
-    def _put(self, batch, split):
-        index = batch.pop("index")
-        for name, table in self.tables.get(split, {}).items():
-            batch[name] = table[index]
-        for name in ("labels", "label_mask"):
-            if name in batch:
-                batch[name] = batch[name][:, self.columns[split]]
-        return sharding.put_batch(batch, self.mesh)
 
 
 def load_parts(objective: Objective) -> dict:
@@ -243,20 +121,24 @@ def load_parts(objective: Objective) -> dict:
     return loaded
 
 
-def evaluate(eval_step, state, batches, objective, key, mesh) -> dict[str, float]:
+def evaluate(eval_step, state, val_batches, objective, key, mesh) -> dict[str, float]:
     """Metrics over the validation set, each named "val/..."."""
+    outputs, _ = collect(eval_step, state, val_batches, key, mesh)
+    return {f"val/{k}": v for k, v in objective.summarize(outputs).items()}
+
+
+def collect(eval_step, state, val_batches, key, mesh):
+    """Every real example's outputs, {name: (n, ...)}, and its index in the source."""
+    gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
     collected = []
-    for i, batch in enumerate(batches):
-        mask = batch.pop("mask")
+    for i, batch in enumerate(val_batches):
+        mask, index = batch.pop("mask"), batch.pop("index")
         out = eval_step(state, batch, jax.random.fold_in(key, i))
-        mask = jax.jit(lambda m: m, out_shardings=sharding.replicated(mesh))(mask)
-        out, mask = jax.device_get((out, mask))
-        collected.append({k: v[mask > 0.5] for k, v in out.items()})
-    if not sum(len(next(iter(c.values()))) for c in collected):
-        raise PacxError("the validation split is empty: see config.data.val_split")
-    names = collected[0]
-    whole = {k: np.concatenate([c[k] for c in collected]) for k in names}
-    return {f"val/{k}": v for k, v in objective.summarize(whole).items()}
+        out, mask, index = jax.device_get((out, gather(mask), gather(index)))
+        out = {k: v[mask > 0.5] for k, v in (out | {"index": index}).items()}
+        collected.append(out)
+    whole = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
+    return whole, whole.pop("index")
 
 
 def check_finite(row: dict[str, float], n: int) -> None:

@@ -1,0 +1,134 @@
+"""The batches of a run: sources, transforms and cached embeddings, as config says."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+
+import ml_collections
+import numpy as np
+
+from pacx_jax import objectives, physiology, sharding
+from pacx_jax.input import pipeline, quarantine, sources, transforms
+from pacx_jax.types import Objective, PacxError
+
+
+def open_sources(config) -> dict[str, sources.Source]:
+    """The train and validation splits of `config.data`, by name."""
+    splits = (config.data.train_split, config.data.val_split)
+    return {split: sources.open_source(config.data, split) for split in splits}
+
+
+def with_label_names(config, opened):
+    """config with `data.label_columns` filled in; () stands for all of the data's.
+
+    Raises:
+      PacxError: a column that the data do not have.
+    """
+    names = opened[config.data.train_split].label_names
+    unknown = sorted(set(config.data.label_columns) - set(names))
+    if unknown:
+        raise PacxError(
+            f"config.data.label_columns {unknown}: {config.data.path} has the labels "
+            f"{', '.join(names) or '(none)'}"
+        )
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.data.label_columns = tuple(config.data.label_columns) or names
+    return config
+
+
+class Data:
+    """Train and validation batches of a run, and the cached embeddings they join."""
+
+    def __init__(self, config, workdir, objective: Objective, mesh, opened):
+        self.config, self.mesh, self.sources = config, mesh, opened
+        self.rows = sharding.local_rows(config.global_batch_size, mesh)
+        self.quarantine = quarantine.Quarantine(
+            str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
+        )
+        data = ml_collections.ConfigDict(config.data.to_dict())
+        data.modalities = objective.modalities
+        if config.objective == "distill" and "ecg" in objective.modalities:
+            ecg_folder = objectives.distill.load_source(config, "ecg")
+            data.ecg_decimate = ecg_folder.preprocessing["decimate"]
+        self.transforms = {
+            train: transforms.make(data.transform, data, train=train)
+            for train in (True, False)
+        }
+        self.tables = {}
+        if config.get("physiology") == "cached":
+            for split in opened:
+                self._add_embeddings(split, workdir)
+        self.columns = {
+            split: [source.label_names.index(n) for n in config.data.label_columns]
+            for split, source in self.sources.items()
+        }
+        self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
+
+    def _add_embeddings(self, split, workdir):
+        """Cached embeddings of a split, without the examples that have none."""
+        config, source, tables = self.config, self.sources[split], {}
+        for m in config.loss.modalities:
+            tables[f"{m}_embedding"] = physiology.embeddings(
+                source,
+                m,
+                objectives.distill.load_source(config, m),
+                config.data,
+                self.mesh,
+                cache_dir=config.cache_dir or pathlib.Path(workdir) / "cache",
+                batch_size=config.global_batch_size,
+                quarantine=self.quarantine,
+            )
+        bad = np.any([np.isnan(t).any(1) for t in tables.values()], axis=0)
+        if bad.any():  # a wrong pairing would be worse than a pair less
+            good = np.flatnonzero(~bad)
+            self.sources[split] = sources.Subset(source, good)
+            tables = {name: table[good] for name, table in tables.items()}
+        if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest
+            rng = np.random.default_rng([config.seed, *split.encode()])
+            order = rng.permutation(len(self.sources[split]))
+            tables = {name: table[order] for name, table in tables.items()}
+        self.tables[split] = tables
+
+    def train(self, start_step: int):
+        """Global batches from number `start_step` on, without end."""
+        config, split = self.config, self.config.data.train_split
+        stream = pipeline.train_batches(
+            self.sources[split],
+            self.transforms[True],
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            start_step=start_step,
+            rows=self.rows,
+            cache=self.caches[split],
+            threads=config.data.threads,
+            quarantine=self.quarantine,
+        )
+        with contextlib.closing(stream):
+            for batch in stream:
+                yield self._put(batch, split)
+
+    def val(self):
+        """The validation set once, in order; the last batch is padded (mask 0)."""
+        config, split = self.config, self.config.data.val_split
+        stream = pipeline.eval_batches(
+            self.sources[split],
+            self.transforms[False],
+            global_batch_size=config.global_batch_size,
+            rows=self.rows,
+            cache=self.caches[split],
+            threads=config.data.threads,
+            quarantine=self.quarantine,
+        )
+        with contextlib.closing(stream):
+            for batch in stream:
+                yield self._put(batch, split)
+
+    def _put(self, batch, split):
+        index = batch["index"] if "mask" in batch else batch.pop("index")
+        for name, table in self.tables.get(split, {}).items():
+            batch[name] = table[index]
+        for name in ("labels", "label_mask"):
+            if name in batch:
+                batch[name] = batch[name][:, self.columns[split]]
+        return sharding.put_batch(batch, self.mesh)

@@ -1,0 +1,73 @@
+"""Measures a finished run on held-out patients, with intervals."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from pacx_jax import batches, checkpoint, objectives, sharding, step, train
+from pacx_jax.evaluate import statistics
+from pacx_jax.types import PacxError
+
+
+def evaluate(config, workdir: str, split: str) -> dict:
+    """Metrics of the run's exported checkpoint on `split`; evaluation_SPLIT.json.
+
+    Classifiers also get each label's AUROC with a 95% interval from 1,000 resamples of
+    patients (of images, where the data name no patients).
+
+    Raises:
+      PacxError: an unfinished run, or data without that split.
+    """
+    if not (pathlib.Path(workdir) / "done.json").exists():
+        raise PacxError(f"{workdir} holds no finished run: train it first")
+    config.data.val_split = split
+    mesh = sharding.make_mesh(config.num_devices)
+    opened = batches.open_sources(config)
+    config = batches.with_label_names(config, opened)
+    objective = objectives.make(config, mesh)
+    data = batches.Data(config, workdir, objective, mesh, opened)
+    params = checkpoint.read_params(workdir, config.export)
+    trained, frozen = step.split_params(params, objective.trainable)
+    state = step.TrainState(jnp.zeros((), jnp.int32), trained, frozen, ())
+    state = jax.device_put(state, sharding.replicated(mesh))
+    shardings = sharding.tree_shardings(state, mesh)
+    eval_step = step.make_eval_step(objective, mesh, shardings)
+    key = jax.random.key(config.seed)
+    outputs, index = train.collect(eval_step, state, data.val(), key, mesh)
+    result = {"split": split, "n": len(index)} | objective.summarize(outputs)
+    if "logits" in outputs:
+        source = data.sources[split]
+        patients = [str(source[int(i)].get("patient_id", i)) for i in index]
+        result["n_patients"] = len(set(patients))
+        result["intervals"] = intervals(
+            outputs, np.array(patients), config.data.label_columns, config.seed
+        )
+    target = pathlib.Path(workdir) / f"evaluation_{split}.json"
+    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    return result
+
+
+def intervals(outputs, patients, names, seed: int) -> dict[str, dict]:
+    """AUROC of each label with its patient-clustered 95% interval.
+
+    Args:
+      outputs: logits, labels, label_mask, (n, c) each.
+      patients: (n,).
+    """
+    weights = statistics.bootstrap_weights(patients, 1000, seed)
+    found = {}
+    for c, name in enumerate(names):
+        known = outputs["label_mask"][:, c] > 0
+        scores, labels = outputs["logits"][known, c], outputs["labels"][known, c]
+        value = statistics.auroc(scores, labels)
+        if np.isnan(value):
+            continue  # one class alone: there is no AUROC
+        spread = statistics.weighted_auroc(scores, labels, weights[:, known])
+        low, high = np.nanpercentile(spread, (2.5, 97.5))
+        found[name] = {"auroc": value, "low": float(low), "high": float(high)}
+    return found
