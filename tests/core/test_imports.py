@@ -1,0 +1,139 @@
+"""Imports run one way (style.md), read from the source with ast."""
+
+import ast
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+PACKAGE = ROOT / "pacx_jax"
+
+# Lower layers may not import higher ones. Modules of one layer may import each other,
+# but never in a circle.
+LAYERS = {
+    "types": 0,
+    "losses": 1,
+    "lora": 1,
+    "sharding": 1,
+    "retrieval": 1,
+    "models": 2,
+    "model_folder": 3,
+    "objectives": 4,
+    "step": 5,
+    "optim": 5,
+    "physiology": 5,
+    "encoder": 5,
+    "train": 6,
+    "evaluate": 6,
+}
+# These import `types` and `sharding` alone, beside their own package.
+LEAVES = ("input", "checkpoint", "metrics")
+# Entry points read everything; nothing but main, the package and the demo's
+# drivers imports them.
+ENTRY = ("main", "export", "embed", "replay", "convert", "demo")
+
+
+def part(name: str) -> str:
+    return name.split(".")[0]
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Absolute names of everything a file imports, at any depth of its code."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}: relative import"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(path: pathlib.Path) -> set[str]:
+    """Parts of pacx_jax (modules or subpackages) that a file imports."""
+    found = set()
+    for name in imports(path):
+        if name == "pacx_jax" or name.startswith("pacx_jax."):
+            rest = name.removeprefix("pacx_jax").lstrip(".")
+            found.add(part(rest))
+    return found
+
+
+FILES = {
+    path: path.relative_to(PACKAGE).with_suffix("").parts[0]
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "__init__.py"
+}
+
+
+def name(path):
+    return str(path.relative_to(ROOT))
+
+
+def test_there_is_something_to_check():
+    assert {"types", "losses", "step", "train", "input"} <= set(FILES.values())
+    known = {*LAYERS, *LEAVES, *ENTRY}
+    assert set(FILES.values()) <= known, "give the new module its layer here"
+
+
+@pytest.mark.parametrize("path", FILES, ids=name)
+def test_library_imports_neither_configs_nor_data_nor_launchers_nor_tests(path):
+    outside = {part(n) for n in imports(path)} & {"configs", "data", "launch", "tests"}
+    assert not outside
+
+
+@pytest.mark.parametrize(
+    "path", [p for p, unit in FILES.items() if unit in LAYERS], ids=name
+)
+def test_layers_import_downwards_alone(path):
+    unit = FILES[path]
+    for other in own(path) - {unit, "", "input", "checkpoint", "metrics"}:
+        assert other in LAYERS, f"{unit} imports the entry point {other}"
+        assert LAYERS[other] <= LAYERS[unit], f"{unit} imports {other}, above it"
+
+
+@pytest.mark.parametrize(
+    "path", [p for p, unit in FILES.items() if unit in LEAVES], ids=name
+)
+def test_input_checkpoint_and_metrics_import_types_and_sharding_alone(path):
+    assert own(path) <= {FILES[path], "types", "sharding"}
+
+
+@pytest.mark.parametrize(
+    "path", [p for p, unit in FILES.items() if LAYERS.get(unit, 9) < 4], ids=name
+)
+def test_lowest_layers_do_not_read_data(path):
+    assert not own(path) & {*LEAVES, "encoder"}
+
+
+def test_no_two_parts_import_each_other():
+    graph = {}
+    for path, unit in FILES.items():
+        graph.setdefault(unit, set()).update(own(path) - {unit, ""})
+
+    def reachable(start):
+        seen, todo = set(), [*graph[start]]
+        while todo:
+            unit = todo.pop()
+            if unit not in seen:
+                seen.add(unit)
+                todo += graph.get(unit, ())
+        return seen
+
+    assert not [unit for unit in graph if unit in reachable(unit)]
+
+
+def test_data_builders_import_nothing_of_the_library_but_input():
+    files = [p for p in (ROOT / "data").rglob("*.py")] if (ROOT / "data").exists() else []
+    for path in files:
+        assert own(path) <= {"input", "types"}, name(path)
+
+
+def test_library_does_not_import_torch_or_tensorflow():
+    for path, unit in FILES.items():
+        if unit == "convert":
+            continue
+        heavy = {part(n) for n in imports(path)} & {"torch", "tensorflow", "transformers"}
+        assert not heavy, name(path)
+    assert "torch" not in sys.modules
