@@ -32,7 +32,6 @@ def get_config(arg=None):
     c.optim.warmup_steps = 1_000
     if "runlocal" in presets:
         base.runlocal(c, "ecg", total_steps=300)
-        c.dtype = "float32"
         c.global_batch_size = 64
         c.model.base_filters = 16
         c.model.filters = (16, 32, 32, 64, 64)

@@ -35,7 +35,6 @@ def get_config(arg=None):
         c.model.mask_inputs = False
     if "runlocal" in presets:
         base.runlocal(c, "symile_mimic", total_steps=800)
-        c.dtype = "float32"
         c.global_batch_size = 64
         c.optim.peak_lr = 9e-4
         c.optim.warmup_steps = 80

@@ -28,7 +28,7 @@ def get_config(arg=None):
     if "paper" in presets:
         c.optim.weight_decay = 0.0  # D21: Adam
     if "runlocal" in presets:
-        base.runlocal(c, "probe", total_steps=400)
+        base.runlocal(c, "probe", total_steps=200)
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
         c.data.image_size = 64

@@ -48,13 +48,13 @@ def get_config(arg=None):
 
 def runlocal(c):
     """A small ViT at 64 pixels on the embedded cohort."""
-    base.runlocal(c, "chexpert", total_steps=3200)
+    base.runlocal(c, "chexpert", total_steps=2400)
     c.model.variant, c.model.patch_size = "demo", 8
-    c.model.decoder.update(width=64, depth=2, num_heads=4)
+    c.model.decoder.update(width=64, depth=2, num_heads=2)
     c.data.image_size = 64
     c.data.hflip = 0.0
     c.data.crop_scale = (0.7, 1.0)
     c.global_batch_size = 64
     c.optim.peak_lr = 2e-3
-    c.optim.warmup_steps = 160
+    c.optim.warmup_steps = 120
     c.optim.steps_per_epoch = 0

@@ -10,7 +10,9 @@ import json
 import pathlib
 from typing import Any
 
+import flax
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from pacx_jax.types import PacxError
@@ -103,24 +105,21 @@ def read_params(workdir, which: str = "latest") -> dict:
       workdir: a run's folder.
       which: "latest" or "best".
     """
-    import flax
-    import numpy as np
-
     folder = pathlib.Path(workdir).absolute()
     folder = folder / ("checkpoints" if which == "latest" else "best")
     if not folder.is_dir():
         raise PacxError(f"{folder} does not exist: is {workdir} a finished run?")
-    with ocp.CheckpointManager(folder) as manager:
+    reader = ocp.PyTreeCheckpointHandler()
+    with ocp.CheckpointManager(folder, item_handlers=reader) as manager:
         step = manager.latest_step()
         if step is None:
             raise PacxError(f"{folder} holds no checkpoint")
-        item = folder / str(step) / "default"
-        metadata = ocp.StandardCheckpointer().metadata(item).item_metadata
-        restore_args = jax.tree.map(
-            lambda _: ocp.RestoreArgs(restore_type=np.ndarray), dict(metadata)
+        as_numpy = jax.tree.map(
+            lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+            manager.item_metadata(step).tree,
         )
-        with ocp.PyTreeCheckpointer() as reader:
-            tree = reader.restore(item, restore_args=restore_args)
+        args = ocp.args.PyTreeRestore(restore_args=as_numpy)
+        tree = manager.restore(step, args=args)
     flat = {}
     for part in ("params", "frozen"):
         flat |= flax.traverse_util.flatten_dict(tree.get(part) or {})

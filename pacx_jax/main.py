@@ -15,7 +15,7 @@ import pathlib
 import sys
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pacx_jax.types import PacxError
@@ -40,7 +40,8 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path = pathlib.Path(workdir)
     written = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
     record = path / "config.json"
-    if record.exists():
+    # A run that stopped at its first error has claimed nothing: it may be mended.
+    if record.exists() and (path / "metrics.jsonl").exists():
         check_same(json.loads(record.read_text()), json.loads(written), workdir)
     if (path / "done.json").exists():
         print(f"{config.name}: {workdir} is finished, nothing to do")
@@ -102,6 +103,7 @@ def _main(argv: list[str]) -> None:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
+    logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     if _EVALUATE.value:
         measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
     else:

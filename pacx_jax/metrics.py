@@ -84,3 +84,12 @@ def read_rows(workdir: str | os.PathLike) -> list[dict]:
     if not path.exists():
         raise PacxError(f"{path} does not exist: has the run started?")
     return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def last_evaluation(workdir: str | os.PathLike) -> dict[str, float]:
+    """The newest row's "val/..." values that has any; NaN for one that is null."""
+    for row in reversed(read_rows(workdir)):
+        found = {k: v for k, v in row.items() if k.startswith("val/")}
+        if found:
+            return {k: math.nan if v is None else v for k, v in found.items()}
+    return {}

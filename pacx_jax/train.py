@@ -76,35 +76,43 @@ def train(config, workdir: str) -> dict[str, float]:
     stream = data.train(start)
     bar = progress_bar(config, start)
     clock = time.perf_counter()
-    for i in range(start, config.total_steps):
-        state, values = train_step(state, next(stream), step_key)
-        n = i + 1
-        last = n == config.total_steps
-        row = {}
-        if n % config.log_every == 0 or last:
-            row = {k: float(v) for k, v in jax.device_get(values).items()}
-            check_finite(row, n)
-            bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-            now = time.perf_counter()
-            writer.write_timing(n, {"seconds": now - clock})
-            clock = now
-        if n % config.eval_every == 0 or last:
-            final = evaluate(eval_step, state, data.val(), objective, eval_key, mesh)
-            row |= final
-        if row:
-            writer.write(n, row)
-        if final and n % config.eval_every == 0 or last:
-            writer.flush()
-            saver.save_if_best(state, n, final)
-        if n % config.save_every == 0 or last:
-            writer.flush()
-            saver.save(state, n)
-        bar.update()
-    bar.close()
-    stream.close()
-    saver.close()
-    writer.close()
-    return final
+    try:
+        for i in range(start, config.total_steps):
+            state, values = train_step(state, next(stream), step_key)
+            n = i + 1
+            last = n == config.total_steps
+            log, check, save = (
+                n % every == 0 or last
+                for every in (config.log_every, config.eval_every, config.save_every)
+            )
+            row = {}
+            if log or save:  # a state that is not finite must not be saved
+                now = {k: float(v) for k, v in jax.device_get(values).items()}
+                check_finite(now, n)
+            if log:
+                row = now
+                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
+                writer.write_timing(n, {"seconds": time.perf_counter() - clock})
+                clock = time.perf_counter()
+            if check:
+                val = data.val()
+                final = evaluate(eval_step, state, val, objective, eval_key, mesh)
+                row |= final
+            if row:
+                writer.write(n, row)
+            if check:
+                writer.flush()
+                saver.save_if_best(state, n, final)
+            if save:
+                writer.flush()
+                saver.save(state, n)
+            bar.update()
+    finally:  # a save under way when an error comes is a save still
+        bar.close()
+        stream.close()
+        saver.close()
+        writer.close()
+    return final or metrics.last_evaluation(workdir)
 
 
 def load_parts(objective: Objective) -> dict:
@@ -142,12 +150,13 @@ def collect(eval_step, state, val_batches, key, mesh):
 
 
 def check_finite(row: dict[str, float], n: int) -> None:
-    """Stops the run at a loss that is not a number."""
-    if not np.isfinite(row["loss"]):
-        raise PacxError(
-            f"the loss is {row['loss']} at step {n}: lower config.optim.peak_lr or use "
-            "config.dtype=float32; the last checkpoint is kept"
-        )
+    """Stops the run at a loss or gradient that is not a number."""
+    for name in ("loss", "grad_norm"):
+        if not np.isfinite(row[name]):
+            raise PacxError(
+                f"the {name} is {row[name]} at step {n}: lower config.optim.peak_lr or "
+                "use config.dtype=float32; the last checkpoint is kept"
+            )
 
 
 def progress_bar(config, start: int) -> tqdm.tqdm:

@@ -3,10 +3,15 @@
 import os
 import pathlib
 import sys
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "0"  # tests neither read nor leave one
+# What one test compiled, another of this session need not; nothing is left behind.
+CACHE = tempfile.TemporaryDirectory(prefix="pacx_jax_tests_")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.pop("JAX_ENABLE_X64", None)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 

@@ -153,3 +153,8 @@ def worst(got, want) -> float:
 def unflat(tree: dict):
     """Inverse of `flat`."""
     return flax.traverse_util.unflatten_dict(tree, sep="/")
+
+
+def copy_of(config) -> ml_collections.ConfigDict:
+    """A config that can be changed without changing the other."""
+    return ml_collections.ConfigDict(config.to_dict())
