@@ -1,0 +1,259 @@
+"""Whole runs of `main.run` on a folder of small images: finish, resume, refuse."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import PIL.Image
+import pytest
+
+from pacx_jax import checkpoint, load_encoder, main, model_folder, step
+from pacx_jax.types import PacxError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    root = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    for i in range(24):
+        image = rng.integers(0, 256, (20, 24), dtype=np.uint8)
+        PIL.Image.fromarray(image).save(root / f"{i:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def config(images):
+    c = tiny.config(
+        "mae_vitb16",
+        data__source="folder",
+        data__path=str(images),
+        data__val_fraction=0.25,
+        data__image_size=16,
+        data__threads=1,
+        data__cache=True,
+        model__variant="mu",
+        model__patch_size=8,
+        loss__mask_ratio=0.5,
+        dtype="float32",
+        global_batch_size=8,
+        total_steps=4,
+        log_every=1,
+        eval_every=2,
+        save_every=2,
+        best="val/loss",
+        optim__warmup_steps=1,
+        optim__peak_lr=1e-2,
+    )
+    c.model.decoder.update(width=16, depth=1, num_heads=2)
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(config, tmp_path_factory):
+    """A straight run of 4 steps on 8 devices."""
+    workdir = tmp_path_factory.mktemp("runs") / "straight"
+    main.run(config, str(workdir))
+    return workdir
+
+
+def rows(workdir):
+    return [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def started_at(workdir) -> list[int]:
+    """The steps at which the processes of a run began."""
+    lines = (workdir / "timings.jsonl").read_text().splitlines()
+    return [r["step"] for r in map(json.loads, lines) if "setup_seconds" in r]
+
+
+def test_run_logs_evaluates_saves_and_exports(finished, config):
+    assert [r["step"] for r in rows(finished)] == [1, 2, 3, 4]
+    assert all(np.isfinite(r["loss"]) for r in rows(finished))
+    evaluated = [r["step"] for r in rows(finished) if "val/loss" in r]
+    assert evaluated == [2, 4]
+    assert sorted(p.name for p in (finished / "checkpoints").iterdir()) == ["2", "4"]
+    assert json.loads((finished / "config.json").read_text())["seed"] == config.seed
+    done = json.loads((finished / "done.json").read_text())
+    assert done["step"] == 4
+    assert done["metrics"]["val/loss"] == rows(finished)[-1]["val/loss"]
+
+
+def test_exported_encoder_is_the_trained_one_without_decoder(finished):
+    params = checkpoint.read_params(finished)
+    exported = model_folder.load(finished, "vit")
+    want, got = tiny.flat(params["encoder"]), tiny.flat(exported.params)
+    assert want.keys() == got.keys() and "decoder" in params
+    for name in want:
+        np.testing.assert_array_equal(got[name], want[name])
+    assert exported.preprocessing["mean"] == [0.485, 0.456, 0.406]
+    card = (finished / "export" / "README.md").read_text()
+    assert "step 4" in card and f"{rows(finished)[-1]['val/loss']:.4f}" in card
+    z = load_encoder(finished, batch_size=2)(np.zeros((30, 20), np.uint8))
+    assert z.shape == (1, 32)
+
+
+def test_finished_workdir_is_left_as_it_is(finished, config, capsys):
+    def contents():
+        return {
+            p: (p.stat().st_mtime_ns, p.read_bytes())
+            for p in sorted(finished.rglob("*"))
+            if p.is_file()
+        }
+
+    before = contents()
+    main.run(config, str(finished))
+    assert contents() == before
+    assert "is finished, nothing to do" in capsys.readouterr().out
+
+
+def test_another_config_is_refused_with_the_fields_that_differ(finished, config):
+    before = (finished / "metrics.jsonl").read_bytes()
+    other = tiny.copy_of(config)
+    other.optim.peak_lr, other.seed = 0.5, 9
+    with pytest.raises(PacxError) as error:
+        main.run(other, str(finished))
+    text = str(error.value)
+    assert "optim.peak_lr was 0.01, is 0.5" in text and "seed was 0, is 9" in text
+    assert "mask_ratio" not in text and "\n" not in text
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_what_changes_no_number_may_differ(finished, config):
+    other = tiny.copy_of(config)
+    other.data.threads, other.num_devices, other.keep = 2, 2, 5
+    main.run(other, str(finished))
+
+
+def interrupt_at(monkeypatch, n):
+    """The train step raises instead of making update number n."""
+    original = step.make_train_step
+
+    def make_train_step(*args):
+        train_step = original(*args)
+
+        def stopping(state, batch, key):
+            if int(state.step) == n - 1:
+                raise KeyboardInterrupt
+            return train_step(state, batch, key)
+
+        return stopping
+
+    monkeypatch.setattr(step, "make_train_step", make_train_step)
+
+
+@pytest.mark.parametrize("at", [2, 4], ids=["before the first save", "after one"])
+def test_interrupted_run_gives_the_bytes_of_the_straight_one(
+    finished, config, tmp_path, monkeypatch, at
+):
+    with monkeypatch.context() as patched:
+        interrupt_at(patched, at)
+        with pytest.raises(KeyboardInterrupt):
+            main.run(config, str(tmp_path))
+    assert [r["step"] for r in rows(tmp_path)] == list(range(1, at))
+    assert not (tmp_path / "done.json").exists()
+    main.run(config, str(tmp_path))
+    assert started_at(tmp_path) == ([0, 0] if at == 2 else [0, 2])
+    assert_same_run(tmp_path, finished)
+
+
+def test_run_killed_between_last_save_and_export_finishes(finished, config, tmp_path):
+    workdir = tmp_path / "again"
+    shutil.copytree(finished, workdir)
+    (workdir / "done.json").unlink()
+    shutil.rmtree(workdir / "export")
+    main.run(config, str(workdir))
+    assert_same_run(workdir, finished)
+    done = json.loads((workdir / "done.json").read_text())
+    assert done == json.loads((finished / "done.json").read_text())
+
+
+def assert_same_run(workdir, finished):
+    name = "metrics.jsonl"
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+    for which in ("latest", "best"):
+        a = tiny.flat(checkpoint.read_params(workdir, which))
+        b = tiny.flat(checkpoint.read_params(finished, which))
+        for leaf in b:
+            np.testing.assert_array_equal(a[leaf], b[leaf])
+    name = "export/model.safetensors"
+    assert (workdir / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_run_on_two_devices_gives_the_numbers_of_eight(finished, config, tmp_path):
+    # Sums run in another order. Bound 1e-5 over 4 steps; measured MEASURE.
+    other = tiny.copy_of(config)
+    other.num_devices = 2
+    main.run(other, str(tmp_path))
+    for a, b in zip(rows(tmp_path), rows(finished), strict=True):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert abs(a[name] - b[name]) <= 1e-5 * abs(b[name]), name
+
+
+def test_continued_training_starts_from_the_parts_of_another_run(
+    finished, config, tmp_path
+):
+    other = tiny.copy_of(config)
+    other.model_init, other.total_steps, other.optim.peak_lr = str(finished), 2, 1e-12
+    main.run(other, str(tmp_path))
+    want = tiny.flat(checkpoint.read_params(finished, "latest"))
+    got = tiny.flat(checkpoint.read_params(tmp_path, "latest"))
+    assert any(k.startswith("decoder/") for k in got)
+    for name in want:
+        assert np.abs(got[name] - want[name]).max() < 1e-9, name
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"global_batch_size": 12}, "global_batch_size 12 is not divisible by 8"),
+        ({"num_devices": 9}, "num_devices is 9 but there are 8"),
+        ({"data__path": "/nowhere"}, "/nowhere"),
+        ({"data__source": "cloud"}, "data.source 'cloud'"),
+        ({"data__label_columns": ("Pneumonia",)}, "data.label_columns is set but"),
+        ({"model__patch_size": 7}, "not divisible by patch_size 7"),
+        ({"model__variant": "XL"}, "config.model.variant is 'XL'"),
+        ({"loss__mask_ratio": 1.0}, "mask_ratio 1.0 keeps 0 of 4"),
+        ({"best": "val/auroc"}, "config.best 'val/auroc' is not among"),
+        ({"best_mode": "up"}, "config.best_mode 'up'"),
+        ({"optim__warmup_steps": 4}, "warmup_steps 4 does not fit into total_steps 4"),
+        ({"model_init": "/nowhere"}, "/nowhere"),
+    ],
+    ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
+)
+def test_wrong_setting_is_a_one_line_error(config, tmp_path, fields, expected):
+    other = tiny.copy_of(config)
+    other.update_from_flattened_dict(
+        {k.replace("__", "."): v for k, v in fields.items()}
+    )
+    with pytest.raises(PacxError) as error:
+        main.run(other, str(tmp_path / "run"))
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+def test_loss_that_is_not_a_number_stops_the_run_and_is_not_saved(config, tmp_path):
+    # Nothing is logged before step 4, but what step 2 would save is looked at.
+    other = tiny.copy_of(config)
+    other.optim.peak_lr, other.log_every = 1e30, 4
+    with pytest.raises(PacxError, match="the (loss|grad_norm) is (nan|inf) at step 2"):
+        main.run(other, str(tmp_path))
+    assert not (tmp_path / "done.json").exists()
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_workdir_of_a_run_that_never_started_can_be_mended(config, tmp_path, images):
+    # A typing error in the path must not claim the workdir for that config.
+    other = tiny.copy_of(config)
+    other.data.path = "/nowhere"
+    with pytest.raises(PacxError):
+        main.run(other, str(tmp_path))
+    other.data.path, other.total_steps = str(images), 2
+    main.run(other, str(tmp_path))
+    assert (tmp_path / "done.json").exists()
+
+
+def test_devices_are_all_used(finished):
+    assert jax.device_count() == 8
+    assert json.loads((finished / "config.json").read_text())["num_devices"] == 0
