@@ -46,25 +46,39 @@ def randomized(params, seed: int, scale: float = 0.3):
     )
 
 
-def random_params(model, *args, seed: int = 0, noise: float = 0.3, **kwargs):
-    """Random parameters of a linen model, by its shapes: nothing is compiled.
+def random_tree(shapes, seed: int = 0, noise: float = 0.3):
+    """Random parameters of a tree of shapes, without compiling anything.
 
     Kernels have the variance 1 / fan-in; scales are near 1, everything else near 0,
-    give or take `noise`.
+    give or take `noise`. LoRA's b is small but not zero, as in training: with b = 0,
+    a would have no gradient.
     """
-    shapes = jax.eval_shape(
-        functools.partial(model.init, **kwargs), jax.random.key(0), *args
-    )["params"]
     rng = np.random.default_rng(seed)
     tree = {}
     for name, shape in sorted(flat(shapes).items()):
         x = rng.normal(size=shape.shape)
-        if name.endswith("kernel"):
+        if name.endswith(("kernel", "/a")):
             x = x / np.sqrt(np.prod(shape.shape[:-1]))
+        elif name.endswith("/b"):
+            x = 0.02 * x
         else:
             x = noise * x + name.endswith("scale")
         tree[name] = x.astype(np.float32)
-    return flax.traverse_util.unflatten_dict(tree, sep="/")
+    if "logit_scale" in tree:
+        tree["logit_scale"] = np.float32(np.log(1 / 0.07))
+    return unflat(tree)
+
+
+def random_params(model, *args, seed: int = 0, noise: float = 0.3):
+    """`random_tree` of a linen model."""
+    shapes = jax.eval_shape(model.init, jax.random.key(0), *args)
+    return random_tree(shapes["params"], seed, noise)
+
+
+def random_start(objective, seed: int = 0):
+    """`random_tree` of all parameters of an objective."""
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    return random_tree(shapes, seed, 0.05)
 
 
 def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
@@ -108,6 +122,17 @@ def distill_config(folders: dict[str, str], **fields) -> ml_collections.ConfigDi
     return config("distill_vitb16", **(small | folders | fields))
 
 
+def image_batch(b: int, seed: int) -> dict[str, np.ndarray]:
+    """Images, and embeddings that are no encoder's."""
+    rng = np.random.default_rng(seed)
+    return {
+        "image": rng.integers(0, 256, (b, 32, 32, 3), dtype=np.uint8),
+        "ecg_embedding": rng.normal(size=(b, 16)),
+        "labs_embedding": rng.normal(size=(b, 8)),
+    }
+
+
+@functools.cache
 def distill_batch(b: int, seed: int = 0) -> dict[str, np.ndarray]:
     """Images, raw physiology, and its embeddings by the folders of `write_folders`."""
     rng = np.random.default_rng(seed)

@@ -24,8 +24,9 @@ LAYERS = {
     "optim": 5,
     "physiology": 5,
     "encoder": 5,
-    "train": 6,
-    "evaluate": 6,
+    "batches": 6,
+    "train": 7,
+    "evaluate": 8,
 }
 # These import `types` and `sharding` alone, beside their own package.
 LEAVES = ("input", "checkpoint", "metrics")

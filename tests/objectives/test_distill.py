@@ -27,8 +27,7 @@ def objective(config, meshes):
 
 @pytest.fixture(scope="module")
 def params(objective):
-    tree = dict(objective.init(jax.random.key(0)))
-    return tree | {"lora": tiny.randomized(tree["lora"], 1, 0.02)}
+    return tiny.random_start(objective)
 
 
 def evaluate(objective, params, batch, mesh, train=False):

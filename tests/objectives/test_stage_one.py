@@ -27,7 +27,7 @@ def mae_objective(mesh, **fields):
 
 def test_mae_honours_its_mask_ratio_and_compares_with_the_mean_colour(meshes):
     objective = mae_objective(meshes[1], loss__mask_ratio=0.75)
-    params = objective.init(jax.random.key(0))
+    params = tiny.random_start(objective)
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     out = jax.jit(objective.outputs)(params, {"image": image}, jax.random.key(1))
     # By hand: the masks this key draws, 12 of 16 patches, and the mean's squared error.
@@ -73,7 +73,7 @@ def labs(meshes):
         "labs": rng.random((12, 50)).astype(np.float32),
         "labs_mask": (rng.random((12, 50)) < 0.6).astype(np.float32),
     }
-    return objective, objective.init(jax.random.key(0)), batch
+    return objective, tiny.random_start(objective), batch
 
 
 def test_labs_loss_corrupts_inputs_in_training_alone(labs):
@@ -191,7 +191,7 @@ def test_ecg_objective_ignores_masked_labels(meshes):
     config.model.update(**{k: tuple(v) if isinstance(v, list) else v
                            for k, v in tiny.ECG.items()})  # fmt: skip
     objective = objectives.make(config, meshes[1])
-    params = objective.init(jax.random.key(0))
+    params = tiny.random_start(objective)
     rng = np.random.default_rng(0)
     batch = {
         "ecg": rng.normal(size=(4, 64, 12)).astype(np.float32),
