@@ -1,4 +1,4 @@
-"""Packages pacx_jax: the library alone. Recipes, builders and launchers need a clone."""
+"""Packages pacx_jax, the library alone: recipes and launchers need a clone."""
 
 import pathlib
 import re

@@ -31,7 +31,7 @@ def get_config(arg=None):
         base.runlocal(c, "probe", total_steps=200)
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
-        c.data.image_size = 64
+        c.data.image_size = 48
         c.data.hflip = 0.0
         c.global_batch_size = 128
     return c

@@ -47,11 +47,11 @@ def get_config(arg=None):
 
 
 def runlocal(c):
-    """A small ViT at 64 pixels on the embedded cohort."""
+    """A small ViT at 48 pixels on the embedded cohort."""
     base.runlocal(c, "chexpert", total_steps=2400)
     c.model.variant, c.model.patch_size = "demo", 8
     c.model.decoder.update(width=64, depth=2, num_heads=2)
-    c.data.image_size = 64
+    c.data.image_size = 48
     c.data.hflip = 0.0
     c.data.crop_scale = (0.7, 1.0)
     c.global_batch_size = 64

@@ -79,7 +79,7 @@ def ceiling(target: pathlib.Path) -> dict[str, np.ndarray]:
     if cache.exists():
         with np.load(cache, allow_pickle=False) as saved:
             return dict(zip(saved["path"], saved["z"], strict=True))
-    raw = target / "data" / "raw" / "probe"
+    raw = target / "data" / "raw" / "paired" / "probe"
     with (raw / "labels.csv").open(newline="") as file:
         paths = [row["path"] for row in csv.DictReader(file)]
     ecg_folder = model_folder.load(target / "ecg", "ecg_net1d")
