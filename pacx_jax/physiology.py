@@ -7,12 +7,14 @@ other data means another file, so that a stale cache is never read.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
 import pathlib
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jax.sharding import Mesh
@@ -43,8 +45,11 @@ def embeddings(
     key = cache_key(source, encoder, batch_size)
     path = pathlib.Path(cache_dir) / f"{modality}_{key[:24]}.npy"
     if path.is_file():
-        table = np.load(path, allow_pickle=False)
-        if table.shape == (len(source), encoder.width):
+        try:
+            table = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError):
+            table = None
+        if table is not None and table.shape == (len(source), encoder.width):
             return table
         raise PacxError(f"{path} is damaged: delete it, it will be computed again")
     table = compute(source, modality, encoder, data, mesh, batch_size, quarantine)
@@ -77,10 +82,14 @@ def compute(
     module, params = encoder.module(), encoder.params
     everywhere = sharding.replicated(mesh)
 
-    @jax.jit
+    @functools.partial(
+        jax.jit,
+        in_shardings=(everywhere, sharding.batch_sharding(mesh)),
+        out_shardings=everywhere,
+    )
     def embed(params, batch):
         z = module.apply({"params": params}, *physiology_inputs(modality, batch))
-        return jax.lax.with_sharding_constraint(z, everywhere)
+        return jnp.where(batch["mask"][:, None] > 0.5, z, jnp.nan)
 
     data = ml_collections.ConfigDict(data.to_dict())
     # The encoder's own preprocessing, whatever this run's config says of ECGs.
@@ -96,16 +105,10 @@ def compute(
         quarantine=quarantine,
     )
     params = jax.device_put(params, everywhere)
-    names = (modality, "labs_mask") if modality == "labs" else (modality,)
+    names = ("mask", modality) + (("labs_mask",) if modality == "labs" else ())
     out = []
     for batch in batches:
-        inputs = {k: batch[k] for k in names}
-        z = np.array(embed(params, sharding.put_batch(inputs, mesh)))
-        mask = jax.device_get(
-            jax.jit(lambda x: x, out_shardings=everywhere)(
-                sharding.put_batch({"mask": batch["mask"]}, mesh)["mask"]
-            )
-        )
-        z[mask < 0.5] = np.nan
+        inputs = sharding.put_batch({k: batch[k] for k in names}, mesh)
+        z = np.asarray(embed(params, inputs))
         out.append(z)
     return np.concatenate(out)[: len(source)]
