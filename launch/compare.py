@@ -20,7 +20,7 @@ import jax
 import ml_collections
 import numpy as np
 
-from pacx_jax import checkpoint, load_encoder, metrics, model_folder
+from pacx_jax import checkpoint, host_memory, load_encoder, metrics, model_folder
 from pacx_jax.evaluate import (
     alignment,
     comparison,
@@ -298,6 +298,7 @@ def main() -> int:
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--ceiling", action="store_true")
     args = parser.parse_args()
+    host_memory.keep_freed()
     try:
         if args.ceiling:
             ceiling(args.target)

@@ -190,11 +190,6 @@ class Demo:
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
             "JAX_COMPILATION_CACHE_DIR": str(self.target / "jax_cache"),
             "PYTHONPATH": str(ROOT),
-            # Keep freed memory instead of returning and faulting it in at every step:
-            # a third of a CPU step otherwise.
-            "MALLOC_MMAP_MAX_": "0",
-            "MALLOC_TRIM_THRESHOLD_": str(2**32),
-            "MALLOC_TOP_PAD_": str(2**27),
         }
         log = (self.target / "logs" / f"{stage.name}.log").open("ab")
         mine = os.sched_getaffinity(0)

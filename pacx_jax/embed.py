@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import tqdm
 
+from pacx_jax import host_memory
 from pacx_jax.encoder import load_encoder
 from pacx_jax.types import PacxError
 
@@ -76,6 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         help="list images that cannot be read and go on",
     )
     args = parser.parse_args(argv)
+    host_memory.keep_freed()
     try:
         out = pathlib.Path(args.out)
         if out.suffix != ".npz":

@@ -18,6 +18,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from pacx_jax import host_memory
 from pacx_jax.types import PacxError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -103,6 +104,7 @@ def _main(argv: list[str]) -> None:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
+    host_memory.keep_freed()
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     if _EVALUATE.value:
         measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
