@@ -126,7 +126,9 @@ def test_no_two_parts_import_each_other():
 
 
 def test_data_builders_import_nothing_of_the_library_but_input():
-    files = [p for p in (ROOT / "data").rglob("*.py")] if (ROOT / "data").exists() else []
+    files = (
+        [p for p in (ROOT / "data").rglob("*.py")] if (ROOT / "data").exists() else []
+    )
     for path in files:
         assert own(path) <= {"input", "types"}, name(path)
 
@@ -135,6 +137,10 @@ def test_library_does_not_import_torch_or_tensorflow():
     for path, unit in FILES.items():
         if unit == "convert":
             continue
-        heavy = {part(n) for n in imports(path)} & {"torch", "tensorflow", "transformers"}
+        heavy = {part(n) for n in imports(path)} & {
+            "torch",
+            "tensorflow",
+            "transformers",
+        }
         assert not heavy, name(path)
     assert "torch" not in sys.modules

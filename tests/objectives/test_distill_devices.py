@@ -37,9 +37,7 @@ def trace(config, mesh, dtype: str):
     config = ml_collections.ConfigDict(config.to_dict() | {"dtype": dtype})
     objective = objectives.make(config, mesh)
     tx = optax.chain(keep_gradients(), optim.make(config.optim, config.total_steps))
-    params = jax.tree.map(
-        lambda p: jnp.asarray(p, dtype), tiny.random_start(objective)
-    )
+    params = jax.tree.map(lambda p: jnp.asarray(p, dtype), tiny.random_start(objective))
     state = step.make_state(params, objective, tx)
     shardings = sharding.tree_shardings(state, mesh)
     state = jax.device_put(state, shardings)
