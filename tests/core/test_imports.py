@@ -13,6 +13,7 @@ PACKAGE = ROOT / "pacx_jax"
 # but never in a circle.
 LAYERS = {
     "types": 0,
+    "host_memory": 0,
     "losses": 1,
     "lora": 1,
     "sharding": 1,
