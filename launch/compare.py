@@ -20,7 +20,15 @@ import jax
 import ml_collections
 import numpy as np
 
-from pacx_jax import checkpoint, host_memory, load_encoder, metrics, model_folder
+from pacx_jax import (
+    checkpoint,
+    host_memory,
+    load_encoder,
+    metrics,
+    model_folder,
+    physiology,
+    sharding,
+)
 from pacx_jax.evaluate import (
     alignment,
     comparison,
@@ -33,10 +41,11 @@ from pacx_jax.evaluate import (
 from pacx_jax.input import images, sources, transforms
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae, vit
+from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError
 
 FRACTIONS = (0.01, 0.1, 1.0)
-SUBSETS = 20  # label subsets a fraction
+SUBSETS = 10  # label subsets a fraction
 GROUPS = {
     "physiological": ("slvh_dlv", "heart_failure"),
     "anatomical": ("consolidation", "nodule", "hyperinflation"),
@@ -159,15 +168,24 @@ def retrieval_rows(target: pathlib.Path) -> list[dict]:
 
     Fitted on the training triplets, measured on the validation triplets.
     """
-    tables_ = {}
-    config = json.loads((target / "distill" / "config.json").read_text())
-    data = ml_collections.ConfigDict(config["data"])
-    sets = {s: sources.open_source(data, s) for s in ("train", "val")}
-    for m in ("ecg", "labs"):
-        for path in (target / "cache").glob(f"{m}_*.npy"):
-            table = np.load(path, allow_pickle=False)
-            split = "train" if len(table) == len(sets["train"]) else "val"
-            tables_[m, split] = table
+    config = ml_collections.ConfigDict(
+        json.loads((target / "distill" / "config.json").read_text())
+    )
+    sets = {s: sources.open_source(config.data, s) for s in ("train", "val")}
+    embedding = {
+        (m, split): physiology.embeddings(  # cached since Stage 2
+            source,
+            m,
+            distill.load_source(config, m),
+            config.data,
+            sharding.make_mesh(),
+            cache_dir=config.cache_dir,
+            batch_size=config.global_batch_size,
+            quarantine=None,
+        )
+        for m in ("ecg", "labs")
+        for split, source in sets.items()
+    }
     rows = []
     for name, encoder in encoders(target, 0).items():
         if name not in ("pacx", "mae", "random"):
@@ -181,7 +199,7 @@ def retrieval_rows(target: pathlib.Path) -> list[dict]:
             z[split] = encoder(decoded)
         for m in ("ecg", "labs"):
             row = alignment.ridge_alignment(
-                z["train"], tables_[m, "train"], z["val"], tables_[m, "val"]
+                z["train"], embedding[m, "train"], z["val"], embedding[m, "val"]
             )
             rows.append({"encoder": name, "target": m, "n": len(z["val"]), **row})
     return rows
