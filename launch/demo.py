@@ -51,6 +51,21 @@ FULL = {
 }  # fmt: skip
 
 
+# For tests of the machinery: every stage, a few steps. Its numbers mean nothing.
+TINY = {
+    "cohort": dict(pretrain=40, symile=100, symile_size=64, symile_val=12,
+                   symile_test=10, ecg=40, probe_train=60, probe_val=20, probe_test=40),
+    "size": 48,
+    "mae": {"total_steps": 4, "optim.warmup_steps": 1, "global_batch_size": 8},
+    "mae_continued": {"total_steps": 2, "optim.warmup_steps": 1,
+                      "global_batch_size": 8},
+    "labs": {"total_steps": 4, "optim.warmup_steps": 1},
+    "ecg": {"total_steps": 4, "optim.warmup_steps": 1, "global_batch_size": 8,
+            "best": "", "export": "latest"},
+    "distill": {"total_steps": 4, "optim.warmup_steps": 1, "global_batch_size": 8},
+}  # fmt: skip
+
+
 @dataclasses.dataclass
 class Stage:
     """One process of the curriculum.
@@ -265,6 +280,7 @@ def main() -> int:
     )
     parser.add_argument("--target", help="folder (runs/demo; runs/full with --full)")
     parser.add_argument("--full", action="store_true", help="an hour or two")
+    parser.add_argument("--tiny", action="store_true", help="a test of the machinery")
     parser.add_argument("--seed", type=int, default=1, help="of cohort and training")
     parser.add_argument(
         "--split",
@@ -274,8 +290,9 @@ def main() -> int:
     )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    plan = FULL if args.full else DEMO
-    target = pathlib.Path(args.target or ("runs/full" if args.full else "runs/demo"))
+    plan = FULL if args.full else TINY if args.tiny else DEMO
+    name = "full" if args.full else "tiny" if args.tiny else "demo"
+    target = pathlib.Path(args.target or f"runs/{name}")
     identity = {"plan": plan, "seed": args.seed, "split": args.split}
     identity = json.dumps(identity, indent=2, sort_keys=True) + "\n"
     record = target / "demo.json"

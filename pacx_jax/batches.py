@@ -7,6 +7,7 @@ import pathlib
 
 import ml_collections
 import numpy as np
+from absl import logging
 
 from pacx_jax import objectives, physiology, sharding
 from pacx_jax.input import pipeline, quarantine, sources, transforms
@@ -82,6 +83,10 @@ class Data:
         bad = np.any([np.isnan(t).any(1) for t in tables.values()], axis=0)
         if bad.any():  # a wrong pairing would be worse than a pair less
             good = np.flatnonzero(~bad)
+            logging.warning(
+                "%d of %d examples of %s have no ECG or lab embedding: left out",
+                bad.sum(), len(bad), split,
+            )  # fmt: skip
             self.sources[split] = sources.Subset(source, good)
             tables = {name: table[good] for name, table in tables.items()}
         if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest

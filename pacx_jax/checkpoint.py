@@ -62,8 +62,12 @@ class Checkpointer:
                 f"{', '.join(sorted(metrics))}"
             )
         value = float(metrics[self._metric])
-        if value != value:  # NaN cannot be the best
-            return
+        if value != value:
+            raise PacxError(
+                f"config.best {self._metric!r} is not a number at step {step}: it "
+                "cannot be measured on this validation split (one class only?); take another "
+                "config.best, or config.best='' with config.export=latest"
+            )
         marker = self._workdir / "best.json"
         if marker.exists():
             best = json.loads(marker.read_text())

@@ -82,6 +82,8 @@ def main(argv: list[str] | None = None) -> int:
         out = pathlib.Path(args.out)
         if out.suffix != ".npz":
             raise PacxError(f"--out {out}: name a file that ends in .npz")
+        if args.batch_size < 1:
+            raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
         encoder = load_encoder(args.encoder, args.batch_size, args.dtype)
         paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -92,9 +92,11 @@ def _model(config, params: Params) -> model_folder.ModelFolder:
 
 def _vit_architecture(config) -> dict:
     if config.objective == "distill":
-        return distill.load_image_encoder(config).architecture
+        architecture = distill.load_image_encoder(config).architecture
+        return architecture | {"image_size": config.data.image_size}
     if config.objective == "classify":
-        return model_folder.load(config.model_init, "vit").architecture
+        architecture = model_folder.load(config.model_init, "vit").architecture
+        return architecture | {"image_size": config.data.image_size}
     width, depth, num_heads = vit.VARIANTS[config.model.variant]
     return {
         "patch_size": config.model.patch_size,

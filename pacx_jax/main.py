@@ -11,6 +11,7 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 
@@ -51,12 +52,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     record.write_text(written, encoding="utf-8")
     metrics = train.train(config, workdir)
     target = export.from_workdir(config, workdir)
+    metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     (path / "done.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
-    shown = {
-        k: v for k, v in metrics.items() if k in ("val/loss", "val/auroc_macro")
-    } or metrics
-    text = ", ".join(f"{k} {v:.4f}" for k, v in shown.items())
+    shown = [k for k in ("val/loss", "val/auroc_macro") if metrics.get(k) is not None]
+    text = ", ".join(f"{k} {metrics[k]:.4f}" for k in shown)
     print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
 
 

@@ -115,9 +115,12 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     text = json.dumps(description, indent=2) + "\n"
     (temporary / "config.json").write_text(text, encoding="utf-8")
     (temporary / "README.md").write_text(card, encoding="utf-8")
-    if path.exists():
-        shutil.rmtree(path)
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():  # kept until the new one stands
+        path.rename(old)
     temporary.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def resolve(path: str | os.PathLike) -> pathlib.Path:

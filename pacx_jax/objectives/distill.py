@@ -172,6 +172,11 @@ def _check(config) -> tuple[str, ...]:
     ):
         if value not in choices:
             raise PacxError(f"config.{field} {value!r}: choose {', '.join(choices)}")
+    if config.tuning == "norms" and config.train_norms == "none":
+        raise PacxError(
+            "config.tuning=norms with config.train_norms=none trains nothing of the "
+            "encoder: choose train_norms all or final"
+        )
     return modalities
 
 
@@ -193,10 +198,16 @@ def _heads(config, widths: dict[str, int]) -> dict[str, Head]:
 
 
 def _trainable(config, depth: int):
-    """Path predicate of `tuning` and `train_norms` (D2)."""
+    """Path predicate of `tuning` and `train_norms` (D2).
+
+    `train_norms` speaks of lora and norms; last_n_blocks trains these blocks and the
+    final norm, as the reference does, and full everything.
+    """
     norms = {"all": r"encoder/(block_\d+/norm\d|norm)/.*", "final": r"encoder/norm/.*",
              "none": r"(?!)"}[config.train_norms]  # fmt: skip
-    patterns = [r"heads/.*", r"lora/.*", norms]
+    patterns = [r"heads/.*", r"lora/.*"]
+    if config.tuning in ("lora", "norms"):
+        patterns.append(norms)
     if config.loss.learn_temperature:
         patterns.append(r"logit_scale")
     if config.tuning == "full":

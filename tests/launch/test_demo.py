@@ -1,0 +1,107 @@
+"""The demonstration as its user meets it, at a size whose numbers mean nothing."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def start(target, *arguments):
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return subprocess.Popen(
+        [sys.executable, "launch/demo.py", "--tiny", f"--target={target}", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """Stopped once in its first stages, then run to its end."""
+    target = tmp_path_factory.mktemp("demo") / "run"
+    process = start(target)
+    deadline = time.monotonic() + 120
+    while not (target / "progress.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    first, _ = process.communicate(timeout=60)
+    process = start(target)
+    second, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, second
+    return target, first, second
+
+
+def test_interrupted_demo_says_how_to_go_on_and_repeats_nothing(demo):
+    _, first, second = demo
+    assert "the same command goes on from here" in first
+    finished = [line.split()[0] for line in first.splitlines() if " s  " in line]
+    assert finished
+    assert not [
+        line for line in second.splitlines() if line.split()[:1] == finished[:1]
+    ]
+
+
+def test_demo_prints_the_comparison_and_where_the_report_is(demo):
+    target, _, second = demo
+    assert "PaCX - MAE" in second
+    assert str(target / "report.html") in second
+    assert "<table" in (target / "report.html").read_text()
+
+
+def test_summary_has_the_promised_fields(demo):
+    target, *_ = demo
+    summary = json.loads((target / "summary.json").read_text())
+    assert summary["seconds"] > 0
+    assert summary["peak_rss_mib"] > 100
+    rows = {(r["labels"], r["fraction"]) for r in summary["comparison"]}
+    groups = ("physiological", "anatomical")
+    assert rows == {(g, f) for g in groups for f in (0.01, 0.1, 1.0)}
+    fields = {"labels", "fraction", "mae", "pacx", "difference", "low", "high", "seeds"}
+    for row in summary["comparison"]:
+        assert fields | {"n_patients", "n_labels"} == set(row)
+
+
+def test_no_probe_patient_is_in_an_earlier_stage(demo):
+    target, *_ = demo
+    raw = target / "data" / "raw"
+    probe = {
+        line.split(",")[1]
+        for line in (raw / "paired/probe/labels.csv").read_text().splitlines()[1:]
+    }
+    earlier = {
+        p.name.removeprefix("patient") for p in raw.glob("pretrain/chexpert/*/*")
+    }
+    for name, column in (("ecg/labels.csv", 1), ("symile_mimic/train.csv", 0)):
+        lines = (raw / "paired" / name).read_text().splitlines()[1:]
+        earlier |= {line.split(",")[column] for line in lines}
+    assert len(earlier) > 50
+    assert not probe & earlier
+
+
+def test_finished_demo_is_left_as_it_is(demo):
+    target, *_ = demo
+    before = {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")}
+    report = (target / "report.html").read_bytes()
+    process = start(target)
+    process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")} == before
+    assert (target / "report.html").read_bytes() == report
+
+
+def test_other_settings_in_the_same_folder_are_refused_in_one_line(demo):
+    target, *_ = demo
+    process = start(target, "--seed=7")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert said.startswith("error: ") and said.count("\n") == 1
