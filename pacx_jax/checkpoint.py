@@ -64,8 +64,8 @@ class Checkpointer:
         value = float(metrics[self._metric])
         if value != value:
             raise PacxError(
-                f"config.best {self._metric!r} is not a number at step {step}: it "
-                "cannot be measured on this validation split (one class only?); take another "
+                f"config.best {self._metric!r} is not a number at step {step}: this "
+                "validation split cannot measure it (one class only?). Take another "
                 "config.best, or config.best='' with config.export=latest"
             )
         marker = self._workdir / "best.json"
