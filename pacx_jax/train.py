@@ -49,7 +49,7 @@ def train(config, workdir: str) -> dict[str, float]:
         params = objective.init(key)
         return step.make_state({**params, **loaded}, objective, tx)
 
-    loaded = load_parts(objective)
+    loaded = load_parts(objective, init_key)
     abstract = jax.eval_shape(init, init_key, loaded)
     shardings = sharding.tree_shardings(abstract, mesh)
     train_step = step.make_train_step(objective, tx, mesh, shardings)
@@ -115,17 +115,36 @@ def train(config, workdir: str) -> dict[str, float]:
     return final or metrics.last_evaluation(workdir)
 
 
-def load_parts(objective: Objective) -> dict:
-    """The parameter subtrees that `objective.pretrained` names, from their folders."""
+def load_parts(objective: Objective, key: jax.Array) -> dict:
+    """The parameter subtrees that `objective.pretrained` names, from their folders.
+
+    Raises:
+      PacxError: a folder without that part, or with one of another architecture.
+    """
     loaded = {}
+    expected = jax.eval_shape(objective.init, key)
     for part, folder in objective.pretrained.items():
         if part == "encoder":
             loaded[part] = model_folder.load(folder, "vit").params
-            continue
-        tree = checkpoint.read_params(folder)
-        if part not in tree:
-            raise PacxError(f"{folder} has no {part!r} among its parameters")
-        loaded[part] = tree[part]
+        else:
+            tree = checkpoint.read_params(folder)
+            if part not in tree:
+                raise PacxError(f"{folder} has no {part!r} among its parameters")
+            loaded[part] = tree[part]
+        shapes = [
+            {sharding.path_name(path): leaf.shape for path, leaf in leaves}
+            for leaves, _ in map(
+                jax.tree_util.tree_flatten_with_path, (loaded[part], expected[part])
+            )
+        ]
+        names = sorted(set(shapes[0]) | set(shapes[1]))
+        wrong = [n for n in names if shapes[0].get(n) != shapes[1].get(n)]
+        if wrong:
+            has, wants = (s.get(wrong[0]) for s in shapes)
+            raise PacxError(
+                f"{folder}: its {part} is not that of config.model: {len(wrong)} "
+                f"parameters differ, such as {wrong[0]}: {has} there, {wants} here"
+            )
     return loaded
 
 
