@@ -23,6 +23,7 @@ setuptools.setup(
         "einops>=0.8",
         "flax>=0.12",
         "grain>=0.2.18",
+        "importlib-resources>=6",  # what tensorflow-datasets imports and does not name
         "jax>=0.10",
         "ml-collections>=1.0",
         "numpy>=2.0",

@@ -100,12 +100,11 @@ def test_best_is_kept_by_its_metric_and_the_first_of_equals(
         assert isinstance(got["a"]["kernel"], np.ndarray)
 
 
-def test_value_that_is_no_number_is_not_the_best(tmp_path, meshes):
+def test_best_metric_that_is_no_number_stops_the_run_at_once(tmp_path, meshes):
     saver = checkpoint.Checkpointer(tmp_path, best="val/auroc")
-    saver.save_if_best(make_state(meshes[1]), 1, {"val/auroc": float("nan")})
+    with pytest.raises(PacxError, match="'val/auroc' is not a number at step 1"):
+        saver.save_if_best(make_state(meshes[1]), 1, {"val/auroc": float("nan")})
     assert not (tmp_path / "best.json").exists()
-    saver.save_if_best(make_state(meshes[1]), 2, {"val/auroc": 0.1})
-    assert json.loads((tmp_path / "best.json").read_text())["step"] == 2
     saver.close()
 
 

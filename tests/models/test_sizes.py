@@ -124,7 +124,7 @@ ENCODER = 85_647_360
         ("lora", "none", LORA),
         ("last_n_blocks", "final", 4 * BLOCK + FINAL),
         ("last_n_blocks", "none", 4 * BLOCK + FINAL),
-        ("last_n_blocks", "all", 4 * BLOCK + FINAL + 8 * 2 * 1_536),
+        ("last_n_blocks", "all", 4 * BLOCK + FINAL),
         ("full", "none", ENCODER),
         ("full", "all", ENCODER),
         ("norms", "all", FINAL + BLOCK_NORMS),

@@ -1,0 +1,94 @@
+"""A trained classifier measured on held-out patients, with intervals."""
+
+import csv
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pacx_jax import main, model_folder
+from pacx_jax.evaluate import held_out
+from pacx_jax.types import PacxError
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    """Two studies a patient; images of the sick are brighter, with an overlap."""
+    root = tmp_path_factory.mktemp("labelled")
+    rng = np.random.default_rng(0)
+    with (root / "labels.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("path", "patient_id", "split", "sick"))
+        for i in range(120):
+            patient, sick = i // 2, (i // 2) % 2
+            level = 60 + 40 * sick + rng.normal(0, 30)
+            image = np.clip(rng.normal(level, 20, (20, 20)), 0, 255).astype(np.uint8)
+            PIL.Image.fromarray(image).save(root / f"{i:03d}.png")
+            split = ("train", "val", "test")[patient % 3]
+            writer.writerow((f"{i:03d}.png", f"p{patient}", split, sick))
+    encoder = tmp_path_factory.mktemp("encoder") / "vit"
+    model_folder.save(encoder, tiny.folder("vit"), "")
+    return tiny.config(
+        "linear_probe",
+        model_init=str(encoder),
+        data__source="folder",
+        data__path=str(root),
+        data__image_size=32,
+        data__threads=1,
+        data__hflip=0.0,
+        global_batch_size=8,
+        total_steps=20,
+        log_every=5,
+        eval_every=10,
+        save_every=10,
+    )
+
+
+@pytest.fixture(scope="module")
+def workdir(config, tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "probe"
+    main.run(config, str(path))
+    return path
+
+
+def test_auroc_stands_inside_its_patient_interval(config, workdir):
+    result = held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
+    row = result["intervals"]["sick"]
+    assert row["low"] < row["auroc"] < row["high"]
+    assert row["auroc"] == pytest.approx(result["auroc_sick"], abs=1e-12)
+    assert (result["n"], result["n_patients"]) == (40, 20)
+    written = json.loads((workdir / "evaluation_test.json").read_text())
+    assert written["intervals"] == result["intervals"]
+
+
+def test_evaluating_on_validation_gives_what_the_best_checkpoint_had(config, workdir):
+    result = held_out.evaluate(config.copy_and_resolve_references(), workdir, "val")
+    best = json.loads((workdir / "best.json").read_text())["value"]
+    assert result["auroc_macro"] == pytest.approx(best, abs=1e-6)
+
+
+def test_unfinished_run_and_unknown_split_are_errors(config, workdir, tmp_path):
+    with pytest.raises(PacxError, match="holds no finished run"):
+        held_out.evaluate(config.copy_and_resolve_references(), tmp_path, "test")
+    with pytest.raises(PacxError, match="split 'nowhere'"):
+        held_out.evaluate(config.copy_and_resolve_references(), workdir, "nowhere")
+
+
+def test_encoder_of_another_shape_is_refused_with_what_differs(config, tmp_path):
+    other = tiny.config(
+        "mae_vitb16",
+        data__source="folder",
+        data__path=config.data.path,
+        data__image_size=32,
+        model__variant="mu",
+        model__patch_size=16,
+        model_init=config.model_init,
+        model_init_parts=("encoder",),
+        global_batch_size=8,
+        total_steps=2,
+        optim__warmup_steps=1,
+    )
+    with pytest.raises(PacxError, match="patch_embed/kernel"):
+        main.run(other, str(tmp_path / "run"))
