@@ -167,7 +167,7 @@ class Demo:
             self.peak = old["peak_rss_mib"]
         self.started = time.monotonic()
         self.running: dict[str, tuple[Stage, subprocess.Popen, float, list[set]]] = {}
-        cores = sorted(os.sched_getaffinity(0))
+        cores = sorted(affinity())
         half = max(len(cores) // 2, 1)
         self.free = [set(cores[:half]), set(cores[half:] or cores)]
         self.bar = tqdm.tqdm(
@@ -207,15 +207,15 @@ class Demo:
             "PYTHONPATH": str(ROOT),
         }
         log = (self.target / "logs" / f"{stage.name}.log").open("ab")
-        mine = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, set().union(*halves))  # the child inherits it
+        mine = affinity()
+        pin(set().union(*halves))  # the child inherits it
         try:
             process = subprocess.Popen(
                 [sys.executable, *stage.argv], stdout=log, stderr=log,
                 cwd=ROOT, env=environment,
             )  # fmt: skip
         finally:
-            os.sched_setaffinity(0, mine)
+            pin(mine)
             log.close()
         self.running[stage.name] = (stage, process, time.monotonic(), halves)
 
@@ -268,6 +268,19 @@ class Demo:
         temporary = self.record.with_suffix(".tmp")
         temporary.write_text(json.dumps(row, indent=2) + "\n")
         temporary.replace(self.record)
+
+
+def affinity() -> set[int]:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def pin(cores: set[int]) -> None:
+    """Keeps this process to these cores, where the system can do that."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, cores)
 
 
 TRAINED = ("mae", "labs", "ecg", "distill", "mae_continued", "shuffled")
