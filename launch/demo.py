@@ -56,13 +56,11 @@ TINY = {
     "cohort": dict(pretrain=40, symile=100, symile_size=64, symile_val=12,
                    symile_test=10, ecg=40, probe_train=60, probe_val=20, probe_test=40),
     "size": 48,
-    "mae": {"total_steps": 4, "optim.warmup_steps": 1, "global_batch_size": 8},
-    "mae_continued": {"total_steps": 2, "optim.warmup_steps": 1,
-                      "global_batch_size": 8},
-    "labs": {"total_steps": 4, "optim.warmup_steps": 1},
-    "ecg": {"total_steps": 4, "optim.warmup_steps": 1, "global_batch_size": 8,
-            "best": "", "export": "latest"},
-    "distill": {"total_steps": 4, "optim.warmup_steps": 1, "global_batch_size": 8},
+    "mae": {"total_steps": 4, "global_batch_size": 8},
+    "mae_continued": {"total_steps": 2, "global_batch_size": 8},
+    "labs": {"total_steps": 2},
+    "ecg": {"total_steps": 2, "global_batch_size": 8, "best": "", "export": "latest"},
+    "distill": {"total_steps": 2, "global_batch_size": 8},
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
+from absl import logging
 
 from pacx_jax.types import PacxError, Params
 
@@ -16,10 +17,12 @@ def schedule(optim, total_steps: int) -> optax.Schedule:
     (e + 1) / warm-up epochs, then 0.5 (1 + cos(pi (e - w) / (E - w))). Without, the
     same formula runs on steps. `warmup_from_zero` starts at 0 (the reference's DAE).
     """
-    if optim.warmup_steps >= total_steps > 1:
-        raise PacxError(
-            f"config.optim.warmup_steps {optim.warmup_steps} does not fit into "
-            f"total_steps {total_steps}: lower it"
+    if optim.warmup_steps >= total_steps:
+        logging.warning(  # a short trial of a recipe; but no run to keep
+            "config.optim.warmup_steps %d is not below total_steps %d: the learning "
+            "rate never reaches its peak",
+            optim.warmup_steps,
+            total_steps,
         )
     unit = max(optim.steps_per_epoch, 1)
     warmup = optim.warmup_steps / unit

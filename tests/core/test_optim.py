@@ -73,11 +73,10 @@ def test_rate_of_the_labs_starts_at_zero():
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-12)
 
 
-def test_warm_up_longer_than_the_run_is_an_error():
-    with pytest.raises(
-        PacxError, match="warmup_steps 100 does not fit into total_steps"
-    ):
-        optim.schedule(settings(warmup_steps=100), 100)
+def test_warm_up_longer_than_the_run_is_said_loudly_and_stays_a_warm_up(caplog):
+    rate = optim.schedule(settings(warmup_steps=100), 2)
+    assert "never reaches its peak" in caplog.text
+    assert float(rate(1)) == pytest.approx(settings().peak_lr * 2 / 100)
 
 
 def tree():

@@ -105,3 +105,16 @@ def test_other_settings_in_the_same_folder_are_refused_in_one_line(demo):
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 2
     assert said.startswith("error: ") and said.count("\n") == 1
+
+
+def test_linear_probe_recipe_runs_on_the_demos_data(demo):
+    target, *_ = demo
+    command = [sys.executable, "-m", "pacx_jax.main", f"--workdir={target / 'probe'}"]
+    command += ["--config=configs/linear_probe.py:runlocal", "--config.total_steps=2"]
+    command += [f"--config.data.path={target / 'data/prepared/probe'}"]
+    command += [f"--config.model_init={target / 'distill'}"]
+    environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    rows = (target / "probe" / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["val/auroc_macro"] >= 0
