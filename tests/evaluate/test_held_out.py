@@ -86,6 +86,7 @@ def test_encoder_of_another_shape_is_refused_with_what_differs(config, tmp_path)
         model__patch_size=16,
         model_init=config.model_init,
         model_init_parts=("encoder",),
+        loss__mask_ratio=0.5,
         global_batch_size=8,
         total_steps=2,
         optim__warmup_steps=1,
