@@ -122,11 +122,24 @@ def main() -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    """absl's parsing, whatever it raises made one line."""
+    for argument in argv[1:]:
+        name, _, value = argument.partition("=")
+        file = value.partition(":")[0]
+        if name.lstrip("-") == "config" and not pathlib.Path(file).is_file():
+            raise PacxError(
+                f"--config {file}: no such file; run from the root of the clone"
+            )
     try:
         return flags.FLAGS(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        message = " ".join(str(e).strip("'\"").split())
-        raise PacxError(message or type(e).__name__) from None
+        text = str(e.args[0]) if e.args else type(e).__name__
+        if isinstance(e, (AttributeError, KeyError)):
+            text = text.strip("'\"").replace("\\'", "'").replace("\\n", " ")
+            text = f"unknown config field {text}"
+        if "Traceback" in text:  # of a recipe's own error: what it said stands last
+            text = text.strip().splitlines()[-1].partition(": ")[2]
+        raise PacxError(" ".join(text.split())) from None
 
 
 if __name__ == "__main__":

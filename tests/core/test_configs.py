@@ -160,6 +160,20 @@ def test_unknown_config_key_is_one_line_that_asks_did_you_mean(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--config=configs/nothing.py"], "configs/nothing.py: no such file"),
+        (["--config=configs/mae_vitb16.py:small"], "'small'"),
+        (["--config=configs/mae_vitb16.py", "--config.seed=x"], "--config.seed=x"),
+    ],
+)
+def test_wrong_command_line_is_one_line(tmp_path, arguments, expected):
+    code, error = command(*arguments, f"--workdir={tmp_path}")
+    assert code == 2 and error.startswith("error: ") and "\n" not in error
+    assert expected in error
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_it_is_and_how_to_run_it(name):
     text = importlib.import_module(f"configs.{name}").__doc__
