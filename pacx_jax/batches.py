@@ -97,34 +97,34 @@ class Data:
 
     def train(self, start_step: int):
         """Global batches from number `start_step` on, without end."""
-        config, split = self.config, self.config.data.train_split
+        split, config = self.config.data.train_split, self.config
         stream = pipeline.train_batches(
             self.sources[split],
             self.transforms[True],
-            global_batch_size=config.global_batch_size,
             seed=config.seed,
             start_step=start_step,
-            rows=self.rows,
-            cache=self.caches[split],
-            threads=config.data.threads,
-            quarantine=self.quarantine,
+            **self._reading(split),
         )
-        with contextlib.closing(stream):
-            for batch in stream:
-                yield self._put(batch, split)
+        return self._global(stream, split)
 
     def val(self):
         """The validation set once, in order; the last batch is padded (mask 0)."""
-        config, split = self.config, self.config.data.val_split
+        split = self.config.data.val_split
         stream = pipeline.eval_batches(
-            self.sources[split],
-            self.transforms[False],
-            global_batch_size=config.global_batch_size,
-            rows=self.rows,
-            cache=self.caches[split],
-            threads=config.data.threads,
-            quarantine=self.quarantine,
+            self.sources[split], self.transforms[False], **self._reading(split)
         )
+        return self._global(stream, split)
+
+    def _reading(self, split) -> dict:
+        return {
+            "global_batch_size": self.config.global_batch_size,
+            "rows": self.rows,
+            "cache": self.caches[split],
+            "threads": self.config.data.threads,
+            "quarantine": self.quarantine,
+        }
+
+    def _global(self, stream, split):
         with contextlib.closing(stream):
             for batch in stream:
                 yield self._put(batch, split)

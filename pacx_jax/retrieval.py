@@ -2,34 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 
 def normalize_rows(x: np.ndarray, eps: float = 1e-8) -> np.ndarray:
-    """Rows of (n, d) at length 1."""
+    """Rows of (n, d) at length 1, float64."""
+    x = np.asarray(x, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), eps)
 
 
-def ranks(query: np.ndarray, keys: np.ndarray, chunk: int = 1024) -> np.ndarray:
-    """How many keys are nearer (by cosine) to each query than its own: (n,) int.
-
-    Row i of both belong together. Ties count half, rounded up, so that constant
-    embeddings do not look like perfect ones.
-    """
-    query, keys = normalize_rows(query), normalize_rows(keys)
-    out = np.empty(len(query), np.int64)
-    for start in range(0, len(query), chunk):
-        rows = np.arange(start, min(start + chunk, len(query)))
-        similarity = query[rows] @ keys.T
-        own = similarity[np.arange(len(rows)), rows][:, None]
-        ahead, tied = (similarity > own).sum(1), (similarity == own).sum(1) - 1
-        out[rows] = ahead + (tied + 1) // 2
-    return out
-
-
 def recall_at_k(
-    query: np.ndarray, keys: np.ndarray, ks: tuple[int, ...] = (1, 5, 10)
-) -> dict[int, float]:
-    """Share of queries (n, d) whose own key (n, d) is among the k nearest, per k."""
-    r = ranks(query, keys)
-    return {k: float((r < k).mean()) for k in ks}
+    query: np.ndarray,
+    keys: np.ndarray,
+    ks: Sequence[int] = (1, 5, 10),
+    chunk: int = 1024,
+) -> dict[str, float]:
+    """Share of queries whose own key is among the k most similar, by cosine.
+
+    A tie counts as its expectation under random order, so an encoder that maps all
+    images to one vector scores chance, not 1.
+
+    Args:
+      query: (n, d); row i belongs to row i of `keys`.
+      keys: (n, d).
+      ks: cut-offs.
+      chunk: queries compared at a time, bounding memory to chunk * n.
+
+    Returns:
+      dict: `recall@k`, and `chance@k` = k / n, for each k.
+    """
+    if len(query) != len(keys) or not len(keys):
+        raise ValueError(f"{len(query)} queries do not pair with {len(keys)} keys")
+    query, keys = normalize_rows(query), normalize_rows(keys)
+    n = len(keys)
+    hits = dict.fromkeys(ks, 0.0)
+    for start in range(0, n, chunk):
+        similarity = query[start : start + chunk] @ keys.T
+        rows = np.arange(len(similarity))
+        own = similarity[rows, start + rows][:, None]
+        better = np.sum(similarity > own, axis=1)
+        tied = np.sum(similarity == own, axis=1)  # at least itself
+        for k in ks:
+            hits[k] += float(np.clip((k - better) / tied, 0.0, 1.0).sum())
+    recall = {f"recall@{k}": hits[k] / n for k in ks}
+    return recall | {f"chance@{k}": min(k / n, 1.0) for k in ks}

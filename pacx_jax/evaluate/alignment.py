@@ -7,46 +7,9 @@ ECG embeddings share a mean direction (random pairs already agree at about 0.43)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
-
-def recall_at_k(
-    query: np.ndarray,
-    keys: np.ndarray,
-    ks: Sequence[int] = (1, 5, 10),
-    chunk: int = 1024,
-) -> dict[str, float]:
-    """Share of queries whose own key is among the k most similar, by cosine.
-
-    A tie counts as its expectation under random order, so an encoder that maps all
-    images to one vector scores chance, not 1.
-
-    Args:
-      query: (n, d); row i belongs to row i of `keys`.
-      keys: (n, d).
-      ks: cut-offs.
-      chunk: queries compared at a time, bounding memory to chunk * n.
-
-    Returns:
-      dict: `recall@k`, and `chance@k` = k / n, for each k.
-    """
-    if len(query) != len(keys) or not len(keys):
-        raise ValueError(f"{len(query)} queries do not pair with {len(keys)} keys")
-    query, keys = _unit(query), _unit(keys)
-    n = len(keys)
-    hits = dict.fromkeys(ks, 0.0)
-    for start in range(0, n, chunk):
-        similarity = query[start : start + chunk] @ keys.T
-        rows = np.arange(len(similarity))
-        own = similarity[rows, start + rows][:, None]
-        better = np.sum(similarity > own, axis=1)
-        tied = np.sum(similarity == own, axis=1)  # at least itself
-        for k in ks:
-            hits[k] += float(np.clip((k - better) / tied, 0.0, 1.0).sum())
-    recall = {f"recall@{k}": hits[k] / n for k in ks}
-    return recall | {f"chance@{k}": min(k / n, 1.0) for k in ks}
+from pacx_jax.retrieval import normalize_rows, recall_at_k
 
 
 def ridge_alignment(
@@ -89,10 +52,5 @@ def ridge_alignment(
     } | recall_at_k(predicted, y_test)
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    rows = np.asarray(rows, np.float64)
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-8)
-
-
 def _mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.mean(np.sum(_unit(a) * _unit(b), axis=1)))
+    return float(np.mean(np.sum(normalize_rows(a) * normalize_rows(b), axis=1)))

@@ -61,15 +61,7 @@ class Decoder(nn.Module):
         x = jnp.take_along_axis(x, ids_restore[..., None], axis=1)
         x = x + jnp.asarray(vit.posemb_sincos_2d(grid, self.width), x.dtype)[None]
         x = jnp.concatenate([cls, x], axis=1)
-        for i in range(self.depth):
-            x = vit.Block(
-                self.num_heads,
-                4 * self.width,
-                self.ln_eps,
-                self.dtype,
-                name=f"block_{i:02d}",
-            )(x)
-        x = nn.LayerNorm(epsilon=self.ln_eps, name="norm")(x)
+        x = vit.stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype)
         x = nn.Dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
         )(x)

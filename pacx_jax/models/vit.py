@@ -128,6 +128,14 @@ class Block(nn.Module):
         return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
 
+def stack(x: Array, depth: int, num_heads: int, ln_eps: float, dtype) -> Array:
+    """(b, n, d) through `depth` blocks and a LayerNorm, named in the calling module."""
+    for i in range(depth):
+        block = Block(num_heads, 4 * x.shape[-1], ln_eps, dtype, name=f"block_{i:02d}")
+        x = block(x)
+    return nn.LayerNorm(epsilon=ln_eps, name="norm")(x)
+
+
 class ViT(nn.Module):
     """ViT encoder with a CLS token and fixed sin-cos positions.
 
@@ -175,15 +183,7 @@ class ViT(nn.Module):
         )
         # The position of the CLS token is zero.
         x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)).astype(x.dtype), x], 1)
-        for i in range(self.depth):
-            x = Block(
-                self.num_heads,
-                4 * self.width,
-                self.ln_eps,
-                self.dtype,
-                name=f"block_{i:02d}",
-            )(x)
-        return nn.LayerNorm(epsilon=self.ln_eps, name="norm")(x)
+        return stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype)
 
 
 def from_config(model, dtype: str = "float32") -> ViT:

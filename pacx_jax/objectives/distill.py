@@ -15,13 +15,15 @@ import re
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+import ml_collections
 from jax.sharding import Mesh
 
-from pacx_jax import lora, losses, model_folder, retrieval
+from pacx_jax import lora, losses, model_folder
 from pacx_jax.input.normalize import normalize
+from pacx_jax.models import vit
 from pacx_jax.models.heads import Head
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.objectives import distill_metrics
+from pacx_jax.types import Array, Batch, Objective, PacxError, Params
 
 SOURCES = {"ecg": "ecg_net1d", "labs": "labs_dae"}  # modality -> model kind
 
@@ -32,65 +34,11 @@ def make(config, mesh: Mesh) -> Objective:
     encoder = load_image_encoder(config).module(config.dtype)
     sources = {m: load_source(config, m) for m in modalities}
     heads = _heads(config, {m: s.width for m, s in sources.items()})
-    size, mean, std = config.data.image_size, config.data.mean, config.data.std
-    use_lora = config.tuning == "lora"
-    count = _count(config)
-
-    def init(key):
-        keys = jax.random.split(key, 3)
-        image = jnp.zeros((1, size, size, 3))
-        params = {"encoder": encoder.init(keys[0], image)["params"], "heads": {}}
-        if use_lora:
-            params["lora"] = lora.init(
-                keys[1], params["encoder"], config.lora.targets, config.lora.rank
-            )
-        for i, (name, head) in enumerate(heads.items()):
-            k = jax.random.fold_in(keys[2], i)
-            d = sources[name.split("_")[0]].width if not name.startswith("cxr") else 0
-            z = jnp.zeros((1, d or encoder.width))
-            params["heads"][name] = head.init(k, z, train=False)["params"]
-        params["logit_scale"] = jnp.asarray(-math.log(config.loss.temperature))
-        if config.physiology == "in_graph":
-            for m, source in sources.items():
-                params[f"{m}_encoder"] = jax.tree.map(jnp.asarray, source.params)
-        return params
-
-    def embed(params, batch, key, train):
-        """CLS token (b, d) and the frozen embeddings {m: (b, d_m)}."""
-        images = normalize(batch["image"], mean, std)
-        context = contextlib.nullcontext()
-        if use_lora:
-            context = lora.applied(
-                params["lora"],
-                alpha=config.lora.alpha,
-                dropout=config.lora.dropout if train else 0.0,
-                key=key,
-            )
-        with context:
-            z = encoder.apply({"params": params["encoder"]}, images)[:, 0]
-        targets = {}
-        for m, source in sources.items():
-            if config.physiology == "cached":
-                targets[m] = batch[f"{m}_embedding"]
-            else:
-                module, weights = source.module(), {"params": params[f"{m}_encoder"]}
-                targets[m] = module.apply(weights, *physiology_inputs(m, batch))
-        return losses.wide(z), jax.lax.stop_gradient(targets)
-
-    def project(params, z, targets, key, train):
-        """Every head's output, {name: (b, ...)}."""
-        out = {}
-        for i, (name, head) in enumerate(heads.items()):
-            x = z if name.startswith("cxr") else targets[name.split("_")[0]]
-            rngs = {"dropout": jax.random.fold_in(key, i)}
-            weights = {"params": params["heads"][name]}
-            out[name] = head.apply(weights, x, train=train, rngs=rngs)
-        return out
+    parts = Parts(config, encoder, sources, heads)
+    count, weights = _count(config), config.loss
 
     def loss(params, batch, key, *, train):
-        lora_key, head_key = jax.random.split(key)
-        z, targets = embed(params, batch, lora_key, train)
-        out = project(params, z, targets, head_key, train)
+        z, targets, out = parts.forward(params, batch, key, train)
         scale = losses.temperature_scale(params["logit_scale"])
         metrics = {}
         for m in modalities:
@@ -98,7 +46,7 @@ def make(config, mesh: Mesh) -> Objective:
                 out["cxr_to_shared"],
                 out[f"{m}_to_shared"],
                 scale,
-                label_smoothing=config.loss.label_smoothing,
+                label_smoothing=weights.label_smoothing,
                 mesh=mesh,
             )
             metrics[f"regression_{m}"] = losses.cosine_regression(
@@ -106,13 +54,12 @@ def make(config, mesh: Mesh) -> Objective:
             )
         clip = sum(metrics[f"clip_{m}"] for m in modalities) / count
         reg = sum(metrics[f"regression_{m}"] for m in modalities) / count
-        total = config.loss.clip_weight * clip + config.loss.regression_weight * reg
+        total = weights.clip_weight * clip + weights.regression_weight * reg
         scale = jnp.exp(params["logit_scale"])
         return total, metrics | {"clip": clip, "regression": reg, "logit_scale": scale}
 
     def outputs(params, batch, key):
-        z, targets = embed(params, batch, key, False)
-        out = project(params, z, targets, key, False)
+        z, targets, out = parts.forward(params, batch, key, False)
         result = {"z": z, "cxr": losses.l2_normalize(out["cxr_to_shared"])}
         for m in modalities:
             result[m] = losses.l2_normalize(out[f"{m}_to_shared"])
@@ -122,14 +69,93 @@ def make(config, mesh: Mesh) -> Objective:
         return result | {"scale": jnp.full(z.shape[:1], scale)}
 
     return Objective(
-        init=jax.jit(init),
-        trainable=_trainable(config, encoder.depth),
+        init=jax.jit(parts.init),
+        trainable=_trainable(config, parts.encoder.depth),
         loss=loss,
         outputs=outputs,
-        summarize=_summarize(config, modalities),
+        summarize=distill_metrics.summarize(config, modalities, count),
         pretrained={"encoder": config.model_init},
         modalities=_entries(config, modalities),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What Stage 2 is made of, and its forward pass as pure functions of parameters.
+
+    Attributes:
+      config: the run's.
+      encoder: the X-ray encoder.
+      sources: modality -> frozen encoder.
+      heads: name -> head; "cxr_to_shared", "ecg_to_shared", "cxr_to_ecg", ...
+    """
+
+    config: ml_collections.ConfigDict
+    encoder: vit.ViT
+    sources: dict[str, model_folder.ModelFolder]
+    heads: dict[str, Head]
+
+    def init(self, key: jax.Array) -> Params:
+        """All parameters: encoder, lora, heads, logit_scale and, in_graph, sources."""
+        config, size = self.config, self.config.data.image_size
+        keys = jax.random.split(key, 3)
+        image = jnp.zeros((1, size, size, 3))
+        params = {"encoder": self.encoder.init(keys[0], image)["params"], "heads": {}}
+        if config.tuning == "lora":
+            params["lora"] = lora.init(
+                keys[1], params["encoder"], config.lora.targets, config.lora.rank
+            )
+        for i, (name, head) in enumerate(self.heads.items()):
+            k = jax.random.fold_in(keys[2], i)
+            modality = name.split("_")[0]
+            of = self.encoder if modality == "cxr" else self.sources[modality]
+            z = jnp.zeros((1, of.width))
+            params["heads"][name] = head.init(k, z, train=False)["params"]
+        params["logit_scale"] = jnp.asarray(-math.log(config.loss.temperature))
+        if config.physiology == "in_graph":
+            for m, source in self.sources.items():
+                params[f"{m}_encoder"] = jax.tree.map(jnp.asarray, source.params)
+        return params
+
+    def forward(self, params: Params, batch: Batch, key: jax.Array, train: bool):
+        """CLS token (b, d), frozen embeddings {m: (b, d_m)}, heads' outputs {name}."""
+        lora_key, head_key = jax.random.split(key)
+        z = self.embed(params, batch["image"], lora_key, train)
+        targets = jax.lax.stop_gradient(self.targets(params, batch))
+        out = {}
+        for i, (name, head) in enumerate(self.heads.items()):
+            modality = name.split("_")[0]
+            x = z if modality == "cxr" else targets[modality]
+            rngs = {"dropout": jax.random.fold_in(head_key, i)}
+            weights = {"params": params["heads"][name]}
+            out[name] = head.apply(weights, x, train=train, rngs=rngs)
+        return z, targets, out
+
+    def embed(self, params, images, key, train) -> Array:
+        """uint8 images (b, h, w, 3) -> CLS token (b, d), with adapters if there are."""
+        config = self.config
+        images = normalize(images, config.data.mean, config.data.std)
+        context = contextlib.nullcontext()
+        if config.tuning == "lora":
+            context = lora.applied(
+                params["lora"],
+                alpha=config.lora.alpha,
+                dropout=config.lora.dropout if train else 0.0,
+                key=key,
+            )
+        with context:
+            tokens = self.encoder.apply({"params": params["encoder"]}, images)
+        return losses.wide(tokens[:, 0])
+
+    def targets(self, params, batch) -> dict[str, Array]:
+        """The frozen embeddings, from the batch or from their encoders in the graph."""
+        if self.config.physiology == "cached":
+            return {m: batch[f"{m}_embedding"] for m in self.sources}
+        found = {}
+        for m, source in self.sources.items():
+            weights = {"params": params[f"{m}_encoder"]}
+            found[m] = source.module().apply(weights, *physiology_inputs(m, batch))
+        return found
 
 
 def load_image_encoder(config) -> model_folder.ModelFolder:
@@ -148,8 +174,8 @@ def load_source(config, modality: str) -> model_folder.ModelFolder:
     path = config[f"{modality}_init"]
     if not path:
         raise PacxError(
-            f"config.{modality}_init is empty: give the folder of a "
-            f"{SOURCES[modality]} encoder, such as that run's workdir"
+            f"config.{modality}_init is empty: give the folder of an "
+            f"encoder of kind {SOURCES[modality]}, such as that run's workdir"
         )
     return model_folder.load(path, SOURCES[modality])
 
@@ -218,63 +244,3 @@ def _trainable(config, depth: int):
         patterns.append(r"encoder/norm/.*")
     matcher = re.compile("|".join(f"(?:{p})" for p in patterns))
     return lambda path: matcher.fullmatch(path) is not None
-
-
-def _summarize(config, modalities):
-    """Reference.md 4.8: within-batch and dataset-level metrics of the validation set.
-
-    "Within batch" means groups of `global_batch_size` consecutive examples.
-    """
-    w, smoothing = config.loss, config.loss.label_smoothing
-
-    def summarize(out):
-        metrics, clip, reg = {}, [], []
-        b, scale = config.global_batch_size, float(out["scale"][0])
-        for m in modalities:
-            groups = [
-                _group(out["cxr"][i : i + b], out[m][i : i + b], scale, smoothing)
-                for i in range(0, len(out["cxr"]), b)
-            ]
-            sizes = np.array([g["size"] for g in groups], np.float64)
-            for name in groups[0]:
-                if name != "size":
-                    values = [g[name] for g in groups]
-                    metrics[f"{name}_{m}"] = float(np.average(values, weights=sizes))
-            for k, share in retrieval.recall_at_k(out["cxr"], out[m]).items():
-                metrics[f"recall@{k}_{m}"] = share
-            metrics[f"cosine_sim_{m}"] = float(out[f"cosine_{m}"].mean())
-            clip.append(metrics[f"clip_{m}"])
-            reg.append(1 - metrics[f"cosine_sim_{m}"])
-        total = w.clip_weight * sum(clip) + w.regression_weight * sum(reg)
-        metrics |= {
-            "loss": float(total / _count(config)),
-            "z_norm": float(np.linalg.norm(out["z"], axis=-1).mean()),
-            "z_std": float(out["z"].std(0).mean()),
-            "logit_scale": scale,
-        }
-        return metrics
-
-    return summarize
-
-
-def _group(a: np.ndarray, b: np.ndarray, scale: float, smoothing: float) -> dict:
-    """Metrics of one group of paired unit vectors, (n, d) each."""
-    n = len(a)
-    similarity = (a @ b.T).astype(np.float64)
-    loss = 0.0
-    for s in (similarity, similarity.T):
-        logp = scale * s - np.logaddexp.reduce(scale * s, axis=1, keepdims=True)
-        positive = np.diag(logp)
-        loss -= ((1 - smoothing) * positive + smoothing * logp.mean(1)).mean() / 2
-    rank = (similarity > np.diag(similarity)[:, None]).sum(1)
-    off = similarity.sum() - np.trace(similarity)
-    return {
-        "size": n,
-        "clip": loss,
-        "top1": (rank < 1).mean(),
-        "top5": (rank < 5).mean(),
-        "pos_sim": np.diag(similarity).mean(),
-        "neg_sim": off / max(n * (n - 1), 1),
-        "mi_bound": math.log(n) - loss,
-        "loss_over_log_n": loss / math.log(n) if n > 1 else 0.0,
-    }

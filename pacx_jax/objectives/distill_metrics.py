@@ -1,0 +1,69 @@
+"""What distillation measures on the validation set (reference.md section 4.8)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from pacx_jax import retrieval
+
+
+def summarize(config, modalities: tuple[str, ...], count: int):
+    """Reference.md 4.8: within-batch and dataset-level metrics of the validation set.
+
+    "Within batch" means groups of `global_batch_size` consecutive examples.
+    """
+    w, smoothing = config.loss, config.loss.label_smoothing
+
+    def summarize_outputs(out):
+        metrics, clip, reg = {}, [], []
+        b, scale = config.global_batch_size, float(out["scale"][0])
+        for m in modalities:
+            groups = [
+                _group(out["cxr"][i : i + b], out[m][i : i + b], scale, smoothing)
+                for i in range(0, len(out["cxr"]), b)
+            ]
+            sizes = np.array([g["size"] for g in groups], np.float64)
+            for name in groups[0]:
+                if name != "size":
+                    values = [g[name] for g in groups]
+                    metrics[f"{name}_{m}"] = float(np.average(values, weights=sizes))
+            found = retrieval.recall_at_k(out["cxr"], out[m])
+            metrics |= {f"{k}_{m}": v for k, v in found.items() if "recall" in k}
+            metrics[f"cosine_sim_{m}"] = float(out[f"cosine_{m}"].mean())
+            clip.append(metrics[f"clip_{m}"])
+            reg.append(1 - metrics[f"cosine_sim_{m}"])
+        total = w.clip_weight * sum(clip) + w.regression_weight * sum(reg)
+        metrics |= {
+            "loss": float(total / count),
+            "z_norm": float(np.linalg.norm(out["z"], axis=-1).mean()),
+            "z_std": float(out["z"].std(0).mean()),
+            "logit_scale": scale,
+        }
+        return metrics
+
+    return summarize_outputs
+
+
+def _group(a: np.ndarray, b: np.ndarray, scale: float, smoothing: float) -> dict:
+    """Metrics of one group of paired unit vectors, (n, d) each."""
+    n = len(a)
+    similarity = (a @ b.T).astype(np.float64)
+    loss = 0.0
+    for s in (similarity, similarity.T):
+        logp = scale * s - np.logaddexp.reduce(scale * s, axis=1, keepdims=True)
+        positive = np.diag(logp)
+        loss -= ((1 - smoothing) * positive + smoothing * logp.mean(1)).mean() / 2
+    rank = (similarity > np.diag(similarity)[:, None]).sum(1)
+    off = similarity.sum() - np.trace(similarity)
+    return {
+        "size": n,
+        "clip": loss,
+        "top1": (rank < 1).mean(),
+        "top5": (rank < 5).mean(),
+        "pos_sim": np.diag(similarity).mean(),
+        "neg_sim": off / max(n * (n - 1), 1),
+        "mi_bound": math.log(n) - loss,
+        "loss_over_log_n": loss / math.log(n) if n > 1 else 0.0,
+    }
