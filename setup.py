@@ -31,7 +31,6 @@ setuptools.setup(
         "optax>=0.2.5",
         "orbax-checkpoint>=0.12",
         "pillow>=11",  # decoding, and the resize that preprocessing is defined by
-        "psutil>=6",  # memory of the demonstration's processes
         "safetensors>=0.5",
         "scikit-learn>=1.6",
         "scipy>=1.15",
@@ -43,6 +42,7 @@ setuptools.setup(
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
         "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
+        "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "test": ["hypothesis>=6", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.12"],

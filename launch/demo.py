@@ -2,6 +2,7 @@
 
   bash launch/demo.sh                # about a quarter of an hour on two cores
   bash launch/demo.sh --full         # a larger cohort and model, an hour or two
+  bash launch/demo.sh --tiny         # a test of the machinery, numbers without meaning
 
 Stages run as processes, two at a time where they do not need each other, each on half
 of the cores: small models gain more from that than from sharing them. What is finished
@@ -11,7 +12,9 @@ stays finished: an interrupted demo goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -75,6 +78,7 @@ class Stage:
       weight: its share of the progress bar, in seconds on two cores.
       cores: how many halves of the machine it takes.
       says: what its line in the terminal adds.
+      makes: files in the target without which it is not done.
     """
 
     name: str
@@ -83,6 +87,7 @@ class Stage:
     weight: float
     cores: int = 1
     says: str = ""
+    makes: tuple[str, ...] = ()
 
 
 def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[Stage]:
@@ -137,7 +142,8 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
                ("mae",), 60),
         Stage("compare", ["launch/compare.py", f"--target={target}",
                           f"--split={split}"],
-              ("shuffled", "mae_continued", "ceiling"), 90, 2),
+              ("distill", "shuffled", "mae_continued", "ceiling"), 90, 2,
+              makes=("summary.json", "comparison.txt", "report.html")),
     ]  # fmt: skip
     return stages
 
@@ -145,10 +151,12 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
 def _train(target, plan, seed, name, recipe, fields, needs, weight) -> Stage:
     fields = fields | {"seed": seed}
     fields |= plan["distill" if name == "shuffled" else name]
+    if recipe == "distill_vitb16":  # all arms at their last step: a fair comparison
+        fields |= {"export": "latest"}
     argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
     argv += [f"--workdir={target / name}"]
     argv += [f"--config.{k}={v}" for k, v in fields.items()]
-    return Stage(name, argv, needs, weight)
+    return Stage(name, argv, needs, weight, makes=(f"{name}/done.json",))
 
 
 class Demo:
@@ -163,7 +171,12 @@ class Demo:
             old = json.loads(self.record.read_text())
             self.done, self.before = old["done"], old["seconds"]
             self.peak = old["peak_rss_mib"]
-        self.started = time.monotonic()
+        for stage in stages:  # what was deleted, and what stands on it, is made again
+            again = not all((target / file).exists() for file in stage.makes)
+            again = again or any(need not in self.done for need in stage.needs)
+            if again:
+                self.done.pop(stage.name, None)
+        self.started = self.saved = time.monotonic()
         self.running: dict[str, tuple[Stage, subprocess.Popen, float, list[set]]] = {}
         cores = sorted(affinity())
         half = max(len(cores) // 2, 1)
@@ -210,7 +223,7 @@ class Demo:
         try:
             process = subprocess.Popen(
                 [sys.executable, *stage.argv], stdout=log, stderr=log,
-                cwd=ROOT, env=environment,
+                cwd=ROOT, env=environment, preexec_fn=die_with_parent,
             )  # fmt: skip
         finally:
             pin(mine)
@@ -253,6 +266,8 @@ class Demo:
             min((time.monotonic() - t) / s.weight, 0.95) * s.weight
             for s, _, t, _ in self.running.values()
         )
+        if time.monotonic() - self.saved > 5:
+            self._save()
         self.bar.n = min(round(position), self.bar.total)
         self.bar.set_postfix_str(", ".join(self.running), refresh=False)
         self.bar.refresh()
@@ -263,9 +278,16 @@ class Demo:
             "seconds": round(self.before + time.monotonic() - self.started, 1),
             "peak_rss_mib": round(self.peak, 1),
         }
+        self.saved = time.monotonic()
         temporary = self.record.with_suffix(".tmp")
         temporary.write_text(json.dumps(row, indent=2) + "\n")
         temporary.replace(self.record)
+
+
+def die_with_parent() -> None:
+    """In a child: be killed when the demo is, even by SIGKILL (Linux alone can)."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def affinity() -> set[int]:
@@ -307,12 +329,22 @@ def main() -> int:
     identity = {"plan": plan, "seed": args.seed, "split": args.split}
     identity = json.dumps(identity, indent=2, sort_keys=True) + "\n"
     record = target / "demo.json"
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        lock = (target / "lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # held until the end
+    except BlockingIOError:
+        print(f"error: another demo is running in {target}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"error: --target {target}: {e.strerror}", file=sys.stderr)
+        return 2
     if record.exists() and record.read_text() != identity:
         print(f"error: {target} holds a demo with other settings (see {record}): "
               "delete it or give another --target", file=sys.stderr)  # fmt: skip
         return 2
-    target.mkdir(parents=True, exist_ok=True)
-    record.write_text(identity)
+    if not record.exists():
+        record.write_text(identity)
     demo = Demo(target, curriculum(target, plan, args.seed, args.split))
     try:
         demo.run()

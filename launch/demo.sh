@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole of PaCX-MAE on the embedded cohort, from nothing to a report.
-#   bash launch/demo.sh [--full] [--seed=N] [--target=DIR]
+#   bash launch/demo.sh [--full | --tiny] [--seed=N] [--target=DIR] [--split=test]
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 exec python launch/demo.py "$@"

@@ -43,7 +43,16 @@ class Checkpointer:
     def restore(self, abstract: Any) -> Any:
         """The newest checkpoint, laid out as the abstract state's shardings say."""
         args = ocp.args.StandardRestore(abstract)
-        return self._latest.restore(self._latest.latest_step(), args=args)
+        step = self._latest.latest_step()
+        try:
+            return self._latest.restore(step, args=args)
+        except (ValueError, OSError, KeyError, TypeError) as e:
+            folder = self._workdir / "checkpoints" / str(step)
+            reason = " ".join(str(e).split())[:200]
+            raise PacxError(
+                f"{folder} cannot be restored ({reason}): delete it, and the run goes "
+                "on from the checkpoint before it"
+            ) from None
 
     def save(self, state: Any, step: int) -> None:
         """Starts an asynchronous save."""

@@ -91,8 +91,8 @@ def main(argv: list[str] | None = None) -> int:
         with temporary.open("wb") as file:
             np.savez(file, path=np.array(paths, dtype=np.str_), embedding=z)
         temporary.replace(out)
-    except PacxError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (PacxError, OSError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)

@@ -25,7 +25,7 @@ Written by pacx_jax from the run `{name}` (objective `{objective}`, step {step})
 
 ## Training
 - seed {seed}, global batch {batch}, {steps} steps, dtype {dtype}
-- last evaluation on the validation split: {evaluation}
+- evaluation of that step on the validation split: {evaluation}
 
 ## Use
 ```python
@@ -121,13 +121,13 @@ def image_preprocessing(data) -> dict:
 
 def _card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
     step, evaluation = config.total_steps, {}
+    if which == "best":
+        step = json.loads((pathlib.Path(workdir) / "best.json").read_text())["step"]
     for row in metrics.read_rows(workdir):
         found = {k: v for k, v in row.items() if k.startswith("val/")}
-        evaluation = found or evaluation
-    if which == "best":
-        best = json.loads((pathlib.Path(workdir) / "best.json").read_text())
-        step = best["step"]
-    keys = [k for k in ("val/loss", "val/auroc_macro") if k in evaluation]
+        if row["step"] <= step:
+            evaluation = found or evaluation
+    keys = [k for k in ("val/loss", "val/auroc_macro") if evaluation.get(k) is not None]
     simulated = (
         "\nThis one was trained on SIMULATED patients: it is of no use on real ones."
         if config.data.get("simulated", False)
@@ -165,8 +165,8 @@ def main(argv: list[str] | None = None) -> int:
             )
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
         target = from_workdir(config, args.workdir, args.out, args.which)
-    except PacxError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (PacxError, OSError) as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     print(target)
     return 0

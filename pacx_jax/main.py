@@ -39,6 +39,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     """
     from pacx_jax import export, train  # after flags, so that --help is quick
 
+    check_values(config)
     path = pathlib.Path(workdir)
     written = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
     record = path / "config.json"
@@ -64,6 +65,10 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     """Prints the finished run's metrics on a split (see evaluate.held_out)."""
     from pacx_jax.evaluate import held_out
 
+    record = pathlib.Path(workdir) / "config.json"
+    if record.exists():  # other fields would be other patients, or another model
+        written = json.loads(json.dumps(config.to_dict()))
+        check_same(json.loads(record.read_text()), written, workdir)
     result = held_out.evaluate(config, workdir, split)
     for name, row in result.pop("intervals", {}).items():
         print(
@@ -73,10 +78,32 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     print(", ".join(f"{k} {v}" for k, v in result.items()))
 
 
+def check_values(config: ml_collections.ConfigDict) -> None:
+    """Refuses numbers that no run can have, before anything is read."""
+    flat = _flat(config.to_dict())
+    least = dict.fromkeys(("global_batch_size", "total_steps", "keep"), 1)
+    least |= dict.fromkeys(("log_every", "eval_every", "save_every", "lora.rank"), 1)
+    least |= dict.fromkeys(("num_devices", "data.threads"), 0)
+    for name, low in least.items():
+        if flat.get(name, low) < low:
+            raise PacxError(f"config.{name} is {flat[name]}: give at least {low}")
+    if flat.get("loss.temperature", 1) <= 0:
+        raise PacxError(
+            f"config.loss.temperature is {flat['loss.temperature']}: give more than 0"
+        )
+    if config.dtype not in ("float32", "bfloat16", "float16", "float64"):
+        raise PacxError(f"config.dtype {config.dtype!r}: choose float32 or bfloat16")
+    if config.export not in ("latest", "best"):
+        raise PacxError(f"config.export {config.export!r}: choose latest or best")
+    if config.export == "best" and not config.best:
+        raise PacxError("config.export=best needs config.best, such as 'val/loss'")
+
+
 def check_same(old: dict, new: dict, workdir: str) -> None:
     """A workdir belongs to one config: refuses another, and lists what differs."""
     old, new = _flat(old), _flat(new)
     free = {"data.threads", "log_every", "keep", "num_devices", "cache_dir"}
+    free |= {"data.max_bad_share", "data.cache"}
     differing = [
         f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
         for k in sorted(set(old) | set(new))
@@ -116,9 +143,12 @@ def main() -> None:
     """The command line: an error of the user's is one line and exit code 2."""
     try:
         app.run(_main, flags_parser=_parse)
-    except PacxError as e:
-        print(f"error: {e}", file=sys.stderr)
+    except (PacxError, OSError) as e:  # OSError: a full disk, a missing permission
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on from the last checkpoint", flush=True)
+        sys.exit(130)
 
 
 def _parse(argv: list[str]) -> list[str]:
@@ -136,7 +166,7 @@ def _parse(argv: list[str]) -> list[str]:
         text = str(e.args[0]) if e.args else type(e).__name__
         if isinstance(e, (AttributeError, KeyError)):
             text = text.strip("'\"").replace("\\'", "'").replace("\\n", " ")
-            text = f"unknown config field {text}"
+            text = f"unknown config field {text} (the recipe lists its fields)"
         if "Traceback" in text:  # of a recipe's own error: what it said stands last
             text = text.strip().splitlines()[-1].partition(": ")[2]
         raise PacxError(" ".join(text.split())) from None

@@ -29,7 +29,8 @@ class MetricsWriter:
             "a", encoding="utf-8", buffering=1
         )
         self._board = tensorboardX.SummaryWriter(
-            str(self.path.parent / "tensorboard"), purge_step=start_step or None
+            str(self.path.parent / "tensorboard"),
+            purge_step=start_step + 1 if start_step else None,
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:

@@ -15,6 +15,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 
 import flax
 import jax
@@ -92,20 +93,36 @@ def _abstract(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
 
 
 def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
-    """Writes a folder, whole or not at all; an existing one is replaced.
+    """Writes a folder, whole or not at all; an existing model folder is replaced.
 
     Raises:
-      PacxError: the parameters do not fit the architecture.
+      PacxError: the parameters do not fit the architecture, or there is something else
+        at `path`, which is left alone.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).absolute()
+    ours = {"config.json", "model.safetensors", "README.md"}
+    if path.exists() and not (
+        path.is_dir() and {p.name for p in path.iterdir()} <= ours
+    ):
+        raise PacxError(
+            f"{path} exists and is no model folder: give a new or an empty folder"
+        )
     flat = flax.traverse_util.flatten_dict(model.params, sep=".")
     # safetensors writes a non-contiguous array wrongly, without a word.
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
     _check(path, flat, _abstract(model.kind, model.architecture))
-    temporary = path.with_name(path.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    safetensors.numpy.save_file(flat, temporary / "model.safetensors")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    temporary.chmod(0o755)  # mkdtemp's are for the owner alone
+    try:
+        _write(temporary, model, flat, card)
+        _replace(path, temporary)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> None:
+    safetensors.numpy.save_file(flat, folder / "model.safetensors")
     description = {
         "format": FORMAT,
         "kind": model.kind,
@@ -113,14 +130,38 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
         "preprocessing": model.preprocessing,
     }
     text = json.dumps(description, indent=2) + "\n"
-    (temporary / "config.json").write_text(text, encoding="utf-8")
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    old = path.with_name(path.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if path.exists():  # kept until the new one stands
-        path.rename(old)
-    temporary.rename(path)
-    shutil.rmtree(old, ignore_errors=True)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+    (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
+    """Puts `new` at `path`; what was there is kept until then."""
+    old = None
+    if path.exists():
+        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        path.rename(old / "old")
+    new.rename(path)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def check_preprocessing(folder: ModelFolder, path, data) -> None:
+    """Refuses images of another size or normalisation than the encoder's.
+
+    Args:
+      folder: a "vit".
+      path: where it is from, for the message.
+      data: `config.data`.
+    """
+    wanted = {"image_size": folder.architecture["image_size"]}
+    wanted |= {k: folder.preprocessing[k] for k in ("mean", "std")}
+    for name, value in wanted.items():
+        given = data[name] if name == "image_size" else list(data[name])
+        if given != value:
+            raise PacxError(
+                f"config.data.{name} is {given}, but the encoder in {path} has "
+                f"{value}: set config.data.{name} to that"
+            )
 
 
 def resolve(path: str | os.PathLike) -> pathlib.Path:

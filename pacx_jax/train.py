@@ -86,11 +86,12 @@ def train(config, workdir: str) -> dict[str, float]:
                 for every in (config.log_every, config.eval_every, config.save_every)
             )
             row = {}
-            if log or save:  # a state that is not finite must not be saved
+            if log or check or save:  # what is not finite must not be saved
                 now = {k: float(v) for k, v in jax.device_get(values).items()}
                 check_finite(now, n)
-            if log:
+            if log or check:
                 row = now
+            if log:
                 bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
                 writer.write_timing(n, {"seconds": time.perf_counter() - clock})
                 clock = time.perf_counter()

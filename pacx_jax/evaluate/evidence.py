@@ -269,7 +269,7 @@ def retrieval(rows: Sequence[Mapping]) -> str:
         for row in rows
     ]
     said = (
-        "Recall at k: the share of test X-rays whose own patient's ECG or laboratory "
+        "Recall at k: the share of X-rays whose own patient's ECG or laboratory "
         "embedding is among the k most similar; chance is k divided by their number."
     )
     return page.paragraph(said) + page.simple_table("Retrieval", heads, body)

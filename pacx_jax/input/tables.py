@@ -221,12 +221,15 @@ def _numbers(table: Table, name: str) -> list[float]:
     for row, cell in enumerate(table.column(name, "data.label_columns"), start=2):
         try:
             missing = cell.strip().lower() in _MISSING
-            numbers.append(float("nan") if missing else float(cell))
+            number = float("nan") if missing else float(cell)
         except ValueError:
+            number = None
+        if number not in (0.0, 1.0, -1.0) and number == number:
             raise PacxError(
                 f"{table.path}: row {row} has {cell!r} in the label column {name!r}; "
-                "labels are numbers or blank"
-            ) from None
+                "labels are 0, 1, -1 (uncertain) or blank"
+            )
+        numbers.append(number)
     return numbers
 
 

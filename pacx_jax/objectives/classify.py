@@ -25,6 +25,7 @@ def make(config) -> Objective:
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
+    model_folder.check_preprocessing(folder, config.model_init, config.data)
     encoder = folder.module(config.dtype)
     names = tuple(config.data.label_columns)
     head = LinearClassifier(len(names))

@@ -163,6 +163,7 @@ def load_image_encoder(config) -> model_folder.ModelFolder:
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the MAE run's workdir")
     folder = model_folder.load(config.model_init, "vit")
+    model_folder.check_preprocessing(folder, config.model_init, config.data)
     if config.ln_eps:
         architecture = folder.architecture | {"ln_eps": config.ln_eps}
         folder = dataclasses.replace(folder, architecture=architecture)

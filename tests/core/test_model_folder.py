@@ -63,9 +63,7 @@ def test_arrays_that_are_not_contiguous_are_written_rightly(tmp_path):
 
 def test_existing_folder_is_replaced_whole(tmp_path):
     model_folder.save(tmp_path / "m", tiny.folder("labs_dae", 0), "")
-    (tmp_path / "m" / "left_over").write_text("")
     model_folder.save(tmp_path / "m", tiny.folder("labs_dae", 1), "")
-    assert not (tmp_path / "m" / "left_over").exists()
     back = model_folder.load(tmp_path / "m").params
     want = tiny.folder("labs_dae", 1).params
     np.testing.assert_array_equal(back["fc1"]["kernel"], want["fc1"]["kernel"])
@@ -181,3 +179,20 @@ def test_finished_run_stands_for_its_export(tmp_path):
     model_folder.save(tmp_path / "run" / "export", tiny.folder("labs_dae"), "")
     assert model_folder.resolve(tmp_path / "run") == tmp_path / "run" / "export"
     assert model_folder.load(tmp_path / "run", "labs_dae").width == 8
+
+
+def test_folder_of_the_users_is_never_replaced(tmp_path):
+    theirs = tmp_path / "theirs"
+    (theirs / "sub").mkdir(parents=True)
+    (theirs / "sub" / "thesis.txt").write_text("years of work")
+    (tmp_path / "theirs.old").mkdir()
+    with pytest.raises(PacxError, match="exists and is no model folder"):
+        model_folder.save(theirs, tiny.folder("labs_dae"), "")
+    assert (theirs / "sub" / "thesis.txt").read_text() == "years of work"
+    for _ in range(2):  # a new one, then in the place of an old one
+        model_folder.save(tmp_path / "ours", tiny.folder("labs_dae"), "")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "ours",
+        "theirs",
+        "theirs.old",
+    ]

@@ -93,3 +93,37 @@ def test_encoder_of_another_shape_is_refused_with_what_differs(config, tmp_path)
     )
     with pytest.raises(PacxError, match="patch_embed/kernel"):
         main.run(other, str(tmp_path / "run"))
+
+
+def test_evaluating_with_another_split_of_patients_is_refused(config, workdir):
+    other = tiny.copy_of(config)
+    other.data.test_fraction = 0.8
+    with pytest.raises(PacxError, match="data.test_fraction was 0.0, is 0.8"):
+        main.measure(other, str(workdir), "test")
+
+
+def test_labels_that_are_no_labels_are_refused(config, tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "labels.csv").write_text("path,age\na.png,57\n")
+    other = tiny.copy_of(config)
+    other.data.update(path=str(tmp_path), label_columns=("age",))
+    with pytest.raises(PacxError, match="row 2 has '57' in the label column 'age'"):
+        main.run(other, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "expected"),
+    [
+        ("log_every", 0, "config.log_every is 0: give at least 1"),
+        ("dtype", "float99", "config.dtype 'float99'"),
+        ("best", "", "config.export=best needs config.best"),
+        ("data.image_size", 96, "config.data.image_size is 96, but the encoder"),
+    ],
+)
+def test_value_that_no_run_can_have_stops_it_at_once(
+    config, tmp_path, field, value, expected
+):
+    other = tiny.copy_of(config)
+    other.update_from_flattened_dict({field: value})
+    with pytest.raises(PacxError, match=expected):
+        main.run(other, str(tmp_path / "run"))
