@@ -22,6 +22,11 @@ from pacx_jax.types import PacxError
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
+def hidden(path: pathlib.Path) -> bool:
+    """Whether it is a hidden file, or one that macOS puts into archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def embed_folder(
     encoder, folder: str, skip_unreadable: bool
 ) -> tuple[list[str], np.ndarray, list[str]]:
@@ -34,7 +39,11 @@ def embed_folder(
     root = pathlib.Path(folder)
     if not root.is_dir():
         raise PacxError(f"--images {folder}: no such folder")
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in EXTENSIONS)
+    files = sorted(
+        p
+        for p in root.rglob("*")
+        if p.suffix.lower() in EXTENSIONS and not hidden(p.relative_to(root))
+    )
     if not files:
         raise PacxError(
             f"--images {folder} holds no {', '.join(EXTENSIONS)} files: name a folder "

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -25,16 +26,41 @@ def start(target, *arguments):
     )
 
 
+def done(target) -> dict:
+    record = target / "progress.json"
+    return json.loads(record.read_text())["done"] if record.exists() else {}
+
+
+def processes_of(target) -> list[int]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            found += [process.pid] * any(str(target) in a for a in process.cmdline())
+        except psutil.Error:  # gone meanwhile
+            continue
+    return found
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.1)
+
+
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """Stopped once in its first stages, then run to its end."""
+    """Stopped after its first stage, killed in training, then run to its end."""
     target = tmp_path_factory.mktemp("demo") / "run"
     process = start(target)
-    deadline = time.monotonic() + 120
-    while not (target / "progress.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    wait_for(lambda: done(target))
     process.send_signal(signal.SIGINT)
     first, _ = process.communicate(timeout=60)
+    process = start(target)
+    wait_for(lambda: (target / "mae" / "config.json").exists())
+    process.kill()
+    process.communicate(timeout=60)
+    wait_for(lambda: not processes_of(target))  # or two would write one workdir
     process = start(target)
     second, _ = process.communicate(timeout=600)
     assert process.returncode == 0, second

@@ -134,7 +134,13 @@ def test_multiclass_summary_equals_scikit_learn():
     rng = np.random.default_rng(1)
     truth = rng.integers(0, 3, 60)
     x = (rng.normal(size=(60, 3)) + np.eye(3)[truth]).astype(np.float32)
-    out = {"labels": np.eye(3, dtype=np.float32)[truth], "logits": x}
+    labels = np.eye(3, dtype=np.float32)[truth]
+    # Rows without a class, with two, or unknown count for nothing.
+    extra = np.array([[0, 0, 0], [1, 1, 0], [1, 0, 0]], np.float32)
+    mask = np.ones((63, 3), np.float32)
+    mask[-1] = 0
+    out = {"labels": np.concatenate([labels, extra]), "label_mask": mask}
+    out["logits"] = np.concatenate([x, 9 * rng.normal(size=(3, 3)).astype(np.float32)])
     got = classify.summarize_multiclass(("a", "b", "c"))(out)
     p = np.exp(np.float64(x))
     p /= p.sum(1, keepdims=True)
@@ -203,3 +209,24 @@ def test_ecg_objective_ignores_masked_labels(meshes):
     assert float(loss(batch)) == float(loss(other))
     flipped = batch | {"labels": 1 - batch["labels"]}
     assert float(loss(batch)) != float(loss(flipped))
+
+
+def test_multiclass_loss_leaves_out_rows_without_one_class(vit_folder):
+    config = tiny.config(
+        "linear_probe",
+        task="multiclass",
+        model_init=vit_folder,
+        data__image_size=32,
+        data__label_columns=("a", "b", "c"),
+        dtype="float32",
+    )
+    objective = classify.make(config)
+    params = tiny.random_start(objective)
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (4, 32, 32, 3), dtype=np.uint8)
+    labels = np.array([[1, 0, 0], [0, 0, 1], [0, 0, 0], [1, 1, 0]], np.float32)
+    batch = {"image": image, "labels": labels, "label_mask": np.ones_like(labels)}
+    loss, _ = objective.loss(params, batch, None, train=True)
+    logits = np.float64(objective.outputs(params, batch, None)["logits"])
+    logp = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
+    assert float(loss) == pytest.approx(-(logp[0, 0] + logp[1, 2]) / 2, rel=1e-5)
