@@ -14,8 +14,8 @@ def keep_freed() -> None:
 
     XLA on CPU allocates and frees its temporaries at every step. By default glibc
     returns large ones to the system, which clears every page again when it is next
-    touched: a third of a step of the demonstration's models. Elsewhere than on Linux
-    with glibc this does nothing.
+    touched: a quarter of a step of the demonstration's MAE (docs/development.md).
+    Elsewhere than on Linux with glibc this does nothing.
     """
     if not sys.platform.startswith("linux"):
         return
