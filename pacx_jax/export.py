@@ -6,12 +6,16 @@ python -m pacx_jax.export --workdir=runs/distill --out=encoder
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
 
+import flax
+
 from pacx_jax import checkpoint, lora, metrics, model_folder
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError, Params
@@ -40,7 +44,7 @@ on decides what it sees: measure it on your own patients, by site, sex, age and 
 before you rely on it.{simulated}
 
 ## Method
-PaCX-MAE, arXiv 2606.01537. Weights carry no optimizer state, heads or decoder.
+PaCX-MAE, arXiv 2606.01537. There is no optimizer state in this folder.
 """
 
 WHAT = {
@@ -52,7 +56,11 @@ WHAT = {
 
 
 def from_workdir(
-    config, workdir: str, out: str | None = None, which: str | None = None
+    config,
+    workdir: str,
+    out: str | None = None,
+    which: str | None = None,
+    heads: bool = False,
 ) -> pathlib.Path:
     """Writes the run's encoder to `out` (default WORKDIR/export); returns where.
 
@@ -60,13 +68,66 @@ def from_workdir(
       config: the run's configuration.
       workdir: the finished run.
       which: "latest" or "best"; default `config.export`.
+      heads: also what was trained beside the encoder (see model_heads).
     """
     which = which or config.export
-    params = checkpoint.read_params(workdir, which)
-    model = _model(config, params)
+    model = read_run(config, workdir, which, heads)
     target = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
     model_folder.save(target, model, _card(config, workdir, model, which))
     return target
+
+
+def read_run(
+    config, workdir: str, which: str | None = None, heads: bool = False
+) -> model_folder.ModelFolder:
+    """The encoder of a run's checkpoint, and with `heads` what stands beside it."""
+    params = checkpoint.read_params(workdir, which or config.export)
+    model = _model(config, params)
+    if heads:
+        heads = _heads(config, workdir, params, model)
+        model = dataclasses.replace(model, heads=heads)
+    return model
+
+
+def _heads(config, workdir, params: Params, model) -> Heads:
+    a = model.architecture
+    if config.objective == "mae":
+        architecture = {
+            "encoder_width": a["width"],
+            "patch_pixels": 3 * a["patch_size"] ** 2,
+            "ln_eps": a["ln_eps"],
+            **{k: config.model.decoder[k] for k in ("width", "depth", "num_heads")},
+        }
+        return Heads("mae", architecture, {"decoder": params["decoder"]})
+    if config.objective == "labs_dae":
+        architecture = {k: config.model[k] for k in ("features", "hidden", "latent")}
+        return Heads("labs_dae", architecture, {"decoder": params["decoder"]})
+    if config.objective in ("classify", "ecg"):
+        file = pathlib.Path(workdir) / "labels.json"
+        if not file.is_file():
+            raise PacxError(f"{file} does not exist: train {workdir} again for a head")
+        labels = json.loads(file.read_text("utf-8"))
+        architecture = {"encoder_width": model.width, "labels": labels}
+        head = params["head"]
+        if config.objective == "ecg":  # named by its place in the classifier
+            head = {"linear": head}
+        return Heads(config.objective, architecture, {"head": head})
+    linear = {k: v["linear"]["kernel"].shape for k, v in params["heads"].items()}
+    architecture = {
+        "head": config.heads.kind,
+        "heads": {k: list(shape) for k, shape in linear.items()},
+    }
+    kept = {k: params[k] for k in ("heads", "logit_scale")}
+    if "lora" in params:
+        pairs = flax.traverse_util.flatten_dict(params["lora"], sep=".")
+        names = sorted(k.removesuffix(".a") for k in pairs if k.endswith(".a"))
+        base = flax.traverse_util.flatten_dict(params["encoder"], sep=".")
+        base = {f"{k}.kernel": base[f"{k}.kernel"] for k in names}
+        kept["lora"] = params["lora"]
+        kept["base"] = flax.traverse_util.unflatten_dict(base, sep=".")
+        lora_fields = {"rank": config.lora.rank, "alpha": config.lora.alpha}
+        architecture |= lora_fields | {"adapted": names}
+    return Heads("pacx", architecture, kept)
 
 
 def _model(config, params: Params) -> model_folder.ModelFolder:
@@ -156,6 +217,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="a finished run")
     parser.add_argument("--out", help="folder to write (default WORKDIR/export)")
     parser.add_argument("--which", choices=("latest", "best"))
+    parser.add_argument(
+        "--heads",
+        action="store_true",
+        help="also the decoder, heads or adapters that were trained beside it",
+    )
     args = parser.parse_args(argv)
     try:
         path = pathlib.Path(args.workdir) / "config.json"
@@ -164,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{path} does not exist: is {args.workdir} a run's workdir?"
             )
         config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        target = from_workdir(config, args.workdir, args.out, args.which)
+        target = from_workdir(config, args.workdir, args.out, args.which, args.heads)
     except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
