@@ -12,9 +12,9 @@ import pathlib
 import sys
 
 import flax
+import ml_collections
 
 from pacx_jax import checkpoint, lora, metrics, model_folder
-from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill
@@ -77,6 +77,14 @@ def from_workdir(
     return target
 
 
+def read_config(workdir: str) -> ml_collections.ConfigDict:
+    """The configuration that a run was trained with."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
+    return ml_collections.ConfigDict(json.loads(path.read_text("utf-8")))
+
+
 def read_run(
     config, workdir: str, which: str | None = None, heads: bool = False
 ) -> model_folder.ModelFolder:
@@ -133,10 +141,12 @@ def _heads(config, workdir, params: Params, model) -> Heads:
 def _model(config, params: Params) -> model_folder.ModelFolder:
     if config.objective in ("mae", "distill", "classify"):
         encoder = params["encoder"]
+        data = config.data
+        preprocessing = model_folder.image_preprocessing(data.mean, data.std)
         if "lora" in params:
             encoder = lora.merge(encoder, params["lora"], config.lora.alpha)
         return model_folder.ModelFolder(
-            "vit", _vit_architecture(config), image_preprocessing(config.data), encoder
+            "vit", _vit_architecture(config), preprocessing, encoder
         )
     if config.objective == "ecg":
         fields = ("base_filters", "filters", "blocks", "kernel", "groups_width")
@@ -166,17 +176,6 @@ def _vit_architecture(config) -> dict:
         "num_heads": num_heads,
         "ln_eps": config.model.ln_eps,
         "image_size": config.data.image_size,
-    }
-
-
-def image_preprocessing(data) -> dict:
-    """How decoded pixels become the encoder's input."""
-    return {
-        "grey": "repeated to RGB",
-        "resize": "PIL bilinear, antialiased, to image_size x image_size (squash)",
-        "mean": list(data.get("mean", IMAGENET_MEAN)),
-        "std": list(data.get("std", IMAGENET_STD)),
-        "embedding": "CLS token after the final LayerNorm",
     }
 
 
@@ -211,8 +210,6 @@ def _card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    import ml_collections
-
     parser = argparse.ArgumentParser(prog="pacx_jax.export", description=__doc__)
     parser.add_argument("--workdir", required=True, help="a finished run")
     parser.add_argument("--out", help="folder to write (default WORKDIR/export)")
@@ -224,12 +221,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     args = parser.parse_args(argv)
     try:
-        path = pathlib.Path(args.workdir) / "config.json"
-        if not path.is_file():
-            raise PacxError(
-                f"{path} does not exist: is {args.workdir} a run's workdir?"
-            )
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+        config = read_config(args.workdir)
         target = from_workdir(config, args.workdir, args.out, args.which, args.heads)
     except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
