@@ -2,8 +2,9 @@
 
 WFDB headers name their leads, rate and unit, and only what they say clearly is taken:
 the `wfdb` package fills gaps with defaults (250 Hz, gain 200), which here are errors.
-An array says nothing of itself; its rate and lead order are the caller's, and its unit
-does not matter to `ecg.preprocess`. Letters: t samples, 12 leads in standard order.
+An array says nothing of itself; its rate and lead order are the caller's, and its scale
+does not matter to `ecg.preprocess`, unless it is in volts. Letters: t samples, 12
+leads in standard order.
 """
 
 from __future__ import annotations
