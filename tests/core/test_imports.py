@@ -26,6 +26,7 @@ LAYERS = {
     "optim": 5,
     "physiology": 5,
     "encoder": 5,
+    "ecg_encoder": 5,
     "batches": 6,
     "train": 7,
     "evaluate": 8,
