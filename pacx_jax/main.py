@@ -10,6 +10,7 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import pathlib
@@ -19,7 +20,7 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import host_memory
+from pacx_jax import host_memory, locks
 from pacx_jax.types import PacxError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,7 +38,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     Raises:
       PacxError: whatever is wrong with the config, the data or the workdir.
     """
-    from pacx_jax import export, train  # after flags, so that --help is quick
+    import jax  # after flags, so that --help is quick
 
     check_values(config)
     path = pathlib.Path(workdir)
@@ -50,7 +51,19 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
     path.mkdir(parents=True, exist_ok=True)
-    record.write_text(written, encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:  # the processes of one run share its workdir
+            refusal = f"{workdir}: another run is writing here: take another --workdir"
+            stack.enter_context(locks.held(path / "lock", refusal))
+        record.write_text(written, encoding="utf-8")
+        _train(config, workdir)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Trains, exports, marks the run as finished and says so."""
+    from pacx_jax import export, train
+
+    path = pathlib.Path(workdir)
     metrics = train.train(config, workdir)
     target = export.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "pacx_jax"
 LAYERS = {
     "types": 0,
     "host_memory": 0,
+    "locks": 0,
     "losses": 1,
     "lora": 1,
     "sharding": 1,
