@@ -69,7 +69,8 @@ class Quarantine:
         folder = self._path.parent
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            lines = {_order(old): old for old in self._read()} | {_order(line): line}
+            # The first reason stays: it was given where the sample itself was read.
+            lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             temporary.write_text(text)
