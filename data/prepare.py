@@ -27,6 +27,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from data import records  # noqa: E402
+from pacx_jax import disk  # noqa: E402
 from pacx_jax.input import sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
@@ -169,8 +170,12 @@ def _write(
     try:
         with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads
             builder.download_and_prepare()
-    except PacxError as error:
+    except Exception as error:
         shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, PacxError):  # TFDS raises RuntimeError of a full disk
+            if disk.is_full(error):
+                raise PacxError(disk.told(target)) from None
+            raise
         if not builder.unreadable:
             raise
         _list_unreadable(beside, builder.unreadable)
@@ -238,6 +243,11 @@ def main(argv: list[str] | None = None) -> int:
         _print(prepare(parse(argv)))
     except PacxError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not disk.is_full(error):
+            raise
+        print(f"error: {disk.told(error.filename or 'the target')}", file=sys.stderr)
         return 2
     return 0
 

@@ -264,6 +264,20 @@ def test_too_many_unreadable_images_stop_it_and_are_listed_beside(tmp_path, run)
     assert not listed.exists()
 
 
+def test_full_disk_is_one_line_and_leaves_nothing_half_made(tmp_path, run, monkeypatch):
+    # TFDS and ArrayRecord raise a RuntimeError with the system's words in it.
+    def write(builder):
+        pathlib.Path(builder.data_path).mkdir(parents=True)
+        raise RuntimeError("write() failed: No space left on device; at byte 307200")
+
+    monkeypatch.setattr(prepare.records.RecordBuilder, "download_and_prepare", write)
+    root, target = draw_folder(tmp_path), tmp_path / "out"
+    code, _, err = run("folder", f"--source={root}", f"--target={target}")
+    assert code == 2 and err.startswith(f"error: {target}: no space left")
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["films"]
+
+
 @pytest.mark.parametrize("share", ["0.01", "1"])
 def test_a_folder_of_unreadable_images_names_the_first(tmp_path, run, share):
     root = draw_folder(tmp_path)
