@@ -42,6 +42,7 @@ setuptools.setup(
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
         "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
+        "stablehlo": ["flatbuffers>=24"],
         "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -1,6 +1,9 @@
-"""From a finished run to a model folder: merged weights, description, model card.
+"""From a finished run to a model folder, and from either to other formats.
 
-python -m pacx_jax.export --workdir=runs/distill --out=encoder
+  python -m pacx_jax.export --workdir=runs/distill --out=encoder
+  python -m pacx_jax.export --encoder=encoder --format=onnx --out=onnx --images=DIR
+
+Other formats are opened again and compared with the encoder before they are kept.
 """
 
 from __future__ import annotations
@@ -10,7 +13,9 @@ import json
 import pathlib
 import sys
 
-from pacx_jax import checkpoint, lora, metrics, model_folder
+from pacx_jax import checkpoint, embed, lora, metrics, model_folder
+from pacx_jax.exporting import write
+from pacx_jax.exporting.source import Head, Source, at_size
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill
@@ -148,27 +153,98 @@ def _card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
+def read_source(args: argparse.Namespace) -> Source:
+    """What the command line names: an encoder at an image size, maybe with its head."""
+    if args.workdir:
+        config = _config(args.workdir)
+        which = args.which or config.export
+        params = checkpoint.read_params(args.workdir, which)
+        model, head = _model(config, params), _head(config, params)
+        card = _card(config, args.workdir, model, which)
+    else:
+        model, head = model_folder.load(args.encoder, "vit"), None
+        card = model_folder.resolve(args.encoder) / "README.md"
+        card = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if model.kind != "vit":
+        raise PacxError(
+            f"{args.workdir} holds a {model.kind} model, but --format and --head take "
+            "an X-ray encoder"
+        )
+    if args.head and head is None:
+        raise PacxError(
+            f"--head: {args.workdir or args.encoder} holds no trained classifier: "
+            "give the workdir of a linear probe"
+        )
+    return Source(at_size(model, args.image_size), head if args.head else None, card)
+
+
+def _head(config, params: Params) -> Head | None:
+    if config.objective != "classify":
+        return None
+    linear = params["head"]["linear"]
+    labels = tuple(config.data.label_columns)
+    return Head(linear["kernel"], linear["bias"], labels, config.task)
+
+
+def _config(workdir: str):
     import ml_collections
 
-    parser = argparse.ArgumentParser(prog="pacx_jax.export", description=__doc__)
-    parser.add_argument("--workdir", required=True, help="a finished run")
-    parser.add_argument("--out", help="folder to write (default WORKDIR/export)")
-    parser.add_argument("--which", choices=("latest", "best"))
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
+    return ml_collections.ConfigDict(json.loads(path.read_text()))
+
+
+def _some(folder: str, most: int = 8) -> list[pathlib.Path]:
+    """At most `most` of a folder's images, evenly spread."""
+    files = embed.image_files(folder)
+    n = min(most, len(files))
+    return [files[i * len(files) // n] for i in range(n)]
+
+
+def _export(args: argparse.Namespace) -> None:
+    """Carries out the command and prints what was written."""
+    asked = (args.encoder, args.format, args.head, args.images, args.image_size)
+    if not any(asked):
+        config = _config(args.workdir)
+        print(from_workdir(config, args.workdir, args.out, args.which))
+        return
+    if args.encoder and args.which:
+        raise PacxError("--which goes with --workdir: a folder holds one encoder")
+    if not args.out:
+        raise PacxError("--out is missing: name the folder to write")
+    name = args.format or "safetensors"
+    images = _some(args.images) if args.images else None
+    source = read_source(args)
+    report = write.export(source, name, args.out, images)
+    print(f"{args.out}\n{report}")
+    if use := write.FORMATS[name].use:
+        print(f"\n{use(source)}")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="pacx_jax.export",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    given = parser.add_mutually_exclusive_group(required=True)
+    given.add_argument("--workdir", help="a finished run")
+    given.add_argument("--encoder", help="a model folder, or a finished run's workdir")
+    add("--out", help="folder to write (default, for a run's model folder: its export)")
+    add("--which", choices=("latest", "best"), help="which checkpoint of the run")
+    add("--format", choices=tuple(write.FORMATS), help="default: safetensors")
+    add("--head", action="store_true", help="with a linear probe's trained head")
+    add("--images", help="folder of X-rays to compare on (default: synthetic images)")
+    add("--image-size", type=int, help="pixels a side, if not the encoder's own")
     args = parser.parse_args(argv)
     try:
-        path = pathlib.Path(args.workdir) / "config.json"
-        if not path.is_file():
-            raise PacxError(
-                f"{path} does not exist: is {args.workdir} a run's workdir?"
-            )
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
-        target = from_workdir(config, args.workdir, args.out, args.which)
+        _export(args)
     except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
-    print(target)
     return 0
 
 

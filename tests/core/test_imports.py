@@ -33,7 +33,7 @@ LAYERS = {
 LEAVES = ("input", "checkpoint", "metrics")
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
-ENTRY = ("main", "export", "embed", "replay", "convert", "demo")
+ENTRY = ("main", "export", "exporting", "embed", "replay", "convert", "demo")
 
 
 def part(name: str) -> str:
