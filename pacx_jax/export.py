@@ -9,14 +9,18 @@ Other formats are opened again and compared with the encoder before they are kep
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
 
+import flax
+
 from pacx_jax import checkpoint, embed, lora, metrics, model_folder
 from pacx_jax.exporting import write
-from pacx_jax.exporting.source import Head, Source, at_size
+from pacx_jax.exporting.source import Source, at_size, classifier_of
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError, Params
@@ -45,7 +49,7 @@ on decides what it sees: measure it on your own patients, by site, sex, age and 
 before you rely on it.{simulated}
 
 ## Method
-PaCX-MAE, arXiv 2606.01537. Weights carry no optimizer state, heads or decoder.
+PaCX-MAE, arXiv 2606.01537. There is no optimizer state in this folder.
 """
 
 WHAT = {
@@ -57,7 +61,11 @@ WHAT = {
 
 
 def from_workdir(
-    config, workdir: str, out: str | None = None, which: str | None = None
+    config,
+    workdir: str,
+    out: str | None = None,
+    which: str | None = None,
+    heads: bool = False,
 ) -> pathlib.Path:
     """Writes the run's encoder to `out` (default WORKDIR/export); returns where.
 
@@ -65,13 +73,68 @@ def from_workdir(
       config: the run's configuration.
       workdir: the finished run.
       which: "latest" or "best"; default `config.export`.
+      heads: also what was trained beside the encoder (see model_heads).
     """
     which = which or config.export
-    params = checkpoint.read_params(workdir, which)
-    model = _model(config, params)
+    model = read_run(config, workdir, which, heads)
     target = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
     model_folder.save(target, model, _card(config, workdir, model, which))
     return target
+
+
+def read_run(
+    config, workdir: str, which: str | None = None, heads: bool = False
+) -> model_folder.ModelFolder:
+    """The encoder of a run's checkpoint, and with `heads` what stands beside it."""
+    params = checkpoint.read_params(workdir, which or config.export)
+    model = _model(config, params)
+    if heads:
+        heads = _heads(config, workdir, params, model)
+        model = dataclasses.replace(model, heads=heads)
+    return model
+
+
+def _heads(config, workdir, params: Params, model) -> Heads:
+    a = model.architecture
+    if config.objective == "mae":
+        architecture = {
+            "encoder_width": a["width"],
+            "patch_pixels": 3 * a["patch_size"] ** 2,
+            "ln_eps": a["ln_eps"],
+            **{k: config.model.decoder[k] for k in ("width", "depth", "num_heads")},
+        }
+        return Heads("mae", architecture, {"decoder": params["decoder"]})
+    if config.objective == "labs_dae":
+        architecture = {k: config.model[k] for k in ("features", "hidden", "latent")}
+        return Heads("labs_dae", architecture, {"decoder": params["decoder"]})
+    if config.objective in ("classify", "ecg"):
+        file = pathlib.Path(workdir) / "labels.json"
+        if not file.is_file():
+            raise PacxError(f"{file} does not exist: train {workdir} again for a head")
+        labels = json.loads(file.read_text("utf-8"))
+        architecture = {"encoder_width": model.width, "labels": labels}
+        if config.objective == "classify":
+            architecture["task"] = config.task
+        head = params["head"]
+        if config.objective == "ecg":  # named by its place in the classifier
+            head = {"linear": head}
+        return Heads(config.objective, architecture, {"head": head})
+    linear = {k: v["linear"]["kernel"].shape for k, v in params["heads"].items()}
+    architecture = {
+        "head": config.heads.kind,
+        "heads": {k: list(shape) for k, shape in linear.items()},
+    }
+    kept = {k: params[k] for k in ("heads", "logit_scale")}
+    if "lora" in params:
+        pairs = flax.traverse_util.flatten_dict(params["lora"], sep=".")
+        names = sorted(k.removesuffix(".a") for k in pairs if k.endswith(".a"))
+        base = flax.traverse_util.flatten_dict(params["encoder"], sep=".")
+        base = {f"{k}.kernel": base[f"{k}.kernel"] for k in names}
+        kept["lora"] = params["lora"]
+        kept["base"] = flax.traverse_util.unflatten_dict(base, sep=".")
+        lora_fields = {"rank": config.lora.rank, "alpha": config.lora.alpha}
+        architecture |= lora_fields | {"adapted": names}
+    return Heads("pacx", architecture, kept)
 
 
 def _model(config, params: Params) -> model_folder.ModelFolder:
@@ -158,32 +221,31 @@ def read_source(args: argparse.Namespace) -> Source:
     if args.workdir:
         config = _config(args.workdir)
         which = args.which or config.export
-        params = checkpoint.read_params(args.workdir, which)
-        model, head = _model(config, params), _head(config, params)
+        model = read_run(config, args.workdir, which, args.heads)
         card = _card(config, args.workdir, model, which)
     else:
-        model, head = model_folder.load(args.encoder, "vit"), None
+        model = model_folder.load(args.encoder, "vit")
+        if not args.heads:
+            model = dataclasses.replace(model, heads=None)
         card = model_folder.resolve(args.encoder) / "README.md"
         card = card.read_text(encoding="utf-8") if card.is_file() else ""
+    given = args.workdir or args.encoder
     if model.kind != "vit":
         raise PacxError(
-            f"{args.workdir} holds a {model.kind} model, but --format and --head take "
-            "an X-ray encoder"
+            f"{given} holds a {model.kind} model: only X-ray encoders have --format"
         )
-    if args.head and head is None:
+    if args.heads and model.heads is None:
         raise PacxError(
-            f"--head: {args.workdir or args.encoder} holds no trained classifier: "
-            "give the workdir of a linear probe"
+            f"--head: {given} holds no head: give the workdir of a linear probe, or a "
+            "folder that was exported with --head"
         )
-    return Source(at_size(model, args.image_size), head if args.head else None, card)
-
-
-def _head(config, params: Params) -> Head | None:
-    if config.objective != "classify":
-        return None
-    linear = params["head"]["linear"]
-    labels = tuple(config.data.label_columns)
-    return Head(linear["kernel"], linear["bias"], labels, config.task)
+    head = classifier_of(model)
+    if args.heads and head is None and args.format not in (None, "safetensors"):
+        raise PacxError(
+            f"--head: {given} holds no classifier ({model.heads.kind}): --format "
+            f"{args.format} takes a linear probe's, safetensors any"
+        )
+    return Source(at_size(model, args.image_size), head, card)
 
 
 def _config(workdir: str):
@@ -204,10 +266,10 @@ def _some(folder: str, most: int = 8) -> list[pathlib.Path]:
 
 def _export(args: argparse.Namespace) -> None:
     """Carries out the command and prints what was written."""
-    asked = (args.encoder, args.format, args.head, args.images, args.image_size)
+    asked = (args.encoder, args.format, args.images, args.image_size)
     if not any(asked):
         config = _config(args.workdir)
-        print(from_workdir(config, args.workdir, args.out, args.which))
+        print(from_workdir(config, args.workdir, args.out, args.which, args.heads))
         return
     if args.encoder and args.which:
         raise PacxError("--which goes with --workdir: a folder holds one encoder")
@@ -236,7 +298,13 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", help="folder to write (default, for a run's model folder: its export)")
     add("--which", choices=("latest", "best"), help="which checkpoint of the run")
     add("--format", choices=tuple(write.FORMATS), help="default: safetensors")
-    add("--head", action="store_true", help="with a linear probe's trained head")
+    add(
+        "--head",
+        "--heads",
+        dest="heads",
+        action="store_true",
+        help="also a linear probe's head; in a model folder, any decoder or adapters",
+    )
     add("--images", help="folder of X-rays to compare on (default: synthetic images)")
     add("--image-size", type=int, help="pixels a side, if not the encoder's own")
     args = parser.parse_args(argv)

@@ -3,9 +3,10 @@
   config.json         kind, architecture, preprocessing, pooling, format version
   model.safetensors   float32 weights, names as in the parameter tree, joined by "."
   README.md           the model card
+  heads.safetensors   only where heads or a decoder are kept too (see model_heads)
 
 Every stage writes one when it ends (`WORKDIR/export`), later stages and `load_encoder`
-read it. Nothing of optimizers, heads or decoders is in it.
+read it. Nothing of optimizers is in it, nor, unless asked for, of heads or decoders.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from pacx_jax import model_heads
+from pacx_jax.model_heads import Heads
 from pacx_jax.models import ecg, labs_dae, vit
 from pacx_jax.types import PacxError, Params
 
@@ -39,12 +42,14 @@ class ModelFolder:
       architecture: the fields of the linen module.
       preprocessing: how raw data become the module's input.
       params: float32 numpy arrays, the module's parameter tree.
+      heads: what stands beside the encoder, if anything does.
     """
 
     kind: str
     architecture: dict
     preprocessing: dict
     params: Params
+    heads: Heads | None = None
 
     def module(self, dtype: str = "float32"):
         """The linen module that takes these parameters."""
@@ -65,6 +70,7 @@ def _module(kind: str, architecture: dict, dtype: str = "float32"):
     a = dict(architecture)
     if kind == "vit":
         a.pop("image_size")
+        a["posemb_grid"] = tuple(a.get("posemb_grid", ()))
         return vit.ViT(**a, dtype=jnp.dtype(dtype))
     if kind == "ecg_net1d":
         a |= {"filters": tuple(a["filters"]), "blocks": tuple(a["blocks"])}
@@ -100,7 +106,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
         at `path`, which is left alone.
     """
     path = pathlib.Path(path).absolute()
-    ours = {"config.json", "model.safetensors", "README.md"}
+    ours = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
     if path.exists() and not (
         path.is_dir() and {p.name for p in path.iterdir()} <= ours
     ):
@@ -110,7 +116,10 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     flat = flax.traverse_util.flatten_dict(model.params, sep=".")
     # safetensors writes a non-contiguous array wrongly, without a word.
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
-    _check(path, flat, _abstract(model.kind, model.architecture))
+    shapes = _abstract(model.kind, model.architecture)
+    _check(path, flat, shapes)
+    if model.heads:
+        _check_heads(path, model.heads.flat(), model.heads, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     temporary.chmod(0o755)  # mkdtemp's are for the owner alone
@@ -129,9 +138,15 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
         "architecture": model.architecture,
         "preprocessing": model.preprocessing,
     }
+    if model.heads:
+        safetensors.numpy.save_file(model.heads.flat(), folder / model_heads.FILE)
+        about = {"kind": model.heads.kind, "architecture": model.heads.architecture}
+        description["heads"] = about
     text = json.dumps(description, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
+    for file in folder.iterdir():
+        file.chmod(0o644)  # safetensors' are for the owner alone
 
 
 def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
@@ -200,17 +215,42 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
     if kind is not None and found != kind:
         raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
-    try:
-        flat = safetensors.numpy.load_file(path / "model.safetensors")
-    except (OSError, safetensors.SafetensorError) as e:
-        raise PacxError(f"{path}/model.safetensors is unreadable: {e}") from None
+    flat = _read(path / "model.safetensors")
     try:
         shapes = _abstract(found, architecture)
     except (TypeError, ValueError, KeyError) as e:
         raise PacxError(f"{path}/config.json: bad architecture: {e}") from None
     _check(path, flat, shapes)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
-    return ModelFolder(found, architecture, preprocessing, params)
+    heads = _load_heads(path, description.get("heads"), shapes)
+    return ModelFolder(found, architecture, preprocessing, params, heads)
+
+
+def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads | None:
+    if about is None:
+        return None
+    flat = _read(path / model_heads.FILE)
+    params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    try:
+        heads = Heads(about["kind"], about["architecture"], params)
+        _check_heads(path, flat, heads, shapes)
+    except (TypeError, ValueError, KeyError) as e:
+        raise PacxError(f"{path}/config.json: bad heads: {e}") from None
+    return heads
+
+
+def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return safetensors.numpy.load_file(file)
+    except (OSError, safetensors.SafetensorError) as e:
+        raise PacxError(f"{file} is unreadable: {e}") from None
+
+
+def _check_heads(path, flat: dict, heads: Heads, encoder: dict[str, tuple]) -> None:
+    # What is never executed has no module to ask for its shape.
+    known = {k: v for k, v in flat.items() if not k.startswith("unused.")}
+    wanted = model_heads.shapes(heads.kind, heads.architecture, encoder)
+    _check(f"{path}/{model_heads.FILE}", known, wanted)
 
 
 def _check(path, flat: dict[str, np.ndarray], shapes: dict[str, tuple]) -> None:

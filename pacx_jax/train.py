@@ -7,6 +7,8 @@ N means N updates done and N batches read; batch N is the next one.
 
 from __future__ import annotations
 
+import json
+import pathlib
 import sys
 import time
 
@@ -40,6 +42,10 @@ def train(config, workdir: str) -> dict[str, float]:
     config = batches.with_label_names(config, opened)
     objective = objectives.make(config, mesh)
     data = batches.Data(config, workdir, objective, mesh, opened)
+
+    if "labels" in objective.modalities:  # which output of the head is which
+        names = json.dumps(list(config.data.label_columns))
+        (pathlib.Path(workdir) / "labels.json").write_text(names + "\n", "utf-8")
 
     tx = optim.make(config.optim, config.total_steps)
     keys = jax.random.split(jax.random.key(config.seed), 3)
@@ -125,8 +131,11 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     loaded = {}
     expected = jax.eval_shape(objective.init, key)
     for part, folder in objective.pretrained.items():
+        model = model_folder.load(folder, "vit")
         if part == "encoder":
-            loaded[part] = model_folder.load(folder, "vit").params
+            loaded[part] = model.params
+        elif model.heads and part in model.heads.params:
+            loaded[part] = model.heads.params[part]
         else:
             tree = checkpoint.read_params(folder)
             if part not in tree:

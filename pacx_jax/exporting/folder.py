@@ -6,10 +6,10 @@ import json
 import pathlib
 from collections.abc import Callable
 
-from pacx_jax import model_folder
-from pacx_jax.exporting.source import Source
+from pacx_jax import model_folder, model_heads
+from pacx_jax.exporting.source import Source, classifier_of
 
-FILES = {"config.json", "model.safetensors", "README.md", "heads.safetensors"}
+FILES = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
 
 
 def write(folder: pathlib.Path, source: Source) -> None:
@@ -19,8 +19,8 @@ def write(folder: pathlib.Path, source: Source) -> None:
 
 def reopen(folder: pathlib.Path, source: Source) -> Callable:
     """The written folder as a function of uint8 images."""
-    read = Source(model_folder.load(folder, "vit"), source.head)
-    return read.expected
+    model = model_folder.load(folder, "vit")
+    return Source(model, classifier_of(model)).expected
 
 
 def ours(folder: pathlib.Path, name: str, about: str) -> set[str]:

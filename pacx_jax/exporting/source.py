@@ -12,7 +12,7 @@ from pacx_jax.encoder import Encoder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.model_folder import ModelFolder
 from pacx_jax.models.heads import LinearClassifier
-from pacx_jax.models.vit import posemb_sincos_2d
+from pacx_jax.models.vit import posemb_sincos_2d, resample_posemb
 from pacx_jax.types import Array, PacxError
 
 
@@ -113,6 +113,15 @@ class Source:
         }
 
 
+def classifier_of(model: ModelFolder) -> Head | None:
+    """The linear classifier that stands beside an encoder, if one does."""
+    if model.heads is None or model.heads.kind != "classify":
+        return None
+    linear, about = model.heads.params["head"]["linear"], model.heads.architecture
+    task = about.get("task", "multilabel")
+    return Head(linear["kernel"], linear["bias"], tuple(about["labels"]), task)
+
+
 def at_size(model: ModelFolder, image_size: int | None) -> ModelFolder:
     """The same encoder for square images of another size.
 
@@ -144,7 +153,5 @@ def positions(model: ModelFolder) -> np.ndarray:
 
 
 def _resampled(model: ModelFolder, side: int) -> np.ndarray:
-    from pacx_jax.models.vit import resample_posemb
-
     grid = tuple(model.architecture["posemb_grid"])
     return np.asarray(resample_posemb(model.params["pos_embed"], grid, (side, side)))

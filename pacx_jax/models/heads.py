@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import einops
 import flax.linen as nn
 
 from pacx_jax.models.vit import fan_in_uniform
@@ -45,3 +46,32 @@ class LinearClassifier(nn.Module):
         return nn.Dense(
             self.num_classes, kernel_init=init, bias_init=init, name="linear"
         )(z)
+
+
+class SegmentationDecoder(nn.Module):
+    """Patch tokens -> mask logits, a 3x3 convolution and four doublings of the side.
+
+    Attributes:
+      widths: channels after the convolution and after each doubling; the last is the
+        number of masks (reference.md 5.3).
+    """
+
+    widths: tuple[int, ...] = (256, 128, 64, 32, 1)
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:
+        """(b, h, w, d), the grid of patches -> (b, 16 h, 16 w, masks)."""
+        init = fan_in_uniform(tokens.shape[-1] * 9)
+        x = nn.Conv(
+            self.widths[0], (3, 3), kernel_init=init, bias_init=init, name="conv"
+        )(tokens)
+        for i, width in enumerate(self.widths[1:]):
+            # A transposed convolution of kernel 2 and stride 2 is a dense layer whose
+            # outputs are the four pixels: no overlap, and no flip to get wrong.
+            init = fan_in_uniform(width * 4)  # PyTorch's fan-in of ConvTranspose2d
+            x = nn.Dense(4 * width, kernel_init=init, use_bias=False, name=f"up_{i}")(
+                nn.relu(x)
+            )
+            x = einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=2, q=2)
+            x = x + self.param(f"up_{i}_bias", init, (width,))
+        return x

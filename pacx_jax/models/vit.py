@@ -76,6 +76,19 @@ def posemb_sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+def resample_posemb(posemb: Array, grid: tuple[int, int], to: tuple[int, int]) -> Array:
+    """Learned positions (1, 1 + n, d) of `grid`, CLS first, for another grid.
+
+    Bicubic (Keys, a = -0.5) with antialiasing, as timm's; the CLS position stays.
+    """
+    if tuple(grid) == tuple(to):
+        return posemb
+    d = posemb.shape[-1]
+    patches = posemb[:, 1:].reshape(1, *grid, d)
+    patches = jax.image.resize(patches, (1, *to, d), "cubic", antialias=True)
+    return jnp.concatenate([posemb[:, :1], patches.reshape(1, -1, d)], axis=1)
+
+
 class Attention(nn.Module):
     """Multi-head self-attention with a fused qkv; softmax in float32."""
 
@@ -137,12 +150,15 @@ def stack(x: Array, depth: int, num_heads: int, ln_eps: float, dtype) -> Array:
 
 
 class ViT(nn.Module):
-    """ViT encoder with a CLS token and fixed sin-cos positions.
+    """ViT encoder with a CLS token, for images of any size that patches divide.
 
     Attributes:
       patch_size: side of a square patch, in pixels.
       width, depth, num_heads: as in `VARIANTS`; mlp_dim is 4 * width.
       ln_eps: epsilon of every LayerNorm (1e-6; imported PaCX weights: 1e-5, D6).
+      posemb_grid: empty for fixed sin-cos positions, made for any grid. Else positions
+        are parameters of a grid (rows, columns), as in converted ImageNet ViTs, and are
+        resampled for other grids.
       dtype: of the matrix products. Parameters are float32.
     """
 
@@ -151,6 +167,7 @@ class ViT(nn.Module):
     depth: int = 12
     num_heads: int = 12
     ln_eps: float = 1e-6
+    posemb_grid: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -166,7 +183,7 @@ class ViT(nn.Module):
             )
         grid = (h // self.patch_size, w // self.patch_size)
         x = patchify(images, self.patch_size)
-        posemb = jnp.asarray(posemb_sincos_2d(grid, self.width), x.dtype)[None]
+        posemb, cls_posemb = self._posemb(grid, x.dtype)
         if ids_keep is not None:  # before the projection: masked patches cost nothing
             x = jnp.take_along_axis(x, ids_keep[..., None], axis=1)
             posemb = jnp.take(posemb[0], ids_keep, axis=0)
@@ -181,9 +198,20 @@ class ViT(nn.Module):
         cls_token = self.param(
             "cls_token", nn.initializers.normal(0.02), (1, 1, self.width)
         )
-        # The position of the CLS token is zero.
-        x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)).astype(x.dtype), x], 1)
+        cls_token = (cls_token + cls_posemb).astype(x.dtype)
+        x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)), x], 1)
         return stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype)
+
+    def _posemb(self, grid: tuple[int, int], dtype):
+        """Positions of the patches (1, n, d), and of the CLS token: 0 or (1, 1, d)."""
+        if not self.posemb_grid:
+            fixed = posemb_sincos_2d(grid, self.width)
+            return jnp.asarray(fixed, dtype)[None], 0.0
+        rows, columns = self.posemb_grid
+        shape = (1, 1 + rows * columns, self.width)
+        learned = self.param("pos_embed", nn.initializers.normal(0.02), shape)
+        learned = resample_posemb(learned, self.posemb_grid, grid).astype(dtype)
+        return learned[:, 1:], learned[:, :1]
 
 
 def from_config(model, dtype: str = "float32") -> ViT:

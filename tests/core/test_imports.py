@@ -19,6 +19,7 @@ LAYERS = {
     "sharding": 1,
     "retrieval": 1,
     "models": 2,
+    "model_heads": 3,
     "model_folder": 3,
     "objectives": 4,
     "step": 5,
