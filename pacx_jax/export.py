@@ -254,7 +254,10 @@ def _config(workdir: str):
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
-    return ml_collections.ConfigDict(json.loads(path.read_text()))
+    config = json.loads(path.read_text())
+    if "objective" not in config:
+        raise PacxError(f"{path} is no run's configuration: {workdir} is no workdir")
+    return ml_collections.ConfigDict(config)
 
 
 def _some(folder: str, most: int = 8) -> list[pathlib.Path]:
