@@ -37,7 +37,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     Raises:
       PacxError: whatever is wrong with the config, the data or the workdir.
     """
-    from pacx_jax import export, train  # after flags, so that --help is quick
+    from pacx_jax import finished_run, train  # after flags, so that --help is quick
 
     check_values(config)
     path = pathlib.Path(workdir)
@@ -52,7 +52,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     path.mkdir(parents=True, exist_ok=True)
     record.write_text(written, encoding="utf-8")
     metrics = train.train(config, workdir)
-    target = export.from_workdir(config, workdir)
+    target = finished_run.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     (path / "done.json").write_text(json.dumps(done) + "\n", encoding="utf-8")

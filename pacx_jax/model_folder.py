@@ -17,6 +17,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+from collections.abc import Sequence
 
 import flax
 import jax
@@ -81,7 +82,7 @@ def _module(kind: str, architecture: dict, dtype: str = "float32"):
     raise PacxError(f"model kind {kind!r} is none of vit, ecg_net1d, labs_dae")
 
 
-def _abstract(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
+def shapes_of(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter the architecture has."""
     module = _module(kind, architecture)
     key = jax.random.key(0)
@@ -116,7 +117,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     flat = flax.traverse_util.flatten_dict(model.params, sep=".")
     # safetensors writes a non-contiguous array wrongly, without a word.
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
-    shapes = _abstract(model.kind, model.architecture)
+    shapes = shapes_of(model.kind, model.architecture)
     _check(path, flat, shapes)
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
@@ -125,7 +126,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     temporary.chmod(0o755)  # mkdtemp's are for the owner alone
     try:
         _write(temporary, model, flat, card)
-        _replace(path, temporary)
+        replace(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -149,8 +150,8 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
         file.chmod(0o644)  # safetensors' are for the owner alone
 
 
-def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
-    """Puts `new` at `path`; what was there is kept until then."""
+def replace(path: pathlib.Path, new: pathlib.Path) -> None:
+    """Puts the folder `new`, beside it, at `path`; what was there is kept until then."""
     old = None
     if path.exists():
         old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
@@ -158,6 +159,17 @@ def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
     new.rename(path)
     if old:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def image_preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict:
+    """How decoded pixels become the input of a "vit"."""
+    return {
+        "grey": "repeated to RGB",
+        "resize": "PIL bilinear, antialiased, to image_size x image_size (squash)",
+        "mean": list(mean),
+        "std": list(std),
+        "embedding": "CLS token after the final LayerNorm",
+    }
 
 
 def check_preprocessing(folder: ModelFolder, path, data) -> None:
@@ -217,7 +229,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
     flat = _read(path / "model.safetensors")
     try:
-        shapes = _abstract(found, architecture)
+        shapes = shapes_of(found, architecture)
     except (TypeError, ValueError, KeyError) as e:
         raise PacxError(f"{path}/config.json: bad architecture: {e}") from None
     _check(path, flat, shapes)

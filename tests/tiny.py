@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import export, model_folder
+from pacx_jax import model_folder
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 VIT = {
     "patch_size": 8,
@@ -85,7 +86,7 @@ def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
     """A model folder's content with random weights."""
     architecture = {"vit": VIT, "ecg_net1d": ECG, "labs_dae": LABS}[kind]
     preprocessing = {
-        "vit": export.image_preprocessing(config("mae_vitb16").data),
+        "vit": model_folder.image_preprocessing(IMAGENET_MEAN, IMAGENET_STD),
         "ecg_net1d": {"sampling_rate": 500, "decimate": 1},
         "labs_dae": {},
     }[kind]

@@ -10,10 +10,12 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import flax
 import numpy as np
 import safetensors.numpy
 
-from pacx_jax.exporting.source import Source, positions
+from pacx_jax.convert import state, tables
+from pacx_jax.exporting.source import Source
 
 WEIGHTS = "model.safetensors"
 # (patch_size, embed_dim, depth, num_heads) of the plain ViTs that timm knows by name.
@@ -32,7 +34,7 @@ TIMM_EPS = 1e-6  # of every LayerNorm, unless it is told
 
 def write_timm(folder: pathlib.Path, source: Source) -> None:
     """Writes a state dict with timm's names, positions as `pos_embed`."""
-    _save(folder, timm_state_dict(source))
+    _save(folder, source, tables.TIMM)
 
 
 def timm_call(source: Source) -> tuple[str, dict, float | None]:
@@ -114,8 +116,7 @@ def write_hf(folder: pathlib.Path, source: Source) -> None:
 
     The names are those of transformers 4, which 5 writes too and maps to its own.
     """
-    prefix = "vit." if source.head else ""
-    _save(folder, hf_state_dict(source, prefix))
+    _save(folder, source, tables.HF, "vit." if source.head else "")
     _write_json(folder / "config.json", _hf_config(source))
     size = {"height": source.image_size, "width": source.image_size}
     processor = {
@@ -219,83 +220,18 @@ with torch.inference_mode():
 rounds differently, by a grey level."""
 
 
-def timm_state_dict(source: Source) -> dict[str, np.ndarray]:
-    """timm's names -> arrays."""
-    params, a = source.model.params, source.model.architecture
-    p, width = a["patch_size"], a["width"]
-    out = {
-        "cls_token": params["cls_token"],
-        "pos_embed": positions(source.model),
-        # Patches are ordered row, column, channel; a convolution has channels first.
-        "patch_embed.proj.weight": params["patch_embed"]["kernel"]
-        .reshape(p, p, 3, width)
-        .transpose(3, 2, 0, 1),
-        "patch_embed.proj.bias": params["patch_embed"]["bias"],
-    }
-    for i in range(a["depth"]):
-        block = params[f"block_{i:02d}"]
-        for part in ("norm1", "norm2"):
-            out |= _norm(f"blocks.{i}.{part}", block[part])
-        for part, layer in (("attn", "qkv"), ("attn", "proj")):
-            out |= _dense(f"blocks.{i}.{part}.{layer}", block[part][layer])
-        for layer in ("fc1", "fc2"):
-            out |= _dense(f"blocks.{i}.mlp.{layer}", block["mlp"][layer])
-    out |= _norm("norm", params["norm"])
+def _save(folder: pathlib.Path, source: Source, names: tables.Names, prefix="") -> None:
+    """Writes the state dict in a layout; all but the classifier begin with `prefix`."""
+    table = tables.vit(source.model.architecture, names, prefix)
+    flat = flax.traverse_util.flatten_dict({"encoder": source.model.params}, sep=".")
     if source.head:
-        head = {"kernel": source.head.kernel, "bias": source.head.bias}
-        out |= _dense("head", head)
-    return out
-
-
-def hf_state_dict(source: Source, prefix: str = "") -> dict[str, np.ndarray]:
-    """transformers' names -> arrays; all but the classifier's begin with `prefix`."""
-    renamed = {
-        "cls_token": "embeddings.cls_token",
-        "pos_embed": "embeddings.position_embeddings",
-        "patch_embed.proj": "embeddings.patch_embeddings.projection",
-        "norm": "layernorm",
-    }
-    inner = {
-        "norm1": "layernorm_before",
-        "norm2": "layernorm_after",
-        "attn.proj": "attention.output.dense",
-        "mlp.fc1": "intermediate.dense",
-        "mlp.fc2": "output.dense",
-    }
-    out = {}
-    for name, array in timm_state_dict(source).items():
-        stem, _, leaf = name.rpartition(".")
-        if name in renamed:
-            out[prefix + renamed[name]] = array
-        elif stem in renamed:
-            out[f"{prefix}{renamed[stem]}.{leaf}"] = array
-        elif stem == "head":
-            out[f"classifier.{leaf}"] = array
-        else:
-            _, i, part = stem.split(".", 2)
-            layer = f"{prefix}encoder.layer.{i}."
-            if part == "attn.qkv":
-                thirds = zip(("query", "key", "value"), np.split(array, 3), strict=True)
-                for which, third in thirds:
-                    out[f"{layer}attention.attention.{which}.{leaf}"] = third
-            else:
-                out[f"{layer}{inner[part]}.{leaf}"] = array
-    return out
-
-
-def _norm(name: str, norm: dict) -> dict[str, np.ndarray]:
-    return {f"{name}.weight": norm["scale"], f"{name}.bias": norm["bias"]}
-
-
-def _dense(name: str, dense: dict) -> dict[str, np.ndarray]:
-    return {f"{name}.weight": dense["kernel"].T, f"{name}.bias": dense["bias"]}
-
-
-def _save(folder: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    # safetensors writes a non-contiguous array wrongly, without a word.
-    arrays = {k: np.ascontiguousarray(v, np.float32) for k, v in arrays.items()}
+        table += tables.layer("head.linear", names.head)
+        flat["head.linear.kernel"] = source.head.kernel
+        flat["head.linear.bias"] = source.head.bias
+    arrays = state.dump(table, flat)
     # transformers asks which framework wrote a file.
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
+    (folder / WEIGHTS).chmod(0o644)  # safetensors' are for the owner alone
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

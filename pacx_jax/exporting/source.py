@@ -12,7 +12,7 @@ from pacx_jax.encoder import Encoder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.model_folder import ModelFolder
 from pacx_jax.models.heads import LinearClassifier
-from pacx_jax.models.vit import posemb_sincos_2d, resample_posemb
+from pacx_jax.models.vit import resample_posemb
 from pacx_jax.types import Array, PacxError
 
 
@@ -137,21 +137,8 @@ def at_size(model: ModelFolder, image_size: int | None) -> ModelFolder:
     a["image_size"] = size
     params = model.params
     if a.get("posemb_grid"):
-        a["posemb_grid"] = [size // patch] * 2
-        params = {**params, "pos_embed": _resampled(model, size // patch)}
+        grid, side = tuple(a["posemb_grid"]), size // patch
+        learned = resample_posemb(params["pos_embed"], grid, (side, side))
+        a["posemb_grid"] = [side, side]
+        params = {**params, "pos_embed": np.asarray(learned)}
     return dataclasses.replace(model, architecture=a, params=params)
-
-
-def positions(model: ModelFolder) -> np.ndarray:
-    """Positions of all tokens as an array: (1, 1 + n, width), CLS first."""
-    a = model.architecture
-    side = a["image_size"] // a["patch_size"]
-    if a.get("posemb_grid"):
-        return _resampled(model, side)
-    fixed = posemb_sincos_2d((side, side), a["width"])
-    return np.concatenate([np.zeros_like(fixed[:1]), fixed])[None]
-
-
-def _resampled(model: ModelFolder, side: int) -> np.ndarray:
-    grid = tuple(model.architecture["posemb_grid"])
-    return np.asarray(resample_posemb(model.params["pos_embed"], grid, (side, side)))

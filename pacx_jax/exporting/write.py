@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from pacx_jax import model_folder
 from pacx_jax.exporting import folder, graphs, pytorch
 from pacx_jax.exporting.source import Source
 from pacx_jax.input import images as imageio
@@ -133,7 +134,7 @@ def export(
             )
         if form.use:
             _describe(temporary, source, name, errors, words)
-        _replace(out, temporary)
+        model_folder.replace(out, temporary)
     return Report(out, errors, words)
 
 
@@ -232,17 +233,6 @@ def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
         for parent in made:
             with contextlib.suppress(OSError):  # not empty: the export is in it
                 parent.rmdir()
-
-
-def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
-    """Puts `new` at `path`; what was there is kept until then."""
-    old = None
-    if path.exists():
-        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        path.rename(old / "old")
-    new.rename(path)
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _describe(

@@ -376,6 +376,7 @@ def test_command_copies_a_model_folder_at_another_size(folder, tmp_path, capsys)
             ["--encoder={vit}", "--out={out}", "--image-size=30"],
             "--image-size 30 is not divisible by the encoder's patch_size 8",
         ),
+        (["--encoder={bare}", "--out={bare}"], "bare is the encoder itself"),
         (["--encoder={labs}", "--out={out}"], "holds a labs_dae model, but a vit"),
         (["--encoder={nowhere}", "--out={out}"], "nowhere: no such folder"),
         (["--encoder={bare}", "--out={out}", "--head"], "bare holds no head"),

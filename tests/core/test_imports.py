@@ -26,6 +26,7 @@ LAYERS = {
     "physiology": 5,
     "encoder": 5,
     "batches": 6,
+    "finished_run": 6,
     "train": 7,
     "evaluate": 8,
 }

@@ -1,0 +1,127 @@
+"""Published checkpoints as model folders, and back: what a `Spec` and its table say."""
+
+from __future__ import annotations
+
+import flax
+import numpy as np
+
+from pacx_jax import model_folder, model_heads
+from pacx_jax.convert import sizes, state, tables
+from pacx_jax.convert.sizes import KINDS, Options, Spec
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pacx_jax.model_folder import ModelFolder
+from pacx_jax.model_heads import Heads
+from pacx_jax.types import PacxError
+
+HALF = (0.5, 0.5, 0.5)  # what timm's and Hugging Face's ImageNet ViTs are trained with
+
+
+def read(kind: str, found: dict, options: Options, source: str):
+    """A state dict of a published kind as a model folder's contents.
+
+    Args:
+      kind: one of `KINDS`.
+      found: key -> array, as `files.read` gives it.
+      options: see `Options`.
+      source: where it is from, for messages.
+
+    Returns:
+      the ModelFolder, and the keys that were left out: classifiers and poolers of
+      other tasks, which the encoder does without.
+
+    Raises:
+      PacxError: another kind of file; keys that are missing, unexpected, wrongly shaped
+        or not finite, listed.
+    """
+    if kind not in KINDS:
+        raise PacxError(f"kind {kind!r}: choose one of {', '.join(KINDS)}")
+    spec = sizes.infer(kind, found, options, source)
+    left = _left_out(spec, found)
+    buffers = {}
+    if kind == "segment":
+        buffers = {k: v for k, v in found.items() if k in ("mean", "std")}
+    kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
+    encoder = model_folder.shapes_of(spec.model, spec.architecture)
+    shapes = {f"encoder.{k}": v for k, v in encoder.items()}
+    if spec.heads:
+        shapes |= model_heads.shapes(spec.heads, spec.heads_architecture, encoder)
+    flat = state.load(sizes.table(spec), kept, shapes, source)
+    preprocessing = _preprocessing(spec, options, buffers)
+    return _folder(spec, flat, preprocessing), left
+
+
+def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
+    """The state dict of a kind, in its published layout; the inverse of `read`.
+
+    Args:
+      kind: one of `KINDS`.
+      folder: what to write.
+      merged: of an adapted encoder, the merged weights without adapters.
+
+    Raises:
+      PacxError: a folder that is not, or has not, what the kind holds.
+    """
+    spec = sizes.of_folder(kind, folder, merged)
+    flat = flax.traverse_util.flatten_dict(folder.params, sep=".")
+    flat = {f"encoder.{k}": v for k, v in flat.items()}
+    beside = folder.heads.flat() if spec.heads else {}
+    adapted = spec.heads_architecture.get("adapted", ())
+    if not adapted:
+        beside = {
+            k: v for k, v in beside.items() if not k.startswith(("lora.", "base."))
+        }
+    for name in adapted:
+        del flat[f"encoder.{name}.kernel"]  # base and lora stand for it
+    if kind == "ecgfounder" and not any(k.startswith("unused.") for k in beside):
+        norms = tables.batch_norms(folder.architecture)
+        beside |= {f"unused.{k}": v for k, v in norms.items()}
+    out = state.dump(sizes.table(spec), flat | beside)
+    if kind == "segment":
+        for name in ("mean", "std"):
+            values = np.asarray(folder.preprocessing[name], np.float32)
+            out[name] = values.reshape(1, 3, 1, 1)
+    return out
+
+
+def _left_out(spec: Spec, found: dict) -> list[str]:
+    root = spec.prefix
+    names = {
+        "mae": () if spec.heads else (f"{root}mask_token",),
+        "vit_timm": (f"{root}head.weight", f"{root}head.bias"),
+        "vit_hf": tuple(
+            f"{name}.{leaf}"
+            for name in (f"{root}pooler.dense", "classifier")
+            for leaf in ("weight", "bias")
+        ),
+    }.get(spec.kind, ())
+    return [name for name in names if name in found]
+
+
+def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
+    if spec.model == "ecg_net1d":
+        return {"sampling_rate": 500, "decimate": 1}
+    if spec.model == "labs_dae":
+        return {}
+    # Of these two, fixed positions tell an MAE, learned ones an ImageNet classifier.
+    learned = "posemb_grid" in spec.architecture
+    half = spec.kind in ("vit_timm", "vit_hf") and learned
+    mean, std = (HALF, HALF) if half else (IMAGENET_MEAN, IMAGENET_STD)
+    if buffers:  # as short decimals: the same float32, and equal to the config's
+        mean, std = (
+            tuple(float(str(x)) for x in np.float32(buffers[name]).ravel())
+            for name in ("mean", "std")
+        )
+    return model_folder.image_preprocessing(options.mean or mean, options.std or std)
+
+
+def _folder(spec: Spec, flat: dict, preprocessing: dict) -> ModelFolder:
+    h, heads = spec.heads_architecture, None
+    for name in h.get("adapted", ()):
+        a, b = flat[f"lora.{name}.a"], flat[f"lora.{name}.b"]
+        low_rank = np.float32(h["alpha"] / h["rank"]) * (a @ b)
+        flat[f"encoder.{name}.kernel"] = flat[f"base.{name}.kernel"] + low_rank
+    tree = flax.traverse_util.unflatten_dict(flat, sep=".")
+    encoder = tree.pop("encoder")
+    if spec.heads:
+        heads = Heads(spec.heads, h, tree)
+    return ModelFolder(spec.model, spec.architecture, preprocessing, encoder, heads)

@@ -1,0 +1,222 @@
+"""Files of weights: whole, safe, and nothing written over."""
+
+import argparse
+import importlib.util
+import json
+import os
+import pathlib
+import pickle
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from pacx_jax import load_encoder, model_folder
+from pacx_jax.convert import __main__ as command
+from pacx_jax.convert import files, kinds
+from pacx_jax.types import PacxError
+from tests.convert.test_kinds import assert_same, everything, folder
+
+needs_torch = pytest.mark.skipif(
+    importlib.util.find_spec("torch") is None
+    and not os.environ.get("PACX_REQUIRE_TORCH"),
+    reason="PyTorch is not installed",
+)
+HEADS = ["--num-heads=2", "--decoder-num-heads=2"]
+
+
+def run(capsys, *args) -> tuple[int, str]:
+    code = command.main([str(a) for a in args])
+    out = capsys.readouterr()
+    text = out.out + out.err
+    assert text.count("\n") == 1, text
+    return code, text
+
+
+@pytest.fixture
+def state():
+    return kinds.write("mae", folder("mae"))
+
+
+def test_safetensors_need_no_pytorch(tmp_path, capsys, state, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "torch", None)
+    file, target = tmp_path / "m.safetensors", tmp_path / "folder"
+    files.write(file, state, "state_dict")
+    code, text = run(
+        capsys, "--kind=mae", f"--source={file}", f"--target={target}", *HEADS
+    )
+    assert code == 0 and f"{len(state)} tensors" in text
+    back = tmp_path / "back.safetensors"
+    code, _ = run(
+        capsys, "--kind=mae", "--to=torch", f"--source={target}", f"--target={back}"
+    )
+    assert code == 0
+    assert_same(files.read(back), state)
+    code, text = run(capsys, "--kind=mae", "--source=x.pt", "--target=y")
+    assert code == 2 and "x.pt: no such file" in text
+    (tmp_path / "x.pt").write_bytes(b"x")
+    code, text = run(
+        capsys, "--kind=mae", f"--source={tmp_path}/x.pt", f"--target={tmp_path}/y"
+    )
+    assert code == 2 and "pip install 'pacx_jax[convert]'" in text
+
+
+def test_a_converted_folder_embeds_and_starts_training(tmp_path, capsys, state):
+    from pacx_jax import train
+    from pacx_jax.objectives import mae
+    from tests import tiny
+
+    files.write(tmp_path / "m.safetensors", state, "")
+    run(
+        capsys,
+        "--kind=mae",
+        f"--source={tmp_path}/m.safetensors",
+        f"--target={tmp_path}/folder",
+        *HEADS,
+    )
+    image = np.random.default_rng(0).integers(0, 256, (40, 50), np.uint8)
+    assert load_encoder(tmp_path / "folder")(image).shape == (1, 32)
+    config = tiny.config("mae_vitb16", model_init=str(tmp_path / "folder"))
+    config.model.update(variant="mu", patch_size=8)
+    config.model.decoder.update(width=16, depth=2, num_heads=2)
+    config.data.image_size = 32
+    loaded = train.load_parts(mae.make(config), __import__("jax").random.key(0))
+    assert set(loaded) == {"encoder", "decoder"}
+    token = state["model.mask_token"]
+    assert loaded["decoder"]["mask_token"].tobytes() == token.tobytes()
+
+
+def test_nothing_is_written_over_or_left_half_written(tmp_path, capsys, state):
+    file = tmp_path / "m.safetensors"
+    files.write(file, state, "")
+    with pytest.raises(PacxError, match="exists: give another --target"):
+        files.write(file, state, "")
+    del state["model.norm.bias"]
+    bad = tmp_path / "bad.safetensors"
+    files.write(bad, state, "")
+    code, text = run(
+        capsys, "--kind=mae", f"--source={bad}", f"--target={tmp_path}/f", *HEADS
+    )
+    assert code == 2 and "missing model.norm.bias" in text
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["bad.safetensors", file.name]
+
+
+def test_a_truncated_safetensors_file_is_one_line(tmp_path, capsys, state):
+    file = tmp_path / "m.safetensors"
+    files.write(file, state, "")
+    file.write_bytes(file.read_bytes()[:-100])
+    code, text = run(
+        capsys, "--kind=mae", f"--source={file}", f"--target={tmp_path}/f", *HEADS
+    )
+    assert code == 2 and "no whole safetensors file" in text
+
+
+def test_a_hugging_face_folder_tells_its_heads_and_statistics(tmp_path, capsys):
+    model = folder("vit_hf", posemb_grid=[4, 4], num_heads=4)
+    source = tmp_path / "hf"
+    source.mkdir()
+    state = kinds.write("vit_hf", model)
+    safetensors.numpy.save_file(state, source / "model.safetensors")
+    config = {"num_attention_heads": 4, "layer_norm_eps": 1e-7, "hidden_act": "gelu"}
+    (source / "config.json").write_text(json.dumps(config))
+    images = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.5, 0.6, 0.7]}
+    (source / "preprocessor_config.json").write_text(json.dumps(images))
+    target = tmp_path / "out"
+    code, _ = run(capsys, "--kind=vit_hf", f"--source={source}", f"--target={target}")
+    assert code == 0
+    found = model_folder.load(target)
+    assert found.architecture["num_heads"] == 4
+    assert found.architecture["ln_eps"] == 1e-7
+    assert found.preprocessing["mean"] == [0.1, 0.2, 0.3]
+    assert_same(everything(found), everything(model))
+
+
+@needs_torch
+@pytest.mark.parametrize("container", ["state_dict", "model", ""])
+def test_pytorch_files_are_read_whatever_holds_the_weights(tmp_path, container, state):
+    files.write(tmp_path / "m.pth", state, container)
+    assert_same(files.read(tmp_path / "m.pth"), state)
+
+
+@needs_torch
+def test_the_mae_repositorys_namespace_is_no_obstacle(tmp_path, state):
+    import torch
+
+    tensors = {k.removeprefix("model."): torch.tensor(v) for k, v in state.items()}
+    args = argparse.Namespace(lr=1e-3, model="mae_vit_base_patch16")
+    optimizer = {"state": {}, "param_groups": [{"lr": 1e-3}]}
+    torch.save(
+        {"model": tensors, "args": args, "optimizer": optimizer, "epoch": 3},
+        tmp_path / "m.pth",
+    )
+    from tests.convert.test_kinds import OPTIONS
+
+    found, _ = kinds.read("mae", files.read(tmp_path / "m.pth"), OPTIONS, "m.pth")
+    assert_same(kinds.write("mae", found), state)
+
+
+@needs_torch
+def test_half_precision_becomes_float32(tmp_path, state):
+    import torch
+
+    for dtype in (torch.float16, torch.bfloat16):
+        tensors = {k: torch.tensor(v).to(dtype) for k, v in state.items()}
+        torch.save(tensors, tmp_path / "m.pth")
+        found = files.read(tmp_path / "m.pth")
+        for key, value in tensors.items():
+            assert found[key].dtype == np.float32
+            assert (found[key] == value.float().numpy()).all()
+
+
+class Hostile:
+    """A pickle of it would make a file when it is loaded."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (pathlib.Path.touch, (pathlib.Path(self.path),))
+
+
+@needs_torch
+def test_a_hostile_pickle_runs_no_code(tmp_path, capsys, state):
+    import torch
+
+    trap = tmp_path / "trap"
+    plain = tmp_path / "plain.pth"
+    torch.save({"state_dict": {"a": Hostile(trap)}}, plain)
+    bare = tmp_path / "bare.pth"
+    bare.write_bytes(pickle.dumps(Hostile(trap)))
+    for file in (plain, bare):
+        code, text = run(
+            capsys, "--kind=mae", f"--source={file}", f"--target={tmp_path}/f"
+        )
+        assert code == 2 and file.name in text
+        assert "run code" in text or "no whole PyTorch" in text
+        assert not trap.exists() and not (tmp_path / "f").exists()
+
+
+@needs_torch
+def test_damaged_or_other_pytorch_files_are_one_line(tmp_path, capsys, state):
+    import torch
+
+    files.write(tmp_path / "m.pth", state, "")
+    whole = (tmp_path / "m.pth").read_bytes()
+    cases = {
+        "cut.pth": whole[: len(whole) // 2],
+        "empty.pth": b"",
+        "text.pth": b"hello",
+    }
+    for name, content in cases.items():
+        (tmp_path / name).write_bytes(content)
+    torch.save([1, 2], tmp_path / "list.pth")
+    torch.save({"epoch": 1}, tmp_path / "dict.pth")
+    for name in (*cases, "list.pth", "dict.pth"):
+        code, text = run(
+            capsys,
+            "--kind=mae",
+            f"--source={tmp_path / name}",
+            f"--target={tmp_path}/f",
+        )
+        assert code == 2 and name in text
+    assert not (tmp_path / "f").exists()
