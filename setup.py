@@ -43,6 +43,7 @@ setuptools.setup(
         "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
         "ecg": ["wfdb>=4.3"],  # reading WFDB records
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
+        "stablehlo": ["flatbuffers>=24"],
         "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

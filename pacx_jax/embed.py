@@ -25,14 +25,11 @@ from pacx_jax.types import PacxError
 EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
-def embed_folder(
-    encoder, folder: str, skip_unreadable: bool
-) -> tuple[list[str], np.ndarray, list[str]]:
-    """Paths, embeddings (n, width) and the messages of images that were skipped.
+def image_files(folder: str) -> list[pathlib.Path]:
+    """Every JPEG and PNG file under a folder, sorted.
 
     Raises:
-      PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
-        image that cannot be read.
+      PacxError: no such folder, or no images in it.
     """
     root = pathlib.Path(folder)
     if not root.is_dir():
@@ -47,6 +44,19 @@ def embed_folder(
             f"--images {folder} holds no {', '.join(EXTENSIONS)} files: name a folder "
             "with X-rays"
         )
+    return files
+
+
+def embed_folder(
+    encoder, folder: str, skip_unreadable: bool
+) -> tuple[list[str], np.ndarray, list[str]]:
+    """Paths, embeddings (n, width) and the messages of images that were skipped.
+
+    Raises:
+      PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
+        image that cannot be read.
+    """
+    root, files = pathlib.Path(folder), image_files(folder)
     paths, skipped = [], []
 
     def readable():

@@ -63,11 +63,11 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
     """Trains, exports, marks the run as finished and says so."""
-    from pacx_jax import export, train
+    from pacx_jax import finished_run, train
 
     path = pathlib.Path(workdir)
     metrics = train.train(config, workdir)
-    target = export.from_workdir(config, workdir)
+    target = finished_run.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     (path / "done.json").write_text(json.dumps(done) + "\n", encoding="utf-8")

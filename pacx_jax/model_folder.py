@@ -126,7 +126,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     temporary.chmod(0o755)  # mkdtemp's are for the owner alone
     try:
         _write(temporary, model, flat, card)
-        _replace(path, temporary)
+        replace(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -150,8 +150,8 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
         file.chmod(0o644)  # safetensors' are for the owner alone
 
 
-def _replace(path: pathlib.Path, new: pathlib.Path) -> None:
-    """Puts `new` at `path`; what was there is kept until then."""
+def replace(path: pathlib.Path, new: pathlib.Path) -> None:
+    """Puts the folder `new` at `path`; what was there is kept until then."""
     old = None
     if path.exists():
         old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))

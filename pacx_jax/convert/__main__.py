@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from pacx_jax import export, model_folder
+from pacx_jax import finished_run, model_folder
 from pacx_jax.convert import files, kinds
 from pacx_jax.convert.sizes import KINDS, Options
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -81,7 +81,7 @@ def to_torch(args) -> None:
 def open_source(path: str) -> model_folder.ModelFolder:
     """The model folder at `path`; of a run's workdir with the heads that it trained."""
     if (pathlib.Path(path) / "done.json").is_file():
-        return export.read_run(export.read_config(path), path, heads=True)
+        return finished_run.read_run(finished_run.read_config(path), path, heads=True)
     return model_folder.load(path)
 
 

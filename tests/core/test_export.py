@@ -4,7 +4,15 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import checkpoint, export, lora, metrics, model_folder, objectives
+from pacx_jax import (
+    checkpoint,
+    export,
+    finished_run,
+    lora,
+    metrics,
+    model_folder,
+    objectives,
+)
 from pacx_jax.types import PacxError
 from tests import tiny
 
@@ -24,7 +32,7 @@ def export_run(tmp_path, monkeypatch):
         writer.write(config.total_steps, {"loss": 0.5, "val/loss": 0.25})
         writer.close()
         return model_folder.load(
-            export.from_workdir(config, str(tmp_path), which="latest")
+            finished_run.from_workdir(config, str(tmp_path), which="latest")
         )
 
     return run
