@@ -10,10 +10,11 @@ from tests.parity import making, sizes
 from tests.parity.making import Case
 
 
-def mae_model(rng):
+def mae_model(rng, **fields):
+    """A checkpointed MAE with random weights, at our sizes but for `fields`."""
     from tests.parity import torch_modules as tm
 
-    model = tm.Lightning(tm.MAE(sizes.MAE_GRID, **sizes.MAE))
+    model = tm.Lightning(tm.MAE(sizes.MAE_GRID, **(sizes.MAE | fields)))
     making.fill(model, rng)
     return model
 

@@ -38,7 +38,7 @@ def train_mae() -> Case:
     from tests.parity import torch_stage_two as ts
 
     rng = making.rng("train_mae")
-    model = cases_models.mae_model(rng)
+    model = cases_models.mae_model(rng, depth=1)
     h, w = (sizes.MAE["patch"] * g for g in sizes.MAE_GRID)
     images = making.half(rng.normal(size=(3, h, w, 3)))
     n = sizes.MAE_GRID[0] * sizes.MAE_GRID[1]

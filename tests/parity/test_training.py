@@ -1,8 +1,8 @@
 """Twenty updates of AdamW with the reference's groups and schedules, against PyTorch.
 
-Real gradients of the tiny models. Losses and rates are held to 1e-5 in float32. What is
-trained is held in float64: where a gradient is zero but for rounding (the bias of the
-attention's keys), Adam makes steps of any float32 dirt, and both frameworks differ.
+Real gradients of tiny models; losses and what is trained are held to 1e-5. One thing
+is held in float64 alone, the bias of the attention's keys: its gradient is zero but for
+rounding, and of any dirt Adam makes whole steps.
 """
 
 import jax
@@ -14,7 +14,7 @@ from configs import base
 from pacx_jax import optim, step
 from pacx_jax.models import labs_dae, mae
 from tests import tiny
-from tests.parity import sizes, weights
+from tests.parity import comparing, sizes, weights
 from tests.parity.comparing import FLOAT32
 from tests.parity.test_models import labs_model, mae_model
 
@@ -42,13 +42,23 @@ def descend(config, total_steps, params, loss_of_batch, batches):
     return params, np.array(losses)
 
 
+def without_key_biases(tree):
+    """The same tree, zeros where softmax makes a gradient vanish: the keys' biases."""
+    flat = {k: np.array(v) for k, v in tiny.flat(tree).items()}
+    for name, value in flat.items():
+        if name.endswith("qkv/bias"):
+            d = value.size // 3
+            value[d : 2 * d] = 0
+    return tiny.unflat(flat)
+
+
 def steps_of(c, *names):
     return list(zip(*(c.input(name) for name in names), strict=True))
 
 
 def rates_of(config, total_steps):
     rate = optim.schedule(config, total_steps)
-    return np.array([float(rate(s)) for s in range(sizes.STEPS)])
+    return np.asarray(rate(np.arange(sizes.STEPS)))
 
 
 MAE = {"peak_lr": 1.5e-3, "b2": 0.95, "weight_decay": 0.05,
@@ -80,7 +90,7 @@ def test_mae_equals_after_twenty_updates_at_a_rate_changed_every_epoch(
     case, precision, measure
 ):
     c = case("train_mae")
-    model, images = mae_model(precision), c.input("images")
+    model, images = mae_model(precision, depth=1), c.input("images")
     target = mae.patch_targets(images, sizes.MAE["patch"], False)
 
     def loss(params, batch):
@@ -92,10 +102,13 @@ def test_mae_equals_after_twenty_updates_at_a_rate_changed_every_epoch(
     final, losses = descend(
         settings(**MAE), sizes.STEPS, c.params("mae"), loss, batches
     )
+    # In float64 what is left is the reference's + 1e-8 in the loss's denominator.
     exact = precision.name == "float64"
-    measure("losses", losses, c.out("losses"), 1e-8 if exact else 1e-5)
-    if exact:
-        measure("MAE after 20 updates", final, c.final("mae"), 1e-7)
+    measure("losses", losses, c.out("losses"), 1e-7 if exact else 1e-5)
+    want = c.final("mae")
+    if not exact:
+        final, want = without_key_biases(final), without_key_biases(want)
+    measure("MAE after 20 updates", final, want, 1e-7 if exact else 1e-5)
 
 
 def test_labs_autoencoder_equals_after_twenty_updates_at_a_rate_changed_every_step(
@@ -136,14 +149,12 @@ def test_stage_two_equals_after_twenty_updates_with_clipped_gradients(
 
     final, losses = descend(settings(**PACX), PACX_STEPS, trained, loss, batches)
     measure("losses", losses, c.out("losses"), 1e-5)
-    measure("Stage 2 after 20 updates", final, c.final("pacx"), 1e-4)
+    measure("Stage 2 after 20 updates", final, c.final("pacx"), 1e-5)
 
 
 @pytest.mark.parametrize("name", ["mae", "labs", "ecg", "classifier"])
 def test_decay_spares_what_the_reference_spares(source, name):
     # No decay iff one axis or named `.bias` (reference.md 1).
-    from tests.parity import comparing
-
     state = comparing.Case(comparing.load(source, name), comparing.PRECISIONS[0])
     state = state.part("state")
     spared = {k: np.full(v.shape, v.ndim == 1 or k.endswith(".bias"))
