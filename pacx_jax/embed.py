@@ -148,6 +148,9 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="list files that cannot be read and go on",
     )
+    parser.add_argument(
+        "--image_size", type=int, default=0, help="pixels a side, if not the encoder's"
+    )
     ecgs = parser.add_argument_group("with --ecgs")
     ecgs.add_argument(
         "--windows",
@@ -179,7 +182,9 @@ def main(argv: list[str] | None = None) -> int:
             encoder = load_ecg_encoder(args.encoder, args.batch_size, args.dtype)
             arrays, skipped = embed_ecgs(encoder, args.ecgs, args)
         else:
-            encoder = load_encoder(args.encoder, args.batch_size, args.dtype)
+            encoder = load_encoder(
+                args.encoder, args.batch_size, args.dtype, args.image_size
+            )
             paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
             arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -143,9 +143,17 @@ def _each(images) -> Iterator[Image]:
 
 
 def load_encoder(
-    path: str | os.PathLike, batch_size: int = 32, dtype: str = "float32"
+    path: str | os.PathLike,
+    batch_size: int = 32,
+    dtype: str = "float32",
+    image_size: int = 0,
 ) -> Encoder:
     """Opens an exported X-ray encoder (or a finished run's workdir).
+
+    Args:
+      path: the folder.
+      batch_size, dtype: see `Encoder`.
+      image_size: pixels a side, if not the encoder's own; the patches must divide it.
 
     Example:
       encoder = load_encoder("runs/demo/distill")
@@ -154,4 +162,5 @@ def load_encoder(
     Raises:
       PacxError: no such folder, or weights that do not fit its description.
     """
-    return Encoder(model_folder.load(path, "vit"), batch_size, dtype)
+    folder = model_folder.at_size(model_folder.load(path, "vit"), image_size)
+    return Encoder(folder, batch_size, dtype)

@@ -15,7 +15,7 @@ import sys
 
 from pacx_jax import embed, finished_run, model_folder
 from pacx_jax.exporting import write
-from pacx_jax.exporting.source import Source, at_size, classifier_of
+from pacx_jax.exporting.source import Source, classifier_of
 from pacx_jax.types import PacxError
 
 
@@ -48,7 +48,7 @@ def read_source(args: argparse.Namespace) -> Source:
             f"--head: {given} holds no classifier ({model.heads.kind}): --format "
             f"{args.format} takes a linear probe's, safetensors any"
         )
-    return Source(at_size(model, args.image_size), head, card)
+    return Source(model_folder.at_size(model, args.image_size), head, card)
 
 
 def _some(folder: str, most: int = 8) -> list[pathlib.Path]:
@@ -107,7 +107,12 @@ def main(argv: list[str] | None = None) -> int:
         help="also a linear probe's head; in a model folder, any decoder or adapters",
     )
     add("--images", help="folder of X-rays to compare on (default: synthetic images)")
-    add("--image-size", type=int, help="pixels a side, if not the encoder's own")
+    add(
+        "--image_size",
+        type=int,
+        default=0,
+        help="pixels a side, if not its own",
+    )
     args = parser.parse_args(argv)
     try:
         _export(args)

@@ -172,6 +172,29 @@ def image_preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict:
     }
 
 
+def at_size(model: ModelFolder, image_size: int) -> ModelFolder:
+    """A "vit" for squares of `image_size` pixels; 0 leaves it as it is.
+
+    Sin-cos positions are made for any grid; learned ones are resampled to it.
+
+    Raises:
+      PacxError: a size that the patches do not divide.
+    """
+    a, params = dict(model.architecture), model.params
+    size, patch = image_size or a["image_size"], a["patch_size"]
+    if size < patch or size % patch:
+        raise PacxError(
+            f"image size {size} is not divisible by the encoder's patch_size {patch}"
+        )
+    a["image_size"] = size
+    if a.get("posemb_grid"):
+        grid, side = tuple(a["posemb_grid"]), size // patch
+        learned = vit.resample_posemb(params["pos_embed"], grid, (side, side))
+        a["posemb_grid"] = [side, side]
+        params = {**params, "pos_embed": np.asarray(learned)}
+    return dataclasses.replace(model, architecture=a, params=params)
+
+
 def check_preprocessing(folder: ModelFolder, path, data) -> None:
     """Refuses images of another size or normalisation than the encoder's.
 

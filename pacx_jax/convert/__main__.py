@@ -144,9 +144,9 @@ def parser() -> argparse.ArgumentParser:
         help="reference: as the authors' code: missing labs not zeroed (D7), ImageNet "
         "statistics for every backbone (D34)",
     )
-    add("--num-heads", type=int, default=0, help="where the width does not tell")
-    add("--decoder-num-heads", type=int, default=0)
-    add("--ln-eps", type=float, default=0.0, help="default: the kind's published one")
+    add("--num_heads", type=int, default=0, help="where the width does not tell")
+    add("--decoder_num_heads", type=int, default=0)
+    add("--ln_eps", type=float, default=0.0, help="default: the kind's published one")
     add("--alpha", type=float, default=16.0, help="of LoRA (pacx; default 16)")
     add("--mean", type=float, nargs=3, help="of the images' channels, in [0, 1]")
     add("--std", type=float, nargs=3)

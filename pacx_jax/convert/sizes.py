@@ -210,7 +210,7 @@ def _vit_heads(kind, state, prefix, names, a, options) -> tuple[str, dict]:
         width, _ = state[embed].shape
         heads = options.decoder_num_heads or (width // 32 if width % 32 == 0 else 0)
         if not heads:
-            raise PacxError(f"give --decoder-num-heads: width {width} tells none")
+            raise PacxError(f"give --decoder_num_heads: width {width} tells none")
         return "mae", {
             "encoder_width": a["width"],
             "patch_pixels": 3 * a["patch_size"] ** 2,
@@ -307,4 +307,4 @@ def _num_heads(width: int) -> int:
     for other, _, num_heads in vit.VARIANTS.values():
         if other == width:
             return num_heads
-    raise PacxError(f"give --num-heads: a width of {width} tells none")
+    raise PacxError(f"give --num_heads: a width of {width} tells none")

@@ -12,8 +12,7 @@ from pacx_jax.encoder import Encoder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.model_folder import ModelFolder
 from pacx_jax.models.heads import LinearClassifier
-from pacx_jax.models.vit import resample_posemb
-from pacx_jax.types import Array, PacxError
+from pacx_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Source:
     """The encoder and what goes with it.
 
     Attributes:
-      model: a "vit" at the image size of the export (see `at_size`).
+      model: a "vit" at the image size of the export (see `model_folder.at_size`).
       head: what gives the output `logits`, if anything does.
       card: the encoder's model card.
     """
@@ -120,25 +119,3 @@ def classifier_of(model: ModelFolder) -> Head | None:
     linear, about = model.heads.params["head"]["linear"], model.heads.architecture
     task = about.get("task", "multilabel")
     return Head(linear["kernel"], linear["bias"], tuple(about["labels"]), task)
-
-
-def at_size(model: ModelFolder, image_size: int | None) -> ModelFolder:
-    """The same encoder for square images of another size.
-
-    Sin-cos positions are made for any grid; learned ones are resampled to it.
-    """
-    a = dict(model.architecture)
-    size = image_size or a["image_size"]
-    patch = a["patch_size"]
-    if size < patch or size % patch:
-        raise PacxError(
-            f"--image-size {size} is not divisible by the encoder's patch_size {patch}"
-        )
-    a["image_size"] = size
-    params = model.params
-    if a.get("posemb_grid"):
-        grid, side = tuple(a["posemb_grid"]), size // patch
-        learned = resample_posemb(params["pos_embed"], grid, (side, side))
-        a["posemb_grid"] = [side, side]
-        params = {**params, "pos_embed": np.asarray(learned)}
-    return dataclasses.replace(model, architecture=a, params=params)

@@ -22,7 +22,7 @@ needs_torch = pytest.mark.skipif(
     and not os.environ.get("PACX_REQUIRE_TORCH"),
     reason="PyTorch is not installed",
 )
-HEADS = ["--num-heads=2", "--decoder-num-heads=2"]
+HEADS = ["--num_heads=2", "--decoder_num_heads=2"]
 
 
 def run(capsys, *args) -> tuple[int, str]:

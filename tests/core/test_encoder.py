@@ -236,3 +236,19 @@ def test_embed_runs_as_a_command(folder, images, tmp_path):
     assert "Traceback" not in done.stderr
     with np.load(io.BytesIO((tmp_path / "z.npz").read_bytes())) as file:
         assert file["embedding"].shape == (2, 32)
+
+
+def test_an_encoder_takes_another_image_size(tmp_path):
+    # 1e-5 is for positions: the same image, squashed to 64 pixels before.
+    model_folder.save(tmp_path / "f", tiny.folder("vit"), "card")
+    encoder = load_encoder(tmp_path / "f", image_size=64)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    folder = tiny.folder("vit")
+    pixels = (image / 255 - folder.preprocessing["mean"]) / folder.preprocessing["std"]
+    tokens = folder.module().apply(
+        {"params": folder.params}, pixels[None].astype(np.float32)
+    )
+    assert tokens.shape == (1, 1 + 64, 32)
+    assert np.abs(encoder(image) - np.asarray(tokens)[:, 0]).max() < 1e-5
+    with pytest.raises(PacxError, match="image size 60 is not divisible"):
+        load_encoder(tmp_path / "f", image_size=60)

@@ -64,7 +64,7 @@ def with_learned_positions(model):
 
 def make(model, size=None):
     head = source.classifier_of(model)
-    return source.Source(source.at_size(model, size), head, "the encoder's card")
+    return source.Source(model_folder.at_size(model, size), head, "the encoder's card")
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +358,7 @@ def test_command_compares_on_the_given_x_rays(folder, tmp_path, capsys):
 
 def test_command_copies_a_model_folder_at_another_size(folder, tmp_path, capsys):
     out = tmp_path / "out"
-    assert call(f"--encoder={folder}", f"--out={out}", "--image-size=64") == 0
+    assert call(f"--encoder={folder}", f"--out={out}", "--image_size=64") == 0
     assert "SYNTHETIC" in capsys.readouterr().out
     encoder = load_encoder(out)
     assert encoder.image_size == 64 and model_folder.load(out).heads is None
@@ -373,8 +373,8 @@ def test_command_copies_a_model_folder_at_another_size(folder, tmp_path, capsys)
         (["--encoder={vit}", "--format=timm"], "--out is missing"),
         (["--encoder={vit}", "--out={out}", "--which=best"], "--which goes with"),
         (
-            ["--encoder={vit}", "--out={out}", "--image-size=30"],
-            "--image-size 30 is not divisible by the encoder's patch_size 8",
+            ["--encoder={vit}", "--out={out}", "--image_size=30"],
+            "image size 30 is not divisible by the encoder's patch_size 8",
         ),
         (["--encoder={bare}", "--out={bare}"], "bare is the encoder itself"),
         (["--encoder={labs}", "--out={out}"], "holds a labs_dae model, but a vit"),
@@ -451,7 +451,7 @@ export.main(["--help"])
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
-    assert "--image-size" in done.stdout
+    assert "--image_size" in done.stdout
 
 
 def test_conversion_leaves_the_loggers_as_they_were(plain, tmp_path):

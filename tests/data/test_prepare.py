@@ -258,7 +258,7 @@ def test_too_many_unreadable_images_stop_it_and_are_listed_beside(tmp_path, run)
     assert [pathlib.Path(r["name"]).name for r in rows] == ["01.png", "03.png"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["films", listed.name]
     # A share that allows them prepares the rest, and the old list goes.
-    code, summary, _ = run(*argv, "--max-bad-share=0.2")
+    code, summary, _ = run(*argv, "--max_bad_share=0.2")
     assert code == 0 and summary["unreadable"] == {"train": 2}
     assert (target / "quarantine.jsonl").read_text().count("\n") == 2
     assert not listed.exists()
