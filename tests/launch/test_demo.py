@@ -5,6 +5,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -88,6 +89,21 @@ def test_demo_prints_the_comparison_and_where_the_report_is(demo):
     assert "PaCX - MAE" in second
     assert str(target / "report.html") in second
     assert "<table" in (target / "report.html").read_text()
+
+
+def test_report_tells_the_time_of_every_stage_and_of_all(demo):
+    target, *_ = demo
+    text = (target / "report.html").read_text()
+    table = text[text.index("Times") :].partition("</table>")[0]
+    row = r'<th scope="row">([^<]+)</th><td>([0-9,.]+)</td>'
+    shown = {k: float(v.replace(",", "")) for k, v in re.findall(row, table)}
+    record = json.loads((target / "progress.json").read_text())
+    stages = {k: v for k, v in record["done"].items() if k != "compare"}
+    compare = shown.pop("compare, up to this report")
+    total = shown.pop("all (stages overlap), up to this report")
+    assert shown == stages
+    assert 0 < compare <= record["done"]["compare"] + 0.5  # the demo polls
+    assert max(stages.values()) < total <= record["seconds"] + 0.5
 
 
 def test_summary_has_the_promised_fields(demo):
