@@ -2,6 +2,8 @@
 
 import ast
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -154,3 +156,18 @@ def test_library_does_not_import_torch_or_tensorflow():
             "jax2onnx",
         }
         assert not heavy, name(path)
+
+
+def test_library_runs_where_torch_is_missing():
+    # Where it is installed, tensorboardX and others import it by themselves.
+    code = """
+import sys
+class NoTorch:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "torch":
+            raise ImportError("no torch here")
+sys.meta_path.insert(0, NoTorch())
+import pacx_jax.embed, pacx_jax.evaluate.report, pacx_jax.export, pacx_jax.main
+assert "torch" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

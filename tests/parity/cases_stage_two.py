@@ -15,11 +15,12 @@ def normalized(images: np.ndarray) -> np.ndarray:
     return (x - np.float32(sizes.MEAN)) / np.float32(sizes.STD)
 
 
-def pacx_model(rng):
+def pacx_model(rng, **fields):
+    """Everything of Stage 2, random weights, at our sizes but for `fields`."""
     from tests.parity import torch_modules as tm
     from tests.parity import torch_stage_two as ts
 
-    encoder = tm.Encoder(sizes.PACX_GRID, **sizes.PACX)
+    encoder = tm.Encoder(sizes.PACX_GRID, **(sizes.PACX | fields))
     widths = sizes.PACX_ECG, sizes.PACX_LABS, sizes.PACX_SHARED
     model = ts.Pacx(encoder, *widths, sizes.PACX_RANK, sizes.PACX_ALPHA)
     making.fill(model, rng)

@@ -96,7 +96,7 @@ def train_pacx() -> Case:
     from tests.parity import torch_stage_two as ts
 
     rng = making.rng("train_pacx")
-    model = cases_stage_two.pacx_model(rng)
+    model = cases_stage_two.pacx_model(rng, depth=1)
     inputs = cases_stage_two.pacx_inputs(rng, 8)
 
     def loss(net, step, cast):

@@ -1,7 +1,8 @@
 """The models' forward passes and gradients, against PyTorch with the same weights.
 
 Bounds in float32: outputs 1e-5 absolute, gradients 1e-4 of each array's largest entry.
-What was measured stands at each test, as float32 / float64.
+Measured stands at each test, in float32 (float64 is the sharper check: bound 1e-10,
+measured below 5e-15, but where said otherwise). `pytest -v` prints all of it.
 """
 
 import jax
@@ -55,6 +56,7 @@ def test_fixed_positions_equal_those_of_the_checkpoint(source, measure):
 
 
 def test_vit_tokens_of_all_patches_equal(mae_case, precision, measure):
+    # Measured 1.4e-6.
     model, params = mae_model(precision), mae_case.params("mae")
     got = jax.jit(model.encoder.apply)(
         {"params": params["encoder"]}, mae_case.input("images")
@@ -63,6 +65,7 @@ def test_vit_tokens_of_all_patches_equal(mae_case, precision, measure):
 
 
 def test_vit_tokens_of_the_kept_patches_equal(mae_case, precision, measure):
+    # Measured 9.5e-7.
     model, params = mae_model(precision), mae_case.params("mae")
     got = jax.jit(model.encoder.apply)(
         {"params": params["encoder"]}, mae_case.input("images"), mae_case.input("keep")
@@ -74,6 +77,7 @@ def test_vit_tokens_of_the_kept_patches_equal(mae_case, precision, measure):
 def test_mae_prediction_loss_and_gradients_with_given_masks_equal(
     mae_case, precision, measure, name
 ):
+    # Measured: prediction 1.4e-6, losses 0, gradients 4.4e-7.
     run = jax.jit(
         jax.value_and_grad(mae_loss(mae_model(precision), mae_case), has_aux=True)
     )
@@ -97,7 +101,7 @@ def labs_model(mask_inputs: bool) -> labs_dae.LabsDAE:
 def test_labs_latent_equals_with_missing_values_zeroed_and_raw(
     case, precision, measure, name
 ):
-    # D7: zeroed is ours, raw is the reference's extraction.
+    # D7: zeroed is ours, raw is the reference's extraction. Measured 3.0e-7.
     c = case("labs")
     encoder = labs_model(mask_inputs=name == "latent").encoder
     got = jax.jit(encoder.apply)(
@@ -107,6 +111,7 @@ def test_labs_latent_equals_with_missing_values_zeroed_and_raw(
 
 
 def test_labs_reconstruction_loss_and_gradients_equal(case, precision, measure):
+    # Measured: reconstruction 6.0e-8, loss 0, gradients 3.0e-7.
     c = case("labs")
     model = labs_model(mask_inputs=True)
     values, mask = c.input("values"), c.input("mask")
@@ -149,13 +154,13 @@ def test_net1d_embedding_equals_at_5000_and_at_odd_lengths(
 ):
     c = case("ecg")
     got = embed_ecg(c, precision, length)
-    want = c.out(f"embedding_{length}")
+    want = c.out(f"embedding_{length}")  # measured 4.8e-7 at most
     measure(f"Net1D at {length}", got, want, precision.forward)
 
 
 @comparing.FLOAT32
 def test_net1d_case_notices_another_padding_of_the_max_pool(case, monkeypatch):
-    # With -inf instead of zero on the right, as XLA's SAME has it: measured 0.03.
+    # With -inf instead of zero on the right, as XLA's SAME has it: measured 0.34.
     def same(x):
         return ecg.nn.max_pool(x, (2,), (2,), "SAME")
 
@@ -167,6 +172,7 @@ def test_net1d_case_notices_another_padding_of_the_max_pool(case, monkeypatch):
 
 @comparing.FLOAT32  # it takes 8 seconds to compile
 def test_net1d_logits_loss_and_gradients_equal(case, precision, measure):
+    # Measured: logits 2.4e-7, loss 6.0e-8, gradients 1.1e-6.
     c = case("ecg")
     model, x, labels = ecg_model(precision), c.input("ecg_333"), c.input("labels")
 
@@ -184,6 +190,7 @@ def test_net1d_logits_loss_and_gradients_equal(case, precision, measure):
 
 @comparing.FLOAT32
 def test_classifier_logits_loss_and_gradients_equal(case, precision, measure):
+    # Measured: logits 9.5e-7, loss 2.4e-7, gradients 1.1e-6.
     c, s = case("classifier"), sizes.ROLLOUT
     dtype = jnp.dtype(precision.name)
     encoder = vit.ViT(s["patch"], s["d"], s["depth"], s["heads"], dtype=dtype)

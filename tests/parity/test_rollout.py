@@ -24,12 +24,14 @@ def attentions_of(c) -> list:
 
 
 def test_attention_of_every_block_equals(case, precision, measure):
+    # Measured 3.0e-7; float64 6.1e-16.
     c = case("rollout")
     for i, got in enumerate(attentions_of(c)):
         measure(f"attention {i}", got, c.out(f"attention_{i}"), precision.forward)
 
 
 def test_rollout_of_the_same_attention_equals(case, precision, measure):
+    # Measured 2.6e-7, PyTorch's own float32 rounding; float64 8.9e-16.
     c = case("rollout")
     given = [c.out(f"attention_{i}") for i in range(sizes.ROLLOUT["depth"])]
     got = rollout.rollout_maps(given, sizes.ROLLOUT_SIZE)
@@ -37,6 +39,7 @@ def test_rollout_of_the_same_attention_equals(case, precision, measure):
 
 
 def test_rollout_from_images_to_maps_equals(case, precision, measure):
+    # Measured 4.0e-7; float64 1.0e-15.
     c = case("rollout")
     got = rollout.rollout_maps(attentions_of(c), sizes.ROLLOUT_SIZE)
     measure("rollout from images", got, c.out("map"), precision.forward)
