@@ -151,7 +151,7 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
 
 
 def replace(path: pathlib.Path, new: pathlib.Path) -> None:
-    """Puts the folder `new`, beside it, at `path`; what was there is kept until then."""
+    """Puts the folder `new` at `path`; what was there is kept until then."""
     old = None
     if path.exists():
         old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
