@@ -217,7 +217,7 @@ with torch.inference_mode():
 {logits}```
 
 `backend="pil"` (`use_fast=False` in transformers 4) resizes as in training; torchvision
-rounds differently, by a grey level."""
+may differ by a grey level."""
 
 
 def _save(folder: pathlib.Path, source: Source, names: tables.Names, prefix="") -> None:
