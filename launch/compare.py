@@ -64,6 +64,9 @@ ARMS = {
     "shuffled": tables.Arm(
         "Shuffled pairs", "floor", "Stage 2 with ECGs and labs of other patients."
     ),
+    "imagenet": tables.Arm(
+        "ImageNet ViT", "floor", "Converted by pacx_jax.convert; given by --imagenet."
+    ),
     "random": tables.Arm("Random ViT", "floor", "The same architecture, untrained."),
     "pixels": tables.Arm("Pixels 24x24", "floor", "Logistic regression on raw pixels."),
     "physiology": tables.Arm(
@@ -135,19 +138,26 @@ def _key(raw: pathlib.Path, *folders: model_folder.ModelFolder) -> str:
     return digest.hexdigest()[:24]
 
 
-def encoders(target: pathlib.Path, seed: int) -> dict:
+def arms_of(identity: dict) -> dict[str, tables.Arm]:
+    """The arms of a demo; the ImageNet encoder is there where one was given."""
+    given = identity.get("imagenet")
+    return {k: arm for k, arm in ARMS.items() if given or k != "imagenet"}
+
+
+def encoders(target: pathlib.Path, identity: dict) -> dict:
     """Every arm that is an X-ray encoder."""
     mae_folder = model_folder.load(target / "mae", "vit")
-    return {
+    given = identity.get("imagenet")
+    return ({"imagenet": load_encoder(given)} if given else {}) | {
         "pacx": load_encoder(target / "distill"),
         "mae": load_encoder(target / "mae"),
         "mae_continued": load_encoder(target / "mae_continued"),
         "shuffled": load_encoder(target / "shuffled"),
-        "random": features.random_encoder(mae_folder, seed),
+        "random": features.random_encoder(mae_folder, identity["seed"]),
     }
 
 
-def compare(target: pathlib.Path, split: str, seed: int):
+def compare(target: pathlib.Path, split: str, identity: dict):
     """Probes of every arm, trained on the train patients, tested on `split`."""
     source = {s: probe_source(target, s) for s in ("train", split)}
     sets = {s: features.read_probe_set(source[s]) for s in source}
@@ -157,7 +167,7 @@ def compare(target: pathlib.Path, split: str, seed: int):
     names = source["train"].label_names
     arms = {
         name: {"train": encoder(train.images), "test": encoder(test.images)}
-        for name, encoder in encoders(target, seed).items()
+        for name, encoder in encoders(target, identity).items()
     }
     arms["pixels"] = {"train": features.pixels(train), "test": features.pixels(test)}
     physiology = ceiling(target)
@@ -171,8 +181,9 @@ def compare(target: pathlib.Path, split: str, seed: int):
     n_labelled = {
         f: probe.subset_size(len(train.labels), len(names), f) for f in FRACTIONS
     }
+    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
     result = comparison.compare_arms(
-        scores, test.labels, test.mask, test.patients, names, GROUPS, PAIRS, n_labelled
+        scores, test.labels, test.mask, test.patients, names, GROUPS, pairs, n_labelled
     )
     return result, test
 
@@ -206,7 +217,7 @@ def retrieval_rows(target: pathlib.Path) -> list[dict]:
         for split, source in sets.items()
     }
     rows = []
-    for name, encoder in encoders(target, 0).items():
+    for name, encoder in encoders(target, {"seed": 0}).items():
         if name not in ("pacx", "mae", "random"):
             continue
         z = {}
@@ -317,7 +328,8 @@ def write(target: pathlib.Path, split: str) -> None:
     identity = json.loads((target / "demo.json").read_text())
     progress = json.loads((target / "progress.json").read_text())
     started = psutil.Process().create_time()
-    result, test = compare(target, split, identity["seed"])
+    result, test = compare(target, split, identity)
+    arms = arms_of(identity)
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     page = report.Report(
@@ -327,7 +339,7 @@ def write(target: pathlib.Path, split: str) -> None:
         summary=result.summary,
         table=result.table,
         pairs=result.pairs,
-        arms=ARMS,
+        arms=arms,
         curves=curves(target),
         reconstructions=reconstructions(target, test),
         retrieval=retrieval_rows(target),
@@ -344,10 +356,10 @@ def write(target: pathlib.Path, split: str) -> None:
         ],
     )  # fmt: skip
     report.write_report(target / "report.html", page)
-    text = tables.render_table_text(result.table, result.summary, ARMS)
+    text = tables.render_table_text(result.table, result.summary, arms)
     (target / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     (target / "comparison.md").write_text(
-        tables.markdown_table(result.table, ARMS) + "\n", encoding="utf-8"
+        tables.markdown_table(result.table, arms) + "\n", encoding="utf-8"
     )
     numbers = {"table": result.table, "pairs": result.pairs}
     (target / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n")

@@ -333,12 +333,24 @@ def main() -> int:
         choices=("val", "test"),
         help="probe patients to report on; settings are chosen on val",
     )
+    parser.add_argument(
+        "--imagenet",
+        type=lambda path: str(pathlib.Path(path).absolute()),
+        help="a converted ImageNet ViT (pacx_jax.convert) as a further arm",
+    )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     plan = FULL if args.full else TINY if args.tiny else DEMO
     name = "full" if args.full else "tiny" if args.tiny else "demo"
     target = pathlib.Path(args.target or f"runs/{name}")
     identity = {"plan": plan, "seed": args.seed, "split": args.split}
+    if args.imagenet:
+        if not (pathlib.Path(args.imagenet) / "model.safetensors").is_file():
+            print(
+                f"error: --imagenet {args.imagenet}: no model folder", file=sys.stderr
+            )
+            return 2
+        identity["imagenet"] = args.imagenet
     identity = json.dumps(identity, indent=2, sort_keys=True) + "\n"
     record = target / "demo.json"
     try:

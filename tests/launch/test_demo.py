@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from pacx_jax import model_folder
+from pacx_jax.convert import kinds
+from tests.convert.test_kinds import OPTIONS, folder
 from tests.core.test_configs import RECIPES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -59,16 +61,20 @@ def wait_for(condition, seconds=120):
 def demo(tmp_path_factory):
     """Stopped after its first stage, killed in training, then run to its end."""
     target = tmp_path_factory.mktemp("demo") / "run"
-    process = start(target)
+    state = kinds.write("vit_timm", folder("vit_timm", posemb_grid=[4, 4]))
+    imagenet, _ = kinds.read("vit_timm", state, OPTIONS, "random weights")
+    model_folder.save(target.parent / "imagenet", imagenet, "card")
+    given = f"--imagenet={target.parent / 'imagenet'}"
+    process = start(target, given)
     wait_for(lambda: done(target))
     process.send_signal(signal.SIGINT)
     first, _ = process.communicate(timeout=60)
-    process = start(target)
+    process = start(target, given)
     wait_for(lambda: (target / "mae" / "config.json").exists())
     process.kill()
     process.communicate(timeout=60)
     wait_for(lambda: not processes_of(target))  # or two would write one workdir
-    process = start(target)
+    process = start(target, given)
     second, _ = process.communicate(timeout=600)
     assert process.returncode == 0, second
     return target, first, second
@@ -89,6 +95,13 @@ def test_demo_prints_the_comparison_and_where_the_report_is(demo):
     assert "PaCX - MAE" in second
     assert str(target / "report.html") in second
     assert "<table" in (target / "report.html").read_text()
+
+
+def test_an_imagenet_vit_is_a_further_arm(demo):
+    target, _, second = demo
+    rows = [line for line in second.splitlines() if line.startswith("ImageNet ViT")]
+    assert len(rows) == 1 and len(re.findall(r"0\.\d{3}", rows[0])) == 6
+    assert "ImageNet ViT" in (target / "report.html").read_text()
 
 
 def test_report_tells_the_time_of_every_stage_and_of_all(demo):
@@ -140,7 +153,7 @@ def test_finished_demo_is_left_as_it_is(demo):
     target, *_ = demo
     before = {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")}
     report = (target / "report.html").read_bytes()
-    process = start(target)
+    process = start(target, f"--imagenet={target.parent / 'imagenet'}")
     process.communicate(timeout=120)
     assert process.returncode == 0
     assert {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")} == before

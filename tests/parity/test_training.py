@@ -150,7 +150,7 @@ def test_stage_two_equals_after_twenty_updates_with_clipped_gradients(
     # optax divides by 1 - b2**t in float32: the first update, at b2 = 0.999, is 6e-6 of
     # itself too small, and the loss, falling by 2, stays behind by as much.
     # Measured: losses 5.7e-6, weights 8.3e-7.
-    measure("losses", losses, c.out("losses"), 3e-5)
+    measure("losses", losses, c.out("losses"), 1e-5)
     measure("Stage 2 after 20 updates", final, c.final("pacx"), 1e-5)
 
 
