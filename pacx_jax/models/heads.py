@@ -5,6 +5,7 @@ from __future__ import annotations
 import einops
 import flax.linen as nn
 
+from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.models.vit import fan_in_uniform
 from pacx_jax.types import Array, PacxError
 
@@ -31,7 +32,7 @@ class Head(nn.Module):
         init = nn.initializers.truncated_normal(0.02)
         z = nn.Dense(self.features, kernel_init=init, name="linear")(z)
         if self.kind == "linear_ln":
-            z = nn.LayerNorm(epsilon=1e-5, name="norm")(z)
+            z = LayerNorm(1e-5, name="norm")(z)
         return z
 
 

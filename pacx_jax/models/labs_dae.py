@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.models.vit import fan_in_uniform
 from pacx_jax.types import Array
 
@@ -32,7 +33,7 @@ class Encoder(nn.Module):
         values = labs * labs_mask if self.mask_inputs else labs
         x = jnp.concatenate([values, labs_mask], axis=-1)
         x = _dense(self.hidden, x.shape[-1], "fc1")(x)
-        x = nn.gelu(nn.LayerNorm(epsilon=1e-5, name="norm")(x), approximate=False)
+        x = nn.gelu(LayerNorm(1e-5, name="norm")(x), approximate=False)
         return _dense(self.latent, self.hidden, "fc2")(x)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array, PacxError
 
 # name -> (width, depth, num_heads); mlp_dim is 4 * width. "mu" is for tests and
@@ -135,9 +136,9 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        y = nn.LayerNorm(epsilon=self.ln_eps, name="norm1")(x)
+        y = LayerNorm(self.ln_eps, name="norm1")(x)
         x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
-        y = nn.LayerNorm(epsilon=self.ln_eps, name="norm2")(x)
+        y = LayerNorm(self.ln_eps, name="norm2")(x)
         return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
 
@@ -146,7 +147,7 @@ def stack(x: Array, depth: int, num_heads: int, ln_eps: float, dtype) -> Array:
     for i in range(depth):
         block = Block(num_heads, 4 * x.shape[-1], ln_eps, dtype, name=f"block_{i:02d}")
         x = block(x)
-    return nn.LayerNorm(epsilon=ln_eps, name="norm")(x)
+    return LayerNorm(ln_eps, name="norm")(x)
 
 
 class ViT(nn.Module):
@@ -156,10 +157,10 @@ class ViT(nn.Module):
       patch_size: side of a square patch, in pixels.
       width, depth, num_heads: as in `VARIANTS`; mlp_dim is 4 * width.
       ln_eps: epsilon of every LayerNorm (1e-6; imported PaCX weights: 1e-5, D6).
+      dtype: of the matrix products. Parameters are float32.
       posemb_grid: empty for fixed sin-cos positions, made for any grid. Else positions
         are parameters of a grid (rows, columns), as in converted ImageNet ViTs, and are
         resampled for other grids.
-      dtype: of the matrix products. Parameters are float32.
     """
 
     patch_size: int = 16
@@ -167,8 +168,8 @@ class ViT(nn.Module):
     depth: int = 12
     num_heads: int = 12
     ln_eps: float = 1e-6
-    posemb_grid: tuple[int, ...] = ()
     dtype: jnp.dtype = jnp.float32
+    posemb_grid: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, images: Array, ids_keep: Array | None = None) -> Array:
