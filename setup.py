@@ -41,11 +41,18 @@ setuptools.setup(
     extras_require={
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
         "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
+        "ecg": ["wfdb>=4.3"],  # reading WFDB records
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
         "stablehlo": ["flatbuffers>=24"],
         "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
-        "test": ["hypothesis>=6", "pytest>=8", "pytest-timeout>=2.3", "ruff>=0.12"],
+        "test": [
+            "hypothesis>=6",
+            "pytest>=8",
+            "pytest-timeout>=2.3",
+            "ruff>=0.12",
+            "wfdb>=4.3",
+        ],
     },
 )

@@ -4,7 +4,8 @@
 
 NAME is chexpert, symile_mimic, folder or ecg_array; data/README.md describes what each
 expects in --source. A finished target is left alone; one whose preparation was cut off
-is made anew. What cannot be read is left out and listed in `quarantine.jsonl`. The last
+is made anew. What cannot be read is left out and listed in `quarantine.jsonl`; beyond
+--max_bad_share of a split it stops, and the list is TARGET.quarantine.jsonl. The last
 line printed is JSON. Bad input is one line on stderr and exit code 2.
 """
 
@@ -26,6 +27,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from data import records  # noqa: E402
+from pacx_jax import disk  # noqa: E402
 from pacx_jax.input import sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
@@ -51,6 +53,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--target", required=True, help="folder to write; it must not exist yet")
     add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
     add("--workers", type=int, default=0, help="threads; 0 = one for each core")
+    add(
+        "--max_bad_share",
+        "--max-bad-share",
+        type=float,
+        default=0.01,
+        help="unreadable samples above this share of a split stop it",
+    )
     add("--lead_order", choices=("standard", "mimic"), default="standard")
     add("--csv", default="", help="folder, ecg_array: CSV of labels and patients")
     add("--label_columns", default="", help="comma-separated; default: all")
@@ -76,6 +85,14 @@ def prepare(options: argparse.Namespace) -> dict:
     target = pathlib.Path(options.target)
     if options.size < 0:
         raise PacxError(f"--size {options.size}: give pixels, or 0 for no shrinking")
+    if options.workers < 0:
+        raise PacxError(
+            f"--workers {options.workers}: give how many threads, or 0 for one a core"
+        )
+    if not 0 <= options.max_bad_share <= 1:
+        raise PacxError(
+            f"--max_bad_share {options.max_bad_share:g}: give a number in [0, 1]"
+        )
     finished = _finished(target, options)
     module = importlib.import_module(
         f"data.{options.name}.{options.name}_dataset_builder"
@@ -99,7 +116,7 @@ def prepare(options: argparse.Namespace) -> dict:
 
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
-    ignored = {"source", "target", "workers"}
+    ignored = {"source", "target", "workers", "max_bad_share"}
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
 
@@ -140,13 +157,31 @@ def _write(
     except OSError as error:
         raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
     workers = options.workers or len(os.sched_getaffinity(0))
-    builder = builder_class(plan=plan, workers=workers, data_dir=str(work))
+    builder = builder_class(
+        plan=plan,
+        workers=workers,
+        max_bad_share=options.max_bad_share,
+        data_dir=str(work),
+    )
     records.tfds.disable_progress_bar()
-    with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads
-        builder.download_and_prepare()
+    # A target that is not made has no folder for the list: it stands beside.
+    beside = target.with_name(f"{target.name}.quarantine.jsonl")
+    beside.unlink(missing_ok=True)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads
+            builder.download_and_prepare()
+    except Exception as error:
+        shutil.rmtree(work, ignore_errors=True)
+        if not isinstance(error, PacxError):  # TFDS raises RuntimeError of a full disk
+            if disk.is_full(error):
+                raise PacxError(disk.told(target)) from None
+            raise
+        if not builder.unreadable:
+            raise
+        _list_unreadable(beside, builder.unreadable)
+        raise PacxError(f"{error}; all so far are listed in {beside}") from None
     built = pathlib.Path(str(builder.data_path))
-    lines = [json.dumps(bad) + "\n" for bad in builder.unreadable]
-    (built / "quarantine.jsonl").write_text("".join(lines))
+    _list_unreadable(built / "quarantine.jsonl", builder.unreadable)
     unreadable = {
         split: sum(bad["split"] == split for bad in builder.unreadable)
         for split in builder.counts
@@ -182,6 +217,10 @@ def _write(
     return summary
 
 
+def _list_unreadable(path: pathlib.Path, unreadable: list[dict]) -> None:
+    path.write_text("".join(json.dumps(bad) + "\n" for bad in unreadable))
+
+
 def _fingerprint(content: str, plan: records.Plan) -> str:
     parts = (content, plan.label_names, plan.ecg_scale, plan.lead_order)
     return hashlib.sha256(repr(parts).encode()).hexdigest()
@@ -204,6 +243,11 @@ def main(argv: list[str] | None = None) -> int:
         _print(prepare(parse(argv)))
     except PacxError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if not disk.is_full(error):
+            raise
+        print(f"error: {disk.told(error.filename or 'the target')}", file=sys.stderr)
         return 2
     return 0
 

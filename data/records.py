@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from pacx_jax.input import images
+from pacx_jax.input import images, quarantine
 from pacx_jax.types import PacxError
 
 _CHUNK = 16  # rows a worker gets at a time
@@ -65,8 +65,10 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     description = ""
 
-    def __init__(self, *, plan: Plan, workers: int = 1, **kwargs: Any):
-        self._plan, self._workers = plan, workers
+    def __init__(
+        self, *, plan: Plan, workers: int = 1, max_bad_share: float = 1.0, **kwargs: Any
+    ):
+        self._plan, self._workers, self._max_bad_share = plan, workers, max_bad_share
         self.counts: dict[str, int] = {}
         self.positives: dict[str, dict[str, int]] = {}
         self.unreadable: list[dict[str, Any]] = []
@@ -113,6 +115,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 self.unreadable.append(
                     {"split": split, "index": index, "name": name, "reason": reason}
                 )
+                self._check_share(split)
                 continue
             self._add_to_digest(split, example)
             self.counts[split] += 1
@@ -122,7 +125,23 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         names = plan.label_names
         self.positives[split] = dict(zip(names, positives.tolist(), strict=True))
         if not self.counts[split]:
-            raise PacxError(f"the {split} split has no readable example")
+            raise PacxError(
+                f"the {split} split has no readable example{self._first_bad(split)}"
+            )
+
+    def _check_share(self, split: str) -> None:
+        bad = sum(row["split"] == split for row in self.unreadable)
+        n = len(self._plan.splits[split])
+        if bad > quarantine.allowed(self._max_bad_share, n):
+            raise PacxError(
+                f"{bad} unreadable samples of {n} in the {split} split, more than "
+                f"--max_bad_share={self._max_bad_share:g} allows"
+                f"{self._first_bad(split)}"
+            )
+
+    def _first_bad(self, split: str) -> str:
+        reasons = [bad["reason"] for bad in self.unreadable if bad["split"] == split]
+        return f"; the first: {reasons[0]}" if reasons else ""
 
     def _add_to_digest(self, split: str, example: dict[str, Any]) -> None:
         self._digest.update(split.encode())

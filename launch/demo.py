@@ -363,6 +363,10 @@ def main() -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on from here")
         return 130
+    except OSError as e:  # such as a full disk
+        print(f"error: {target}: {e.strerror}: the same command goes on from here",
+              file=sys.stderr)  # fmt: skip
+        return 2
     finish(target, demo)
     return 0
 

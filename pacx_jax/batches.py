@@ -7,7 +7,6 @@ import pathlib
 
 import ml_collections
 import numpy as np
-from absl import logging
 
 from pacx_jax import objectives, physiology, sharding
 from pacx_jax.input import pipeline, quarantine, sources, transforms
@@ -67,7 +66,7 @@ class Data:
         self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
 
     def _add_embeddings(self, split, workdir):
-        """Cached embeddings of a split, without the examples that have none."""
+        """Cached embeddings of a split; an example without one is in quarantine."""
         config, source, tables = self.config, self.sources[split], {}
         for m in config.loss.modalities:
             tables[f"{m}_embedding"] = physiology.embeddings(
@@ -80,18 +79,14 @@ class Data:
                 batch_size=config.global_batch_size,
                 quarantine=self.quarantine,
             )
-        bad = np.any([np.isnan(t).any(1) for t in tables.values()], axis=0)
-        if bad.any():  # a wrong pairing would be worse than a pair less
-            good = np.flatnonzero(~bad)
-            logging.warning(
-                "%d of %d examples of %s have no ECG or lab embedding: left out",
-                bad.sum(), len(bad), split,
-            )  # fmt: skip
-            self.sources[split] = sources.Subset(source, good)
-            tables = {name: table[good] for name, table in tables.items()}
         if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest
+            finite = [np.isfinite(table).all(1) for table in tables.values()]
+            good = np.flatnonzero(
+                np.all(finite, axis=0)
+            )  # no good image gets a bad row
             rng = np.random.default_rng([config.seed, *split.encode()])
-            order = rng.permutation(len(self.sources[split]))
+            order = np.arange(len(source))
+            order[good] = good[rng.permutation(len(good))]
             tables = {name: table[order] for name, table in tables.items()}
         self.tables[split] = tables
 

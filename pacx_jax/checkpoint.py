@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from pacx_jax import disk
 from pacx_jax.types import PacxError
 
 
@@ -58,6 +59,7 @@ class Checkpointer:
         """Starts an asynchronous save."""
         if step in self._latest.all_steps():
             return
+        self._check_room(self._latest, state, step)
         if not self._latest.save(step, args=ocp.args.StandardSave(state)):
             raise PacxError(f"{self._workdir}: the checkpoint of step {step} not saved")
 
@@ -89,6 +91,7 @@ class Checkpointer:
         for stale in self._best.all_steps():
             if stale >= step:  # Orbax saves nothing older than what it has
                 self._best.delete(stale)
+        self._check_room(self._best, state, step)
         if not self._best.save(step, args=ocp.args.StandardSave(state)):
             raise PacxError(f"{self._workdir}: the best checkpoint, {step}, not saved")
         self._best.wait_until_finished()
@@ -97,6 +100,11 @@ class Checkpointer:
             temporary = marker.with_suffix(".tmp")
             temporary.write_text(json.dumps(row) + "\n")
             temporary.replace(marker)
+
+    def _check_room(self, manager, state: Any, step: int) -> None:
+        manager.wait_until_finished()  # what it still writes takes room too
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        disk.check_room(manager.directory, size, f"the checkpoint of step {step}")
 
     def close(self) -> None:
         """Waits for saves under way."""

@@ -1,9 +1,10 @@
-"""Embeds every X-ray under a folder.
+"""Embeds every X-ray under a folder, or every ECG under a folder or in a file.
 
   python -m pacx_jax.embed --encoder=DIR --images=DIR --out=file.npz
+  python -m pacx_jax.embed --encoder=DIR --ecgs=DIR_OR_FILE --out=file.npz
 
 The file holds `path` (n,), relative to the folder and sorted, and `embedding`
-(n, width) float32.
+(n, width) float32. For ECGs it holds `start_seconds` (n,) too, unless --windows=mean.
 """
 
 from __future__ import annotations
@@ -16,15 +17,12 @@ import numpy as np
 import tqdm
 
 from pacx_jax import host_memory
+from pacx_jax.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoder import load_encoder
+from pacx_jax.input import ecg, ecg_records, folders
 from pacx_jax.types import PacxError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png")
-
-
-def hidden(path: pathlib.Path) -> bool:
-    """Whether it is a hidden file, or one that macOS puts into archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
 
 
 def image_files(folder: str) -> list[pathlib.Path]:
@@ -39,7 +37,7 @@ def image_files(folder: str) -> list[pathlib.Path]:
     files = sorted(
         p
         for p in root.rglob("*")
-        if p.suffix.lower() in EXTENSIONS and not hidden(p.relative_to(root))
+        if p.suffix.lower() in EXTENSIONS and not folders.hidden(p.relative_to(root))
     )
     if not files:
         raise PacxError(
@@ -78,6 +76,59 @@ def embed_folder(
     return paths, encoder(readable()), skipped
 
 
+def embed_ecgs(
+    encoder, where: str, args: argparse.Namespace
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays to write for ECGs, and the messages of records that were skipped.
+
+    A record counts whole: one bad window leaves all of it out.
+
+    Raises:
+      PacxError: no records, or, unless `args.skip_unreadable`, one that is bad.
+    """
+    root = pathlib.Path(where)
+    paths, starts, skipped = [], [], []
+    which = "first" if args.windows == "first" else "all"
+
+    def readable():
+        files = ecg_records.find(root)
+        for file in tqdm.tqdm(
+            files, desc="embed", unit="file", disable=not sys.stderr.isatty()
+        ):
+            base = root if root.is_dir() else file.parent
+            records = ecg_records.read(file, args.fs, args.lead_order)
+            while True:
+                try:
+                    record = next(records, None)
+                    if record is None:
+                        break
+                    windows, seconds = ecg.windows(
+                        record.ecg, record.fs, which, args.pad_short, record.name
+                    )
+                except PacxError as e:
+                    if not args.skip_unreadable:
+                        raise
+                    skipped.append(str(e))
+                    continue
+                path = pathlib.Path(record.name).relative_to(base).as_posix()
+                paths.extend([path] * len(windows))
+                starts.extend(seconds)
+                yield from windows
+
+    z = encoder(readable())
+    if args.windows == "mean":
+        names = list(dict.fromkeys(paths))
+        row = {name: i for i, name in enumerate(names)}
+        rows = np.array([row[path] for path in paths], dtype=int)
+        total = np.zeros((len(names), z.shape[1]))
+        np.add.at(total, rows, z)
+        counts = np.bincount(rows, minlength=len(names))[:, None]
+        z = (total / counts).astype(np.float32)
+        return {"path": np.array(names, dtype=np.str_), "embedding": z}, skipped
+    arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
+    return arrays | {"start_seconds": np.array(starts, np.float64)}, skipped
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
@@ -86,14 +137,35 @@ def main(argv: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
-    parser.add_argument("--images", required=True, help="folder of JPEG/PNG files")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--images", help="folder of JPEG/PNG files")
+    what.add_argument("--ecgs", help="WFDB records, .npy, .mat: a folder, or one file")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
         "--skip_unreadable",
         action="store_true",
-        help="list images that cannot be read and go on",
+        help="list files that cannot be read and go on",
+    )
+    ecgs = parser.add_argument_group("with --ecgs")
+    ecgs.add_argument(
+        "--windows",
+        default="first",
+        choices=("first", "all", "mean"),
+        help="the first 10 s, all whole 10 s, or the mean embedding of these",
+    )
+    ecgs.add_argument(
+        "--pad_short",
+        action="store_true",
+        help="append zeros to what is shorter than 10 s; otherwise that is an error",
+    )
+    ecgs.add_argument("--fs", type=float, default=500, help="Hz, of arrays alone")
+    ecgs.add_argument(
+        "--lead_order",
+        default="standard",
+        choices=tuple(ecg.LEAD_ORDERS),
+        help="of arrays alone",
     )
     args = parser.parse_args(argv)
     host_memory.keep_freed()
@@ -103,19 +175,25 @@ def main(argv: list[str] | None = None) -> int:
             raise PacxError(f"--out {out}: name a file that ends in .npz")
         if args.batch_size < 1:
             raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
-        encoder = load_encoder(args.encoder, args.batch_size, args.dtype)
-        paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
+        if args.ecgs is not None:
+            encoder = load_ecg_encoder(args.encoder, args.batch_size, args.dtype)
+            arrays, skipped = embed_ecgs(encoder, args.ecgs, args)
+        else:
+            encoder = load_encoder(args.encoder, args.batch_size, args.dtype)
+            paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
+            arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(out.name + ".tmp")
         with temporary.open("wb") as file:
-            np.savez(file, path=np.array(paths, dtype=np.str_), embedding=z)
+            np.savez(file, **arrays)
         temporary.replace(out)
     except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
-    print(f"{len(paths)} embeddings of width {z.shape[1]} in {out}")
+    n, width = arrays["embedding"].shape
+    print(f"{n} embeddings of width {width} in {out}")
     return 0
 
 

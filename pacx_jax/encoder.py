@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from pacx_jax import model_folder
+from pacx_jax import model_folder, sharding
 from pacx_jax.input import images as imageio
 from pacx_jax.input.normalize import normalize
 from pacx_jax.types import PacxError
@@ -22,12 +22,15 @@ class Encoder:
     """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
 
     Only the X-ray is needed. The same image gives the same embedding whatever else is
-    in the call: batches are padded to one size.
+    in the call: batches are padded to one size. Their rows are split over the devices,
+    the parameters are on each.
 
     Args:
       folder: as read by `model_folder.load`.
-      batch_size: images a device call; lower it where memory is short.
+      batch_size: images a call of all devices, rounded up to a multiple of them; lower
+        it where memory is short.
       dtype: of the matrix products.
+      num_devices: how many devices to use; 0 = all.
     """
 
     def __init__(
@@ -35,13 +38,16 @@ class Encoder:
         folder: model_folder.ModelFolder,
         batch_size: int = 32,
         dtype: str = "float32",
+        num_devices: int = 0,
     ):
         self.architecture = folder.architecture
         self.preprocessing = folder.preprocessing
         self.width = folder.width
         self.image_size = folder.architecture["image_size"]
-        self.batch_size = batch_size
-        self._params = jax.device_put(folder.params)
+        self.mesh = sharding.make_mesh(num_devices)
+        self.batch_size = sharding.padded_size(batch_size, self.mesh)
+        everywhere = sharding.replicated(self.mesh)
+        self._params = jax.device_put(folder.params, everywhere)
         module = folder.module(dtype)
         mean, std = folder.preprocessing["mean"], folder.preprocessing["std"]
 
@@ -58,8 +64,10 @@ class Encoder:
                 for i in range(module.depth)
             ]
 
-        self._forward = jax.jit(forward)
-        self._attentions = jax.jit(attentions)
+        split = sharding.batch_sharding(self.mesh)
+        shardings = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
+        self._forward = jax.jit(forward, **shardings)
+        self._attentions = jax.jit(attentions, **shardings)
 
     def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Embeds images of any size.
@@ -102,12 +110,13 @@ class Encoder:
         Args:
           images: uint8 (n, s, s, 3), as from `preprocess`.
         """
-        return [np.asarray(a) for a in self._attentions(self._params, images)]
+        n = len(images)
+        images = sharding.pad_rows(images, sharding.padded_size(n, self.mesh))
+        return [np.asarray(a)[:n] for a in self._attentions(self._params, images)]
 
     def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
-        n = len(chunk)
-        chunk = chunk + [np.zeros_like(chunk[0])] * (self.batch_size - n)
-        return np.asarray(self._forward(self._params, np.stack(chunk)))[:n]
+        batch = sharding.pad_rows(np.stack(chunk), self.batch_size)
+        return np.asarray(self._forward(self._params, batch))[: len(chunk)]
 
 
 def _as_png(image: PIL.Image.Image) -> bytes:

@@ -10,16 +10,19 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
 import pathlib
 import sys
+import threading
 
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import host_memory
+from pacx_jax import disk, host_memory, locks
 from pacx_jax.types import PacxError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -37,7 +40,7 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
     Raises:
       PacxError: whatever is wrong with the config, the data or the workdir.
     """
-    from pacx_jax import finished_run, train  # after flags, so that --help is quick
+    import jax  # after flags, so that --help is quick
 
     check_values(config)
     path = pathlib.Path(workdir)
@@ -50,7 +53,19 @@ def run(config: ml_collections.ConfigDict, workdir: str) -> None:
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
     path.mkdir(parents=True, exist_ok=True)
-    record.write_text(written, encoding="utf-8")
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:  # the processes of one run share its workdir
+            refusal = f"{workdir}: another run is writing here: take another --workdir"
+            stack.enter_context(locks.held(path / "lock", refusal))
+        record.write_text(written, encoding="utf-8")
+        _train(config, workdir)
+
+
+def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """Trains, exports, marks the run as finished and says so."""
+    from pacx_jax import finished_run, train
+
+    path = pathlib.Path(workdir)
     metrics = train.train(config, workdir)
     target = finished_run.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
@@ -141,14 +156,35 @@ def _main(argv: list[str]) -> None:
 
 def main() -> None:
     """The command line: an error of the user's is one line and exit code 2."""
+    threading.excepthook = _thread_failed
     try:
         app.run(_main, flags_parser=_parse)
-    except (PacxError, OSError) as e:  # OSError: a full disk, a missing permission
+    except PacxError as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the last checkpoint", flush=True)
         sys.exit(130)
+    except Exception as e:
+        if disk.is_full(e):
+            _stop_on_full_disk()
+        if not isinstance(e, OSError):  # such as a missing permission
+            raise
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _thread_failed(failure: threading.ExceptHookArgs) -> None:
+    """A thread without room stops the run: without it, others would wait for it."""
+    if disk.is_full(failure.exc_value):
+        _stop_on_full_disk()
+    threading.__excepthook__(failure)
+
+
+def _stop_on_full_disk() -> None:
+    """Ends at once: closing files that cannot be written would raise again."""
+    print(f"error: {disk.told(_WORKDIR.value)}", file=sys.stderr, flush=True)
+    os._exit(2)
 
 
 def _parse(argv: list[str]) -> list[str]:

@@ -7,6 +7,7 @@ other data means another file, so that a stale cache is never read.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -19,7 +20,7 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from pacx_jax import model_folder, sharding
+from pacx_jax import locks, model_folder, sharding
 from pacx_jax.input import pipeline, transforms
 from pacx_jax.objectives.distill import physiology_inputs
 from pacx_jax.types import PacxError
@@ -40,26 +41,53 @@ def embeddings(
 ) -> np.ndarray:
     """The embedding (n, d) float32 of every example of a source, cached on disk.
 
-    An unreadable example (counted in `quarantine`) has a row of NaN.
+    An example without one (unreadable, or not finite) has a row of NaN and stands in
+    `quarantine`, also where the table was computed by an earlier run.
+
+    Raises:
+      PacxError: a damaged table; more such examples than `quarantine` allows, or any
+        where it is None.
     """
     key = cache_key(source, encoder, batch_size)
     path = pathlib.Path(cache_dir) / f"{modality}_{key[:24]}.npy"
-    if path.is_file():
-        try:
-            table = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError):
-            table = None
-        if table is not None and table.shape == (len(source), encoder.width):
-            return table
-        raise PacxError(f"{path} is damaged: delete it, it will be computed again")
-    table = compute(source, modality, encoder, data, mesh, batch_size, quarantine)
-    if jax.process_index() == 0:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            np.save(file, table)
-        temporary.replace(path)
+    with contextlib.ExitStack() as stack:
+        # Of two runs that start at once, one computes and the other waits. The
+        # processes of one run compute together: none of them may wait for another.
+        if jax.process_count() == 1 and not path.is_file():
+            stack.enter_context(locks.held(path.with_suffix(".lock")))
+        if path.is_file():
+            table = _read(path, (len(source), encoder.width))
+        else:
+            table = compute(
+                source, modality, encoder, data, mesh, batch_size, quarantine
+            )
+            if jax.process_index() == 0:
+                _write(path, table)
+    for i in np.flatnonzero(~np.isfinite(table).all(1)):
+        name = source.name(int(i))
+        reason = f"{name}: has no {modality} embedding (unreadable, or not finite)"
+        if quarantine is None:
+            raise PacxError(f"{reason}; remove it from the data")
+        quarantine.record(source, int(i), name, reason)
     return table
+
+
+def _read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+    try:
+        table = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        table = None
+    if table is None or table.shape != shape:
+        raise PacxError(f"{path} is damaged: delete it, it will be computed again")
+    return table
+
+
+def _write(path: pathlib.Path, table: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        np.save(file, table)
+    temporary.replace(path)
 
 
 def cache_key(source, encoder: model_folder.ModelFolder, batch_size: int) -> str:

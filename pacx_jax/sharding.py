@@ -73,6 +73,17 @@ def local_rows(global_batch_size: int, mesh: Mesh) -> np.ndarray:
     return np.unique(np.concatenate(rows))
 
 
+def padded_size(n: int, mesh: Mesh) -> int:
+    """The least number of rows from n on that the mesh's devices share evenly."""
+    devices = mesh.shape["data"]
+    return -(-n // devices) * devices
+
+
+def pad_rows(array: np.ndarray, n: int) -> np.ndarray:
+    """The array with rows of zeros after its own, n in all."""
+    return np.pad(array, [(0, n - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """This process's rows of every array -> global arrays split over the mesh."""
     sharding = batch_sharding(mesh)

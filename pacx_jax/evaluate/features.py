@@ -7,7 +7,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from pacx_jax import sharding
 from pacx_jax.encoder import Encoder
 from pacx_jax.input import images
 from pacx_jax.model_folder import ModelFolder
@@ -57,9 +59,22 @@ def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:
 def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
     """An encoder of the same architecture with random weights: the untrained floor."""
     size = folder.architecture["image_size"]
-    init = jax.jit(folder.module().init)
+    everywhere = sharding.replicated(sharding.make_mesh())
+    init = jax.jit(
+        folder.module().init, in_shardings=everywhere, out_shardings=everywhere
+    )
     params = init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))["params"]
     return Encoder(dataclasses.replace(folder, params=params))
+
+
+def apply_rows(module, mesh: Mesh):
+    """(params, tuple of arrays) -> the module's output, jitted with its shardings."""
+    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
+    return jax.jit(
+        lambda params, arrays: module.apply({"params": params}, *arrays),
+        in_shardings=(everywhere, split),
+        out_shardings=everywhere,
+    )
 
 
 def physiology(
@@ -69,23 +84,28 @@ def physiology(
     labs: np.ndarray,
     labs_mask: np.ndarray,
     batch_size: int = 64,
+    mesh: Mesh | None = None,
 ) -> np.ndarray:
     """ECG and lab embeddings side by side, (n, d_ecg + d_labs): the ceiling.
+
+    Rows are split over the devices, the encoders are on each.
 
     Args:
       ecg: (n, t, 12), preprocessed as the encoder's folder says.
       labs, labs_mask: (n, 50).
+      batch_size: rows a call of all devices, rounded up to a multiple of them.
+      mesh: the devices; None = all.
     """
+    mesh = mesh or sharding.make_mesh()
+    batch_size = sharding.padded_size(batch_size, mesh)
     out = []
     for folder, arrays in ((ecg_encoder, (ecg,)), (labs_encoder, (labs, labs_mask))):
-        module = folder.module()
-        apply = jax.jit(lambda p, *x, m=module: m.apply({"params": p}, *x))
+        apply = apply_rows(folder.module(), mesh)
         rows = []
         for i in range(0, len(labs), batch_size):
             chunk = [np.asarray(a[i : i + batch_size], np.float32) for a in arrays]
             n = len(chunk[0])
-            chunk = [np.pad(c, [(0, batch_size - n)] + [(0, 0)] * (c.ndim - 1))
-                     for c in chunk]  # fmt: skip
-            rows.append(np.asarray(apply(folder.params, *chunk))[:n])
+            chunk = tuple(sharding.pad_rows(c, batch_size) for c in chunk)
+            rows.append(np.asarray(apply(folder.params, chunk))[:n])
         out.append(np.concatenate(rows))
     return np.concatenate(out, axis=1)

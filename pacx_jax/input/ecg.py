@@ -9,7 +9,9 @@ nothing, for the band ends at 40 Hz. Letters: t samples, 12 leads.
 
 from __future__ import annotations
 
+import fractions
 import functools
+import math
 
 import numpy as np
 
@@ -21,6 +23,10 @@ LEAD_ORDERS = {
     "standard": tuple(range(12)),
     "mimic": (0, 1, 2, 3, 5, 4, 6, 7, 8, 9, 10, 11),
 }
+
+FS = 500  # Hz, of the chain's output
+WINDOW = 10 * FS  # samples, what ECGFounder was trained on
+RATES = (100, 10_000)  # Hz: the band ends at 40, and more is a header's mistake
 
 
 def preprocess(
@@ -49,25 +55,123 @@ def preprocess(
       PacxError: a wrong shape, NaN or infinite samples, a lead that is constant.
     """
     # Here, for SciPy takes seconds to import and most stages read no ECG.
-    import scipy.ndimage
     import scipy.signal
 
-    order = LEAD_ORDERS.get(lead_order)
-    if order is None:
-        raise PacxError(f"lead order {lead_order!r}: give one of {list(LEAD_ORDERS)}")
+    order = lead_indices(lead_order)
     check(ecg_mv, name, lead_order, fs)
-    x = np.ascontiguousarray(np.asarray(ecg_mv).T, dtype=np.float64)[list(order)]
+    x = np.ascontiguousarray(np.asarray(ecg_mv).T, dtype=np.float64)[order]
     for b, a in _filters(float(fs)):
         x = scipy.signal.filtfilt(b, a, x, axis=-1)
-    kernel = int(0.4 * fs) + 1
-    kernel += 1 - kernel % 2
-    # The same values as scipy.signal.medfilt, which pads with zeros. One lead at a
-    # time, for SciPy's fast running median is the one of one-dimensional arrays.
-    x = x - np.stack(
-        [scipy.ndimage.median_filter(lead, kernel, mode="constant") for lead in x]
-    )
+    x = x - _baseline(x, fs)
     x = (x - x.mean()) / (x.std() + 1e-8)
     return np.ascontiguousarray(x.T, dtype=np.float32)
+
+
+def _baseline(x: np.ndarray, fs: float) -> np.ndarray:
+    """The running median of 0.4 s of (12, t), as scipy.signal.medfilt's: zeros pad."""
+    import scipy.ndimage
+
+    kernel = int(0.4 * fs) + 1
+    kernel += 1 - kernel % 2
+    # One lead at a time, for SciPy's fast running median is the one of one-dimensional
+    # arrays.
+    return np.stack(
+        [scipy.ndimage.median_filter(lead, kernel, mode="constant") for lead in x]
+    )
+
+
+def windows(
+    ecg_mv: np.ndarray,
+    fs: float = FS,
+    which: str = "first",
+    pad_short: bool = False,
+    name: str = "ECG",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts a record into windows of 10 s, each preprocessed on its own at 500 Hz.
+
+    A window is cut at the record's own rate, then resampled, then `preprocess`ed, so
+    it does not depend on what lies outside of it. What is left after the last whole
+    window is not used.
+
+    Args:
+      ecg_mv: (t, 12) in standard lead order.
+      fs: its sampling rate in Hz.
+      which: "first": the first 10 s, as ECGFounder takes them. "all": all windows
+        from the start that do not overlap.
+      pad_short: a shorter record is preprocessed as it is, and zeros are appended to
+        the result. Without it a shorter record is an error.
+      name: what messages call the record.
+
+    Returns:
+      float32 (n, 5000, 12), and their starts in seconds (n,).
+
+    Raises:
+      PacxError: a record shorter than 10 s, or one that `preprocess` refuses.
+    """
+    if which not in ("first", "all"):
+        raise PacxError(f"windows {which!r}: give 'first' or 'all'")
+    ratio = resampling(fs, name)
+    ecg_mv = np.asarray(ecg_mv)
+    if ecg_mv.ndim != 2:
+        check(ecg_mv, name, fs=fs)
+    count = math.ceil(len(ecg_mv) * ratio) // WINDOW
+    if not count and not pad_short:
+        raise PacxError(
+            f"{name}: {len(ecg_mv) / fs:.2f} s at {fs:g} Hz ({len(ecg_mv)} samples); "
+            "at least 10 s are needed, or pad_short"
+        )
+    out = []
+    for i in range(1 if which == "first" else max(count, 1)):
+        start = math.floor(i * WINDOW / ratio)
+        cut = ecg_mv[start : start + math.ceil(WINDOW / ratio)]
+        label = f"{name} at {10 * i} s" if i else name
+        check(cut, label, fs=fs)  # before resampling, which hides flat leads
+        x = preprocess(resample(cut, fs, label)[:WINDOW], name=label)
+        out.append(np.pad(x, ((0, WINDOW - len(x)), (0, 0))))
+    return np.stack(out), 10.0 * np.arange(len(out))
+
+
+def resample(ecg: np.ndarray, fs: float, name: str = "ECG") -> np.ndarray:
+    """Brings (t, 12) from `fs` to 500 Hz: (ceil(t * ratio), 12) float64.
+
+    SciPy's polyphase filter with the ratio of `resampling`. The line between the first
+    and the last sample is taken away and put back, so that an offset makes no steps.
+    """
+    import scipy.signal
+
+    ratio = resampling(fs, name)
+    ecg = np.asarray(ecg, dtype=np.float64)
+    if ratio == 1:
+        return ecg
+    return scipy.signal.resample_poly(
+        ecg, ratio.numerator, ratio.denominator, axis=0, padtype="line"
+    )
+
+
+def resampling(fs: float, name: str = "ECG") -> fractions.Fraction:
+    """500 / fs as the nearest fraction whose denominator is at most 1000.
+
+    Exact for all whole rates up to 1000 Hz; off by at most 0.05% of the rate, as with
+    499.75 Hz.
+    """
+    check_rate(fs, name)
+    return (FS / fractions.Fraction(fs)).limit_denominator(1000)
+
+
+def check_rate(fs: float, name: str = "ECG") -> None:
+    """PacxError for a rate that is no number from 100 to 10,000 Hz."""
+    low, high = RATES
+    if not low <= fs <= high:  # NaN too
+        raise PacxError(
+            f"{name}: sampling rate {fs:g} Hz; it must be from {low} to {high} Hz"
+        )
+
+
+def lead_indices(lead_order: str) -> list[int]:
+    """Columns of a record in `lead_order`, in standard order."""
+    if lead_order not in LEAD_ORDERS:
+        raise PacxError(f"lead order {lead_order!r}: give one of {list(LEAD_ORDERS)}")
+    return list(LEAD_ORDERS[lead_order])
 
 
 def decimate(ecg: np.ndarray, factor: int) -> np.ndarray:

@@ -171,6 +171,11 @@ def list_images(root: str | os.PathLike) -> list[str]:
     return sorted(found)
 
 
+def hidden(path: pathlib.Path) -> bool:
+    """Whether it is a hidden file, or one that macOS puts into archives."""
+    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
+
+
 def _csv_path(root: pathlib.Path, csv: str) -> pathlib.Path | None:
     if csv == "-":
         return None

@@ -53,8 +53,7 @@ class Quarantine:
                     {"split": key[0], "index": key[2], "name": name, "reason": reason}
                 )
             count = sum(other[:2] == key[:2] for other in self._bad)
-        allowed = max(1, int(self._max_share * len(source))) if self._max_share else 0
-        if count > allowed:
+        if count > allowed(self._max_share, len(source)):
             listed = f", listed in {self._path}" if self._path else ""
             raise PacxError(
                 f"{count} unreadable samples of {len(source)} in the {key[0]} split, "
@@ -70,7 +69,8 @@ class Quarantine:
         folder = self._path.parent
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
-            lines = {_order(old): old for old in self._read()} | {_order(line): line}
+            # The first reason stays: it was given where the sample itself was read.
+            lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             temporary.write_text(text)
@@ -85,6 +85,14 @@ class Quarantine:
             raise PacxError(
                 f"{self._path}: not a list of JSON lines ({error}); delete it"
             ) from None
+
+
+def allowed(max_share: float, n: int) -> int:
+    """How many of n samples may be unreadable: a share, but one in any case.
+
+    A share of 0 allows none.
+    """
+    return max(1, int(max_share * n)) if max_share else 0
 
 
 def replacement(seed: int, index: int, attempt: int, n: int) -> int:

@@ -13,7 +13,7 @@ from pacx_jax.input.normalize import IMAGENET_MEAN
 from pacx_jax.types import PacxError
 from tests import tiny
 
-SHARED = pathlib.Path(__file__).resolve().parents[3] / "shared"
+PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"
 OPTIONS = Options(num_heads=2, decoder_num_heads=2)
 MAE = {
     "encoder_width": 32,
@@ -223,9 +223,7 @@ def test_an_imagenet_vit_has_its_own_statistics():
 
 
 def test_ecgfounder_has_its_509_keys():
-    listing = SHARED / "ecgfounder_state_dict.txt"
-    if not listing.is_file():
-        pytest.skip("../shared/ecgfounder_state_dict.txt is not here")
+    listing = PARITY / "ecgfounder_state_dict.txt"
     wanted = {}
     for line in listing.read_text().splitlines():
         key, _, shape = line.partition(" ")

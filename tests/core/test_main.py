@@ -8,7 +8,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import checkpoint, load_encoder, main, model_folder, step
+from pacx_jax import checkpoint, load_encoder, locks, main, model_folder, step
 from pacx_jax.types import PacxError
 from tests import tiny
 
@@ -278,6 +278,39 @@ def test_workdir_of_a_run_that_never_started_can_be_mended(config, tmp_path, ima
     other.data.path = str(images)
     main.run(other, str(tmp_path))
     assert (tmp_path / "done.json").exists()
+
+
+def test_second_run_in_one_workdir_stops_and_leaves_the_first_alone(
+    finished, config, tmp_path, monkeypatch
+):
+    # While the first one trains: with its own config, and with another.
+    other, told = tiny.copy_of(config), []
+    other.seed = 9
+    original = step.make_train_step
+
+    def make_train_step(*args):
+        for second in (config, other):
+            with pytest.raises(PacxError) as error:
+                main.run(second, str(tmp_path))
+            told.append(str(error.value))
+        return original(*args)
+
+    monkeypatch.setattr(step, "make_train_step", make_train_step)
+    main.run(config, str(tmp_path))
+    assert (
+        told == [f"{tmp_path}: another run is writing here: take another --workdir"] * 2
+    )
+    assert json.loads((tmp_path / "config.json").read_text())["seed"] == config.seed
+    assert_same_run(tmp_path, finished)
+
+
+def test_finished_run_is_measured_while_another_holds_its_lock(
+    finished, config, capsys
+):
+    with locks.held(finished / "lock", "taken"):
+        main.measure(tiny.copy_of(config), str(finished), "val")
+    assert "split val, n 8" in capsys.readouterr().out
+    (finished / "evaluation_val.json").unlink()
 
 
 def test_devices_are_all_used(finished):

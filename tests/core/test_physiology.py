@@ -1,6 +1,9 @@
 """Cached embeddings: right, computed once, and never stale."""
 
+import concurrent.futures
 import dataclasses
+import json
+import time
 
 import jax
 import numpy as np
@@ -82,6 +85,45 @@ def test_ecg_embeddings_are_of_the_preprocessed_record_and_bad_ones_nan(embed):
     assert tiny.relative(got[1], want[0]) < 1e-5
 
 
+def test_unreadable_examples_are_told_also_where_the_table_is_cached(embed, tmp_path):
+    source, encoder = Source(), tiny.folder("ecg_net1d")
+    listed = [tmp_path / f"{run}.jsonl" for run in ("one", "two")]
+    for path in listed:
+        bad = quarantine.Quarantine(str(path), 0.2)
+        embed(source, "ecg", encoder, bad=bad)
+        assert len(bad) == 1 and bad.knows(source, 3)
+        assert json.loads(path.read_text())["name"] == "patient 3"
+    assert "flat lead" in listed[0].read_text()  # what the reader said of it
+    assert "has no ecg embedding" in listed[1].read_text()
+    with pytest.raises(PacxError, match="1 unreadable samples of 5 in the train split"):
+        embed(source, "ecg", encoder, bad=quarantine.Quarantine(None, 0.0))
+
+
+def test_embedding_that_is_not_finite_is_an_unreadable_example(embed):
+    encoder = tiny.folder("labs_dae")
+    params = tiny.flat(encoder.params)
+    broken = {k: v * np.float32(np.inf) for k, v in params.items()}
+    encoder = dataclasses.replace(encoder, params=tiny.unflat(broken))
+    with pytest.raises(PacxError, match="2 unreadable samples of 5"):
+        embed(Source(), "labs", encoder, bad=quarantine.Quarantine(None, 0.01))
+
+
+def test_of_two_calls_at_once_one_computes_and_the_other_waits(embed, monkeypatch):
+    source, encoder, calls = Source(), tiny.folder("labs_dae"), []
+    original = physiology.compute
+
+    def slow(*args):
+        calls.append(args)
+        time.sleep(0.5)
+        return original(*args)
+
+    monkeypatch.setattr(physiology, "compute", slow)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(embed, source, "labs", encoder) for _ in range(2)]
+    np.testing.assert_array_equal(*(w.result() for w in waiting))
+    assert len(calls) == 1
+
+
 def test_second_call_reads_the_cache_and_not_the_data(embed):
     source, encoder = Source(), tiny.folder("labs_dae")
     first = embed(source, "labs", encoder)
@@ -123,7 +165,7 @@ def test_reference_encoder_reads_missing_labs_and_ours_does_not(embed):
 @pytest.mark.parametrize("keep", [0, 20, 200])
 def test_damaged_cache_is_an_error_that_names_the_file(embed, tmp_path, keep):
     embed(Source(), "labs", tiny.folder("labs_dae"))
-    (path,) = (tmp_path / "cache").iterdir()
+    (path,) = (tmp_path / "cache").glob("*.npy")
     path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(PacxError, match=f"{path} is damaged: delete it"):
         embed(Source(), "labs", tiny.folder("labs_dae"))

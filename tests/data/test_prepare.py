@@ -237,6 +237,73 @@ def test_unreadable_images_are_counted_listed_and_left_out(tmp_path, run):
     assert sum(summary["counts"].values()) == 11
     (line,) = (target / "quarantine.jsonl").read_text().splitlines()
     assert json.loads(line)["name"].endswith("03.png")
+    assert not list(tmp_path.glob("*.quarantine.jsonl"))
+
+
+def test_too_many_unreadable_images_stop_it_and_are_listed_beside(tmp_path, run):
+    root, target = draw_folder(tmp_path), tmp_path / "out"
+    for name in ("01.png", "03.png"):
+        (root / name).write_bytes(b"not an image")
+    argv = ("folder", f"--source={root}", f"--target={target}", "--split_column=-")
+    argv += ("--val_fraction=0",)
+    code, _, err = run(*argv)
+    (error,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert code == 2 and "Traceback" not in err
+    assert "2 unreadable samples of 12 in the train split" in error
+    assert "--max_bad_share=0.01" in error
+    assert "the first: " in error and "01.png" in error
+    listed = tmp_path / "out.quarantine.jsonl"
+    assert str(listed) in error
+    rows = [json.loads(line) for line in listed.read_text().splitlines()]
+    assert [pathlib.Path(r["name"]).name for r in rows] == ["01.png", "03.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["films", listed.name]
+    # A share that allows them prepares the rest, and the old list goes.
+    code, summary, _ = run(*argv, "--max-bad-share=0.2")
+    assert code == 0 and summary["unreadable"] == {"train": 2}
+    assert (target / "quarantine.jsonl").read_text().count("\n") == 2
+    assert not listed.exists()
+
+
+def test_full_disk_is_one_line_and_leaves_nothing_half_made(tmp_path, run, monkeypatch):
+    # TFDS and ArrayRecord raise a RuntimeError with the system's words in it.
+    def write(builder):
+        pathlib.Path(builder.data_path).mkdir(parents=True)
+        raise RuntimeError("write() failed: No space left on device; at byte 307200")
+
+    monkeypatch.setattr(prepare.records.RecordBuilder, "download_and_prepare", write)
+    root, target = draw_folder(tmp_path), tmp_path / "out"
+    code, _, err = run("folder", f"--source={root}", f"--target={target}")
+    assert code == 2 and err.startswith(f"error: {target}: no space left")
+    assert err.count("\n") == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["films"]
+
+
+@pytest.mark.parametrize("share", ["0.01", "1"])
+def test_a_folder_of_unreadable_images_names_the_first(tmp_path, run, share):
+    root = draw_folder(tmp_path)
+    for file in root.glob("*.png"):
+        file.write_bytes(b"not an image")
+    code, _, err = run(
+        "folder",
+        f"--source={root}",
+        f"--target={tmp_path / 'out'}",
+        f"--max_bad_share={share}",
+    )
+    (error,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert code == 2 and re.search(r"the first: .*\.png: ", error)
+    assert len((tmp_path / "out.quarantine.jsonl").read_text().splitlines()) >= 2
+
+
+@pytest.mark.parametrize(
+    "flag", ["--workers=-1", "--max_bad_share=-0.1", "--max_bad_share=1.5"]
+)
+def test_a_number_outside_its_range_is_one_line(tmp_path, run, flag):
+    root = draw_folder(tmp_path)
+    code, _, err = run(
+        "folder", f"--source={root}", f"--target={tmp_path / 'out'}", flag
+    )
+    assert code == 2 and err.startswith("error: " + flag.replace("=", " "))
+    assert err.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_the_script_runs_from_anywhere_and_threads_change_nothing(tmp_path, run):
@@ -305,7 +372,11 @@ BAD = {
     "rows": ("ecg_array", _spoil_rows, "1 rows for 6 records"),
     "dtype": ("ecg_array", _spoil_dtype, "float32 array of shape .* must be int16"),
     "no ecg": ("ecg_array", lambda r: None, "ecg.npy: no such file"),
-    "all bad": ("ecg_array", _spoil_records, "train split has no readable example"),
+    "all bad": (
+        "ecg_array",
+        _spoil_records,
+        "2 unreadable samples of 4 in the train split.*the first: ",
+    ),
 }
 
 

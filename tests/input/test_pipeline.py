@@ -220,7 +220,7 @@ def test_too_many_unreadable_samples_stop_the_run_with_one_line(tmp_path):
     assert len(path.read_text().splitlines()) == 6
     batches(source, 20, quarantine=Quarantine(None, 0.15))
     with pytest.raises(PacxError, match="1 unreadable samples of 40"):
-        batches(source, 20, quarantine=Quarantine(None, 0.0))
+        batches(source, 20, quarantine=Quarantine(None, 0.0), threads=0)
 
 
 def test_without_a_quarantine_the_first_unreadable_sample_raises():

@@ -1,0 +1,84 @@
+"""A trained ECG encoder as a function: preprocessed windows in, embeddings out."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import jax
+import numpy as np
+
+from pacx_jax import model_folder
+from pacx_jax.input import ecg
+from pacx_jax.types import PacxError
+
+
+class EcgEncoder:
+    """Callable: windows as from `ecg.windows` -> (n, width) float32.
+
+    The same window gives the same embedding whatever else is in the call: batches are
+    padded to one size.
+
+    Args:
+      folder: an "ecg_net1d", as read by `model_folder.load`.
+      batch_size: windows a device call.
+      dtype: of the convolutions.
+    """
+
+    def __init__(
+        self,
+        folder: model_folder.ModelFolder,
+        batch_size: int = 32,
+        dtype: str = "float32",
+    ):
+        self.width = folder.width
+        self.batch_size = batch_size
+        self._decimate = folder.preprocessing.get("decimate", 1)
+        rate = folder.preprocessing.get("sampling_rate", ecg.FS)
+        if rate != ecg.FS:
+            raise PacxError(
+                f"the encoder's sampling_rate is {rate!r} Hz; the ECG chain gives "
+                f"{ecg.FS} Hz"
+            )
+        self._params = jax.device_put(folder.params)
+        module = folder.module(dtype)
+
+        def forward(params, ecgs):
+            return module.apply({"params": params}, ecgs).astype(np.float32)
+
+        self._forward = jax.jit(forward)
+
+    def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
+        """Embeds windows (5000, 12), an array of them or any iterable."""
+        out = [np.zeros((0, self.width), np.float32)]
+        chunk = []
+        for window in windows:
+            chunk.append(ecg.decimate(window, self._decimate))
+            if len(chunk) == self.batch_size:
+                out.append(self._embed(chunk))
+                chunk = []
+        if chunk:
+            out.append(self._embed(chunk))
+        return np.concatenate(out)
+
+    def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
+        n = len(chunk)
+        chunk = chunk + [np.zeros_like(chunk[0])] * (self.batch_size - n)
+        return np.asarray(self._forward(self._params, np.stack(chunk)))[:n]
+
+
+def load_ecg_encoder(
+    path: str | os.PathLike, batch_size: int = 32, dtype: str = "float32"
+) -> EcgEncoder:
+    """Opens an exported ECG encoder (or a finished run's workdir).
+
+    Example:
+      encoder = load_ecg_encoder("runs/demo/ecg")
+      record = ecg_records.read_wfdb(pathlib.Path("A0001.hea"))
+      windows, starts = ecg.windows(record.ecg, record.fs)
+      z = encoder(windows)   # (1, width) float32
+
+    Raises:
+      PacxError: no such folder, or weights that do not fit its description.
+    """
+    return EcgEncoder(model_folder.load(path, "ecg_net1d"), batch_size, dtype)

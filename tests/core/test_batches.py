@@ -1,0 +1,76 @@
+"""The batches of a distillation whose ECGs are not all readable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from pacx_jax import batches
+from pacx_jax.types import Objective, PacxError
+from tests import tiny
+from tests.core.test_physiology import Source
+
+N, BAD = 20, 5
+
+
+class Triplets(Source):
+    """Twenty patients, two ECGs between them; that of one patient does not move."""
+
+    entries = ("image", "ecg", "labs", "labs_mask")
+
+    def __init__(self):
+        super().__init__()
+        self.ecg = np.resize(self.ecg[:2], (N, 5000, 12))
+        self.ecg[BAD] = 0
+        self.labs = np.resize(self.labs, (N, 50))
+        self.mask = np.ones((N, 50), np.float32)
+
+    def __len__(self):
+        return N
+
+    def __getitem__(self, i):
+        return super().__getitem__(i) | {"image": np.full((32, 32), i, np.uint8)}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tiny.write_folders(tmp_path_factory.mktemp("models"))
+
+
+def data(folders, workdir, mesh, **fields):
+    config = tiny.distill_config(folders, data__threads=0, **fields)
+    config.cache_dir = str(workdir.parent / "cache")
+    objective = Objective(None, None, None, None, None, modalities=("image",))
+    opened = {"train": Triplets(), "val": Triplets()}
+    opened["val"].split = "val"
+    return batches.Data(config, workdir, objective, mesh, opened)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_patient_without_an_embedding_is_replaced_and_listed(
+    folders, tmp_path, meshes, shuffled
+):
+    fields = {"data__max_bad_share": 0.05, "data__shuffle_pairs": shuffled}
+    for run in ("computed", "cached"):
+        made = data(folders, tmp_path / run, meshes[1], **fields)
+        listed = (tmp_path / run / "quarantine.jsonl").read_text().splitlines()
+        found = [(r["split"], r["index"]) for r in map(json.loads, listed)]
+        assert found == [("train", BAD), ("val", BAD)]
+        stream = made.train(0)
+        rows = [next(stream) for _ in range(5)]
+        for name in ("ecg_embedding", "labs_embedding"):
+            assert all(np.isfinite(np.asarray(batch[name])).all() for batch in rows)
+        val = list(made.val())
+        index = np.concatenate([np.asarray(b["index"]) for b in val])
+        mask = np.concatenate([np.asarray(b["mask"]) for b in val])
+        assert sorted(index[mask > 0]) == [i for i in range(N) if i != BAD]
+        bad_row = np.isnan(made.tables["train"]["ecg_embedding"]).any(1)
+        assert np.flatnonzero(bad_row).tolist() == [BAD]
+
+
+def test_more_of_them_than_the_share_stop_the_run_from_the_cache_too(
+    folders, tmp_path, meshes
+):
+    data(folders, tmp_path / "one", meshes[1], data__max_bad_share=0.05)
+    with pytest.raises(PacxError, match="1 unreadable samples of 20"):
+        data(folders, tmp_path / "two", meshes[1], data__max_bad_share=0.0)

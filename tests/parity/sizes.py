@@ -1,0 +1,24 @@
+"""Sizes of the parity cases, which both frameworks are given.
+
+Small, and no two alike where a mix-up could hide: the grid of patches is not square,
+and channels grow by odd numbers.
+"""
+
+MAE = {"patch": 4, "d": 24, "depth": 2, "heads": 3, "dec_d": 16, "dec_depth": 1,
+       "dec_heads": 2}  # fmt: skip
+MAE_GRID, MAE_KEEP = (4, 6), 7
+LABS = {"features": 10, "hidden": 16, "latent": 8}
+ECG = {"base": 6, "filters": (6, 9, 9, 12, 12, 15, 15), "blocks": (2, 1, 1, 1, 1, 2, 1),
+       "kernel": 16, "width": 3, "classes": 5}  # fmt: skip
+# 5000 meets odd lengths at four stages; the others are odd from the start.
+ECG_LENGTHS = (5000, 1001, 333)
+PACX = {"patch": 4, "d": 16, "depth": 2, "heads": 2, "eps": 1e-5}
+PACX_GRID, PACX_RANK, PACX_ALPHA = (4, 4), 2, 4.0
+PACX_ECG, PACX_LABS, PACX_SHARED = 12, 6, 8
+ROLLOUT = {"patch": 4, "d": 16, "depth": 3, "heads": 2}
+ROLLOUT_GRID, ROLLOUT_SIZE = (4, 4), 16
+CLASSES = 3
+SEGMENT_WIDTHS = (8, 6, 4, 3)
+STEPS, EPOCH = 20, 4  # of the training cases; steps an epoch
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+SCALES = {"start": 2.6593, "above": 5.3, "below": -1.0}  # of InfoNCE; clamp [0, 4.6]
