@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pacx_jax import lora
+from pacx_jax import lora, objectives
 from pacx_jax.models import ecg, labs_dae, mae, vit
 from pacx_jax.objectives import distill
 from tests import tiny
@@ -149,3 +149,22 @@ def test_fixed_temperature_is_not_trained():
     config = tiny.config("distill_vitb16", loss__learn_temperature=False)
     assert not distill._trainable(config, 12)("logit_scale")
     assert distill._trainable(tiny.config("distill_vitb16"), 12)("logit_scale")
+
+
+@pytest.mark.parametrize("size, grid", [(224, 14), (448, 28)])
+def test_vitb_mae_has_gradients_at_any_image_size(size, grid):
+    # Shapes alone: docs/convert.md says what was run at 448 pixels.
+    config = tiny.config("mae_vitb16", data__image_size=size)
+    objective = objectives.mae.make(config)
+    params = jax.eval_shape(objective.init, jax.random.key(0))
+    batch = {"image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8)}
+
+    def loss(params, batch, key):
+        return objective.loss(params, batch, key, train=True)[0]
+
+    grads = jax.eval_shape(jax.grad(loss), params, batch, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, grads) == jax.tree.map(jnp.shape, params)
+    encoder = mae.from_config(config.model).encoder
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    tokens = jax.eval_shape(encoder.apply, {"params": params["encoder"]}, images)
+    assert tokens.shape == (2, 1 + grid**2, 768)
