@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from pacx_jax import model_folder
+from pacx_jax import model_folder, sharding
 from pacx_jax.input import ecg
 from pacx_jax.types import PacxError
 
@@ -17,11 +17,11 @@ class EcgEncoder:
     """Callable: windows as from `ecg.windows` -> (n, width) float32.
 
     The same window gives the same embedding whatever else is in the call: batches are
-    padded to one size.
+    padded to one size. Their rows are split over the devices.
 
     Args:
       folder: an "ecg_net1d", as read by `model_folder.load`.
-      batch_size: windows a device call.
+      batch_size: windows a call of all devices, rounded up to a multiple of them.
       dtype: of the convolutions.
     """
 
@@ -32,7 +32,8 @@ class EcgEncoder:
         dtype: str = "float32",
     ):
         self.width = folder.width
-        self.batch_size = batch_size
+        mesh = sharding.make_mesh()
+        self.batch_size = sharding.padded_size(batch_size, mesh)
         self._decimate = folder.preprocessing.get("decimate", 1)
         rate = folder.preprocessing.get("sampling_rate", ecg.FS)
         if rate != ecg.FS:
@@ -40,13 +41,18 @@ class EcgEncoder:
                 f"the encoder's sampling_rate is {rate!r} Hz; the ECG chain gives "
                 f"{ecg.FS} Hz"
             )
-        self._params = jax.device_put(folder.params)
+        everywhere = sharding.replicated(mesh)
+        self._params = jax.device_put(folder.params, everywhere)
         module = folder.module(dtype)
 
         def forward(params, ecgs):
             return module.apply({"params": params}, ecgs).astype(np.float32)
 
-        self._forward = jax.jit(forward)
+        self._forward = jax.jit(
+            forward,
+            in_shardings=(everywhere, sharding.batch_sharding(mesh)),
+            out_shardings=everywhere,
+        )
 
     def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
         """Embeds windows (5000, 12), an array of them or any iterable."""
@@ -62,9 +68,8 @@ class EcgEncoder:
         return np.concatenate(out)
 
     def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
-        n = len(chunk)
-        chunk = chunk + [np.zeros_like(chunk[0])] * (self.batch_size - n)
-        return np.asarray(self._forward(self._params, np.stack(chunk)))[:n]
+        rows = sharding.pad_rows(np.stack(chunk), self.batch_size)
+        return np.asarray(self._forward(self._params, rows))[: len(chunk)]
 
 
 def load_ecg_encoder(

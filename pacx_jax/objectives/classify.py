@@ -61,7 +61,7 @@ def make(config) -> Objective:
 
     multilabel = config.task == "multilabel"
     return Objective(
-        init=jax.jit(init),
+        init=init,
         trainable=lambda path: config.tuning == "full" or path.startswith("head/"),
         loss=loss,
         outputs=outputs,

@@ -69,7 +69,7 @@ def make(config, mesh: Mesh) -> Objective:
         return result | {"scale": jnp.full(z.shape[:1], scale)}
 
     return Objective(
-        init=jax.jit(parts.init),
+        init=parts.init,
         trainable=_trainable(config, parts.encoder.depth),
         loss=loss,
         outputs=outputs,

@@ -30,7 +30,7 @@ def make(config) -> Objective:
         return {k: batch[k] for k in ("labels", "label_mask")} | {"logits": logits}
 
     return Objective(
-        init=jax.jit(init),
+        init=init,
         trainable=lambda path: True,
         loss=loss,
         outputs=outputs,

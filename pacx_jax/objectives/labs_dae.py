@@ -54,7 +54,7 @@ def make(config) -> Objective:
         }
 
     return Objective(
-        init=jax.jit(init),
+        init=init,
         trainable=lambda path: True,
         loss=loss,
         outputs=outputs,

@@ -54,7 +54,7 @@ def make(config) -> Objective:
 
     parts = tuple(config.model_init_parts) if config.model_init else ()
     return Objective(
-        init=jax.jit(init),
+        init=init,
         trainable=lambda path: True,
         loss=loss,
         outputs=outputs,
