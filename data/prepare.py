@@ -55,7 +55,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workers", type=int, default=0, help="threads; 0 = one for each core")
     add(
         "--max_bad_share",
-        "--max_bad_share",
         type=float,
         default=0.01,
         help="unreadable samples above this share of a split stop it",
