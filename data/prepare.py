@@ -113,6 +113,13 @@ def prepare(options: argparse.Namespace) -> dict:
     return _write(module.Builder, plan, target, options)
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # not on macOS
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
     ignored = {"source", "target", "workers", "max_bad_share"}
@@ -155,7 +162,7 @@ def _write(
         work.mkdir(parents=True)
     except OSError as error:
         raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
-    workers = options.workers or len(os.sched_getaffinity(0))
+    workers = options.workers or cores()
     builder = builder_class(
         plan=plan,
         workers=workers,

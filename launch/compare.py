@@ -48,6 +48,7 @@ from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError
 
 FRACTIONS = (0.01, 0.1, 1.0)
+LABS = ("labs_percentiles.npy", "labs_missingness.npy")
 SUBSETS = 10  # label subsets a fraction
 GROUPS = {
     "physiological": ("slvh_dlv", "heart_failure"),
@@ -114,8 +115,8 @@ def ceiling(target: pathlib.Path) -> dict[str, np.ndarray]:
         ecg_folder,
         labs_folder,
         np.stack(records),
-        np.load(raw / "labs_percentiles.npy", allow_pickle=False),
-        np.load(raw / "labs_missingness.npy", allow_pickle=False),
+        np.load(raw / LABS[0], allow_pickle=False),
+        np.load(raw / LABS[1], allow_pickle=False),
     )
     cache.parent.mkdir(parents=True, exist_ok=True)
     temporary = cache.with_suffix(".tmp")
@@ -128,7 +129,7 @@ def ceiling(target: pathlib.Path) -> dict[str, np.ndarray]:
 def _key(raw: pathlib.Path, *folders: model_folder.ModelFolder) -> str:
     """Names what the ceiling depends on: the records, and the encoders' weights."""
     digest = hashlib.sha256()
-    for name in ("labels.csv", "ecg.npy", "labs_percentiles.npy"):
+    for name in ("labels.csv", "ecg.npy", *LABS):
         status = (raw / name).stat()
         digest.update(f"{name} {status.st_size} {status.st_mtime_ns} ".encode())
     for folder in folders:
@@ -185,7 +186,7 @@ def compare(target: pathlib.Path, split: str, identity: dict):
     result = comparison.compare_arms(
         scores, test.labels, test.mask, test.patients, names, GROUPS, pairs, n_labelled
     )
-    return result, test
+    return result, test, names
 
 
 def paths_of(source) -> list[str]:
@@ -193,7 +194,7 @@ def paths_of(source) -> list[str]:
     return [source[i]["path"] for i in range(len(source))]
 
 
-def retrieval_rows(target: pathlib.Path) -> list[dict]:
+def retrieval_rows(target: pathlib.Path, identity: dict) -> list[dict]:
     """Ridge alignment of each encoder's embedding with ECG and labs (section 5.4).
 
     Fitted on the training triplets, measured on the validation triplets.
@@ -217,8 +218,8 @@ def retrieval_rows(target: pathlib.Path) -> list[dict]:
         for split, source in sets.items()
     }
     rows = []
-    for name, encoder in encoders(target, {"seed": 0}).items():
-        if name not in ("pacx", "mae", "random"):
+    for name, encoder in encoders(target, identity).items():
+        if name not in ("pacx", "mae", "imagenet", "random"):
             continue
         z = {}
         for split, source in sets.items():
@@ -267,9 +268,12 @@ def reconstructions(target: pathlib.Path, test, count: int = 4) -> list[tuple]:
     return list(zip(x, to_image(hidden), to_image(filled), strict=True))
 
 
-def rollouts(target: pathlib.Path, test, count: int = 3) -> list[tuple]:
+def rollouts(target: pathlib.Path, test, names, count: int = 3) -> list[tuple]:
     """Attention rollout of MAE and PaCX and their difference, for X-rays with HF."""
-    chosen = [i for i in np.flatnonzero(test.labels[:, 1] > 0)[:count]]
+    failing = test.labels[:, names.index("heart_failure")] > 0
+    chosen = np.flatnonzero(failing)[:count]
+    if not chosen.size:  # as in a tiny cohort
+        return []
     found = {}
     for name, folder in (("mae", "mae"), ("pacx", "distill")):
         encoder = load_encoder(target / folder)
@@ -332,7 +336,7 @@ def write(target: pathlib.Path, split: str) -> None:
     identity = json.loads((target / "demo.json").read_text())
     progress = json.loads((target / "progress.json").read_text())
     read = time.time()
-    result, test = compare(target, split, identity)
+    result, test, names = compare(target, split, identity)
     arms = arms_of(identity)
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -346,8 +350,8 @@ def write(target: pathlib.Path, split: str) -> None:
         arms=arms,
         curves=curves(target),
         reconstructions=reconstructions(target, test),
-        retrieval=retrieval_rows(target),
-        rollouts=rollouts(target, test),
+        retrieval=retrieval_rows(target, identity),
+        rollouts=rollouts(target, test, names),
         configs={s: json.loads((target / s / "config.json").read_text())
                  for s in stages},
         versions={p: importlib.metadata.version(p) for p in packages},

@@ -77,7 +77,10 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
-    config = json.loads(path.read_text("utf-8"))
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as e:
+        raise PacxError(f"{path} is damaged: {e}") from None
     if "objective" not in config:
         raise PacxError(f"{path} is no run's configuration: {workdir} is no workdir")
     return ml_collections.ConfigDict(config)

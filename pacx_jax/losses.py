@@ -73,8 +73,11 @@ def info_nce(
         all_b = jax.lax.all_gather(zb, "data", tiled=True)
         m = za.shape[0]
         targets = jnp.arange(m) + jax.lax.axis_index("data") * m
-        loss = cross_entropy(scale * za @ all_b.T, targets, label_smoothing)
-        loss += cross_entropy(scale * zb @ all_a.T, targets, label_smoothing)
+        # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
+        a_to_b = jnp.matmul(scale * za, all_b.T, precision="highest")
+        b_to_a = jnp.matmul(scale * zb, all_a.T, precision="highest")
+        loss = cross_entropy(a_to_b, targets, label_smoothing)
+        loss += cross_entropy(b_to_a, targets, label_smoothing)
         return jax.lax.pmean(loss / 2, "data")
 
     return local(l2_normalize(za), l2_normalize(zb), scale)

@@ -98,7 +98,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     flat = _flat(config.to_dict())
     least = dict.fromkeys(("global_batch_size", "total_steps", "keep"), 1)
     least |= dict.fromkeys(("log_every", "eval_every", "save_every", "lora.rank"), 1)
-    least |= dict.fromkeys(("num_devices", "data.threads"), 0)
+    least |= dict.fromkeys(("model.patch_size", "data.image_size"), 1)
+    least |= dict.fromkeys(("num_devices", "data.threads", "optim.peak_lr"), 0)
+    least |= dict.fromkeys(("optim.warmup_steps", "optim.weight_decay"), 0)
     for name, low in least.items():
         if flat.get(name, low) < low:
             raise PacxError(f"config.{name} is {flat[name]}: give at least {low}")
@@ -106,7 +108,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise PacxError(
             f"config.loss.temperature is {flat['loss.temperature']}: give more than 0"
         )
-    if config.dtype not in ("float32", "bfloat16", "float16", "float64"):
+    if config.dtype not in ("float32", "bfloat16", "float16"):
         raise PacxError(f"config.dtype {config.dtype!r}: choose float32 or bfloat16")
     if config.export not in ("latest", "best"):
         raise PacxError(f"config.export {config.export!r}: choose latest or best")

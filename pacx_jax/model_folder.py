@@ -256,9 +256,23 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
     except (TypeError, ValueError, KeyError) as e:
         raise PacxError(f"{path}/config.json: bad architecture: {e}") from None
     _check(path, flat, shapes)
+    if found == "vit":
+        _check_statistics(path, preprocessing)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
     heads = _load_heads(path, description.get("heads"), shapes)
     return ModelFolder(found, architecture, preprocessing, params, heads)
+
+
+def _check_statistics(path: pathlib.Path, preprocessing: dict) -> None:
+    for name in ("mean", "std"):
+        value = preprocessing.get(name) if isinstance(preprocessing, dict) else None
+        good = isinstance(value, list) and len(value) == 3
+        good = good and all(isinstance(x, (int, float)) for x in value)
+        if not good or (name == "std" and min(value) <= 0):
+            raise PacxError(
+                f"{path}/config.json: preprocessing.{name} is {value!r}; it must be "
+                "three numbers, and std above 0"
+            )
 
 
 def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads | None:
@@ -294,6 +308,8 @@ def _check(path, flat: dict[str, np.ndarray], shapes: dict[str, tuple]) -> None:
     for name in sorted(set(flat) & set(shapes)):
         if flat[name].shape != shapes[name]:
             problems.append(f"{name} is {flat[name].shape}, not {shapes[name]}")
+        elif flat[name].dtype != np.float32:
+            problems.append(f"{name} is {flat[name].dtype}, not float32")
         elif not np.isfinite(flat[name]).all():
             problems.append(f"{name} has values that are not finite")
     if problems:

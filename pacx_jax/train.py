@@ -15,6 +15,7 @@ import time
 import jax
 import numpy as np
 import tqdm
+from absl import logging
 
 from pacx_jax import (
     batches,
@@ -131,7 +132,7 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     loaded = {}
     expected = jax.eval_shape(objective.init, key)
     for part, folder in objective.pretrained.items():
-        model = model_folder.load(folder, "vit")
+        model = model_folder.load(folder)
         if part == "encoder":
             loaded[part] = model.params
         elif model.heads and part in model.heads.params:
@@ -149,6 +150,7 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
         ]
         names = sorted(set(shapes[0]) | set(shapes[1]))
         wrong = [n for n in names if shapes[0].get(n) != shapes[1].get(n)]
+        logging.info("%s starts from %s", part, folder)
         if wrong:
             has, wants = (s.get(wrong[0]) for s in shapes)
             raise PacxError(

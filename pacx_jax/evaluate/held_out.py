@@ -7,6 +7,7 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from pacx_jax import batches, checkpoint, objectives, sharding, step, train
@@ -25,6 +26,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     """
     if not (pathlib.Path(workdir) / "done.json").exists():
         raise PacxError(f"{workdir} holds no finished run: train it first")
+    config = ml_collections.ConfigDict(config.to_dict())
     config.data.val_split = split
     mesh = sharding.make_mesh(config.num_devices)
     opened = batches.open_sources(config)

@@ -99,6 +99,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         d = x.shape[-1]
+        if self.num_heads < 1 or d % self.num_heads:
+            raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
         qkv = nn.Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
         # Heads move out before the products: four times faster on CPU than bnhd.
         q, k, v = einops.rearrange(
@@ -178,7 +180,7 @@ class ViT(nn.Module):
         With `ids_keep` (b, k) only these patches are embedded: (b, 1 + k, d).
         """
         b, h, w, _ = images.shape
-        if h % self.patch_size or w % self.patch_size:
+        if self.patch_size < 1 or h % self.patch_size or w % self.patch_size:
             raise PacxError(
                 f"image size {h}x{w} is not divisible by patch_size {self.patch_size}"
             )

@@ -65,7 +65,7 @@ def make(config, mesh: Mesh) -> Objective:
             result[m] = losses.l2_normalize(out[f"{m}_to_shared"])
             pred = losses.l2_normalize(out[f"cxr_to_{m}"])
             result[f"cosine_{m}"] = (pred * losses.l2_normalize(targets[m])).sum(-1)
-        scale = losses.temperature_scale(params["logit_scale"])
+        scale = jnp.exp(params["logit_scale"])  # the loss clamps it
         return result | {"scale": jnp.full(z.shape[:1], scale)}
 
     return Objective(

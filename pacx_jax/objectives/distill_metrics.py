@@ -19,9 +19,10 @@ def summarize(config, modalities: tuple[str, ...], count: int):
     def summarize_outputs(out):
         metrics, clip, reg = {}, [], []
         b, scale = config.global_batch_size, float(out["scale"][0])
+        clamped = min(max(scale, 1.0), 100.0)  # as in the loss
         for m in modalities:
             groups = [
-                _group(out["cxr"][i : i + b], out[m][i : i + b], scale, smoothing)
+                _group(out["cxr"][i : i + b], out[m][i : i + b], clamped, smoothing)
                 for i in range(0, len(out["cxr"]), b)
             ]
             sizes = np.array([g["size"] for g in groups], np.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 
 from pacx_jax import losses
@@ -35,5 +34,7 @@ def make(config) -> Objective:
         loss=loss,
         outputs=outputs,
         summarize=classify.summarize_multilabel(tuple(config.data.label_columns)),
+        # The head is for this data's labels, and starts anew.
+        pretrained={"encoder": config.model_init} if config.model_init else {},
         modalities=("ecg", "labels"),
     )

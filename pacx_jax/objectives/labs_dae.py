@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -59,6 +58,9 @@ def make(config) -> Objective:
         loss=loss,
         outputs=outputs,
         summarize=summarize,
+        pretrained={part: config.model_init for part in ("encoder", "decoder")}
+        if config.model_init
+        else {},
         modalities=("labs",),
     )
 
