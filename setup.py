@@ -29,7 +29,7 @@ setuptools.setup(
         "numpy>=2.0",
         "opencv-python-headless>=4.10",  # encoding, and augmentation
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.12",
+        "orbax-checkpoint>=0.11.36",  # tested; jax2onnx (extra onnx) wants < 0.11.37
         "pillow>=11",  # decoding, and the resize that preprocessing is defined by
         "safetensors>=0.5",
         "scikit-learn>=1.6",
