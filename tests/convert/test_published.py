@@ -127,23 +127,12 @@ def test_ecgfounder(rng, classes):
     for t in (5000, 1001):
         x = rng.normal(size=(2, t, 12)).astype(np.float32)
         ours = jax.jit(folder.module().apply)({"params": folder.params}, x)
-        want = features(module, torch.from_numpy(x.transpose(0, 2, 1).copy()))
+        want = module.features(torch.from_numpy(x.transpose(0, 2, 1).copy()))
         close(f"ECG embedding of {t} samples", ours, want)
         if classes:
             head = folder.heads.params["head"]["linear"]
             logits = ours @ head["kernel"] + head["bias"]
             close("ECG logits", logits, module.dense(want))
-
-
-def features(module, x):
-    """The embedding, with or without the head behind it."""
-    found = {}
-    dense = torch.nn.Identity() if "dense" not in module._modules else module.dense
-    module.dense = dense
-    hook = dense.register_forward_pre_hook(lambda _, args: found.update(z=args[0]))
-    module(x)
-    hook.remove()
-    return found["z"]
 
 
 def test_probe_and_segmenter(rng):
