@@ -41,6 +41,7 @@ NAMES = (
     "nih14",
     "chestx6",
     "chexchonet",
+    "covid_qu_ex",
     "covidx",
     "kermany",
     "folder",

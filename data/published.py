@@ -175,6 +175,7 @@ def told(summary: Mapping[str, Any]) -> Iterator[str]:
 
 
 def merged_counts(facts: Facts, policy: str) -> dict[str, dict[str, int]]:
+    """The published counts that hold under a policy."""
     merged: dict[str, dict[str, int]] = {}
     for kind in ("both", policy):
         for key, numbers in facts.counts.get(kind, {}).items():

@@ -15,8 +15,9 @@ from PIL import Image
 from data import prepare, published, splits
 from data.cohort import latents, xray
 from pacx_jax.input import images, pipeline, sources, transforms
+from tests.data import test_prepare
 
-CLASSIFIERS = "tb vindr_cxr nih14 chestx6 chexchonet covidx kermany".split()
+CLASSIFIERS = "tb vindr_cxr nih14 chestx6 chexchonet covid_qu_ex covidx kermany".split()
 
 
 def module(name):
@@ -152,6 +153,16 @@ def draw_chexchonet(root):
     write(root / "metadata.csv", *rows, rows[1])
 
 
+def draw_covid_qu_ex(root):
+    for part in ("Lung Segmentation Data", "Infection Segmentation Data"):
+        for split, n in (("Train", 3), ("Val", 1), ("Test", 1)):
+            for c in module("covid_qu_ex").CLASSES:
+                for i in range(n):
+                    name = f"{c}_{split}_{i}.png"
+                    put(root / part / part / split / c / "images" / name, i)
+                    put(root / part / part / split / c / "lung masks" / name, 3)
+
+
 def draw_covidx(root):
     lines = {"train": [], "val": [], "test": []}
     for i in range(24):
@@ -184,6 +195,7 @@ IMAGES = {
     "nih14": 24,
     "chestx6": 30,
     "chexchonet": 60,
+    "covid_qu_ex": 15,
     "covidx": 24,
     "kermany": 48,
 }
@@ -325,6 +337,15 @@ def test_missing_files_stop_it_unless_they_are_allowed(tmp_path, run):
     code, summary, out = run(*argv)
     assert code == 0 and sum(summary["counts"].values()) == 22
     assert "note: 2 listed images are not there and left out" in out
+
+
+def test_chexpert_leaves_out_missing_images_where_that_is_allowed(tmp_path, run):
+    root = test_prepare.draw_chexpert(tmp_path)
+    (root / "train/patient00003/study1/view1_frontal.jpg").unlink()
+    _, summary, out = run("chexpert", root, tmp_path / "out", "--allow_missing")
+    assert summary["counts"] == {"train": 11, "val": 4}
+    assert "note: 1 listed images are not there" in out
+    assert summary["differences"]["train"] == {"images": [11, 223_414]}
 
 
 def edit(path, old, new):
