@@ -94,7 +94,8 @@ def prepare(options: argparse.Namespace) -> dict:
 
     Returns:
       The summary: `target`, `status` ("prepared" or "unchanged"), `fingerprint`,
-      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n}.
+      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n},
+      `published` counts, `differences` from them, and `notes`.
 
     Raises:
       PacxError: bad input, or a target that holds something else.

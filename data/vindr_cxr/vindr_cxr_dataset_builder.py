@@ -77,7 +77,8 @@ def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
         readings: dict[str, dict[str, np.ndarray]] = {}
         for (origin, cells), value in zip(table, values, strict=True):
             readers = readings.setdefault(cells["image_id"], {})
-            reader = cells.get("rad_id") or cells.get("rad_ID") or ""
+            unnamed = origin if split == "train" else ""
+            reader = cells.get("rad_id") or cells.get("rad_ID") or unnamed
             if not np.array_equal(
                 readers.setdefault(reader, value), value, equal_nan=True
             ):
