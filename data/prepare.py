@@ -1,12 +1,14 @@
 """Prepares a data set for training: ArrayRecord files, images shrunk once.
 
   python data/prepare.py NAME --source=DIR --target=DIR [--size=256] [--workers=N]
+      [--splits=strict|reference] [--allow_missing]
 
-NAME is chexpert, symile_mimic, folder or ecg_array; data/README.md describes what each
-expects in --source. A finished target is left alone; one whose preparation was cut off
-is made anew. What cannot be read is left out and listed in `quarantine.jsonl`; beyond
---max_bad_share of a split it stops, and the list is TARGET.quarantine.jsonl. The last
-line printed is JSON. Bad input is one line on stderr and exit code 2.
+data/README.md describes what each NAME expects in --source. A finished target is left
+alone; one whose preparation was cut off is made anew. What cannot be read is left out
+and listed in `quarantine.jsonl`; beyond --max_bad_share of a split it stops, and the
+list is TARGET.quarantine.jsonl. The last line printed is JSON; where counts differ from
+the published ones, lines before it say so. Bad input is one line on stderr and exit
+code 2.
 """
 
 from __future__ import annotations
@@ -26,12 +28,25 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from data import records  # noqa: E402
+from data import published, records, splits  # noqa: E402
 from pacx_jax import disk  # noqa: E402
 from pacx_jax.input import sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
-NAMES = ("chexpert", "symile_mimic", "folder", "ecg_array")
+NAMES = (
+    "chexpert",
+    "symile_mimic",
+    "tb",
+    "vindr_cxr",
+    "nih14",
+    "chestx6",
+    "chexchonet",
+    "covid_qu_ex",
+    "covidx",
+    "kermany",
+    "folder",
+    "ecg_array",
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -59,6 +74,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         default=0.01,
         help="unreadable samples above this share of a split stop it",
     )
+    add("--splits", choices=splits.POLICIES, default="strict")
+    add("--allow_missing", action="store_true", help="leave out listed, absent images")
+    add("--task", default="", help="chexchonet: composite (default) or echo")
     add("--lead_order", choices=("standard", "mimic"), default="standard")
     add("--csv", default="", help="folder, ecg_array: CSV of labels and patients")
     add("--label_columns", default="", help="comma-separated; default: all")
@@ -76,7 +94,8 @@ def prepare(options: argparse.Namespace) -> dict:
 
     Returns:
       The summary: `target`, `status` ("prepared" or "unchanged"), `fingerprint`,
-      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n}.
+      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n},
+      `published` counts, `differences` from them, and `notes`.
 
     Raises:
       PacxError: bad input, or a target that holds something else.
@@ -96,6 +115,10 @@ def prepare(options: argparse.Namespace) -> dict:
     module = importlib.import_module(
         f"data.{options.name}.{options.name}_dataset_builder"
     )
+    tasks = tuple(getattr(module, "TASKS", ()))
+    if options.task and options.task not in tasks:
+        known = f"give one of {', '.join(tasks)}" if tasks else "it has none to choose"
+        raise PacxError(f"--task {options.task}: {options.name}: {known}")
     try:
         plan = module.make_plan(pathlib.Path(options.source), options)
     except PacxError:
@@ -137,10 +160,11 @@ def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
             f"{target}: exists and is not a prepared data set; choose another --target"
         ) from None
     settings = _settings(options)
-    if manifest["settings"] != settings:
-        different = sorted(
-            key for key in settings if manifest["settings"].get(key) != settings[key]
-        )
+    # Options that came later had their defaults.
+    made = _settings(parse([options.name, "--source=", "--target="]))
+    made |= manifest["settings"]
+    if made != settings:
+        different = sorted(key for key in made if made[key] != settings.get(key))
         raise PacxError(
             f"{target}: was prepared with other settings ({', '.join(different)}); "
             "delete it or choose another --target"
@@ -200,6 +224,11 @@ def _write(
         "counts": builder.counts,
         "positives": builder.positives,
         "unreadable": unreadable,
+        "published": plan.published,
+        "differences": published.differences(
+            plan.published, builder.counts, builder.positives
+        ),
+        "notes": list(plan.notes),
     }
     manifest = {
         "name": options.name,
@@ -240,6 +269,8 @@ def _print(summary: dict) -> None:
         bad = summary["unreadable"][split]
         left_out = f", {bad} unreadable left out (quarantine.jsonl)" if bad else ""
         print(f"  {split}: {count} examples{left_out}" + (labels and f"; {labels}"))
+    for line in published.told(summary):
+        print(line)
     print(json.dumps(summary))
 
 

@@ -38,6 +38,8 @@ class Plan:
       ecg_shape: shape of an ECG, stored as int16.
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
+      published: "train" or "train+val" -> "images" or a label -> published count.
+      notes: lines to tell about the source and its splits.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -49,6 +51,8 @@ class Plan:
     ecg_shape: tuple[int, int] = (5000, 12)
     ecg_scale: float = 1.0
     lead_order: str = "standard"
+    published: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -41,6 +41,7 @@ LABELS = (
     "Fracture",
     "Support Devices",
 )
+COUNTS = {"train": {"images": 223_414}, "val": {"images": 234}}
 
 
 class Builder(records.RecordBuilder, skip_registration=True):
@@ -67,16 +68,19 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         names, _ = tables.labels(read["train"], exclude={"Path"})
     files = folders.list_images(root)
     digest = hashlib.sha256()
-    splits = {}
+    splits, missing = {}, 0
     for split, table in read.items():
         digest.update(records.read_bytes(table.path))
-        paths = folders.match_paths(table, "Path", files, root)
+        paths = folders.match_paths(table, "Path", files, root, options.allow_missing)
         values = np.zeros((len(paths), 0), np.float32)
         if names:
             values = tables.labels(table, names)[1]
         splits[split] = [
-            (path, _patient(path, table), values[i]) for i, path in enumerate(paths)
+            (path, _patient(path, table), values[i])
+            for i, path in enumerate(paths)
+            if path
         ]
+        missing += paths.count("")
     shared = {p for _, p, _ in splits["train"]} & {p for _, p, _ in splits["val"]}
     if shared:
         raise PacxError(
@@ -84,7 +88,19 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         )
     make = _Make(str(root), options.size, bool(names))
     entries = ("image", "path", "patient_id") + (("labels",) if names else ())
-    return records.Plan(splits, make, make.name, entries, names, digest.hexdigest())
+    if missing:
+        digest.update(f"without {missing}".encode())
+    simulated = (root / "cohort_layout.json").is_file()  # data/cohort writes it
+    return records.Plan(
+        splits,
+        make,
+        make.name,
+        entries,
+        names,
+        digest.hexdigest(),
+        published={} if simulated else COUNTS,
+        notes=(f"{missing} listed images are not there and left out",) * bool(missing),
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -189,12 +189,16 @@ def _csv_path(root: pathlib.Path, csv: str) -> pathlib.Path | None:
 
 
 def match_paths(
-    table: tables.Table, column: str, files: list[str], root: pathlib.Path
+    table: tables.Table,
+    column: str,
+    files: list[str],
+    root: pathlib.Path,
+    allow_missing: bool = False,
 ) -> list[str]:
     """The file of each row: its path as it stands, else without leading folders.
 
     CheXpert's CSV names its own root folder, NIH's gives bare names of files that lie
-    in subfolders; both are found.
+    in subfolders; both are found. With `allow_missing` a row without its file has "".
     """
     exact = set(files)
     by_name: dict[str, list[str]] = {}
@@ -210,6 +214,7 @@ def match_paths(
             path = same_name[0]
         if path is None:
             missing.append((number, cell))
+            paths.append("")
             continue
         if path in used:
             raise PacxError(
@@ -218,7 +223,7 @@ def match_paths(
             )
         used[path] = number
         paths.append(path)
-    if missing:
+    if missing and not allow_missing:
         number, cell = missing[0]
         raise PacxError(
             f"{table.path}: {len(missing)} rows name files that are not under {root}, "

@@ -73,6 +73,8 @@ def read_table(path: str | os.PathLike) -> Table:
         raise PacxError(f"{path}: the CSV has no rows under a header")
     columns = tuple(cell.strip() for cell in rows[0])
     for number, row in enumerate(rows[1:], start=2):
+        while len(row) > len(columns) and not row[-1].strip():
+            row.pop()  # NIH's rows end in a comma where the header may not
         if len(row) != len(columns):
             raise PacxError(
                 f"{path}: row {number} has {len(row)} cells, the header {len(columns)}"

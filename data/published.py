@@ -1,0 +1,225 @@
+"""Published sets of labelled images: what their builders share.
+
+A builder is a page of facts: by what its folder is known, its labels in their order,
+its splits, the counts that were published, and how its tables become rows (`listings`).
+Here rows are joined with their files, split, and compared with those counts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from data import listings, records, splits
+from pacx_jax.input import folders
+from pacx_jax.types import PacxError
+
+Counts = Mapping[str, Mapping[str, int]]  # "train" or "train+val" -> IMAGES, labels
+IMAGES = "images"
+_DEPTH = 3  # folders between --source and the root of the data set
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """What is known of a data set.
+
+    Attributes:
+      title: what messages call it.
+      markers: files or folders (patterns) of its root; one of them is enough.
+      labels: their names, in order.
+      strict: splits by patient, where patients are known.
+      reference: splits as the authors' code made them.
+      counts: published counts for "strict", "reference", or "both".
+      note: a fact about its splits that must be told.
+    """
+
+    title: str
+    markers: tuple[str, ...]
+    labels: tuple[str, ...]
+    strict: splits.Policy
+    reference: splits.Policy
+    counts: Mapping[str, Counts]
+    note: str = ""
+
+
+Read = Callable[[pathlib.Path, listings.Files], Iterator[listings.Row]]
+
+
+def make_plan(
+    source: pathlib.Path, options: Any, facts: Facts, read: Read
+) -> records.Plan:
+    """Reads the tables, finds the images, splits; PacxError for what is wrong."""
+    root = find_root(source, facts)
+    files = listings.Files(root)
+    rows = list(read(root, files))
+    paths, rows, notes = _join(root, files, rows, options.allow_missing)
+    policy = getattr(facts, options.splits)
+    names, told = splits.assign(
+        policy,
+        [row.split for row in rows],
+        [row.patient for row in rows],
+        [row.stratum for row in rows],
+    )
+    grouped = any(row.patient for row in rows)
+    if facts.note:
+        notes.append(facts.note)
+    chosen: dict[str, list[tuple]] = {name: [] for name in splits.NAMES}
+    digest = hashlib.sha256()
+    for path, row, name in zip(paths, rows, names, strict=True):
+        labels = np.asarray(row.labels, np.float32)
+        size = os.stat(root / path).st_size
+        digest.update(f"{path}\0{size}\0{name}\0{row.patient}\0".encode())
+        digest.update(labels.tobytes())
+        if name:
+            chosen[name].append((path, row.patient, labels))
+    make = MakeImage(str(root), options.size, grouped)
+    return records.Plan(
+        {name: chosen[name] for name in splits.NAMES if chosen[name]},
+        make,
+        make.name,
+        ("image", "path") + (("patient_id",) if grouped else ()) + ("labels",),
+        facts.labels,
+        digest.hexdigest(),
+        published=merged_counts(facts, options.splits),
+        notes=tuple(notes + told),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class MakeImage:
+    """Makes the example of (path, patient, labels)."""
+
+    root: str
+    size: int
+    grouped: bool
+
+    def name(self, row: tuple) -> str:
+        return f"{self.root}/{row[0]}"
+
+    def __call__(self, row: tuple) -> dict[str, Any]:
+        path, patient, labels = row
+        name = self.name(row)
+        image = records.store_image(records.read_bytes(name), self.size, name)
+        example = {"image": image, "path": path, "labels": labels}
+        return example | ({"patient_id": patient} if self.grouped else {})
+
+
+def find_root(source: pathlib.Path, facts: Facts) -> pathlib.Path:
+    """The folder with one of the markers: `source`, or the one nearest below it."""
+    if not source.is_dir():
+        raise PacxError(f"{source}: no such folder; check --source")
+    level = [source]
+    for _ in range(_DEPTH + 1):
+        found = [f for f in level if any(any(f.glob(m)) for m in facts.markers)]
+        if len(found) > 1:
+            raise PacxError(
+                f"{source}: {facts.title} is both in {found[0]} and in {found[1]}; "
+                "give one of them as --source"
+            )
+        if found:
+            return found[0]
+        level = [
+            pathlib.Path(entry.path)
+            for folder in level
+            for entry in sorted(os.scandir(folder), key=lambda e: e.name)
+            if entry.is_dir() and not folders.hidden(pathlib.Path(entry.name))
+        ]
+    raise PacxError(
+        f"{source}: no {' or '.join(facts.markers)} here; --source must be the folder "
+        f"of {facts.title} (see data/README.md)"
+    )
+
+
+def differences(
+    published: Counts,
+    counts: Mapping[str, int],
+    positives: Mapping[str, Mapping[str, int]],
+) -> dict[str, dict[str, list[int]]]:
+    """Where counts are not the published ones: key -> what -> [here, published].
+
+    Args:
+      published: the published counts.
+      counts: split -> examples.
+      positives: split -> label -> positives.
+    """
+    different: dict[str, dict[str, list[int]]] = {}
+    for key, numbers in published.items():
+        for what, number in numbers.items():
+            here = sum(
+                counts.get(split, 0)
+                if what == IMAGES
+                else positives.get(split, {}).get(what, 0)
+                for split in key.split("+")
+            )
+            if here != number:
+                different.setdefault(key, {})[what] = [here, number]
+    return different
+
+
+def told(summary: Mapping[str, Any]) -> Iterator[str]:
+    """Lines for people: published counts, notes, and every difference."""
+    for key, numbers in summary.get("published", {}).items():
+        counts = ", ".join(f"{what} {number}" for what, number in numbers.items())
+        yield f"  published {key}: {counts}"
+    for note in summary.get("notes", ()):
+        yield f"  note: {note}"
+    for key, numbers in summary.get("differences", {}).items():
+        pairs = (f"{what} {a}, published {b}" for what, (a, b) in numbers.items())
+        yield f"  DIFFERENT from what was published: {key}: {'; '.join(pairs)}"
+
+
+def merged_counts(facts: Facts, policy: str) -> dict[str, dict[str, int]]:
+    """The published counts that hold under a policy."""
+    merged: dict[str, dict[str, int]] = {}
+    for kind in ("both", policy):
+        for key, numbers in facts.counts.get(kind, {}).items():
+            merged.setdefault(key, {}).update(numbers)
+    return merged
+
+
+def _join(
+    root: pathlib.Path,
+    files: listings.Files,
+    rows: list[listings.Row],
+    allow_missing: bool,
+) -> tuple[list[str], list[listings.Row], list[str]]:
+    """Paths and rows of the images that are there, each once, and what to tell."""
+    found: dict[str, listings.Row] = {}
+    missing, repeated, notes = [], 0, []
+    for row in rows:
+        path = files.find(row)
+        if not path:
+            missing.append(row)
+            continue
+        other = found.setdefault(path, row)
+        if other is not row:
+            if not _same(other, row):
+                raise PacxError(
+                    f"{row.origin}: {path} is also in {other.origin}, and they do not "
+                    "agree; remove one"
+                )
+            repeated += 1
+    if missing:
+        told = f"{len(missing)} listed images are not there"
+        first = f"the first is {missing[0].file!r} ({missing[0].origin})"
+        if not allow_missing:
+            raise PacxError(
+                f"{root}: {told}, {first}; add them, or give --allow_missing"
+            )
+        notes.append(f"{told} and left out, {first}")
+    if repeated:
+        notes.append(f"{repeated} rows repeat another and count once")
+    if not found:
+        raise PacxError(f"{root}: no image of its tables is there; check --source")
+    return list(found), list(found.values()), notes
+
+
+def _same(one: listings.Row, two: listings.Row) -> bool:
+    labels = np.array_equal(one.labels, two.labels, equal_nan=True)
+    return labels and (one.patient, one.split) == (two.patient, two.split)

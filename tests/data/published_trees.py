@@ -1,0 +1,181 @@
+"""Small trees in the layouts of published sets, with their file names and columns.
+
+Images are one film of the simulated cohort, moved a little, in the encodings that are
+found in public sets: JPEG, PNG with alpha, 16-bit PNG, under any extension. Each
+tree has a row twice where it has rows, and labels that are missing where the set may.
+"""
+
+import functools
+import importlib
+import io
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+from data.cohort import latents, xray
+from pacx_jax.input import images
+
+CLASSIFIERS = (
+    "tb",
+    "vindr_cxr",
+    "nih14",
+    "chestx6",
+    "chexchonet",
+    "covid_qu_ex",
+    "covidx",
+    "kermany",
+)
+
+
+def module(name):
+    """The builder's module."""
+    return importlib.import_module(f"data.{name}.{name}_dataset_builder")
+
+
+@functools.cache
+def film() -> np.ndarray:
+    study = latents.study(latents.Key(0, "probe_train", 1, 0))
+    return images.shrink(xray.render(study), 40)
+
+
+def put(path: pathlib.Path, i: int = 0) -> None:
+    """One of the encodings found in public sets, whatever the name's extension."""
+    grey = np.roll(film(), i, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = io.BytesIO()
+    if i % 4 == 0:
+        stream.write(images.encode_jpeg(grey))
+    elif i % 4 == 1:
+        alpha = np.full_like(grey, 200)
+        Image.fromarray(np.stack([grey, grey, grey, alpha], -1)).save(stream, "PNG")
+    elif i % 4 == 2:
+        Image.fromarray(grey.astype(np.uint16) * 257).save(stream, "PNG")
+    else:
+        stream.write(images.encode_png(grey))
+    path.write_bytes(stream.getvalue())
+
+
+def write(path: pathlib.Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def draw_tb(root):
+    rows = ["study_id,sex,age,findings"]
+    for i in range(1, 21):
+        name = f"CHNCXR_{i:04}_{i % 2}.png"
+        put(root / "images/images" / name, i)
+        finding = "bilateral PTB, right pleuritis" if i % 2 else "normal"
+        rows.append(f'{name},Male,4{i % 10},"{"" if i == 20 else finding}"')
+    write(root / "shenzhen_metadata.csv", *rows, rows[1])
+
+
+def draw_tb_original(root):
+    for i in range(1, 21):
+        name = f"CHNCXR_{i:04}_{i % 2}"
+        put(root / f"ChinaSet_AllFiles/CXR_png/{name}.png", i)
+        write(root / f"ChinaSet_AllFiles/ClinicalReadings/{name}.txt", "male 45yrs")
+
+
+def draw_vindr_cxr(root):
+    labels = list(module("vindr_cxr").LABELS)
+    rows = {"train": [], "test": []}
+    for i in range(16):
+        split = "train" if i < 12 else "test"
+        image = f"{i * 7919:032x}"
+        put(root / split / f"{image}.png", i)
+        for reader in range(3 if split == "train" else 1):
+            cells = [str(int(reader <= i % 3)), "" if i == 3 else "0"]
+            cells += ["0"] * (len(labels) - 2) + ["1"]
+            rows[split].append([image, *([f"R{reader}"] * (split == "train")), *cells])
+    for split, lines in rows.items():
+        head = [*labels, "No finding"]
+        if split == "test":
+            head[len(labels) - 1] = "Other disease"
+        who = ["image_id", *(["rad_id"] * (split == "train"))]
+        lines = [",".join(line) for line in [who + head, *lines, lines[0]]]
+        write(root / f"annotations/image_labels_{split}.csv", *lines)
+
+
+NIH_HEAD = (
+    "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"
+    "View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],"
+)
+
+
+def draw_nih14(root, csv="Data_Entry_2017.csv", folder="images_{:03}/images"):
+    rows, listed = [NIH_HEAD], {"train_val": [], "test": []}
+    for i in range(24):
+        name = f"{i // 2:08}_{i % 2:03}.png"
+        finding = ("No Finding", "Hernia", "Mass|Atelectasis", "")[i % 4]
+        put(root / folder.format(1 + i % 2) / name, i)
+        rows.append(f"{name},{finding},0,{i // 2},58,M,PA,2682,2749,0.143,0.143,")
+        listed["test" if i >= 18 else "train_val"].append(name)
+    write(root / csv, *rows, rows[1])
+    for kind, names in listed.items():
+        write(root / f"{kind}_list.txt", *names)
+
+
+def draw_nih14_v2020(root):
+    draw_nih14(root, "Data_Entry_2017_v2020.csv", "images")
+    write(root / "Data_Entry_2017.csv", "an older one", "beside it")
+    path = root / "Data_Entry_2017_v2020.csv"
+    path.write_text(path.read_text().replace("[x,y],", "[x,y]"))
+
+
+def draw_chestx6(root):
+    for split, n in (("train", 3), ("val", 1), ("test", 1)):
+        for c in module("chestx6").CLASSES:
+            for i in range(n):
+                put(root / "chest-xray" / split / c / f"{c} ({i}).jpg", i + n)
+
+
+def draw_chexchonet(root):
+    names = ["slvh", "dlv", "composite_slvh_dlv", "heart_transplant"]
+    names += ["lung_transplant", "pacemaker_or_icd"]
+    rows = [",".join(["patient_id", "cxr_filename", "age", "sex", *names])]
+    for i in range(60):
+        put(root / "images" / f"cxr{i}.png", i)
+        high = str(int(i // 3 % 3 == 0))
+        cells = [high, "0", high, "", "-1" if i == 6 else "0", "1"]
+        rows.append(",".join([f"CTR{i // 3}", f"cxr{i}.png", "60", "F", *cells]))
+    write(root / "metadata.csv", *rows, rows[1])
+
+
+def draw_covid_qu_ex(root):
+    for part in ("Lung Segmentation Data", "Infection Segmentation Data"):
+        for split, n in (("Train", 3), ("Val", 1), ("Test", 1)):
+            for c in module("covid_qu_ex").CLASSES:
+                for i in range(n):
+                    name = f"{c}_{split}_{i}.png"
+                    put(root / part / part / split / c / "images" / name, i)
+                    put(root / part / part / split / c / "lung masks" / name, 3)
+
+
+def draw_covidx(root):
+    lines = {"train": [], "val": [], "test": []}
+    for i in range(24):
+        split = "train" if i < 16 else ("val" if i < 20 else "test")
+        name = f"film {i} of a paper.jpg" if i == 2 else f"{i}.png"
+        put(root / split / name, i)
+        # Patient p7 is in train and in test.
+        patient = "p7" if i == 20 else f"p{i // 2}"
+        kind = "positive" if i % 2 else "negative"
+        lines[split].append(f"{patient} {name} {kind} bimcv")
+    for split, listed in lines.items():
+        write(root / f"{split}.txt", *listed, listed[0])
+
+
+def draw_kermany(root):
+    for i in range(24):
+        split = "train" if i < 18 else ("val" if i < 20 else "test")
+        kind = "bacteria" if i % 4 else "virus"
+        sick = f"PNEUMONIA/person{i // 2}_{kind}_{i}.jpeg"
+        for film in (sick, f"NORMAL/NORMAL2-IM-{i // 2:04}-0001-000{i % 2}.jpeg"):
+            put(root / "chest_xray" / split / film, i)
+            put(root / "chest_xray/chest_xray" / split / film, i)  # as Kaggle has it
+
+
+DRAW = {name: globals()[f"draw_{name}"] for name in CLASSIFIERS}
+DRAW |= {"tb/original": draw_tb_original, "nih14/v2020": draw_nih14_v2020}
