@@ -115,7 +115,8 @@ class Elements:
     def _element(self, keyword: str) -> Any:
         from pydicom.datadict import tag_for_keyword
 
-        return self._dataset.get_item(tag_for_keyword(keyword))
+        # An empty value would else be converted, by a VR that may be nonsense.
+        return self._dataset.get_item(tag_for_keyword(keyword), keep_deferred=True)
 
 
 def read(data: bytes, name: str) -> tuple[str, Elements]:

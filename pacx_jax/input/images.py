@@ -43,7 +43,7 @@ def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
       uint8, (h, w) for grey images and (h, w, 3) for colour ones.
 
     Raises:
-      PacxError: no such file, no JPEG, PNG or DICOM image, truncated, corrupt, or larger
+      PacxError: no such file, no JPEG, PNG or DICOM, truncated, corrupt, or larger
         than MAX_PIXELS.
     """
     if not isinstance(data, bytes | bytearray | memoryview):

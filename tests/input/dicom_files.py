@@ -13,7 +13,7 @@ LOSSLESS, LOSSLESS_SV1 = (f"1.2.840.10008.1.2.4.{x}" for x in (57, 70))
 J2K_LOSSLESS, J2K = (f"1.2.840.10008.1.2.4.{x}" for x in (90, 91))
 SECRET = "Doe^Jane"
 
-_RAMP = np.add.outer(np.arange(24) * 97, np.arange(33) * 41)
+_RAMP = np.add.outer(np.arange(36) * 97, np.arange(33) * 41)
 STORED = (_RAMP + np.random.default_rng(0).integers(0, 90, _RAMP.shape)) % 4096
 
 
@@ -103,9 +103,9 @@ def jpeg_2000(stored, bits, **options) -> bytes:
 
 def rle(pattern) -> bytes:
     """PackBits of each byte, the high one first, row by row."""
-    planes = np.atleast_3d(pattern.astype("<u2").view(np.uint8).reshape(
-        *pattern.shape, 2
-    ))
+    planes = np.atleast_3d(
+        pattern.astype("<u2").view(np.uint8).reshape(*pattern.shape, 2)
+    )
     segments = []
     for plane in (planes[..., 1], planes[..., 0]):
         segment = b"".join(map(_pack_bits, plane))
