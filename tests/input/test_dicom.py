@@ -10,7 +10,9 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
-from pacx_jax.input import dicom, images
+from data import records
+from pacx_jax import embed
+from pacx_jax.input import dicom, folders, images, sources
 from pacx_jax.types import PacxError
 from tests.input import dicom_files as files
 
@@ -42,7 +44,7 @@ def linear(x, c, w):
     return grey(np.where(x > c - 0.5 + (w - 1) / 2, 1, y))
 
 
-def test_without_a_window_the_range_is_stretched_and_nothing_is_read_of_the_patient():
+def test_without_a_window_the_range_of_the_image_is_stretched():
     np.testing.assert_array_equal(decoded(), min_max(STORED))
     assert decoded().dtype == np.uint8
 
@@ -367,6 +369,21 @@ def test_the_format_is_read_from_bytes_not_from_the_name(tmp_path):
     np.testing.assert_array_equal(images.decode(png), min_max(STORED))
     for other in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"P5 3 3 255", b""):
         assert not dicom.is_dicom(other)
+
+
+def test_folders_preparation_and_embedding_read_the_same_pixels(tmp_path):
+    (tmp_path / "a.dcm").write_bytes(files.made())
+    (tmp_path / "b.DICOM").write_bytes(files.made(syntax=files.IMPLICIT))
+    assert folders.list_images(tmp_path) == ["a.dcm", "b.DICOM"]
+    assert [p.name for p in embed.image_files(str(tmp_path))] == ["a.dcm", "b.DICOM"]
+    spec = folders.FolderSpec(path=str(tmp_path), val_fraction=0)
+    example = sources.FolderSource(spec, "train")[0]
+    np.testing.assert_array_equal(images.decode(example["image"]), min_max(STORED))
+    for size in (0, 16, 500):
+        kept = records.store_image(example["image"], size, "a.dcm")
+        assert kept[:4] == b"\x89PNG" and files.SECRET.encode() not in kept
+        expected = images.shrink(min_max(STORED), size or 500)
+        np.testing.assert_array_equal(images.decode(kept), expected)
 
 
 @pytest.mark.parametrize("package", ["pydicom", "libjpeg", "openjpeg"])
