@@ -49,6 +49,8 @@ setuptools.setup(
         "tpu": ["jax[tpu]>=0.10"],
         "test": [
             "hypothesis>=6",
+            "pydicom>=3.0",
+            "pylibjpeg[all]>=2.0",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.12",

@@ -163,12 +163,14 @@ def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
 
     size 0, or an image already small enough, keeps a file's bytes. What is shrunk
     from a JPEG is stored as JPEG of quality 95; PNGs and arrays as PNG, without loss.
+    Of a DICOM nothing but its grey levels is stored, as PNG.
     Files are decoded in any case, so that damaged ones are found now.
     """
     is_file = isinstance(data, bytes)
     image = images.decode(data, name) if is_file else data
     if size == 0 or min(image.shape[:2]) <= size:
-        return data if is_file else images.encode_png(image)
+        keep = is_file and not images.is_dicom(data)
+        return data if keep else images.encode_png(image)
     image = images.shrink(image, size)
     is_jpeg = is_file and data[:2] == b"\xff\xd8"
     return images.encode_jpeg(image) if is_jpeg else images.encode_png(image)

@@ -20,13 +20,12 @@ from pacx_jax import host_memory
 from pacx_jax.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoder import load_encoder
 from pacx_jax.input import ecg, ecg_records, folders
+from pacx_jax.input.images import EXTENSIONS
 from pacx_jax.types import PacxError
-
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 
 
 def image_files(folder: str) -> list[pathlib.Path]:
-    """Every JPEG and PNG file under a folder, sorted.
+    """Every JPEG, PNG and DICOM file under a folder, sorted.
 
     Raises:
       PacxError: no such folder, or no images in it.
@@ -138,7 +137,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--images", help="folder of JPEG/PNG files")
+    what.add_argument("--images", help="folder of JPEG, PNG or DICOM files")
     what.add_argument("--ecgs", help="WFDB records, .npy, .mat: a folder, or one file")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     parser.add_argument("--batch_size", type=int, default=32)

@@ -1,4 +1,4 @@
-"""A tree of JPEG and PNG files, its CSV, and the split into train, val and test."""
+"""A tree of JPEG, PNG and DICOM files, its CSV, and the split of them."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from pacx_jax.input import tables
+from pacx_jax.input.images import EXTENSIONS
 from pacx_jax.types import PacxError
 
 DEFAULT_CSVS = ("labels.csv", "metadata.csv")
-EXTENSIONS = (".jpg", ".jpeg", ".png")
 _SAMPLE_BYTES = 4096
 
 
@@ -145,7 +145,7 @@ def read_folder(spec: FolderSpec) -> Listing:
 
 
 def list_images(root: str | os.PathLike) -> list[str]:
-    """Relative paths of all JPEG and PNG files under `root`, sorted.
+    """Relative paths of all JPEG, PNG and DICOM files under `root`, sorted.
 
     Hidden files and folders are skipped; links to folders are followed once.
     """
@@ -167,7 +167,9 @@ def list_images(root: str | os.PathLike) -> list[str]:
             if name[0] != "." and name.lower().endswith(EXTENSIONS):
                 found.append((prefix / name).as_posix())
     if not found:
-        raise PacxError(f"{root}: no JPEG or PNG files in this folder; check data.path")
+        raise PacxError(
+            f"{root}: no JPEG, PNG or DICOM files in this folder; check data.path"
+        )
     return sorted(found)
 
 

@@ -15,18 +15,21 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pacx_jax.input import dicom
+from pacx_jax.input.dicom import MAX_PIXELS, is_dicom
 from pacx_jax.types import PacxError
 
-MAX_PIXELS = 100_000_000  # the largest detector plates have about 20 million
 FORMATS = ("JPEG", "PNG")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 
 # Threads belong to the input pipeline, not to each small call.
 cv2.setNumThreads(0)
 
 
 def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
-    """Decodes a JPEG or PNG into uint8 grey levels.
+    """Decodes a JPEG, PNG or DICOM file into uint8 grey levels.
 
+    Which of them it is, is read from its bytes. DICOM: see dicom.py.
     16-bit images are scaled by the full range of 16 bits, round(x / 257), whatever
     range the image uses, so that one grey level means the same in every file.
     Palettes are expanded, CMYK is converted, one-bit images become 0 and 255. Alpha
@@ -40,14 +43,16 @@ def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
       uint8, (h, w) for grey images and (h, w, 3) for colour ones.
 
     Raises:
-      PacxError: no such file, not a JPEG or PNG, truncated, corrupt, or larger than
-        MAX_PIXELS.
+      PacxError: no such file, no JPEG, PNG or DICOM, truncated, corrupt, or larger
+        than MAX_PIXELS.
     """
     if not isinstance(data, bytes | bytearray | memoryview):
         name, data = name or str(data), _read(data)
     name = name or "image"
     if not data:
         raise PacxError(f"{name}: the file is empty; delete or replace it")
+    if is_dicom(data):
+        return dicom.decode(data, name)
     try:
         # Opening reads the header alone: a bomb is refused before it is unpacked.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -57,7 +62,7 @@ def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
             return _to_uint8(image, data)
     except Image.UnidentifiedImageError:
         raise PacxError(
-            f"{name}: not a JPEG or PNG image; convert or delete it"
+            f"{name}: not a JPEG, PNG or DICOM image; convert or delete it"
         ) from None
     except Image.DecompressionBombError as error:
         raise PacxError(

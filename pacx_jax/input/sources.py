@@ -3,7 +3,7 @@
 A source knows its length, gives example i as a dict of raw entries, and names it for
 messages. Entries, each only where the data set has it:
 
-  image       encoded bytes of a JPEG or PNG, or a uint8 array
+  image       encoded bytes of a JPEG, PNG or DICOM, or a uint8 array
   labels      float32 (c,), NaN = missing, -1 = uncertain
   patient_id  str
   path        str, relative to the data set's root
@@ -55,7 +55,8 @@ def open_source(data: Any, split: str) -> Source:
 
     Args:
       data: anything with attributes. `source`: "prepared" (a folder that
-        data/prepare.py wrote) or "folder" (a tree of JPEG and PNG files); `path`.
+        data/prepare.py wrote) or "folder" (a tree of JPEG, PNG and DICOM files);
+        `path`.
         `limit`: at most so many examples, drawn once and for all; 0 = all. For
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
@@ -82,7 +83,7 @@ def open_source(data: Any, split: str) -> Source:
 
 
 class FolderSource:
-    """A tree of JPEG and PNG files, with or without a CSV of labels and patients."""
+    """A tree of JPEG, PNG and DICOM files, with or without a CSV of labels."""
 
     def __init__(self, spec: folders.FolderSpec, split: str):
         listing = folders.read_folder(spec)

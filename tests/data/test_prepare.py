@@ -368,7 +368,7 @@ BAD = {
     "no symile": ("symile_mimic", lambda r: None, "no train.csv"),
     "other order": ("symile_mimic", _spoil_hadm, "row 0 is admission 1010, but 1000"),
     "no array": ("symile_mimic", _spoil_array, "cxr_train.npy: not a readable .npy"),
-    "empty folder": ("folder", lambda r: None, "no JPEG or PNG files"),
+    "empty folder": ("folder", lambda r: None, "no JPEG, PNG or DICOM files"),
     "rows": ("ecg_array", _spoil_rows, "1 rows for 6 records"),
     "dtype": ("ecg_array", _spoil_dtype, "float32 array of shape .* must be int16"),
     "no ecg": ("ecg_array", lambda r: None, "ecg.npy: no such file"),

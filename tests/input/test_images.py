@@ -102,14 +102,14 @@ def test_a_truncated_file_is_one_line_with_its_name(tmp_path, kind):
 
 def test_what_is_no_image_is_one_line_with_its_name(tmp_path):
     bad = tmp_path / "x.png"
-    for data, word in ((b"", "empty"), (b"not an image", "not a JPEG or PNG")):
+    for data, word in ((b"", "empty"), (b"not an image", "not a JPEG, PNG or DICOM")):
         bad.write_bytes(data)
         with pytest.raises(PacxError, match=f"x.png: .*{word}"):
             images.decode(bad)
     with pytest.raises(PacxError, match="absent.png: no such file"):
         images.decode(tmp_path / "absent.png")
     tiff = saved(Image.fromarray(GREY), "TIFF")
-    with pytest.raises(PacxError, match="scan: not a JPEG or PNG"):
+    with pytest.raises(PacxError, match="scan: not a JPEG, PNG or DICOM"):
         images.decode(tiff, "scan")
 
 

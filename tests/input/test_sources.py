@@ -169,7 +169,7 @@ def _bad_rows(root, header, *rows):
 
 BAD = {
     "no such folder": (lambda root: root.rmdir(), {}, "no such folder"),
-    "empty": (lambda root: None, {}, "no JPEG or PNG files"),
+    "empty": (lambda root: None, {}, "no JPEG, PNG or DICOM files"),
     "no csv": (lambda r: draw(r, 2), {"csv": "a.csv"}, "a.csv: no such CSV"),
     "labels without csv": (
         lambda r: draw(r, 2),
