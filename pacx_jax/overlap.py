@@ -166,11 +166,13 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
                 continue  # it has no such split; training says what is wrong
             raise
         space, ids = source.namespace, source.patients()
-        if ids is None:
+        if not ids or not any(ids):
             rows[split] = {"patients": None, "shared": None}
             unknown.append(f"{config.data.path} names no patients")
             continue
-        everybody = {patients.key(space, i) for i in ids}
+        if not all(ids):
+            unknown.append(f"{config.data.path} names no patient of some images")
+        everybody = {patients.key(space, i) for i in ids if i}
         hashes = {_hash(chain.key, who) for who in everybody} if chain.key else set()
         seen = [hashes & set(run["hashes"]) for run in known]
         rows[split] = {"patients": len(everybody), "shared": len(set().union(*seen))}
@@ -220,10 +222,10 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
         "start": [train.fingerprint, train.namespace, config.model_init],
     }
     ids = train.patients()
-    if ids is None:
+    if not ids or not any(ids):
         run["unknown"] = f"{config.data.path}, the data of {workdir}, names no patients"
     else:
-        everybody = {patients.key(train.namespace, i) for i in ids}
+        everybody = {patients.key(train.namespace, i) for i in ids if i}
         run["namespace"], run["patients"] = train.namespace, len(everybody)
         # Sorted, so that their order tells nothing.
         run["hashes"] = sorted(_hash(key, who) for who in everybody)
