@@ -37,7 +37,8 @@ from pacx_jax.types import PacxError  # noqa: E402
 
 KINDS = ("patients", "studies", "identical", "near")
 _CHUNK = 32  # images a worker gets at a time
-_EXAMPLES = 3
+_EXAMPLES = 3  # of a pair of splits
+_SHOWN = 10
 _STUDY_ENTRIES = ("study_id", "hadm_id")
 
 
@@ -292,9 +293,11 @@ def _print(report: dict) -> None:
         cells += [f"{row[k][0]} and {row[k][1]}" for k in KINDS[2:]]
         text = f"{row['a']} and {row['b']}"
         print(f"{text:{width}}" + "".join(f"{cell:>17}" for cell in cells))
-    for row in report["shared"]:
-        for a, b in row["examples"]:
-            print(f"  {a} is like {b}")
+    examples = [pair for row in report["shared"] for pair in row["examples"]]
+    for a, b in examples[:_SHOWN]:
+        print(f"  {a} is like {b}")
+    if len(examples) > _SHOWN:
+        print(f"  and {len(examples) - _SHOWN} more examples in the JSON")
     n, compared = report["findings"], report["compared"]
     print(
         f"\n{n} OF {compared} PAIRS OF SPLITS SHARE PATIENTS, STUDIES OR IMAGES"
