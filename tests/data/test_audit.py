@@ -193,7 +193,7 @@ def test_no_images_have_no_pairs():
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real X-rays are not on this machine")
 def test_no_two_patients_of_the_real_xrays_are_called_near(tmp_path):
-    # data/README.md says 0 of 143,774 pairs; here every third image, all of its own cell.
+    # data/README.md has the rate over all pairs; here of every third image.
     files = sorted(REAL.glob("*.jpg"))[::3]
     patient = [f.name.split("_")[1] for f in files]
     digests = np.stack([twins.digest(images.decode(f)) for f in files])
