@@ -68,6 +68,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.threads = 8
     c.data.max_bad_share = 0.01  # unreadable samples above this share stop the run
     c.data.simulated = False
+    c.data.namespace = ""  # whose patient ids they are; "": the prepared data set's
+    c.data.allow_overlap = False  # probe patients that the encoder was trained on
 
     c.optim = ml_collections.ConfigDict()
     c.optim.peak_lr = 1e-3

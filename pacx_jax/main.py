@@ -121,6 +121,7 @@ def check_same(old: dict, new: dict, workdir: str) -> None:
     old, new = _flat(old), _flat(new)
     free = {"data.threads", "log_every", "keep", "num_devices", "cache_dir"}
     free |= {"data.max_bad_share", "data.cache"}
+    free |= {"data.namespace", "data.allow_overlap"}
     differing = [
         f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
         for k in sorted(set(old) | set(new))

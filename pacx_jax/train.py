@@ -24,6 +24,7 @@ from pacx_jax import (
     model_folder,
     objectives,
     optim,
+    overlap,
     sharding,
     step,
 )
@@ -40,6 +41,7 @@ def train(config, workdir: str) -> dict[str, float]:
     mesh = sharding.make_mesh(config.num_devices)
     sharding.check_batch_size(config.global_batch_size, mesh)
     opened = batches.open_sources(config)
+    overlap.account(config, workdir, opened[config.data.train_split])
     config = batches.with_label_names(config, opened)
     objective = objectives.make(config, mesh)
     data = batches.Data(config, workdir, objective, mesh, opened)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import batches, checkpoint, objectives, sharding, step, train
+from pacx_jax import batches, checkpoint, objectives, overlap, sharding, step, train
 from pacx_jax.evaluate import statistics
 from pacx_jax.types import PacxError
 
@@ -30,6 +30,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     config.data.val_split = split
     mesh = sharding.make_mesh(config.num_devices)
     opened = batches.open_sources(config)
+    overlap.check_evaluation(config, workdir, split)
     config = batches.with_label_names(config, opened)
     objective = objectives.make(config, mesh)
     data = batches.Data(config, workdir, objective, mesh, opened)

@@ -21,11 +21,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax.input import folders
+from pacx_jax.input import folders, patients
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "pacx.json"
+_READ_AT_ONCE = 256  # records
 
 
 class Source(Protocol):
@@ -36,18 +37,22 @@ class Source(Protocol):
       fingerprint: hexadecimal sha256, another one when the data are others.
       split: the split's name.
       entries: names of the entries that every example has.
+      namespace: whose ids `patient_id` are (see pacx_jax/input/patients.py).
     """
 
     label_names: tuple[str, ...]
     fingerprint: str
     split: str
     entries: tuple[str, ...]
+    namespace: str
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, i: int) -> dict[str, Any]: ...
 
     def name(self, i: int) -> str: ...
+
+    def patients(self) -> list[str] | None: ...
 
 
 def open_source(data: Any, split: str) -> Source:
@@ -56,8 +61,8 @@ def open_source(data: Any, split: str) -> Source:
     Args:
       data: anything with attributes. `source`: "prepared" (a folder that
         data/prepare.py wrote) or "folder" (a tree of JPEG, PNG and DICOM files);
-        `path`.
-        `limit`: at most so many examples, drawn once and for all; 0 = all. For
+        `path`. `limit`: at most so many examples, drawn once and for all; 0 = all.
+        `namespace`: whose ids the patients' are; "" = the prepared data set's. For
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
 
@@ -73,6 +78,9 @@ def open_source(data: Any, split: str) -> Source:
         source = FolderSource(folders.FolderSpec.from_config(data), split)
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
+    if getattr(data, "simulated", False):
+        source.namespace = patients.SIMULATED
+    source.namespace = getattr(data, "namespace", "") or source.namespace
     limit = int(getattr(data, "limit", 0))
     if limit < 0:
         raise PacxError(f"data.limit {limit}: give 0 (all) or a positive number")
@@ -80,6 +88,13 @@ def open_source(data: Any, split: str) -> Source:
         drawn = np.random.default_rng(0).permutation(len(source))[:limit]
         source = Subset(source, np.sort(drawn))
     return source
+
+
+def splits(data: Any) -> tuple[str, ...]:
+    """Names of the splits that there may be; a folder's may be empty."""
+    if getattr(data, "source", "") == "prepared":
+        return tuple(_read_manifest(pathlib.Path(data.path))["splits"])
+    return SPLITS
 
 
 class FolderSource:
@@ -100,6 +115,7 @@ class FolderSource:
         self._labels = listing.labels[rows]
         self.label_names = listing.label_names
         self.split = split
+        self.namespace = patients.FOLDER
         self.fingerprint = _sha256(
             listing.fingerprint, split, *self._paths, self._labels.tobytes()
         )
@@ -127,6 +143,10 @@ class FolderSource:
 
     def name(self, i: int) -> str:
         return str(self._root / self._paths[i])
+
+    def patients(self) -> list[str] | None:
+        """The patient of each example; None where the data name none."""
+        return list(self._patients) or None
 
 
 class PreparedSource:
@@ -163,6 +183,7 @@ class PreparedSource:
         self.label_names = tuple(manifest["label_names"])
         self.split = split
         self.entries = tuple(manifest["entries"])
+        self.namespace = patients.namespace(manifest.get("name", ""))
         self.fingerprint = _sha256(manifest["fingerprint"], split)
 
     def __len__(self) -> int:
@@ -190,6 +211,29 @@ class PreparedSource:
             return f"{self._path}: {self.split}[{i}] {_text(self._records[i]['path'])}"
         except Exception:
             return f"{self._path}: {self.split}[{i}]"
+
+    def patients(self) -> list[str] | None:
+        """The patient of each readable example, read from the records.
+
+        None where the data name none.
+        """
+        if "patient_id" not in self.entries:
+            return None
+        found = []
+        for start in range(0, len(self), _READ_AT_ONCE):
+            rows = range(start, min(start + _READ_AT_ONCE, len(self)))
+            try:
+                records = self._records.__getitems__(list(rows))
+            except Exception:  # a damaged one among them, which training leaves out
+                records = [self._or_none(i) for i in rows]
+            found += [_text(record["patient_id"]) for record in records if record]
+        return found
+
+    def _or_none(self, i: int) -> dict[str, Any] | None:
+        try:
+            return self[i]
+        except PacxError:
+            return None
 
 
 def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
@@ -226,6 +270,7 @@ class Subset:
         self.label_names = source.label_names
         self.split = source.split
         self.entries = source.entries
+        self.namespace = source.namespace
         self.fingerprint = _sha256(source.fingerprint, self._indices.tobytes())
 
     def __len__(self) -> int:
@@ -236,6 +281,12 @@ class Subset:
 
     def name(self, i: int) -> str:
         return self._source.name(int(self._indices[i]))
+
+    def patients(self) -> list[str] | None:
+        """The patient of each example; None where the data name none."""
+        if "patient_id" not in self.entries:
+            return None
+        return [str(self[i]["patient_id"]) for i in range(len(self))]
 
 
 def _text(value: Any) -> Any:

@@ -31,6 +31,7 @@ LAYERS = {
     "encoder": 5,
     "ecg_encoder": 5,
     "batches": 6,
+    "overlap": 6,
     "finished_run": 6,
     "train": 7,
     "evaluate": 8,

@@ -92,6 +92,10 @@ def test_exported_encoder_is_the_trained_one_without_decoder(finished):
     assert "step 4" in card and f"{rows(finished)[-1]['val/loss']:.4f}" in card
     z = load_encoder(finished, batch_size=2)(np.zeros((30, 20), np.uint8))
     assert z.shape == (1, 32)
+    # The training patients stay in the workdir.
+    assert (finished / "patients.json").is_file()
+    files = {p.name for p in (finished / "export").iterdir()}
+    assert files == {"config.json", "model.safetensors", "README.md"}
 
 
 def test_finished_workdir_is_left_as_it_is(finished, config, capsys):

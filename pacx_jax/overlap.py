@@ -1,0 +1,247 @@
+"""Whose X-rays an encoder has learnt from, and whether a probe is tested on them.
+
+  WORKDIR/patients.json  the runs behind this encoder and this one, and their training
+                         patients as keyed hashes
+  WORKDIR/patients.key   the key, 32 random bytes; readable by its owner alone
+  WORKDIR/overlap.json   of a probe: how many of its held-out patients are among them
+
+A hash is HMAC-SHA256 of namespace/id (see input/patients.py), cut to 128 bits. A run
+takes over the key and the list of the run that it starts from (`config.model_init`), so
+that the runs before it may be moved or deleted. What this protects against: who has the
+list without the key cannot tell whether a patient is in it, nor link it to the list of
+another project. What not: who has both can try all ids, of which there are few (those
+of MIMIC have eight digits). So give a workdir away without its key; an exported encoder
+has neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import hmac
+import json
+import os
+import pathlib
+import secrets
+
+import jax
+
+from pacx_jax.input import patients, sources
+from pacx_jax.types import PacxError
+
+PATIENTS, KEY, OVERLAP = "patients.json", "patients.key", "overlap.json"
+FORMAT = 1
+PROBES = ("classify", "segment")  # objectives whose held-out patients must be unseen
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+    """The runs behind an encoder, first to last.
+
+    Attributes:
+      key: of the hashes; None where there are none.
+      runs: {"run", "objective", "namespace", "data", "patients", "hashes"} each, or
+        {"run", "unknown"} with the reason.
+    """
+
+    key: bytes | None = None
+    runs: tuple[dict, ...] = ()
+
+
+def account(config, workdir: str, train: sources.Source) -> None:
+    """Before training: refuses a probe of seen patients, and lists the run's own.
+
+    Args:
+      train: the split that the run trains on.
+
+    Raises:
+      PacxError: patients of the probe's other splits were in the encoder's training,
+        and `config.data.allow_overlap` is not set.
+    """
+    chain = behind(config.model_init)
+    if config.objective in PROBES:
+        held_out = [s for s in sources.splits(config.data) if s != train.split]
+        check(config, workdir, held_out, chain)
+    if jax.process_index() == 0 and not _is_listed(config, workdir, train):
+        _list_patients(config, workdir, train, chain)
+
+
+def check_evaluation(config, workdir: str, split: str) -> None:
+    """Before measuring a finished probe on `split`: the same refusal."""
+    if config.objective in PROBES and split != config.data.train_split:
+        own = read(pathlib.Path(workdir))
+        chain = Chain(own.key, own.runs[:-1]) if own else behind(config.model_init)
+        check(config, workdir, [split], chain)
+
+
+def behind(model_init: str) -> Chain:
+    """The runs that led to `config.model_init`: a workdir, its export/, or neither."""
+    if not model_init:
+        return Chain()
+    path = pathlib.Path(model_init).absolute()
+    folders = [path, path.parent] if path.name == "export" else [path]
+    for folder in folders:
+        found = read(folder)
+        if found:
+            return found
+    return Chain(
+        runs=(
+            {
+                "run": str(model_init),
+                "unknown": f"{model_init} has no {PATIENTS}: it is an exported or "
+                "converted encoder, or an older run",
+            },
+        )
+    )
+
+
+def read(workdir: pathlib.Path) -> Chain | None:
+    """The list of a workdir; None without one.
+
+    Without its key nothing can be compared: each of its runs is then unknown.
+    """
+    file = workdir / PATIENTS
+    try:
+        content = json.loads(file.read_text("utf-8"))
+        if content["format"] != FORMAT:
+            raise PacxError(f"{file} has format {content['format']}, not {FORMAT}")
+        runs = tuple(dict(run) for run in content["runs"])
+        known = [set(run) >= {"run", "namespace", "hashes"} for run in runs]
+        if not all(k or "unknown" in r for k, r in zip(known, runs, strict=True)):
+            raise ValueError("a run without its patients")
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise PacxError(
+            f"{file} is damaged ({e!r}): delete it, and the overlap is unknown"
+        ) from None
+    if not any(known):
+        return Chain(None, runs)
+    try:
+        return Chain(bytes.fromhex((workdir / KEY).read_text("ascii")), runs)
+    except (OSError, ValueError):
+        reason = f"{workdir / KEY} is missing, not readable or damaged"
+        return Chain(None, tuple({"run": r["run"], "unknown": reason} for r in runs))
+
+
+def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
+    """Compares splits of `config.data` with the chain; OVERLAP says how it went."""
+    found = _compare(config, held_out, chain)
+    counts = ", ".join(
+        f"{row['shared']} of {row['patients']} {split}"
+        for split, row in found["splits"].items()
+        if row["shared"]
+    )
+    if counts:
+        runs = [r["run"] for r in found["runs"] if r.get("shared")]
+        text = f"{counts} patients were in the training of {' and '.join(runs)}"
+    else:
+        text = f"overlap unknown: {'; '.join(found['unknown'])}"
+    if jax.process_index() == 0:
+        file = pathlib.Path(workdir) / OVERLAP
+        content = json.dumps(found, indent=1) + "\n"
+        old = file.read_text("utf-8") if file.exists() else ""
+        if found["status"] != "none" and content != old:  # once, not at every resume
+            print(f"{config.name}: {text}", flush=True)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content, encoding="utf-8")
+    if counts and not found["allowed"]:
+        raise PacxError(
+            f"{config.data.path}: {text}, so the probe would be measured on patients "
+            "that its encoder has seen. Take other data or another encoder; to go on "
+            "nevertheless give --config.data.allow_overlap=True; if these are other "
+            "people of the same ids, give --config.data.namespace=NAME in both runs"
+        )
+
+
+def _compare(config, held_out: list[str], chain: Chain) -> dict:
+    unknown = [run["unknown"] for run in chain.runs if "unknown" in run]
+    known = [run for run in chain.runs if "unknown" not in run]
+    rows, shared_of, space = {}, [0] * len(known), ""
+    for split in held_out:
+        try:
+            source = sources.open_source(config.data, split)
+        except PacxError:
+            if config.data.source == "folder":
+                continue  # it has no such split; training says what is wrong
+            raise
+        space, ids = source.namespace, source.patients()
+        if not ids or not any(ids):
+            rows[split] = {"patients": None, "shared": None}
+            unknown.append(f"{config.data.path} names no patients")
+            continue
+        if not all(ids):
+            unknown.append(f"{config.data.path} names no patient of some images")
+        everybody = {patients.key(space, i) for i in ids if i}
+        hashes = {_hash(chain.key, who) for who in everybody} if chain.key else set()
+        seen = [hashes & set(run["hashes"]) for run in known]
+        rows[split] = {"patients": len(everybody), "shared": len(set().union(*seen))}
+        shared_of = [a + len(b) for a, b in zip(shared_of, seen, strict=True)]
+    for run in known:
+        if space and (space == patients.FOLDER) != (
+            run["namespace"] == patients.FOLDER
+        ):
+            unknown.append(
+                f"whose patients a folder names is not stated ({space} here, "
+                f"{run['namespace']} in {run['run']}): give config.data.namespace"
+            )
+    reasons = list(dict.fromkeys(unknown))
+    status = "shared" if any(shared_of) else "unknown" if reasons else "none"
+    told = ("run", "objective", "namespace", "patients")
+    runs = [
+        {k: run[k] for k in told if k in run} | {"shared": n}
+        for run, n in zip(known, shared_of, strict=True)
+    ]
+    return {
+        "status": status,
+        "allowed": bool(config.data.get("allow_overlap", False)),
+        "namespace": space,
+        "splits": rows,
+        "runs": runs,
+        "unknown": reasons,
+    }
+
+
+def _is_listed(config, workdir: str, train: sources.Source) -> bool:
+    """Whether the list stands there already, from before a run was resumed."""
+    own = read(pathlib.Path(workdir))
+    return bool(own) and own.runs[-1].get("start") == [
+        train.fingerprint,
+        train.namespace,
+        config.model_init,
+    ]
+
+
+def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) -> None:
+    folder = pathlib.Path(workdir)
+    folder.mkdir(parents=True, exist_ok=True)
+    key = chain.key or secrets.token_bytes(32)
+    run = {
+        "run": str(workdir),
+        "objective": config.objective,
+        "start": [train.fingerprint, train.namespace, config.model_init],
+    }
+    ids = train.patients()
+    if not ids or not any(ids):
+        run["unknown"] = f"{config.data.path}, the data of {workdir}, names no patients"
+    else:
+        everybody = {patients.key(train.namespace, i) for i in ids if i}
+        run["namespace"], run["patients"] = train.namespace, len(everybody)
+        # Sorted, so that their order tells nothing.
+        run["hashes"] = sorted(_hash(key, who) for who in everybody)
+    text = json.dumps({"format": FORMAT, "runs": [*chain.runs, run]}, indent=1) + "\n"
+    _write(folder / KEY, key.hex() + "\n", 0o600)
+    _write(folder / PATIENTS, text, 0o644)
+
+
+def _hash(key: bytes, who: str) -> str:
+    return hmac.new(key, who.encode(), hashlib.sha256).hexdigest()[:32]
+
+
+def _write(path: pathlib.Path, text: str, mode: int) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
