@@ -2,11 +2,12 @@
 
   python data/prepare.py NAME --source=DIR --target=DIR [--size=256] [--workers=N]
 
-NAME is chexpert, symile_mimic, folder or ecg_array; data/README.md describes what each
-expects in --source. A finished target is left alone; one whose preparation was cut off
-is made anew. What cannot be read is left out and listed in `quarantine.jsonl`; beyond
---max_bad_share of a split it stops, and the list is TARGET.quarantine.jsonl. The last
-line printed is JSON. Bad input is one line on stderr and exit code 2.
+NAME is chexpert, symile_mimic, folder, ecg_array, mimic_labs or wfdb; data/README.md
+describes what each expects in --source. A finished target is left alone; one whose
+preparation was cut off is made anew. What cannot be read is left out and listed in
+`quarantine.jsonl`; beyond --max_bad_share of a split it stops, and the list is
+TARGET.quarantine.jsonl. The last line printed is JSON. Bad input is one line on stderr
+and exit code 2.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from pacx_jax import disk  # noqa: E402
 from pacx_jax.input import sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
-NAMES = ("chexpert", "symile_mimic", "folder", "ecg_array")
+NAMES = ("chexpert", "symile_mimic", "folder", "ecg_array", "mimic_labs", "wfdb")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,7 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="unreadable samples above this share of a split stop it",
     )
     add("--lead_order", choices=("standard", "mimic"), default="standard")
-    add("--csv", default="", help="folder, ecg_array: CSV of labels and patients")
+    add("--csv", default="", help="folder, ecg_array, wfdb: CSV of labels, patients")
     add("--label_columns", default="", help="comma-separated; default: all")
     add("--label_separator", default="|")
     add("--patient_column", default="", help="'-' = split by file")
@@ -68,6 +69,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split_column", default="", help="'-' = do not use the CSV's split")
     add("--val_fraction", type=float, default=0.1)
     add("--test_fraction", type=float, default=0.0)
+    add("--windows", choices=("first", "all"), default="first", help="wfdb: 10 s each")
+    add("--split_seed", type=int, default=0, help="mimic_labs: draws patients anew")
+    add("--units", choices=("match", "any"), default="match", help="mimic_labs")
+    add("--percentiles", default="", help="mimic_labs: those of this set, not train's")
     return parser.parse_args(argv)
 
 
@@ -110,12 +115,13 @@ def prepare(options: argparse.Namespace) -> dict:
                 "delete it or choose another --target"
             )
         return finished["summary"] | {"status": "unchanged"}
+    plan = plan.complete() if plan.complete else plan
     return _write(module.Builder, plan, target, options)
 
 
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
-    ignored = {"source", "target", "workers", "max_bad_share"}
+    ignored = {"source", "target", "workers", "max_bad_share", "percentiles"}
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
 
@@ -193,7 +199,7 @@ def _write(
         "counts": builder.counts,
         "positives": builder.positives,
         "unreadable": unreadable,
-    }
+    } | ({"report": plan.report} if plan.report else {})
     manifest = {
         "name": options.name,
         "settings": _settings(options),
@@ -207,6 +213,8 @@ def _write(
         "lead_order": plan.lead_order,
         "summary": summary,
     }
+    for name, data in plan.files.items():
+        (built / name).write_bytes(data)
     text = json.dumps(manifest, indent=1)
     (built / sources.MANIFEST).write_text(text + "\n")
     if target.exists():
@@ -233,6 +241,8 @@ def _print(summary: dict) -> None:
         bad = summary["unreadable"][split]
         left_out = f", {bad} unreadable left out (quarantine.jsonl)" if bad else ""
         print(f"  {split}: {count} examples{left_out}" + (labels and f"; {labels}"))
+    for note in summary.get("report", {}).get("notes", ()):
+        print(f"  {note}")
     print(json.dumps(summary))
 
 

@@ -38,6 +38,10 @@ class Plan:
       ecg_shape: shape of an ECG, stored as int16.
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
+      files: name -> contents of what else is written beside the records.
+      report: what else the summary says, for JSON; its `notes` are printed lines.
+      complete: makes the plan whole where that takes long, as it need not for a
+        target that is finished; None = it is.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -49,6 +53,9 @@ class Plan:
     ecg_shape: tuple[int, int] = (5000, 12)
     ecg_scale: float = 1.0
     lead_order: str = "standard"
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    complete: Callable[[], Plan] | None = None
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
