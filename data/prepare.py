@@ -24,7 +24,9 @@ import shutil
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
+# As a script, this file's folder comes first, where data/wfdb would hide the package.
+sys.path[:] = [p for p in sys.path if pathlib.Path(p).resolve() != ROOT / "data"]
+if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from data import records  # noqa: E402
