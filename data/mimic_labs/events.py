@@ -139,6 +139,7 @@ def rows(
                 yield row, places
                 if not number % 65536:
                     bar.update(raw.tell() - bar.n)
+            bar.update(raw.tell() - bar.n)
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
         reason = " ".join(str(error).split())
         raise PacxError(

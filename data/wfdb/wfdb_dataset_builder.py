@@ -221,6 +221,7 @@ def _join(table, spec, headers, source):
             {column, patient_column, split_column},
         )
     headers = [stems[stem] for stem in found]
+    patients = patients or _patients(headers, spec)
     groups = [h.group for h in headers]
     where = []
     if patients or split_column:
