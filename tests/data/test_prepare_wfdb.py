@@ -201,7 +201,7 @@ def test_what_cannot_be_read_is_left_out_and_listed(tmp_path, run):
     (root / "bad/lost.dat").unlink()
     (root / "bad/binary.hea").write_bytes(bytes(range(256)))
     write(root / "bad/high", wave(6, 5000), gain="10/mV")
-    argv = ("wfdb", f"--source={root}", f"--target={target}")
+    argv = ("wfdb", f"--source={root}", f"--target={target}", "--val_fraction=0.3")
     code, _, err = run(*argv)
     assert code == 2 and "more than --max_bad_share" in err
     code, summary, err = run(*argv, "--max_bad_share=0.9")
