@@ -83,7 +83,8 @@ def prepare(options: argparse.Namespace) -> dict:
 
     Returns:
       The summary: `target`, `status` ("prepared" or "unchanged"), `fingerprint`,
-      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n}.
+      `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n},
+      `notes` and a `report` of what else the builder counted.
 
     Raises:
       PacxError: bad input, or a target that holds something else.
@@ -201,7 +202,9 @@ def _write(
         "counts": builder.counts,
         "positives": builder.positives,
         "unreadable": unreadable,
-    } | ({"report": plan.report} if plan.report else {})
+        "notes": list(plan.notes),
+        "report": dict(plan.report),
+    }
     manifest = {
         "name": options.name,
         "settings": _settings(options),
@@ -243,7 +246,7 @@ def _print(summary: dict) -> None:
         bad = summary["unreadable"][split]
         left_out = f", {bad} unreadable left out (quarantine.jsonl)" if bad else ""
         print(f"  {split}: {count} examples{left_out}" + (labels and f"; {labels}"))
-    for note in summary.get("report", {}).get("notes", ()):
+    for note in summary.get("notes", ()):
         print(f"  {note}")
     print(json.dumps(summary))
 

@@ -39,7 +39,8 @@ class Plan:
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
       files: name -> contents of what else is written beside the records.
-      report: what else the summary says, for JSON; its `notes` are printed lines.
+      report: what else the summary says, for JSON.
+      notes: lines to tell about the source and its splits.
       complete: makes the plan whole where that takes long, as it need not for a
         target that is finished; None = it is.
     """
@@ -55,6 +56,7 @@ class Plan:
     lead_order: str = "standard"
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     complete: Callable[[], Plan] | None = None
 
 

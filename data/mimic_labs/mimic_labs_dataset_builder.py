@@ -103,7 +103,6 @@ def _complete(plan, admissions, found, where, given, options) -> records.Plan:
             for s, shares in missing.items()
         },
     }
-    report["notes"] = _notes(report, missing, fitted, options)
     return dataclasses.replace(
         plan,
         splits=splits,
@@ -111,6 +110,7 @@ def _complete(plan, admissions, found, where, given, options) -> records.Plan:
         name=make.name,
         files={percentiles.FILE: fitted.to_bytes()},
         report=report,
+        notes=tuple(_notes(report, missing, fitted, options)),
     )
 
 

@@ -108,7 +108,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         tuple(names),
         digest.hexdigest(),
         ecg_scale=SCALE,
-        report=_report(headers, labels, patients, names),
+        **_report(headers, labels, patients, names),
     )
 
 
@@ -268,6 +268,7 @@ def _patients(headers: list[Header], spec: folders.FolderSpec) -> list[str]:
 
 
 def _report(headers, labels, patients, names) -> dict[str, Any]:
+    """The plan's `report` and `notes`."""
     without = int(np.isnan(labels).all(axis=1).sum()) if names else len(headers)
     report = {
         "records": len(headers),
@@ -282,7 +283,7 @@ def _report(headers, labels, patients, names) -> dict[str, Any]:
     doubled = sum(n for n in copies.values() if n > 1)
     if doubled:
         notes.append(f"{doubled} records are copies of one another's samples")
-    return report | {"notes": notes}
+    return {"report": report, "notes": tuple(notes)}
 
 
 _latest = threading.local()

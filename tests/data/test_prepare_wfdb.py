@@ -81,7 +81,7 @@ def test_records_at_500_hz_come_back_exactly_with_their_diagnoses(tmp_path, run)
     manifest = json.loads((target / sources.MANIFEST).read_text())
     assert manifest["label_names"] == ["A", "B"]
     assert manifest["entries"] == ["ecg", "path", "labels"]  # no patient is known
-    assert "split by recording" in " ".join(summary["report"]["notes"])
+    assert "split by recording" in " ".join(summary["notes"])
     found = prepared(target)
     assert len(found) == 6 and {s for s, _ in found.values()} == {"train", "val"}
     for i in range(6):
@@ -156,7 +156,7 @@ def test_patients_of_the_headers_and_copies_of_a_recording_stay_together(tmp_pat
             assert of.setdefault(number // 3, split) == split
             assert example.get("patient_id") == (f"p{number // 3}" if comment else None)
         assert set(of.values()) == {"train", "val"}
-    assert "12 records are copies" in " ".join(summary["report"]["notes"])
+    assert "12 records are copies" in " ".join(summary["notes"])
 
 
 def test_a_csv_gives_labels_patients_and_splits(tmp_path, run):
