@@ -25,7 +25,9 @@ import shutil
 import sys
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
+# As a script, this file's folder comes first, where data/wfdb would hide the package.
+sys.path[:] = [p for p in sys.path if pathlib.Path(p).resolve() != ROOT / "data"]
+if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from data import published, records, splits  # noqa: E402
@@ -46,6 +48,8 @@ NAMES = (
     "kermany",
     "folder",
     "ecg_array",
+    "mimic_labs",
+    "wfdb",
 )
 
 
@@ -78,7 +82,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--allow_missing", action="store_true", help="leave out listed, absent images")
     add("--task", default="", help="chexchonet: composite (default) or echo")
     add("--lead_order", choices=("standard", "mimic"), default="standard")
-    add("--csv", default="", help="folder, ecg_array: CSV of labels and patients")
+    add("--csv", default="", help="folder, ecg_array, wfdb: CSV of labels, patients")
     add("--label_columns", default="", help="comma-separated; default: all")
     add("--label_separator", default="|")
     add("--patient_column", default="", help="'-' = split by file")
@@ -86,6 +90,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split_column", default="", help="'-' = do not use the CSV's split")
     add("--val_fraction", type=float, default=0.1)
     add("--test_fraction", type=float, default=0.0)
+    add("--windows", choices=("first", "all"), default="first", help="wfdb: 10 s each")
+    add("--split_seed", type=int, default=0, help="mimic_labs: draws patients anew")
+    add("--units", choices=("match", "any"), default="match", help="mimic_labs")
+    add("--percentiles", default="", help="mimic_labs: those of this set, not train's")
     return parser.parse_args(argv)
 
 
@@ -95,7 +103,8 @@ def prepare(options: argparse.Namespace) -> dict:
     Returns:
       The summary: `target`, `status` ("prepared" or "unchanged"), `fingerprint`,
       `counts` {split: n}, `positives` {split: {label: n}}, `unreadable` {split: n},
-      `published` counts, `differences` from them, and `notes`.
+      `published` counts, `differences` from them, `notes`, and a `report` of what
+      else the builder counted.
 
     Raises:
       PacxError: bad input, or a target that holds something else.
@@ -133,6 +142,7 @@ def prepare(options: argparse.Namespace) -> dict:
                 "delete it or choose another --target"
             )
         return finished["summary"] | {"status": "unchanged"}
+    plan = plan.complete() if plan.complete else plan
     return _write(module.Builder, plan, target, options)
 
 
@@ -145,7 +155,7 @@ def cores() -> int:
 
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
-    ignored = {"source", "target", "workers", "max_bad_share"}
+    ignored = {"source", "target", "workers", "max_bad_share", "percentiles"}
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
 
@@ -229,6 +239,7 @@ def _write(
             plan.published, builder.counts, builder.positives
         ),
         "notes": list(plan.notes),
+        "report": dict(plan.report),
     }
     manifest = {
         "name": options.name,
@@ -243,6 +254,8 @@ def _write(
         "lead_order": plan.lead_order,
         "summary": summary,
     }
+    for name, data in plan.files.items():
+        (built / name).write_bytes(data)
     text = json.dumps(manifest, indent=1)
     (built / sources.MANIFEST).write_text(text + "\n")
     if target.exists():

@@ -39,7 +39,11 @@ class Plan:
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
       published: "train" or "train+val" -> "images" or a label -> published count.
+      files: name -> contents of what else is written beside the records.
+      report: what else the summary says, for JSON.
       notes: lines to tell about the source and its splits.
+      complete: makes the plan whole where that takes long, as it need not for a
+        target that is finished; None = it is.
     """
 
     splits: Mapping[str, Sequence[Any]]
@@ -52,7 +56,10 @@ class Plan:
     ecg_scale: float = 1.0
     lead_order: str = "standard"
     published: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
+    files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
+    report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    complete: Callable[[], Plan] | None = None
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

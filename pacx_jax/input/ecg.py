@@ -110,25 +110,46 @@ def windows(
     """
     if which not in ("first", "all"):
         raise PacxError(f"windows {which!r}: give 'first' or 'all'")
-    ratio = resampling(fs, name)
     ecg_mv = np.asarray(ecg_mv)
     if ecg_mv.ndim != 2:
         check(ecg_mv, name, fs=fs)
-    count = math.ceil(len(ecg_mv) * ratio) // WINDOW
-    if not count and not pad_short:
+    count = count_windows(len(ecg_mv), fs, name)
+    out = []
+    for i in range(1 if which == "first" else max(count, 1)):
+        label = f"{name} at {10 * i} s" if i else name
+        x = preprocess(cut(ecg_mv, fs, i, label, pad_short), name=label)
+        out.append(np.pad(x, ((0, WINDOW - len(x)), (0, 0))))
+    return np.stack(out), 10.0 * np.arange(len(out))
+
+
+def count_windows(samples: int, fs: float, name: str = "ECG") -> int:
+    """How many whole windows of 10 s there are in so many samples."""
+    return math.ceil(samples * resampling(fs, name)) // WINDOW
+
+
+def cut(
+    ecg_mv: np.ndarray,
+    fs: float,
+    i: int,
+    name: str = "ECG",
+    pad_short: bool = False,
+) -> np.ndarray:
+    """Window i of a record (t, 12) at 500 Hz: float64 (5000, 12), not preprocessed.
+
+    It is cut at the record's own rate, then resampled. PacxError where the record ends
+    before it does, unless it is the first and `pad_short` takes what there is; and for
+    NaN samples or a flat lead.
+    """
+    ratio = resampling(fs, name)
+    if i >= count_windows(len(ecg_mv), fs, name) and not (pad_short and i == 0):
         raise PacxError(
             f"{name}: {len(ecg_mv) / fs:.2f} s at {fs:g} Hz ({len(ecg_mv)} samples); "
             "at least 10 s are needed, or pad_short"
         )
-    out = []
-    for i in range(1 if which == "first" else max(count, 1)):
-        start = math.floor(i * WINDOW / ratio)
-        cut = ecg_mv[start : start + math.ceil(WINDOW / ratio)]
-        label = f"{name} at {10 * i} s" if i else name
-        check(cut, label, fs=fs)  # before resampling, which hides flat leads
-        x = preprocess(resample(cut, fs, label)[:WINDOW], name=label)
-        out.append(np.pad(x, ((0, WINDOW - len(x)), (0, 0))))
-    return np.stack(out), 10.0 * np.arange(len(out))
+    start = math.floor(i * WINDOW / ratio)
+    x = ecg_mv[start : start + math.ceil(WINDOW / ratio)]
+    check(x, name, fs=fs)  # before resampling, which hides flat leads
+    return resample(x, fs, name)[:WINDOW]
 
 
 def resample(ecg: np.ndarray, fs: float, name: str = "ECG") -> np.ndarray:

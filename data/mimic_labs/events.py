@@ -1,0 +1,270 @@
+"""Reads MIMIC's hospital tables, plain or gzipped, row by row in constant memory."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import dataclasses
+import datetime
+import gzip
+import hashlib
+import io
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import tqdm
+
+from data.mimic_labs import items
+from pacx_jax.types import PacxError
+
+DAY = 24 * 3600  # seconds
+_ENDS = 65536
+_EPOCH = datetime.datetime(1970, 1, 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Admissions:
+    """Hospital stays: their ids, patients, and times in seconds."""
+
+    hadm_ids: list[str]
+    patients: list[str]
+    times: list[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """The earliest value of each item in each admission, and what was left out.
+
+    Attributes:
+      values: float64 (admissions, 50), NaN where there is none.
+      read: how many events were read.
+      dropped: reason -> events of the 50 items that were left out for it.
+      units: "name: unit" -> how many of them were in that other unit.
+    """
+
+    values: np.ndarray
+    read: int
+    dropped: Mapping[str, int]
+    units: Mapping[str, int]
+
+
+def table(source: pathlib.Path, name: str) -> pathlib.Path:
+    """`name`.csv or .csv.gz in the source or its folder hosp."""
+    if not source.is_dir():
+        raise PacxError(f"{source}: no such folder; check --source")
+    found = [
+        folder / f"{name}{suffix}"
+        for folder in (source / "hosp", source)
+        for suffix in (".csv", ".csv.gz")
+        if (folder / f"{name}{suffix}").is_file()
+    ]
+    if not found:
+        raise PacxError(
+            f"{source}: no {name}.csv or {name}.csv.gz, here or in hosp/; --source "
+            "must be the folder of MIMIC-IV"
+        )
+    if len(found) > 1:
+        raise PacxError(
+            f"{found[0]} and {found[1]} are both there; remove the one not meant"
+        )
+    return found[0]
+
+
+def digest(path: pathlib.Path) -> str:
+    """A digest of size and both ends: a gzip file's end has its contents' checksum."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            ends = file.read(_ENDS)
+            file.seek(max(size - _ENDS, 0))
+            ends += file.read(_ENDS)
+    except OSError as error:
+        raise PacxError(f"{path}: cannot be read ({error.strerror})") from None
+    return hashlib.sha256(size.to_bytes(8, "big") + ends).hexdigest()
+
+
+def rows(
+    path: pathlib.Path, columns: tuple[str, ...], progress: bool = False
+) -> Iterator[tuple[list[str], list[int]]]:
+    """Yields each row with the positions of `columns` in it.
+
+    Whether the file is gzipped is read from its bytes.
+
+    Raises:
+      PacxError: a column that is not there, a row of another length, damage.
+    """
+    number = 1
+    try:
+        with contextlib.ExitStack() as stack:
+            raw = stack.enter_context(path.open("rb"))
+            size = os.fstat(raw.fileno()).st_size
+            zipped = raw.peek(2)[:2] == b"\x1f\x8b"
+            stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+            text = io.TextIOWrapper(
+                io.BufferedReader(stream, 1 << 20), encoding="utf-8-sig", newline=""
+            )
+            reader = csv.reader(text)
+            header = [cell.strip() for cell in next(reader, [])]
+            absent = [name for name in columns if name not in header]
+            if absent:
+                raise PacxError(
+                    f"{path}: no column {', '.join(absent)}; its columns are "
+                    f"{', '.join(header)[:300] or '(none)'}"
+                )
+            places = [header.index(name) for name in columns]
+            bar = stack.enter_context(
+                tqdm.tqdm(
+                    total=size,
+                    unit="B",
+                    unit_scale=True,
+                    desc=path.name,
+                    disable=not progress,
+                )
+            )
+            width = len(header)
+            for row in reader:
+                number += 1
+                if len(row) != width:
+                    if not row:
+                        continue
+                    raise PacxError(
+                        f"{path}: row {number} has {len(row)} cells, the header "
+                        f"{width}; the file is cut off or damaged"
+                    )
+                yield row, places
+                if not number % 65536:
+                    bar.update(raw.tell() - bar.n)
+            bar.update(raw.tell() - bar.n)
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
+        reason = " ".join(str(error).split())
+        raise PacxError(
+            f"{path}: cannot be read on after row {number} ({reason}); get it again"
+        ) from None
+
+
+def seconds(text: str) -> int | None:
+    """A time of MIMIC ("2180-05-07 00:10:00", or with a T) in seconds, or None."""
+    try:
+        return int((datetime.datetime.fromisoformat(text) - _EPOCH).total_seconds())
+    except (ValueError, TypeError):
+        return None
+
+
+def read_admissions(path: pathlib.Path) -> Admissions:
+    """All admissions; PacxError for one without patient, id or time, or named twice."""
+    stays: dict[str, tuple[str, int]] = {}
+    columns = ("subject_id", "hadm_id", "admittime")
+    for number, (row, places) in enumerate(rows(path, columns), start=2):
+        patient, hadm_id, time = (row[i].strip() for i in places)
+        for name, value in (("patient (subject_id)", patient), ("hadm_id", hadm_id)):
+            if not value or value.lower() in ("nan", "na", "none", "null", "?"):
+                raise PacxError(
+                    f"{path}: row {number} is an admission without {name} ({value!r}); "
+                    "fill it in or remove the row"
+                )
+        stay = (patient, seconds(time))
+        if stay[1] is None:
+            raise PacxError(
+                f"{path}: row {number} (admission {hadm_id}) has the admittime "
+                f"{time!r}; it must be such as 2180-05-07 00:10:00"
+            )
+        if stays.setdefault(hadm_id, stay) != stay:
+            raise PacxError(
+                f"{path}: admission {hadm_id} is in it twice, with other patients or "
+                f"times (row {number}); keep one"
+            )
+    if not stays:
+        raise PacxError(f"{path}: the CSV has no rows under a header")
+    ids = sorted(stays)  # so that the file's order is no matter
+    return Admissions(ids, [stays[i][0] for i in ids], [stays[i][1] for i in ids])
+
+
+def read_labels(path: pathlib.Path) -> dict[str, tuple[str, str]]:
+    """Item id -> its name and fluid."""
+    found = {}
+    for row, places in rows(path, ("itemid", "label", "fluid")):
+        item, label, fluid = (row[i].strip() for i in places)
+        found[item] = (label, fluid)
+    return found
+
+
+def earliest(
+    path: pathlib.Path,
+    admissions: Admissions,
+    where: Mapping[int, str],
+    known: Mapping[str, object],
+    any_unit: bool = False,
+) -> Found:
+    """The earliest value of each item from 24 h before to 24 h after each admission.
+
+    As Symile-MIMIC's: events are matched by patient and charttime, whatever their
+    hadm_id (events before an admission have none, or another one's); both ends of the
+    48 hours count; of several values at one time the first in the file is taken. A
+    value is `valuenum`; what is no finite number there is left out, even where `value`
+    has text such as "<0.5".
+
+    Args:
+      where: id of items.ITEMS -> its id in the file.
+      known: the source's item ids.
+      any_unit: take values whatever their unit, as Symile does.
+    """
+    stays: dict[str, list[tuple[int, int]]] = {}
+    for i, patient in enumerate(admissions.patients):
+        stays.setdefault(patient, []).append((admissions.times[i], i))
+    index: dict[str, int] = dict.fromkeys(known, -1)
+    index |= {where[number]: j for j, number in enumerate(items.IDS)}
+    shape = (len(admissions.hadm_ids), len(items.ITEMS))
+    values = np.full(shape, np.nan)
+    offsets = np.full(shape, DAY + 1, np.int32)  # of the value, from admission
+    dropped, units = collections.Counter(), collections.Counter()
+    right: dict[tuple[int, str], bool] = {}
+    columns = ("subject_id", "itemid", "charttime", "valuenum", "valueuom")
+    read, last, time = 0, "", None
+    for row, (patient_at, item_at, time_at, value_at, unit_at) in rows(
+        path, columns, progress=True
+    ):
+        read += 1
+        item = index.get(row[item_at])
+        if item is None:
+            dropped["item not in d_labitems"] += 1
+            continue
+        if item < 0:
+            continue
+        mine = stays.get(row[patient_at])
+        if mine is None:
+            dropped["patient without admission"] += 1
+            continue
+        if row[time_at] != last:  # events of one specimen follow each other
+            last = row[time_at]
+            time = seconds(last)
+        if time is None:
+            dropped["no charttime"] += 1
+            continue
+        near = [(time - t, i) for t, i in mine if -DAY <= time - t <= DAY]
+        if not near:
+            continue
+        try:
+            value = float(row[value_at])
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value):
+            dropped["no number in valuenum"] += 1
+            continue
+        unit = row[unit_at]
+        if (item, unit) not in right:
+            right[item, unit] = items.same_unit(item, unit)
+        if not right[item, unit]:
+            units[f"{items.ITEMS[item][1]}: {unit}"] += 1
+            if not any_unit:
+                dropped["another unit"] += 1
+                continue
+        for offset, i in near:
+            if offset < offsets[i, item]:
+                offsets[i, item] = offset
+                values[i, item] = value
+    return Found(values, read, dict(dropped), dict(units))

@@ -1,0 +1,327 @@
+"""12-lead ECGs of any tree of WFDB records, for training the ECG encoder.
+
+Every .hea file is a record, read by pacx_jax.input.ecg_records and cut into windows of
+10 s at 500 Hz by the rule of docs/ecg.md. Windows are stored as int16 microvolts, so a
+record of 1000 steps a mV at 500 Hz comes back exactly. Labels are those of a CSV, else
+the values of the headers' `#Dx`. Splits are the CSV's, else by patient, else by
+recording.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import hashlib
+import os
+import pathlib
+import threading
+from typing import Any
+
+import numpy as np
+
+from data import records
+from pacx_jax.input import ecg, ecg_records, folders, tables
+from pacx_jax.types import PacxError
+
+SCALE = 1e-3  # mV a step
+PATIENT_FIELDS = ("patient_id", "patient id", "subject_id", "subject id", "patient")
+_NOTHING = {"", "unknown", "nan", "none", "n/a", "?"}
+_SUFFIXES = (".hea", ".mat", ".dat")
+_ENDS = 4096
+
+
+class Builder(records.RecordBuilder, skip_registration=True):
+    """A tree of WFDB records as ArrayRecord."""
+
+    name = "wfdb"
+    description = "12-lead ECGs, int16 microvolts at 500 Hz, windows of 10 s."
+
+
+@dataclasses.dataclass(frozen=True)
+class Header:
+    """What a header says, as far as it can be read.
+
+    Attributes:
+      path: relative, with its suffix.
+      windows: how many whole windows it promises; at least 1, so that a short or an
+        unreadable record is tried, and told of.
+      diagnoses: values of `#Dx`; None without any.
+      patient: "" where it names none.
+      group: digest of the recording's samples, the same for copies.
+      text: digest of the header.
+    """
+
+    path: str
+    windows: int
+    diagnoses: frozenset[str] | None
+    patient: str
+    group: str
+    text: str
+
+
+def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
+    """Reads the headers and the CSV; PacxError when they do not fit."""
+    if not source.is_dir():
+        raise PacxError(f"{source}: no such folder; check --source")
+    paths = [
+        path.relative_to(source).as_posix()
+        for path in ecg_records.find(source)
+        if path.suffix.lower() == ".hea"
+    ]
+    if not paths:
+        raise PacxError(
+            f"{source}: no WFDB headers (.hea) here; arrays are for ecg_array"
+        )
+    headers = [read_header(source, path) for path in paths]
+    spec = folders.FolderSpec.from_config(options)
+    table = _table(source, spec)
+    digest = hashlib.sha256(records.read_bytes(table.path) if table else b"")
+    for header in headers:
+        digest.update(f"{header.path}\0{header.text}\0{header.group}\n".encode())
+    names, labels, patients, where = [], None, [], []
+    if table:
+        headers, names, labels, patients, where = _join(table, spec, headers, source)
+    if not names:
+        names, labels = _diagnoses(headers, spec, str(source))
+    patients = patients or _patients(headers, spec)
+    if not where:
+        where = tables.assign_splits(
+            patients or [h.group for h in headers],
+            spec.val_fraction,
+            spec.test_fraction,
+        )
+    splits: dict[str, list[tuple]] = {}
+    for i, (header, split) in enumerate(zip(headers, where, strict=True)):
+        patient = patients[i] if patients else ""
+        count = header.windows if options.windows == "all" else 1
+        splits.setdefault(split, []).extend(
+            (header.path, k, patient, labels[i]) for k in range(count)
+        )
+    entries = ("ecg", "path") + (("patient_id",) if patients else ())
+    entries += ("labels",) if names else ()
+    make = _Make(str(source), entries)
+    return records.Plan(
+        {s: splits[s] for s in ("train", "val", "test") if s in splits},
+        make,
+        make.name,
+        entries,
+        tuple(names),
+        digest.hexdigest(),
+        ecg_scale=SCALE,
+        **_report(headers, labels, patients, names),
+    )
+
+
+def read_header(source: pathlib.Path, path: str) -> Header:
+    """Reads one header without judging it: `ecg_records` does, when the record is."""
+    try:
+        with (source / path).open("rb") as file:
+            data = file.read(ecg_records.HEADER_BYTES)
+    except OSError:
+        data = b""
+    lines = [x.strip() for x in data.decode("utf-8", errors="replace").splitlines()]
+    signals = [x.split() for x in lines if x and not x.startswith("#")]
+    comments = [x.lstrip("# ").partition(":") for x in lines if x.startswith("#")]
+    fields = [(k.strip().lower(), v.strip()) for k, _, v in comments]
+    values = {part.strip() for k, v in fields if k == "dx" for part in v.split(",")}
+    values = frozenset(x for x in values if x.lower() not in _NOTHING)
+    patients = (v for k, v in fields if k in PATIENT_FIELDS)
+    files = sorted({words[0] for words in signals[1:]})
+    return Header(
+        path,
+        _count(source / path, signals),
+        values or None,
+        next((p for p in patients if p.lower() not in _NOTHING), ""),
+        _samples_digest(source / path, files),
+        hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _count(path: pathlib.Path, signals: list[list[str]]) -> int:
+    """How many whole windows of 10 s the record has; 1 where it cannot be told."""
+    try:
+        fs = float(signals[0][2].split("/")[0].split("(")[0])
+        if len(signals[0]) > 3:
+            samples = int(signals[0][3])
+        else:
+            samples = len(_read(str(path)).ecg)
+        if not 0 < samples <= ecg_records.LONGEST:
+            return 1
+        return max(1, ecg.count_windows(samples, fs))
+    except (PacxError, IndexError, ValueError):
+        return 1
+
+
+def _samples_digest(path: pathlib.Path, files: list[str]) -> str:
+    """Digest of the signal files' sizes and both ends; of the path if there are none.
+
+    Copies of a recording under other names have one, so that they fall in one split.
+    """
+    digest, found = hashlib.sha256(), False
+    for name in files:
+        if "/" in name or name.startswith("."):
+            continue
+        try:
+            with (path.parent / name).open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                ends = file.read(_ENDS)
+                file.seek(max(size - _ENDS, 0))
+                ends += file.read(_ENDS)
+        except OSError:
+            continue
+        digest.update(size.to_bytes(8, "big") + ends)
+        found = True
+    return (
+        digest.hexdigest() if found else hashlib.sha256(str(path).encode()).hexdigest()
+    )
+
+
+def _table(source: pathlib.Path, spec: folders.FolderSpec) -> tables.Table | None:
+    """The CSV of --csv, else labels.csv of the source, else none."""
+    if spec.csv == "-":
+        return None
+    if not spec.csv:
+        path = source / "labels.csv"
+        return tables.read_table(path) if path.is_file() else None
+    inside = source / spec.csv
+    return tables.read_table(inside if inside.is_file() else spec.csv)
+
+
+def _join(table, spec, headers, source):
+    """The records of the CSV's rows: headers, label names, labels, patients, splits.
+
+    Splits are [] where neither a column of them nor patients say anything that the
+    headers do not.
+    """
+    column = spec.path_column or table.first_of((*tables.PATH_COLUMNS, "record"))
+    if not column:
+        raise PacxError(
+            f"{table.path}: no column of records (record, path, file); give "
+            f"--path_column, one of {', '.join(table.columns)}"
+        )
+    table.column(column, "--path_column")  # it is there
+    place = table.columns.index(column)
+    rows = [
+        row[:place] + [_stem(row[place].strip())] + row[place + 1 :]
+        for row in table.rows
+    ]
+    stems = {_stem(h.path): h for h in headers}
+    found = folders.match_paths(
+        dataclasses.replace(table, rows=rows), column, sorted(stems), source
+    )
+    patients, patient_column = folders.table_patients(table, spec)
+    split_column = folders.table_split_column(table, spec)
+    names, labels = (), np.zeros((len(found), 0), np.float32)
+    wanted = set(spec.label_columns)
+    if not wanted or wanted & set(table.columns) or not _in_headers(wanted, headers):
+        names, labels = tables.labels(
+            table,
+            spec.label_columns,
+            spec.label_separator,
+            {column, patient_column, split_column},
+        )
+    headers = [stems[stem] for stem in found]
+    patients = patients or _patients(headers, spec)
+    groups = [h.group for h in headers]
+    where = []
+    if patients or split_column:
+        where = folders.table_splits(table, spec, patients, groups)
+    return headers, names, labels, patients, where
+
+
+def _in_headers(names: set[str], headers: list[Header]) -> bool:
+    return names <= set().union(*(h.diagnoses or () for h in headers))
+
+
+def _stem(path: str) -> str:
+    return path[:-4] if path.lower().endswith(_SUFFIXES) else path
+
+
+def _diagnoses(headers, spec, source) -> tuple[tuple[str, ...], np.ndarray]:
+    """Labels from `#Dx`: 1 or 0, NaN for a record without any."""
+    there = sorted(set().union(*(h.diagnoses or () for h in headers)))
+    unknown = sorted(set(spec.label_columns) - set(there))
+    if unknown:
+        raise PacxError(
+            f"{source}: --label_columns {', '.join(unknown)} in no header's #Dx, which "
+            f"have {', '.join(there)[:300] or 'none'}"
+        )
+    names = spec.label_columns or tuple(there)
+    labels = np.full((len(headers), len(names)), np.nan, np.float32)
+    for i, header in enumerate(headers):
+        if header.diagnoses is not None:
+            labels[i] = [name in header.diagnoses for name in names]
+    return names, labels
+
+
+def _patients(headers: list[Header], spec: folders.FolderSpec) -> list[str]:
+    """The headers' patients; [] where none is named, or none is wanted."""
+    without = [h.path for h in headers if not h.patient]
+    if len(without) == len(headers) or spec.patient_column == "-":
+        return []
+    if without:
+        raise PacxError(
+            f"{without[0]}: names no patient, as {len(without)} of {len(headers)} "
+            "headers; add them, or give --patient_column=- to split by recording"
+        )
+    return [h.patient for h in headers]
+
+
+def _report(headers, labels, patients, names) -> dict[str, Any]:
+    """The plan's `report` and `notes`."""
+    without = int(np.isnan(labels).all(axis=1).sum()) if names else len(headers)
+    report = {
+        "records": len(headers),
+        "without_labels": without,
+        "patients": len(set(patients)) if patients else None,
+    }
+    of = f"{report['patients']} patients" if patients else "patients unknown"
+    notes = [f"{len(headers)} records, {of}; {without} without labels"]
+    if not patients:
+        notes.append("split by recording: one patient's may be in two splits")
+    copies = collections.Counter(h.group for h in headers)
+    doubled = sum(n for n in copies.values() if n > 1)
+    if doubled:
+        notes.append(f"{doubled} records are copies of one another's samples")
+    return {"report": report, "notes": tuple(notes)}
+
+
+_latest = threading.local()
+
+
+def _read(path: str) -> ecg_records.Record:
+    """Reads a record, once for the windows that a thread makes of it in a row."""
+    if getattr(_latest, "path", None) != path:
+        _latest.path = None
+        _latest.record = ecg_records.read_wfdb(pathlib.Path(path))
+        _latest.path = path
+    return _latest.record
+
+
+@dataclasses.dataclass(frozen=True)
+class _Make:
+    source: str
+    entries: tuple[str, ...]
+
+    def name(self, row: tuple) -> str:
+        return f"{self.source}/{row[0]}" + (f" at {10 * row[1]} s" if row[1] else "")
+
+    def __call__(self, row: tuple) -> dict[str, Any]:
+        path, window, patient, labels = row
+        name = self.name(row)
+        record = _read(f"{self.source}/{path}")
+        steps = ecg.cut(record.ecg, record.fs, window, name) / SCALE
+        if np.abs(steps).max() > 32767:
+            raise PacxError(
+                f"{name}: {np.abs(steps).max() * SCALE:.1f} mV, more than the 32.767 "
+                "that are stored; take the offset away"
+            )
+        stored = np.rint(steps).astype(np.int16)
+        ecg.check(stored, name)
+        suffix = f"@{10 * window}s" if window else ""
+        example = {"ecg": stored, "path": path + suffix}
+        if "patient_id" in self.entries:
+            example["patient_id"] = patient
+        if "labels" in self.entries:
+            example["labels"] = labels
+        return example
