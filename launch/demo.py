@@ -340,6 +340,8 @@ def main() -> int:
     )
     args = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A shell starts background jobs with SIGINT ignored, and Python inherits that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = FULL if args.full else TINY if args.tiny else DEMO
     name = "full" if args.full else "tiny" if args.tiny else "demo"
     target = pathlib.Path(args.target or f"runs/{name}")

@@ -107,10 +107,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
         at `path`, which is left alone.
     """
     path = pathlib.Path(path).absolute()
-    ours = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
-    if path.exists() and not (
-        path.is_dir() and {p.name for p in path.iterdir()} <= ours
-    ):
+    if path.exists() and not _is_ours(path):
         raise PacxError(
             f"{path} exists and is no model folder: give a new or an empty folder"
         )
@@ -119,6 +116,8 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
     shapes = shapes_of(model.kind, model.architecture)
     _check(path, flat, shapes)
+    if model.kind == "vit":
+        _check_statistics(path, model.preprocessing)
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -129,6 +128,21 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
         replace(path, temporary)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_ours(path: pathlib.Path) -> bool:
+    """Whether it is an empty folder, or one that `save` wrote and nobody added to."""
+    if not path.is_dir():
+        return False
+    names = {p.name for p in path.iterdir()}
+    if not names:
+        return True
+    try:  # other software has files of these names too
+        about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    ours = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
+    return names <= ours and isinstance(about, dict) and "format" in about
 
 
 def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> None:
@@ -245,7 +259,10 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         found, architecture = description["kind"], description["architecture"]
         preprocessing, version = description["preprocessing"], description["format"]
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise PacxError(f"{path}/config.json is missing or damaged: {e}") from None
+        raise PacxError(
+            f"{path}/config.json is missing or damaged ({e}), or another software's: "
+            "convert such by pacx_jax.convert"
+        ) from None
     if version != FORMAT:
         raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
     if kind is not None and found != kind:
@@ -268,10 +285,11 @@ def _check_statistics(path: pathlib.Path, preprocessing: dict) -> None:
         value = preprocessing.get(name) if isinstance(preprocessing, dict) else None
         good = isinstance(value, list) and len(value) == 3
         good = good and all(isinstance(x, (int, float)) for x in value)
+        good = good and all(abs(x) <= 10 for x in value)  # of pixels in [0, 1]; no NaN
         if not good or (name == "std" and min(value) <= 0):
             raise PacxError(
                 f"{path}/config.json: preprocessing.{name} is {value!r}; it must be "
-                "three numbers, and std above 0"
+                "three numbers of at most 10, and std above 0"
             )
 
 

@@ -139,6 +139,11 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
             loaded[part] = model.params
         elif model.heads and part in model.heads.params:
             loaded[part] = model.heads.params[part]
+        elif not (pathlib.Path(folder) / "checkpoints").is_dir():
+            raise PacxError(
+                f"{folder} holds no {part}: give a run's workdir, or for an MAE "
+                "--config.model_init_parts='(\"encoder\",)' to start that anew"
+            )
         else:
             tree = checkpoint.read_params(folder)
             if part not in tree:

@@ -33,11 +33,7 @@ Converted by pacx_jax from a PyTorch checkpoint of kind `{kind}` ({name}), {coun
 parameters. {left}
 
 ## Use
-```python
-from pacx_jax import load_encoder
-encoder = load_encoder("path/to/this/folder")
-z = encoder(["image.png"])  # (n, width) float32
-```
+{use}
 
 ## Limits
 For research. Not a medical device. What the checkpoint was trained on, its licence and
@@ -45,8 +41,20 @@ its limits are told by where it is from.
 """
 
 
+USE = {
+    "vit": 'pacx_jax.load_encoder("path/to/this/folder")(["image.png"]), or '
+    "--config.model_init.",
+    "ecg_net1d": "python -m pacx_jax.embed --encoder=DIR --ecgs=RECORDS, or "
+    "--config.ecg_init.",
+    "labs_dae": "--config.labs_init of Stage 2.",
+}
+
+
 def from_torch(args) -> None:
     """A checkpoint becomes a model folder."""
+    target = pathlib.Path(args.target)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise PacxError(f"{target} exists: give another --target, or delete it")
     found = files.read(args.source)
     options = _options(args)
     folder, left = kinds.read(args.kind, found, options, args.source)
@@ -57,6 +65,7 @@ def from_torch(args) -> None:
         kind=args.kind,
         name=pathlib.Path(args.source).name,
         count=count,
+        use=USE[folder.kind],
         left=f"Left out: {', '.join(left)}." if left else "Nothing was left out.",
     )
     model_folder.save(args.target, folder, card)
@@ -73,9 +82,13 @@ def to_torch(args) -> None:
     folder = open_source(args.source)
     state = kinds.write(args.kind, folder, args.merged)
     container = CONTAINER[args.kind] if args.container is None else args.container
+    if args.kind == "mae" and container != "state_dict":  # the original repository's
+        state = {k.removeprefix("model."): v for k, v in state.items()}
     files.write(args.target, state, container)
     count = sum(np.size(v) for v in state.values())
-    print(f"{args.kind}: {len(state)} tensors, {count:,} values -> {args.target}")
+    flags = kinds.lost(args.kind, folder, args.merged)
+    back = f"; on the way back give {' '.join(flags)}" if flags else ""
+    print(f"{args.kind}: {len(state)} tensors, {count:,} values -> {args.target}{back}")
 
 
 def open_source(path: str) -> model_folder.ModelFolder:
@@ -93,6 +106,7 @@ def _options(args) -> Options:
         "alpha": args.alpha,
         "labels": tuple(x for x in args.labels.split(",") if x),
         "mask_inputs": args.preset != "reference",
+        "decimate": args.decimate,
     }
     if args.preset == "reference":
         fields |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
@@ -110,9 +124,9 @@ def _hugging_face(folder: pathlib.Path) -> dict:
     fields = {}
     try:
         config = json.loads((folder / "config.json").read_text("utf-8"))
-        fields["num_heads"] = config["num_attention_heads"]
-        fields["decoder_num_heads"] = config.get("decoder_num_attention_heads", 0)
-        fields["ln_eps"] = config["layer_norm_eps"]
+        fields["num_heads"] = int(config["num_attention_heads"])
+        fields["decoder_num_heads"] = int(config.get("decoder_num_attention_heads", 0))
+        fields["ln_eps"] = float(config["layer_norm_eps"])
         if config.get("hidden_act", "gelu") != "gelu":
             raise PacxError(f"{folder}/config.json: hidden_act is not gelu")
         file = folder / "preprocessor_config.json"
@@ -150,6 +164,7 @@ def parser() -> argparse.ArgumentParser:
     add("--alpha", type=float, default=16.0, help="of LoRA (pacx; default 16)")
     add("--mean", type=float, nargs=3, help="of the images' channels, in [0, 1]")
     add("--std", type=float, nargs=3)
+    add("--decimate", type=int, default=1, help="of an ECG encoder (ecgfounder)")
     add("--labels", default="", help="comma-separated names of a head's outputs")
     add("--merged", action="store_true", help="--to=torch of pacx: without adapters")
     add(

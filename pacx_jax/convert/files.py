@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import tempfile
+import warnings
 
 import numpy as np
 import safetensors
@@ -47,7 +48,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
             return {key: _array(file.get_tensor(key), key, path) for key in file.keys()}
-    except TypeError as e:  # NumPy has no bfloat16
+    except (TypeError, AttributeError) as e:  # NumPy has no bfloat16, nor float8
         raise PacxError(
             f"{path}: {e}: save it as float32 or float16, or as a .pt file"
         ) from None
@@ -56,10 +57,14 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_pickle(path: pathlib.Path):
+    _check_beginning(path)
     torch = _torch(path)
     try:
         # MAE's checkpoints carry their command line, a Namespace of plain values.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with (
+            warnings.catch_warnings(action="ignore"),  # of protocols, one more line
+            torch.serialization.safe_globals([argparse.Namespace]),
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
@@ -79,6 +84,18 @@ def _read_pickle(path: pathlib.Path):
         ) from None
 
 
+def _check_beginning(path: pathlib.Path) -> None:
+    """Refuses what is no archive and no pickle, before PyTorch guesses at it."""
+    with path.open("rb") as file:
+        begin = file.read(40)
+    if begin.startswith(b"version https://git-lfs"):
+        raise PacxError(f"{path} is a git-lfs pointer: get the file by git lfs pull")
+    if not begin.startswith((b"PK", b"\x80")):
+        raise PacxError(
+            f"{path} is no whole PyTorch checkpoint: it begins with {begin[:16]!r}"
+        )
+
+
 def _torch(path):
     try:
         import torch
@@ -94,13 +111,24 @@ def _arrays(state, path) -> dict[str, np.ndarray]:
     import torch
 
     if not isinstance(state, dict) or not state:
-        raise PacxError(f"{path} holds no state dict, but a {type(state).__name__}")
+        raise PacxError(
+            f"{path} holds no state dict: it is empty, or a {type(state).__name__}"
+        )
     odd = [k for k, v in state.items() if not isinstance(v, torch.Tensor)]
     if odd:
         raise PacxError(
-            f"{path} holds no state dict: {odd[0]!r} is a "
-            f"{type(state[odd[0]]).__name__}, not a tensor"
+            f"{path} holds no state dict, nor one under {' or '.join(CONTAINERS)}: "
+            f"{odd[0]!r} is a {type(state[odd[0]]).__name__}, not a tensor"
         )
+    for key, value in state.items():
+        if not isinstance(key, str):
+            raise PacxError(f"{path}: the key {key!r} is no string")
+        plain = value.layout is torch.strided and value.device.type == "cpu"
+        if not plain or value.is_quantized or value.is_nested:
+            raise PacxError(f"{path}: {key} is no plain tensor: save it dense, on cpu")
+        # A view that repeats its storage can claim any size.
+        if value.untyped_storage().nbytes() < value.numel() * value.element_size():
+            raise PacxError(f"{path}: {key} claims a shape that its file does not hold")
     out = {}
     for key, value in state.items():
         value = value.detach()

@@ -40,6 +40,8 @@ def read(kind: str, found: dict, options: Options, source: str):
     buffers = {}
     if kind == "segment":
         buffers = {k: v for k, v in found.items() if k in ("mean", "std")}
+        if len(buffers) == 1:
+            raise PacxError(f"{source} has one of mean and std alone")
     kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
     encoder = model_folder.shapes_of(spec.model, spec.architecture)
     shapes = {f"encoder.{k}": v for k, v in encoder.items()}
@@ -83,6 +85,48 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
     return out
 
 
+def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
+    """The flags that `read` needs to get back what a PyTorch file cannot hold."""
+    spec = sizes.of_folder(kind, folder, merged)
+    found, _ = read(kind, write(kind, folder, merged), _guess(spec), "it")
+    a, b = folder.architecture, found.architecture
+    flags = [f"--{k}={a[k]:g}" for k in ("ln_eps",) if a.get(k) != b.get(k)]
+    if "num_heads" in a and a["num_heads"] != _heads_of_width(a["width"]):
+        flags.append(f"--num_heads={a['num_heads']}")
+    h = spec.heads_architecture
+    if spec.heads == "mae" and h["num_heads"] * 32 != h["width"]:
+        flags.append(f"--decoder_num_heads={h['num_heads']}")
+    if h.get("adapted") and h["alpha"] != 16:
+        flags.append(f"--alpha={h['alpha']:g}")
+    if h.get("labels"):
+        flags.append(f"--labels={','.join(h['labels'])}")
+    if a.get("mask_inputs") is False:
+        flags.append("--preset=reference")
+    for name in ("mean", "std", "decimate"):
+        value = folder.preprocessing.get(name)
+        if value != found.preprocessing.get(name):
+            text = " ".join(map(str, value)) if name != "decimate" else value
+            flags.append(f"--{name} {text}")
+    return flags
+
+
+def _guess(spec: Spec) -> Options:
+    h = spec.heads_architecture
+    return Options(
+        num_heads=spec.architecture.get("num_heads", 0),
+        decoder_num_heads=h["num_heads"] if spec.heads == "mae" else 0,
+        alpha=h.get("alpha", 16.0),
+        mask_inputs=spec.architecture.get("mask_inputs", True),
+    )
+
+
+def _heads_of_width(width: int) -> int | None:
+    try:
+        return sizes.num_heads(width)
+    except PacxError:
+        return None
+
+
 def _left_out(spec: Spec, found: dict) -> list[str]:
     root = spec.prefix
     names = {
@@ -99,7 +143,7 @@ def _left_out(spec: Spec, found: dict) -> list[str]:
 
 def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
     if spec.model == "ecg_net1d":
-        return {"sampling_rate": 500, "decimate": 1}
+        return {"sampling_rate": 500, "decimate": options.decimate}
     if spec.model == "labs_dae":
         return {}
     # Of these two, fixed positions tell an MAE, learned ones an ImageNet classifier.

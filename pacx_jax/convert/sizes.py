@@ -10,10 +10,8 @@ import dataclasses
 import math
 import re
 
-import numpy as np
-
 from pacx_jax.convert import tables
-from pacx_jax.convert.state import Entry, shorten
+from pacx_jax.convert.state import Entry, is_fixed, shorten
 from pacx_jax.model_folder import ModelFolder
 from pacx_jax.models import vit
 from pacx_jax.types import PacxError
@@ -45,6 +43,7 @@ class Options:
       mean, std: normalisation of the images.
       labels: names of a classifier's outputs.
       mask_inputs: whether missing labs are zeroed at extraction (D7).
+      decimate: of an ECG encoder: how many samples of 500 Hz its input averages.
     """
 
     num_heads: int = 0
@@ -55,6 +54,18 @@ class Options:
     std: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
     mask_inputs: bool = True
+    decimate: int = 1
+
+    def __post_init__(self):
+        for name, low, high, value in (
+            ("num_heads", 0, 1024, self.num_heads),
+            ("decoder_num_heads", 0, 1024, self.decoder_num_heads),
+            ("ln_eps", 0, 0.1, self.ln_eps),
+            ("decimate", 1, 100, self.decimate),
+            ("alpha", 1e-6, 1e6, self.alpha),
+        ):
+            if not low <= value <= high:  # nor NaN
+                raise PacxError(f"--{name} {value}: give {low} to {high}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,6 +165,10 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
     names = tables.TIMM
     if kind == "vit_hf":
         names = tables.HF5 if any(".q_proj." in k for k in state) else tables.HF
+        if any(".decoder_encoder.layer." in k for k in state):  # files of version 5
+            names = dataclasses.replace(
+                names, decoder_blocks="decoder_encoder.layer.{i}."
+            )
     anchor = {
         "labs_dae": "encoder.0.weight",
         "ecgfounder": "first_conv.conv.weight",
@@ -172,9 +187,10 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
             return Spec(kind, model, *_net1d(state, prefix, options), prefix)
         a = _vit(state, prefix, names, options, kind)
         heads, h = _vit_heads(kind, state, prefix, names, a, options)
-    except (KeyError, IndexError, ValueError) as e:
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as e:
         raise PacxError(
-            f"{source} is no {kind} checkpoint: {e} is not in it, or not of its shape"
+            f"{source} is no {kind} checkpoint: a key is missing or of a wrong shape "
+            f"({e})"
         ) from None
     return Spec(kind, model, a, heads, h, prefix, names)
 
@@ -195,11 +211,11 @@ def _vit(state, prefix, names, options, kind) -> dict:
         "patch_size": patch,
         "width": width,
         "depth": depth,
-        "num_heads": options.num_heads or _num_heads(width),
+        "num_heads": options.num_heads or num_heads(width),
         "ln_eps": options.ln_eps or EPS.get(kind, 1e-6),
         "image_size": side * patch,
     }
-    fixed = width % 4 == 0 and np.abs(pos - tables.positions(side, width)).max() <= 1e-6
+    fixed = width % 4 == 0 and is_fixed(pos, tables.positions(side, width))
     return a if fixed else a | {"posemb_grid": [side, side]}
 
 
@@ -303,7 +319,7 @@ def _count(state: dict, prefix: str) -> int:
     return len(found)
 
 
-def _num_heads(width: int) -> int:
+def num_heads(width: int) -> int:
     for other, _, num_heads in vit.VARIANTS.values():
         if other == width:
             return num_heads

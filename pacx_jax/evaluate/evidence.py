@@ -277,8 +277,6 @@ def retrieval(rows: Sequence[Mapping]) -> str:
 
 def rollouts(quadruples: Sequence[tuple]) -> str:
     """Rows of X-ray, MAE and PaCX attention, and their difference."""
-    if not quadruples:
-        return page.paragraph("No X-ray to show.")
     rows = []
     for i, (image, mae, pacx, difference) in enumerate(quadruples):
         shades = figures.colourise((difference + 1) / 2, figures.DIVERGING)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from pacx_jax import model_folder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae
-from pacx_jax.types import Objective
+from pacx_jax.types import Objective, PacxError
 
 
 def make(config) -> Objective:
@@ -52,6 +53,8 @@ def make(config) -> Objective:
         return {name: float(values.mean()) for name, values in outputs.items()}
 
     parts = tuple(config.model_init_parts) if config.model_init else ()
+    if parts:
+        _check_start(config, model)
     return Objective(
         init=init,
         trainable=lambda path: True,
@@ -60,3 +63,20 @@ def make(config) -> Objective:
         summarize=summarize,
         pretrained={part: config.model_init for part in parts},
     )
+
+
+def _check_start(config, model) -> None:
+    """Refuses weights that shapes alone would let pass: other heads or statistics."""
+    folder = model_folder.load(config.model_init, "vit")
+    here = {"num_heads": model.encoder.num_heads, "ln_eps": model.encoder.ln_eps}
+    here |= {k: list(config.data[k]) for k in ("mean", "std")}
+    there = folder.architecture | folder.preprocessing
+    if folder.heads and folder.heads.kind == "mae":
+        here["decoder.num_heads"] = model.decoder.num_heads
+        there["decoder.num_heads"] = folder.heads.architecture["num_heads"]
+    for name, value in here.items():
+        if there[name] != value:
+            raise PacxError(
+                f"{config.model_init}: its {name} is {there[name]}, here {value}: "
+                "set the config to what the folder says"
+            )

@@ -15,7 +15,7 @@ from pacx_jax import load_encoder, model_folder
 from pacx_jax.convert import __main__ as command
 from pacx_jax.convert import files, kinds
 from pacx_jax.types import PacxError
-from tests.convert.test_kinds import assert_same, everything, folder
+from tests.convert.test_kinds import OPTIONS, assert_same, everything, folder
 
 needs_torch = pytest.mark.skipif(
     importlib.util.find_spec("torch") is None
@@ -54,7 +54,7 @@ def test_safetensors_need_no_pytorch(tmp_path, capsys, state, monkeypatch):
     assert_same(files.read(back), state)
     code, text = run(capsys, "--kind=mae", "--source=x.pt", "--target=y")
     assert code == 2 and "x.pt: no such file" in text
-    (tmp_path / "x.pt").write_bytes(b"x")
+    (tmp_path / "x.pt").write_bytes(b"PK")
     code, text = run(
         capsys, "--kind=mae", f"--source={tmp_path}/x.pt", f"--target={tmp_path}/y"
     )
@@ -149,7 +149,6 @@ def test_the_mae_repositorys_namespace_is_no_obstacle(tmp_path, state):
         {"model": tensors, "args": args, "optimizer": optimizer, "epoch": 3},
         tmp_path / "m.pth",
     )
-    from tests.convert.test_kinds import OPTIONS
 
     found, _ = kinds.read("mae", files.read(tmp_path / "m.pth"), OPTIONS, "m.pth")
     assert_same(kinds.write("mae", found), state)
@@ -220,3 +219,147 @@ def test_damaged_or_other_pytorch_files_are_one_line(tmp_path, capsys, state):
         )
         assert code == 2 and name in text
     assert not (tmp_path / "f").exists()
+
+
+@pytest.fixture
+def source(tmp_path, state):
+    files.write(tmp_path / "m.safetensors", state, "")
+    return tmp_path / "m.safetensors"
+
+
+def test_a_folder_of_other_software_is_never_replaced(tmp_path, capsys, source):
+    for name, file in (("hf", "config.json"), ("notes", "README.md"), ("d", "x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text('{"model_type": "vit"}')
+        target = f"--target={tmp_path / name}"
+        code, text = run(capsys, "--kind=mae", f"--source={source}", target, *HEADS)
+        assert code == 2 and "exists: give another --target" in text
+        with pytest.raises(PacxError, match="exists and is no model folder"):
+            model_folder.save(tmp_path / name, folder("mae"), "card")
+        assert (tmp_path / name / file).read_text() == '{"model_type": "vit"}'
+
+
+def test_a_converted_folder_is_not_replaced_either(tmp_path, capsys, source):
+    args = ["--kind=mae", f"--source={source}", f"--target={tmp_path}/f", *HEADS]
+    assert run(capsys, *args)[0] == 0
+    code, text = run(capsys, *args)
+    assert code == 2 and "exists" in text
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--num_heads=5"], "width 32 is not divisible by num_heads 5"),
+        (["--num_heads=-2"], "--num_heads -2: give 0 to 1024"),
+        (["--decoder_num_heads=3"], "width 16 is not divisible by num_heads 3"),
+        (["--ln_eps=-1"], "--ln_eps -1.0: give 0 to 0.1"),
+        (["--ln_eps=nan"], "--ln_eps nan: give 0 to 0.1"),
+        (["--alpha=0"], "--alpha 0.0: give"),
+        (["--std", "0", "0", "0"], "preprocessing.std is"),
+        (["--mean", "nan", "0", "0"], "preprocessing.mean is"),
+    ],
+)
+def test_senseless_numbers_are_one_line(tmp_path, capsys, source, flags, says):
+    args = [f"--source={source}", f"--target={tmp_path}/f", *HEADS, *flags]
+    code, text = run(capsys, "--kind=mae", *args)
+    assert code == 2 and says in text
+    assert not (tmp_path / "f").exists()
+
+
+def test_what_a_pytorch_file_cannot_hold_is_told(tmp_path, capsys):
+    model = folder("pacx", num_heads=4)  # PaCX's published epsilon is 1e-5
+    model_folder.save(tmp_path / "f", model, "card")
+    args = [
+        "--to=torch",
+        f"--source={tmp_path}/f",
+        f"--target={tmp_path}/o.safetensors",
+    ]
+    code, text = run(capsys, "--kind=pacx", *args)
+    assert code == 0 and "on the way back give --ln_eps=1e-06 --num_heads=4" in text
+
+    ecg = folder("ecgfounder")
+    ecg.preprocessing["decimate"] = 5
+    model_folder.save(tmp_path / "e", ecg, "card")
+    args = [
+        "--to=torch",
+        f"--source={tmp_path}/e",
+        f"--target={tmp_path}/e.safetensors",
+    ]
+    code, text = run(capsys, "--kind=ecgfounder", *args)
+    assert code == 0 and "--labels=AF,LBBB,SR --decimate 5" in text
+    args = [f"--source={tmp_path}/e.safetensors", f"--target={tmp_path}/back"]
+    code, _ = run(capsys, "--kind=ecgfounder", *args, "--decimate=5")
+    assert code == 0
+    assert model_folder.load(tmp_path / "back").preprocessing["decimate"] == 5
+
+
+@pytest.mark.parametrize("half", ["float16", "bfloat16"])
+def test_positions_in_half_precision_are_still_fixed(state, half):
+    import ml_dtypes
+
+    half = getattr(ml_dtypes, half, None) or np.dtype(half)
+    rounded = {k: v.astype(half).astype(np.float32) for k, v in state.items()}
+    found, _ = kinds.read("mae", rounded, OPTIONS, "file")
+    assert "posemb_grid" not in found.architecture
+    moved = {k: v.copy() for k, v in rounded.items()}
+    moved["model.pos_embed"][0, 3, 4] += 0.01  # learned, then
+    found, _ = kinds.read("mae", moved, OPTIONS, "file")
+    assert found.architecture["posemb_grid"] == [4, 4]
+
+
+def test_a_page_or_a_pointer_is_not_accused_of_running_code(tmp_path, capsys):
+    for name, content, says in (
+        ("page.pth", b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>'"),
+        ("lfs.pth", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        args = [f"--source={tmp_path / name}", f"--target={tmp_path}/f"]
+        code, text = run(capsys, "--kind=mae", *args)
+        assert code == 2 and says in text
+
+
+@needs_torch
+def test_tensors_that_are_not_plain_are_one_line(tmp_path, capsys):
+    import torch
+
+    cases = {
+        "key": ({3: torch.zeros(2)}, "the key 3 is no string"),
+        "sparse": ({"a": torch.eye(3).to_sparse()}, "a is no plain tensor"),
+        "meta": ({"a": torch.zeros(2, device="meta")}, "a is no plain tensor"),
+        "bomb": (
+            {"a": torch.zeros(1).expand(10**6, 10**6)},
+            "a claims a shape that its file does not hold",
+        ),
+    }
+    for name, (state, says) in cases.items():
+        torch.save(state, tmp_path / f"{name}.pt")
+        args = [f"--source={tmp_path}/{name}.pt", f"--target={tmp_path}/f"]
+        code, text = run(capsys, "--kind=mae", *args)
+        assert code == 2 and says in text, text
+
+
+@needs_torch
+def test_the_original_repositorys_layout_comes_out(tmp_path, capsys, state):
+    import torch
+
+    model_folder.save(tmp_path / "f", folder("mae"), "card")
+    args = [f"--source={tmp_path}/f", f"--target={tmp_path}/o.pth", "--container=model"]
+    assert run(capsys, "--kind=mae", "--to=torch", *args)[0] == 0
+    found = torch.load(tmp_path / "o.pth", weights_only=True)["model"]
+    assert set(found) == {k.removeprefix("model.") for k in state}
+
+
+def test_a_mae_refuses_a_start_of_other_heads_or_statistics(tmp_path):
+    from pacx_jax.objectives import mae
+    from tests import tiny
+
+    model_folder.save(tmp_path / "f", folder("mae", num_heads=4), "card")
+    config = tiny.config("mae_vitb16", model_init=str(tmp_path / "f"))
+    config.model.update(variant="mu", patch_size=8)
+    config.model.decoder.update(width=16, depth=2, num_heads=2)
+    with pytest.raises(PacxError, match="its num_heads is 4, here 2"):
+        mae.make(config)
+    model_folder.save(tmp_path / "f", folder("mae"), "card")
+    config.data.std = (0.5, 0.5, 0.5)
+    with pytest.raises(PacxError, match="its std is .* here"):
+        mae.make(config)

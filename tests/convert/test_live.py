@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax.convert import kinds, tables
+from pacx_jax.convert import files, kinds, tables
 from pacx_jax.convert.sizes import Options
 from pacx_jax.models import mae, vit
 from tests.convert.test_kinds import assert_same
@@ -106,8 +106,6 @@ def test_hugging_face_vit_gives_the_same_tokens(images, tmp_path):
     config = transformers.ViTConfig(**SIZES)
     module = shake(transformers.ViTModel(config))
     module.save_pretrained(tmp_path)
-    from pacx_jax.convert import files
-
     options = Options(num_heads=2, ln_eps=config.layer_norm_eps)
     with torch.no_grad():
         theirs = module(pixel_values=as_torch(images)).last_hidden_state.numpy()
@@ -117,7 +115,7 @@ def test_hugging_face_vit_gives_the_same_tokens(images, tmp_path):
         close(f"transformers ViT, {name}", tokens(folder, images), theirs)
 
 
-def test_hugging_face_mae_gives_the_same_pixels(images):
+def test_hugging_face_mae_gives_the_same_pixels(images, tmp_path):
     decoder = {
         "decoder_" + k: v
         for k, v in SIZES.items()
@@ -128,10 +126,14 @@ def test_hugging_face_mae_gives_the_same_pixels(images):
     # transformers 5.23 leaves a new model's positions zero; published ones are sin-cos.
     positions = torch.tensor(tables.positions(4, 32))
     module.vit.embeddings.position_embeddings.data = positions
-    module.decoder.decoder_pos_embed.data = positions
+    module.decoder.decoder_pos_embed.data = positions.clone()
     options = Options(num_heads=2, decoder_num_heads=2, ln_eps=config.layer_norm_eps)
     folder, left = kinds.read("vit_hf", state_of(module), options, "memory")
     assert not left and "posemb_grid" not in folder.architecture
+    module.save_pretrained(tmp_path)  # which names the decoder's blocks otherwise
+    saved, left = kinds.read("vit_hf", files.read(tmp_path), options, "file")
+    assert not left
+    assert_same(saved.heads.flat(), folder.heads.flat())
     noise = np.random.default_rng(1).random((3, 16)).astype(np.float32)
     with torch.no_grad():
         out = module(pixel_values=as_torch(images), noise=torch.tensor(noise))
