@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from pacx_jax import objectives, step
+from pacx_jax import model_folder, objectives, step
 from pacx_jax.models import labs_dae, mae
 from pacx_jax.objectives import classify
 from pacx_jax.types import PacxError
@@ -53,14 +53,16 @@ def test_mae_trains_every_parameter(meshes):
     assert not frozen and tiny.count(trained) == tiny.count(shapes)
 
 
-def test_mae_starts_from_the_parts_named_by_the_config(meshes):
+def test_mae_starts_from_the_parts_named_by_the_config(meshes, tmp_path):
+    run = str(tmp_path / "run")
+    model_folder.save(run, tiny.folder("vit"), "card")
     assert mae_objective(meshes[1]).pretrained == {}
-    whole = mae_objective(meshes[1], model_init="runs/mae").pretrained
-    assert whole == {"encoder": "runs/mae", "decoder": "runs/mae"}
+    whole = mae_objective(meshes[1], model_init=run).pretrained
+    assert whole == {"encoder": run, "decoder": run}
     half = mae_objective(
-        meshes[1], model_init="runs/mae", model_init_parts=("encoder",)
+        meshes[1], model_init=run, model_init_parts=("encoder",)
     ).pretrained
-    assert half == {"encoder": "runs/mae"}
+    assert half == {"encoder": run}
 
 
 @pytest.fixture(scope="module")
