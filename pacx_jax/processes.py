@@ -1,0 +1,91 @@
+"""Several processes of one run: how they start, agree, and end when one is lost."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+from pacx_jax.types import PacxError
+
+INITIALIZATION_SECONDS = 60
+HEARTBEAT_SECONDS = 10  # a host that is silent for so long is taken for dead
+
+
+def start(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes of this run, before any device is used.
+
+    Args:
+      coordinator: host:port of process 0.
+      num_processes: how many there are, each with its own devices.
+      process_id: this one's number, from 0.
+    """
+    if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+        raise PacxError(
+            f"--coordinator={coordinator} --num_processes={num_processes} "
+            f"--process_id={process_id}: give host:port, and an id from 0 to "
+            "num_processes - 1"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise PacxError(f"--coordinator={coordinator}: give host:port")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=INITIALIZATION_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as e:
+        raise PacxError(
+            f"process {process_id} could not join {coordinator} within "
+            f"{INITIALIZATION_SECONDS} s: {' '.join(str(e).split())[:200]}"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process writes what the run writes once."""
+    return jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """The first process's integer, everywhere."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+def wait_for_all(what: str) -> None:
+    """Returns when every process has come here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
+
+
+def check_agreement(what: str, content: Any) -> None:
+    """PacxError on every process unless all have the same `content` (its repr)."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = hashlib.sha256(repr(content).encode()).digest()
+    all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    differing = [
+        i for i, other in enumerate(all_of_them) if (other != all_of_them[0]).any()
+    ]
+    if differing:
+        raise PacxError(
+            f"{what} of process {', '.join(map(str, differing))} differs from that of "
+            "process 0: give every process the same command and data"
+        )
+
+
+def is_lost_peer(error: BaseException) -> bool:
+    """Whether an error of the runtime's is what the death of another process gives."""
+    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
