@@ -42,6 +42,7 @@ class Data:
 
     def __init__(self, config, workdir, objective: Objective, mesh, opened):
         self.config, self.mesh, self.sources = config, mesh, opened
+        self.workdir = workdir
         self.rows = sharding.local_rows(config.global_batch_size, mesh)
         self.quarantine = quarantine.Quarantine(
             str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share

@@ -88,9 +88,9 @@ class Ledger:
             }
             manifest.write_json(self._path, content)
 
-    def close(self, step: int) -> None:
+    def close(self) -> None:
         """Writes the file and stops listening."""
-        self.write(step)
+        self.write(self._reached)
         jax.monitoring.unregister_event_duration_listener(self._on_event)
 
 

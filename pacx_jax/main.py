@@ -14,6 +14,7 @@ import contextlib
 import math
 import os
 import pathlib
+import signal
 import sys
 import threading
 
@@ -134,17 +135,27 @@ def _main(argv: list[str]) -> None:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
     host_memory.keep_freed()
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
-    if _COORDINATOR.value:
-        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+    start_processes()
     if _EVALUATE.value:
         measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
     else:
         run(_CONFIG.value, _WORKDIR.value, force=_FORCE.value)
 
 
+def start_processes() -> None:
+    """Joins the run's other processes, if the flags name any."""
+    if _COORDINATOR.value:
+        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
+
+
 def main() -> None:
-    """The command line: an error of the user's is one line and exit code 2."""
+    """The command line: an error of the user's is one line and exit code 2.
+
+    A run that SIGTERM stopped, or the loss of another of its processes, ends with 75.
+    """
     threading.excepthook = _thread_failed
+    # Until the run listens itself, there is nothing that could be lost.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(preemption.EXIT_CODE))
     try:
         app.run(_main, flags_parser=_parse)
     except PacxError as e:

@@ -25,7 +25,7 @@ POLICIES = ("stop", "skip")
 class Numbers:
     """Watches the loss and the gradient's norm of every step.
 
-    They are fetched when `check` is called, so that the device need not be waited for
+    They are fetched when `fetch` is called, so that the device need not be waited for
     at every step.
 
     Args:
@@ -51,6 +51,11 @@ class Numbers:
     def add(self, n: int, values: dict[str, jax.Array]) -> None:
         """Remembers the values of update number n, still on the device."""
         self._waiting.append((n, values["loss"], values["grad_norm"]))
+
+    def fetch(self, values: dict[str, jax.Array]) -> dict[str, float]:
+        """The metrics of the last step as numbers, after a look at all before it."""
+        self.check()
+        return fetch(values)
 
     def check(self) -> None:
         """Looks at all steps since the last call.
@@ -91,3 +96,8 @@ class Numbers:
             row["samples"] = self._samples(n - 1)
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def fetch(values: dict[str, jax.Array]) -> dict[str, float]:
+    """A step's metrics, once it is done."""
+    return {k: float(v) for k, v in jax.device_get(values).items()}

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 import tqdm
 
-from pacx_jax import checkpoint, finished_run, metrics, stage, train
+from pacx_jax import checkpoint, finished_run, metrics, numbers, saved_steps, stage
 from pacx_jax.types import PacxError
 
 
@@ -43,11 +43,11 @@ def replay(workdir: str, n: int) -> dict:
         start, state = _state_before(workdir, n, run)
         stream = run.data.train(start)
         steps = range(start + 1, n + 1)
-        for i in tqdm.tqdm(steps, disable=not sys.stderr.isatty(), unit="step"):
+        for _ in tqdm.tqdm(steps, disable=not sys.stderr.isatty(), unit="step"):
             batch = next(stream)
             state, values = run.train_step(state, batch, run.step_key)
         stream.close()
-        now = train.fetch(values)
+        now = numbers.fetch(values)
         not_finite = [
             name
             for name, array in batch.items()
@@ -66,12 +66,11 @@ def replay(workdir: str, n: int) -> dict:
 
 def _state_before(workdir: str, n: int, run: stage.Stage):
     """The newest saved state from before update `n`, or the run's first."""
-    found = checkpoint.newest(pathlib.Path(workdir) / "checkpoints", before=n)
-    if found is None:
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    step, about, _ = saved_steps.newest(folder, before=n)
+    if step is None:
         return 0, run.init()
-    step, about = found
-    folder = pathlib.Path(workdir).absolute() / "checkpoints" / str(step)
-    return step, checkpoint.restore(folder, about, run.abstract)
+    return step, checkpoint.restore(folder / str(step), about, run.abstract)
 
 
 def _as_logged(workdir: str, n: int, loss: float) -> bool | None:

@@ -8,6 +8,7 @@ save of step N, its row and its evaluation, is done again after a restore.
 
 from __future__ import annotations
 
+import dataclasses
 import faulthandler
 import json
 import pathlib
@@ -29,6 +30,27 @@ from pacx_jax import (
 )
 from pacx_jax.preemption import Preempted, Preemption
 from pacx_jax.types import PacxError
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What one session of a run works with.
+
+    Attributes:
+      run: the stage that is trained.
+      saver: of its states.
+      writer: of its metrics.
+      watch: over values that are not finite.
+      ledger: of its time.
+      preemption: says when it shall save and end.
+    """
+
+    run: stage.Stage
+    saver: checkpoint.Checkpointer
+    writer: metrics.MetricsWriter | metrics.NoWriter
+    watch: numbers.Numbers
+    ledger: goodput.Ledger
+    preemption: Preemption
 
 
 def train(
@@ -62,78 +84,84 @@ def train(
     watch = numbers.Numbers(config, workdir, start, run.data.sample_names)
     writer = metrics.writer(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
+    session = Session(run, saver, writer, watch, ledger, preemption)
+    try:
+        final = take_steps(session, state, start, now)
+    finally:  # a save under way when an error comes is a save still
+        ledger.enter("checkpoint")
+        saver.close()
+        preemption.unsaved = False
+        writer.close()
+        ledger.close()
+    check_saved(saver, workdir, config.total_steps)
+    return final
 
-    def due(n: int, every: int) -> bool:
-        return n % every == 0 or n == config.total_steps
 
-    def conclude(state, n: int, now: dict[str, float]) -> dict[str, float]:
-        """Evaluates and writes down step n, whose own metrics are `now`."""
-        val = {}
-        if due(n, config.eval_every):
-            ledger.enter("evaluation")
-            val = run.evaluate(state, between=preemption.check)
-        if val or due(n, config.log_every):
-            writer.write(n, now | val)
-        if val:
-            writer.flush()
-            ledger.enter("checkpoint")
-            saver.save_if_best(state, n, val)
-        return val
-
+def take_steps(session: Session, state, start: int, now: dict) -> dict[str, float]:
+    """Updates the state from step `start`, whose metrics are `now`, to the last one."""
+    run, ledger, config = session.run, session.ledger, session.run.config
     val, values, n = {}, None, start
     stream = run.data.train(start)
     bar = progress_bar(config, start)
     clock = time.perf_counter()
     try:
         if start:
-            val = conclude(state, start, now)
+            val = conclude(session, state, start, now)
         for n in range(start + 1, config.total_steps + 1):
             watchdog(config.watchdog_seconds if n > start + 1 else 0)
             ledger.enter_reading(n, values)
             batch = next(stream)
             ledger.enter_step(n)
-            preemption.unsaved = True
+            session.preemption.unsaved = True
             state, values = run.train_step(state, batch, run.step_key)
-            watch.add(n, values)
-            log, check, save = (
-                due(n, every)
-                for every in (config.log_every, config.eval_every, config.save_every)
-            )
+            session.watch.add(n, values)
+            every = (config.log_every, config.eval_every, config.save_every)
+            log, check, save = (due(config, n, e) for e in every)
             if log or check or save:
-                now = fetch(values)
-                watch.check()
+                now = session.watch.fetch(values)
             if log:
                 bar.set_postfix(loss=f"{now['loss']:.4f}", refresh=False)
-                writer.write_timing(n, {"seconds": time.perf_counter() - clock})
-                clock = time.perf_counter()
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                session.writer.write_timing(n, {"seconds": seconds})
                 ledger.write(n)
             if save:
-                writer.flush()
+                session.writer.flush()
                 ledger.enter("checkpoint")
-                saver.save(state, n, now)
-            if preemption.reached(n):
+                session.saver.save(state, n, now)
+            if session.preemption.reached(n):
                 raise Preempted
-            if log or check:
-                val = conclude(state, n, now)
+            val = conclude(session, state, n, now)
             bar.update()
     except Preempted:
-        if not saver.holds(n):
-            now = fetch(values)
-            watch.check()
-            saver.save(state, n, now)
-        check_saved(saver, workdir, n)
+        if not session.saver.holds(n):
+            session.saver.save(state, n, session.watch.fetch(values))
+        check_saved(session.saver, run.data.workdir, n)
         raise Preempted(f"preempted: saved at step {n}") from None
-    finally:  # a save under way when an error comes is a save still
+    finally:
         watchdog(0)
         bar.close()
         stream.close()
-        ledger.enter("checkpoint")
-        saver.close()
-        preemption.unsaved = False
-        writer.close()
-        ledger.close(n)
-    check_saved(saver, workdir, n)
     return val
+
+
+def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
+    """Evaluates and writes down step n, if it is time; returns the evaluation."""
+    config, val = session.run.config, {}
+    if due(config, n, config.eval_every):
+        session.ledger.enter("evaluation")
+        val = session.run.evaluate(state, between=session.preemption.check)
+    if val or due(config, n, config.log_every):
+        session.writer.write(n, now | val)
+    if val:
+        session.writer.flush()
+        session.ledger.enter("checkpoint")
+        session.saver.save_if_best(state, n, val)
+    return val
+
+
+def due(config, n: int, every: int) -> bool:
+    """Whether what is done every so many steps, and after the last, is done after n."""
+    return n % every == 0 or n == config.total_steps
 
 
 def check_saved(saver: checkpoint.Checkpointer, workdir: str, n: int) -> None:
@@ -143,11 +171,6 @@ def check_saved(saver: checkpoint.Checkpointer, workdir: str, n: int) -> None:
             f"{workdir}: step {n} could not be saved; free some room, and the same "
             "command goes on from the checkpoint before it"
         )
-
-
-def fetch(values: dict[str, jax.Array]) -> dict[str, float]:
-    """A step's metrics, once it is done."""
-    return {k: float(v) for k, v in jax.device_get(values).items()}
 
 
 def watchdog(seconds: float) -> None:
