@@ -66,7 +66,10 @@ class Checkpointer:
         self._latest.save(state, step, metrics)
 
     def holds(self, step: int) -> bool:
-        """Whether this step has been saved; waits for the save under way."""
+        """Whether this step has been saved, in every process once it has in the first.
+
+        Waits for the save under way.
+        """
         self._latest.settle()
         return self._latest.holds(step)
 
@@ -106,7 +109,6 @@ class Checkpointer:
         for steps in (self._latest, self._best):
             if steps is not None:
                 steps.close()
-        processes.wait_for_all("saved")  # the first one names what all have written
 
 
 def restore(folder: pathlib.Path, about: dict, abstract: Any) -> Any:

@@ -169,13 +169,7 @@ def main() -> None:
     except Exception as e:
         if disk.is_full(e):
             _stop_on_full_disk()
-        if processes.is_lost_peer(e):
-            _end(
-                "stopped: another process of this run was lost "
-                f"({' '.join(str(e).split())[:200]}); start all of them again, and the "
-                "run goes on from its last checkpoint",
-                preemption.EXIT_CODE,
-            )
+        processes.end_if_bereaved(e)
         if not isinstance(e, OSError):  # such as a missing permission
             raise
         _end(f"error: {' '.join(str(e).split())}", 2)

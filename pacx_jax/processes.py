@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from typing import Any
 
 import jax
 import numpy as np
 
+from pacx_jax.preemption import EXIT_CODE
 from pacx_jax.types import PacxError
 
+# Words of the errors that a collective raises when a peer is gone.
+_LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline")
 INITIALIZATION_SECONDS = 60
 HEARTBEAT_SECONDS = 10  # a host that is silent for so long is taken for dead
 
@@ -42,7 +47,7 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
     except (RuntimeError, ValueError) as e:
         raise PacxError(
             f"process {process_id} could not join {coordinator} within "
-            f"{INITIALIZATION_SECONDS} s: {' '.join(str(e).split())[:200]}"
+            f"{INITIALIZATION_SECONDS} s: {_one_line(e)}"
         ) from None
 
 
@@ -58,14 +63,6 @@ def agreed(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
-
-
-def wait_for_all(what: str) -> None:
-    """Returns when every process has come here."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)
 
 
 def check_agreement(what: str, content: Any) -> None:
@@ -86,6 +83,21 @@ def check_agreement(what: str, content: Any) -> None:
         )
 
 
-def is_lost_peer(error: BaseException) -> bool:
-    """Whether an error of the runtime's is what the death of another process gives."""
-    return jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError)
+def end_if_bereaved(error: BaseException) -> None:
+    """Ends this process at once where an error means that another one was lost.
+
+    Whatever would be closed in order would wait for it: a save, the shutdown barrier.
+    """
+    if jax.process_count() == 1 or not any(w in str(error).lower() for w in _LOSS):
+        return
+    print(
+        f"stopped: another process of this run was lost ({_one_line(error)}); start "
+        "all of them again, and the run goes on from its last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_CODE)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

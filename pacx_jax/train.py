@@ -87,6 +87,9 @@ def train(
     session = Session(run, saver, writer, watch, ledger, preemption)
     try:
         final = take_steps(session, state, start, now)
+    except Exception as e:
+        processes.end_if_bereaved(e)
+        raise
     finally:  # a save under way when an error comes is a save still
         ledger.enter("checkpoint")
         saver.close()
