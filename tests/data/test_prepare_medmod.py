@@ -1,0 +1,153 @@
+"""data/prepare.py medmod: linkage, splits, and nobody whom encoders were trained on."""
+
+import numpy as np
+import pytest
+
+from data.medmod import medmod_dataset_builder as medmod
+from tests.data.published_trees import draw_medmod
+from tests.data.test_published import edit, examples
+from tests.data.test_published import run as run
+
+
+@pytest.fixture
+def prepared(tmp_path, run):
+    """Draws a tree and prepares it: (path -> example, split of each, output)."""
+
+    def command(*flags, split=False, change=None):
+        root, target = tmp_path / "in", tmp_path / "out"
+        draw_medmod(root, split)
+        if change:
+            change(root)
+        flags = (f"--symile={root / 'symile'}", *flags)
+        code, summary, out = run("medmod", root, target, *flags)
+        assert code == 0, out
+        read = examples(target, summary)
+        where = {e["path"]: s for s, rows in read.items() for e in rows}
+        found = {e["path"]: e for rows in read.values() for e in rows}
+        return found, where, out
+
+    return command
+
+
+def stays_of(paths):
+    """The numbers of the stays whose X-rays these are."""
+    return {int(path.rsplit("/d")[-1].rstrip("abc.jpg")) for path in paths}
+
+
+def test_strict_has_no_patient_of_symile_and_splits_by_patient(prepared):
+    found, where, out = prepared()
+    # Patients 0, 3 and 5 are Symile's; patient 1 has no X-ray within a stay.
+    assert stays_of(found) == set(range(20)) - {0, 1, 2, 3, 6, 7, 10, 11}
+    assert "note: 6 stays are of Symile-MIMIC's patients and left out" in out
+    assert "note: 2 of the other 14 stays have no X-ray" in out
+    splits_of = {}
+    for path, example in found.items():
+        splits_of.setdefault(example["patient_id"], set()).add(where[path])
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    assert "DIFFERENT" not in out  # the paper's count is of another exclusion
+
+
+def test_reference_leaves_out_symiles_training_admissions_alone(prepared):
+    found, where, out = prepared("--splits=reference")
+    assert stays_of(found) == set(range(20)) - {0, 2, 3}
+    assert "note: 1 stays are of Symile-MIMIC's training admissions" in out
+    assert "DIFFERENT from what was published: train+val+test: images 17" in out
+    assert sorted(where.values()).count("test") == 4  # 20% of 17, rounded up
+
+
+def test_a_stay_has_its_earliest_xray_and_its_own_labels(prepared):
+    found, _, _ = prepared("--splits=reference")
+    assert all(path.endswith("a.jpg") for path in found)
+    for path, example in found.items():
+        (i,) = stays_of([path])
+        assert path == f"files/p10/p{10_000_000 + i // 2}/s{50_000 + i}/d{i}a.jpg"
+        want = [float((i + j) % 5 == 0) for j in range(25)]
+        want[medmod.PHENOTYPES.index(medmod.STRATUM)] = float(i % 4 == 0)
+        np.testing.assert_array_equal(example["labels"], want)
+
+
+def test_mortality_keeps_what_is_missing(prepared):
+    found, _, _ = prepared("--splits=reference", "--task=mortality")
+    labels = {next(iter(stays_of([p]))): e["labels"] for p, e in found.items()}
+    np.testing.assert_array_equal(labels[9], [1, np.nan, 0])
+    np.testing.assert_array_equal(labels[8], [0, 0, 0])
+
+
+def test_no_image_is_taken_twice(prepared):
+    def one_stay_in_another(root):
+        path = root / "all_stays.csv"
+        rows = {row.split(",")[2]: row for row in path.read_text().split("\n") if row}
+        edit(path, rows["316"], rows["315"].replace("215,315", "216,316"))
+
+    found, _, _ = prepared("--splits=reference", change=one_stay_in_another)
+    paths = {path.rsplit("/")[-1] for path in found}
+    # Stay 16 is now of the patient and the day of stay 15: it has the next one.
+    assert {"d15a.jpg", "d15b.jpg"} <= paths and "d15c.jpg" not in paths
+
+
+def test_splits_that_are_there_are_kept(prepared):
+    found, where, out = prepared(split=True)
+    # Stay 11 is in train and val; patient 5, of stays 10 and 11, is Symile's. Patient
+    # 7, of stays 14 and 15, is in val and test.
+    assert where["test/d15a.jpg"] == "test" and "val/d14a.jpg" not in found
+    assert {p for p in found if p.startswith("val/")} == {
+        "val/d12a.jpg",
+        "val/d13a.jpg",
+    }
+    assert "note: 1 images of patients who are also in a later official split" in out
+    assert "no X-ray" not in out
+
+
+def test_medmods_own_lists_of_patients_are_honoured(prepared):
+    def lists(root):
+        (root / "valset_iv.csv").write_text("10000002,1\n10000004,0\n")
+        (root / "testset_iv.csv").write_text("10000004,1\n10000009,1\n10000002,0\n")
+
+    found, where, _ = prepared(change=lists)
+    splits = {e["patient_id"]: where[p] for p, e in found.items()}
+    assert {p for p, s in splits.items() if s == "test"} == {"10000004", "10000009"}
+    assert {p for p, s in splits.items() if s == "val"} == {"10000002"}
+
+
+LABELS_OF_STAY_4 = ",".join(
+    str(int(i == 19 or i % 5 == 1)) for i in range(len(medmod.PHENOTYPES))
+)
+BAD = {
+    "no symile": ("", lambda r: None, "medmod: give --symile=DIR"),
+    "symile not whole": (
+        "{}/symile",
+        lambda r: (r / "symile/test.csv").unlink(),
+        "symile: no test.csv; give the folder of Symile-MIMIC with train.csv, val.csv",
+    ),
+    "no metadata": (
+        "{}/symile",
+        lambda r: (r / "mimic-cxr-2.0.0-metadata.csv.gz").unlink(),
+        "no mimic-cxr-2.0.0-metadata.csv.gz; put that of MIMIC-CXR-JPG beside",
+    ),
+    "another run": (
+        "{}/symile",
+        lambda r: edit(r / "phenotype_labels.csv", LABELS_OF_STAY_4 + "\n", ""),
+        "phenotype_labels.csv: 19 rows, but ",
+    ),
+    "image": (
+        "{}/symile",
+        lambda r: next(r.rglob("d8a.jpg")).unlink(),
+        "1 listed images are not there, the first is 'files/p10/p10000004/s50008/d8a",
+    ),
+    "label": (
+        "{}/symile",
+        lambda r: edit(r / "phenotype_labels.csv", '"Shock"', '"shock"'),
+        "phenotype_labels.csv: no column 'Shock'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_medmod_input_is_one_line(tmp_path, run, case):
+    symile, spoil, message = BAD[case]
+    draw_medmod(tmp_path / "in")
+    spoil(tmp_path / "in")
+    flag = f"--symile={symile.format(tmp_path / 'in')}"
+    code, _, error = run("medmod", tmp_path / "in", tmp_path / "out", flag)
+    assert code == 2 and "\n" not in error and message in error, error
+    assert not (tmp_path / "out").exists()
