@@ -5,7 +5,8 @@ Layout (Kaggle, andyczhao/covidx-cxr2, version 9): train.txt, val.txt and test.t
 
 `strict` keeps the official splits; `reference` puts all together and draws images.
 
-Counts: of all, Wu et al. (arXiv 2311.17677); of `reference`, reference.md section 6.
+Counts of all are those of Wu et al. (arXiv 2311.17677), positives as others cite them;
+those of `reference` reference.md's, section 6.
 """
 
 from __future__ import annotations

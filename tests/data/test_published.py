@@ -102,7 +102,7 @@ def test_labels_keep_what_is_missing_and_what_is_uncertain(tmp_path, run):
     labels = {e["path"]: e["labels"] for rows in read.values() for e in rows}
     np.testing.assert_array_equal(labels["images/cxr6.png"], [0, 0, np.nan, -1, 1])
     data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
-    config = types.SimpleNamespace(image_size=16, uncertain="positive")
+    config = types.SimpleNamespace(image_size=16, uncertain="one")
     batch = next(
         pipeline.train_batches(
             sources.open_source(data, "train"),
