@@ -86,7 +86,7 @@ def make_plan(
         {name: chosen[name] for name in splits.NAMES if chosen[name]},
         make,
         make.name,
-        make.entries,
+        ("image", "path") + (("patient_id",) if grouped else ()) + ("labels",),
         facts.labels,
         digest.hexdigest(),
         published=merged_counts(facts, options.splits),
@@ -96,24 +96,11 @@ def make_plan(
 
 @dataclasses.dataclass(frozen=True)
 class MakeImage:
-    """Makes the example of (path, patient, labels), of which the set has these.
-
-    Attributes:
-      root: folder of the images.
-      size: see `records.store_image`.
-      grouped: whether patients are known.
-      labelled: whether there are labels.
-    """
+    """Makes the example of (path, patient, labels); `grouped`: patients are known."""
 
     root: str
     size: int
     grouped: bool
-    labelled: bool = True
-
-    @property
-    def entries(self) -> tuple[str, ...]:
-        patient = ("patient_id",) * self.grouped
-        return ("image", "path", *patient, *("labels",) * self.labelled)
 
     def name(self, row: tuple) -> str:
         return f"{self.root}/{row[0]}"
@@ -122,9 +109,9 @@ class MakeImage:
         path, patient, labels = row
         name = self.name(row)
         image = records.store_image(records.read_bytes(name), self.size, name)
-        values = (image, path, patient, labels)
-        known = zip(("image", "path", "patient_id", "labels"), values, strict=True)
-        return {entry: value for entry, value in known if entry in self.entries}
+        example = {"image": image, "path": path}
+        example |= {"labels": labels} if len(labels) else {}
+        return example | ({"patient_id": patient} if self.grouped else {})
 
 
 def find_root(source: pathlib.Path, facts: Facts) -> pathlib.Path:

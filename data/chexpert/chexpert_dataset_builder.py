@@ -85,7 +85,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         raise PacxError(
             f"{root}: patient {min(shared)} is in both train.csv and valid.csv"
         )
-    make = published.MakeImage(str(root), options.size, True, bool(names))
+    make = published.MakeImage(str(root), options.size, grouped=True)
+    entries = ("image", "path", "patient_id") + (("labels",) if names else ())
     if missing:
         digest.update(f"without {missing}".encode())
     simulated = (root / "cohort_layout.json").is_file()  # data/cohort writes it
@@ -93,7 +94,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         splits,
         make,
         make.name,
-        make.entries,
+        entries,
         names,
         digest.hexdigest(),
         published={} if simulated else COUNTS,

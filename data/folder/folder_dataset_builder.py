@@ -31,8 +31,11 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     for i, (path, split) in enumerate(zip(listing.paths, listing.splits, strict=True)):
         patient = listing.patients[i] if grouped else ""
         splits.setdefault(split, []).append((path, patient, listing.labels[i]))
-    make = published.MakeImage(str(listing.root), options.size, grouped, labelled)
+    make = published.MakeImage(str(listing.root), options.size, grouped)
+    entries = ("image", "path")
+    entries += ("patient_id",) if grouped else ()
+    entries += ("labels",) if labelled else ()
     splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
     return records.Plan(
-        splits, make, make.name, make.entries, listing.label_names, listing.fingerprint
+        splits, make, make.name, entries, listing.label_names, listing.fingerprint
     )
