@@ -17,6 +17,7 @@ from pacx_jax.types import PacxError
 
 _CHUNK = 32  # images a worker gets at a time
 _STUDY_ENTRIES = ("study_id", "hadm_id")
+_STUDY_FOLDERS = {"chexpert": r"patient\w+/study\w+", "mimic": r"p\d+/s\d+"}
 
 
 @dataclasses.dataclass
@@ -119,5 +120,6 @@ def _study(example: dict, space: str) -> str:
     for entry in _STUDY_ENTRIES:
         if example.get(entry):
             return f"{space}/{entry}/{example[entry]}"
-    found = re.search(r"(?:^|/)(patient\w+/study\w+)/", str(example.get("path", "")))
-    return f"{space}/{found[1]}" if found and space == "chexpert" else ""
+    folders = _STUDY_FOLDERS.get(space, "$^")
+    found = re.search(f"(?:^|/)({folders})/", str(example.get("path", "")))
+    return f"{space}/{found[1]}" if found else ""

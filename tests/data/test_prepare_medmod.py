@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
+from data import audit
 from data.medmod import medmod_dataset_builder as medmod
+from pacx_jax import overlap
+from pacx_jax.input import sources
+from pacx_jax.types import PacxError
+from tests import tiny
+from tests.data import test_prepare
 from tests.data.published_trees import draw_medmod
 from tests.data.test_published import edit, examples
 from tests.data.test_published import run as run
@@ -66,8 +72,16 @@ def test_a_stay_has_its_earliest_xray_and_its_own_labels(prepared):
         np.testing.assert_array_equal(example["labels"], want)
 
 
-def test_mortality_keeps_what_is_missing(prepared):
-    found, _, _ = prepared("--splits=reference", "--task=mortality")
+def test_mortality_keeps_what_is_missing_and_images_may_lie_elsewhere(
+    tmp_path, prepared
+):
+    def move(root):
+        (tmp_path / "jpg").mkdir()
+        for name in ("files", "mimic-cxr-2.0.0-metadata.csv.gz"):
+            (root / name).rename(tmp_path / "jpg" / name)
+
+    flags = ("--splits=reference", "--task=mortality", f"--images={tmp_path / 'jpg'}")
+    found, _, _ = prepared(*flags, change=move)
     labels = {next(iter(stays_of([p]))): e["labels"] for p, e in found.items()}
     np.testing.assert_array_equal(labels[9], [1, np.nan, 0])
     np.testing.assert_array_equal(labels[8], [0, 0, 0])
@@ -109,6 +123,32 @@ def test_medmods_own_lists_of_patients_are_honoured(prepared):
     assert {p for p, s in splits.items() if s == "val"} == {"10000002"}
 
 
+def test_a_probe_of_symiles_training_patients_is_refused(tmp_path, run):
+    test_prepare.draw_symile(tmp_path / "symile_in")
+    edit(tmp_path / "symile_in/train.csv", "\n1,10,", "\n10000007.0,10,")
+    assert run("symile_mimic", tmp_path / "symile_in", tmp_path / "symile")[0] == 0
+    draw_medmod(tmp_path / "in")  # with a Symile beside it that lacks this patient
+    (tmp_path / "in/valset_iv.csv").write_text("10000002,1\n")
+    (tmp_path / "in/testset_iv.csv").write_text("10000007,1\n10000009,1\n")
+    flag = f"--symile={tmp_path / 'in/symile'}"
+    assert run("medmod", tmp_path / "in", tmp_path / "medmod", flag)[0] == 0
+    seen = tiny.config("mae_vitb16", data__path=str(tmp_path / "symile"))
+    workdir = str(tmp_path / "mae")
+    overlap.account(seen, workdir, sources.open_source(seen.data, "train"))
+    probe = tiny.config(
+        "linear_probe", data__path=str(tmp_path / "medmod"), model_init=workdir
+    )
+    train = sources.open_source(probe.data, "train")
+    with pytest.raises(PacxError, match="1 of 2 test patients were in the training"):
+        overlap.account(probe, str(tmp_path / "probe"), train)
+    # The audit sees the same, and studies by MIMIC's folders.
+    shared = audit.audit([str(tmp_path / "symile"), str(tmp_path / "medmod")])
+    rows = [r for r in shared["shared"] if r["patients"]]
+    assert [(r["a"], r["b"]) for r in rows] == [("symile:train", "medmod:test")]
+    studies = [s["studies"] for s in shared["sets"][1]["splits"].values()]
+    assert sum(studies) == 12  # of as many stays, each of its own study
+
+
 LABELS_OF_STAY_4 = ",".join(
     str(int(i == 19 or i % 5 == 1)) for i in range(len(medmod.PHENOTYPES))
 )
@@ -134,6 +174,11 @@ BAD = {
         lambda r: next(r.rglob("d8a.jpg")).unlink(),
         "1 listed images are not there, the first is 'files/p10/p10000004/s50008/d8a",
     ),
+    "no images": (
+        "{}/symile --images=nowhere",
+        lambda r: None,
+        "--images nowhere: no such folder",
+    ),
     "label": (
         "{}/symile",
         lambda r: edit(r / "phenotype_labels.csv", '"Shock"', '"shock"'),
@@ -147,7 +192,7 @@ def test_bad_medmod_input_is_one_line(tmp_path, run, case):
     symile, spoil, message = BAD[case]
     draw_medmod(tmp_path / "in")
     spoil(tmp_path / "in")
-    flag = f"--symile={symile.format(tmp_path / 'in')}"
-    code, _, error = run("medmod", tmp_path / "in", tmp_path / "out", flag)
+    flags = f"--symile={symile.format(tmp_path / 'in')}".split(" ")
+    code, _, error = run("medmod", tmp_path / "in", tmp_path / "out", *flags)
     assert code == 2 and "\n" not in error and message in error, error
     assert not (tmp_path / "out").exists()

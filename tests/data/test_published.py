@@ -289,6 +289,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, run, case):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prepared_set_says_whose_ids_it_has(tmp_path, run):
+    draw_tb(tmp_path / "in")
+    run("tb", tmp_path / "in", tmp_path / "out")
+    data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
+    path = tmp_path / "out" / sources.MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest["namespace"] == "tb"
+    path.write_text(json.dumps(manifest | {"namespace": "montgomery"}))
+    assert sources.open_source(data, "train").namespace == "montgomery"
+
+
 def test_a_target_of_an_older_version_counts_as_made_with_the_defaults(tmp_path, run):
     draw_tb(tmp_path / "in")
     argv = ("tb", tmp_path / "in", tmp_path / "out")
