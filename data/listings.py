@@ -55,6 +55,10 @@ class Files:
         return folders.list_images(self.root)
 
     @functools.cached_property
+    def _exact(self) -> set[str]:
+        return set(self.paths)
+
+    @functools.cached_property
     def _named(self) -> dict[str, list[str]]:
         named: dict[str, list[str]] = {}
         for path in self.paths:
@@ -72,7 +76,7 @@ class Files:
         name = row.file.strip().replace("\\", "/")
         above = name.split("/")[:-1]
         inside = above and not {"", ".", ".."} & set(above)
-        if inside and (self.root / name).is_file():
+        if inside and (self.root / name).is_file() or name in self._exact:
             return name
         found = self._named.get(name.rsplit("/", 1)[-1], [])
         if row.folder in self._folders:

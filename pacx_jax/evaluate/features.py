@@ -40,7 +40,7 @@ def read_probe_set(source) -> ProbeSet:
         decoded.append(images.decode(example["image"], source.name(i)))
         labels.append(example["labels"])
         patients.append(str(example.get("patient_id", i)))
-    labels, known = transforms.labels(np.stack(labels), "ignore")
+    labels, known = transforms.known_labels(np.stack(labels), "ignore")
     return ProbeSet(decoded, labels, known, np.array(patients))
 
 

@@ -48,7 +48,8 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
 
     Fields of `data`, with the value they have where they are missing: `image_size`
     (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `modalities` (image, ecg,
-    labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("ignore", see `labels`).
+    labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("ignore", see
+    `known_labels`).
 
     Returns, by name:
       mae: image uint8 (s, s, 3). Training: random resized crop with the ratios
@@ -56,7 +57,7 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
       distill: those of image, ecg, labs and labs_mask that `modalities` names.
         Training: the augmentation of reference.md 4.7, without a flip.
       probe: image (squashed; flipped in training), labels and label_mask float32
-        (c,), as `labels` makes them.
+        (c,), as `known_labels` makes them.
       labs: labs and labs_mask float32 (50,).
       ecg: ecg float32 (t, 12), preprocessed; labels and label_mask where the data
         have labels.
@@ -107,8 +108,8 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
         if "labs" in modalities:
             loaded["labs"], loaded["labs_mask"] = _labs(example, name)
         if "labels" in modalities and "labels" in example:
-            values = labels(example["labels"], uncertain)
-            loaded["labels"], loaded["label_mask"] = values
+            labels = known_labels(example["labels"], uncertain)
+            loaded["labels"], loaded["label_mask"] = labels
         return loaded
 
     return load
@@ -183,18 +184,18 @@ def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray
     return np.nan_to_num(values), mask
 
 
-def labels(values: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
+def known_labels(values: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
     """What is trained on of labels 1, 0, -1 (uncertain) and NaN (missing).
 
     Args:
-      values: float (c,), as published.
+      values: float (..., c), as published.
       uncertain: "ignore", "zero" or "one": what -1 is, where missing labels are
         ignored. "reference": missing labels are 0, as the authors' code has it
         (reference.md section 6), which knows no -1: none of its data sets has one,
         and here it is ignored.
 
     Returns:
-      labels and label_mask, float32 (c,): what is ignored is 0 in both.
+      labels and label_mask, float32 (..., c): what is ignored is 0 in both.
     """
     values = np.asarray(values, np.float32)
     if uncertain in ("zero", "one"):
