@@ -6,7 +6,6 @@ tree has a row twice where it has rows, and labels that are missing where the se
 """
 
 import functools
-import gzip
 import importlib
 import io
 import pathlib
@@ -176,58 +175,6 @@ def draw_kermany(root):
         for film in (sick, f"NORMAL/NORMAL2-IM-{i // 2:04}-0001-000{i % 2}.jpeg"):
             put(root / "chest_xray" / split / film, i)
             put(root / "chest_xray/chest_xray" / split / film, i)  # as Kaggle has it
-
-
-MEDMOD_TIMES = "intime,outtime,admittime,dischtime"
-
-
-def draw_medmod(root, split=False, n=20):
-    """Stay i is of patient 10000000 + i // 2, admission 200 + i; in May, day i + 1.
-
-    The tables are those of MedMod's code, in no order of the stays; with `split`, those
-    of the reference's authors. Symile-MIMIC, beside, trains on admission 200, validates
-    on patient 10000003 and tests on 10000005; patient 10000001 has no X-ray in time.
-    """
-    medmod = module("medmod")
-    names, dead = list(medmod.PHENOTYPES), list(medmod.MORTALITY)
-    stays, labels, films = [], [], []
-    for i in range(n):
-        patient, day = 10_000_000 + i // 2, f"2180-05-{i + 1:02}"
-        times = [f"{day} 02:00:00", f"{day} 20:00:00", f"{day} 01:00:00", ""]
-        mortality = [str(i % 2), "" if i == 9 else "0", "0"]
-        stays.append([str(patient), str(200 + i), str(300 + i), *times, *mortality])
-        labels.append(["1" if (i + j) % 5 == 0 else "0" for j in range(len(names))])
-        labels[-1][medmod.PHENOTYPES.index(medmod.STRATUM)] = str(int(i % 4 == 0))
-        # Half past one, then noon twice; patient 10000001's are of another year.
-        year = "2190" if patient == 10_000_001 else "2180"
-        for film, time in (("b", "120000.5"), ("a", "13000.125"), ("c", "120000.5")):
-            when = [f"{year}05{i + 1:02}", time]
-            films.append([f"d{i}{film}", str(patient), str(50_000 + i), *when])
-    head = ["subject_id", "hadm_id", "stay_id", *MEDMOD_TIMES.split(","), *dead]
-    if split:
-        for s, rows in (("train", (0, 12)), ("val", (11, 15)), ("test", (15, n))):
-            lines = [",".join([*head, *(f'"{name}"' for name in names), "cxr_path"])]
-            for i in range(*rows):
-                put(root / s / f"d{i}a.jpg", i)
-                lines.append(",".join([*stays[i], *labels[i], f"d{i}a.jpg"]))
-            write(root / s / f"{s}.csv", *lines)
-    else:
-        order = sorted(range(n), key=lambda i: i * 7 % n)
-        lines = [",".join(head), *(",".join(stays[i]) for i in order)]
-        write(root / "all_stays.csv", *lines)
-        head = ",".join(f'"{name}"' for name in names)
-        write(root / "phenotype_labels.csv", head, *map(",".join, labels))
-        columns = "dicom_id,subject_id,study_id,StudyDate,StudyTime"
-        lines = "\n".join([columns, *map(",".join, films)])
-        root.joinpath("mimic-cxr-2.0.0-metadata.csv.gz").write_bytes(
-            gzip.compress(lines.encode())
-        )
-        for i, (film, patient, study, *_) in enumerate(films):
-            put(root / f"files/p10/p{patient}/s{study}/{film}.jpg", i)
-    seen = {"train": "10000000,200", "val": "10000003,999", "test": "10000005.0,998"}
-    seen["val_retrieval"] = seen["val"]
-    for s, row in seen.items():
-        write(root / "symile" / f"{s}.csv", "subject_id,hadm_id", row)
 
 
 DRAW = {name: globals()[f"draw_{name}"] for name in CLASSIFIERS}
