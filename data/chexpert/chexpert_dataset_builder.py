@@ -80,7 +80,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
             if path
         ]
         missing += paths.count("")
-    shared = {p for _, p, _ in splits["train"]} & {p for _, p, _ in splits["val"]}
+    train, val = ({row[1] for row in splits[name]} for name in ("train", "val"))
+    shared = train & val
     if shared:
         raise PacxError(
             f"{root}: patient {min(shared)} is in both train.csv and valid.csv"
