@@ -55,7 +55,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.split_column = ""
     c.data.val_fraction = 0.1  # where no split is given: by patient, else by file
     c.data.test_fraction = 0.0
-    c.data.uncertain = "missing"  # what the label -1 means; or positive, negative
+    c.data.uncertain = "ignore"  # the label -1; or zero, one, reference
     c.data.limit = 0  # 0: all examples
     c.data.image_size = 224
     c.data.mean = (0.485, 0.456, 0.406)  # ImageNet

@@ -27,6 +27,8 @@ def get_config(arg=None):
     c.optim.weight_decay = 0.01
     if "paper" in presets:
         c.optim.weight_decay = 0.0  # D21: Adam
+    if "reference" in presets:
+        c.data.uncertain = "reference"
     if "runlocal" in presets:
         base.runlocal(c, "probe", total_steps=200)
         c.model_init = "runs/demo/distill"

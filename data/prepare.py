@@ -32,7 +32,7 @@ if str(ROOT) not in sys.path:
 
 from data import published, records, splits  # noqa: E402
 from pacx_jax import disk  # noqa: E402
-from pacx_jax.input import sources  # noqa: E402
+from pacx_jax.input import patients, sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 NAMES = (
@@ -43,6 +43,7 @@ NAMES = (
     "nih14",
     "chestx6",
     "chexchonet",
+    "medmod",
     "covid_qu_ex",
     "covidx",
     "kermany",
@@ -80,7 +81,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--splits", choices=splits.POLICIES, default="strict")
     add("--allow_missing", action="store_true", help="leave out listed, absent images")
-    add("--task", default="", help="chexchonet: composite (default) or echo")
+    add("--task", default="", help="of chexchonet or medmod (see data/README.md)")
+    add("--images", default="", help="medmod: MIMIC-CXR-JPG, if not in --source")
+    add("--symile", default="", help="medmod: Symile-MIMIC, which it must not share")
     add("--lead_order", choices=("standard", "mimic"), default="standard")
     add("--csv", default="", help="folder, ecg_array, wfdb: CSV of labels, patients")
     add("--label_columns", default="", help="comma-separated; default: all")
@@ -155,7 +158,8 @@ def cores() -> int:
 
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
-    ignored = {"source", "target", "workers", "max_bad_share", "percentiles"}
+    ignored = {"source", "target", "workers", "max_bad_share"}
+    ignored |= {"percentiles", "images", "symile"}  # folders: their contents count
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
 
@@ -243,6 +247,7 @@ def _write(
     }
     manifest = {
         "name": options.name,
+        "namespace": patients.namespace(options.name),
         "settings": _settings(options),
         "source_fingerprint": plan.fingerprint,
         "fingerprint": fingerprint,

@@ -56,9 +56,12 @@ def make_plan(
 ) -> records.Plan:
     """Reads the tables, finds the images, splits; PacxError for what is wrong."""
     root = find_root(source, facts)
-    files = listings.Files(root)
+    if options.images and not pathlib.Path(options.images).is_dir():
+        raise PacxError(f"--images {options.images}: no such folder")
+    files = listings.Files(pathlib.Path(options.images or root))
     rows = list(read(root, files))
-    paths, rows, notes = _join(root, files, rows, options.allow_missing)
+    paths, rows, notes = _join(files, rows, options.allow_missing)
+    root = files.root
     policy = getattr(facts, options.splits)
     names, told = splits.assign(
         policy,
@@ -93,7 +96,7 @@ def make_plan(
 
 @dataclasses.dataclass(frozen=True)
 class MakeImage:
-    """Makes the example of (path, patient, labels)."""
+    """Makes the example of (path, patient, labels); `grouped`: patients are known."""
 
     root: str
     size: int
@@ -106,7 +109,8 @@ class MakeImage:
         path, patient, labels = row
         name = self.name(row)
         image = records.store_image(records.read_bytes(name), self.size, name)
-        example = {"image": image, "path": path, "labels": labels}
+        example = {"image": image, "path": path}
+        example |= {"labels": labels} if len(labels) else {}
         return example | ({"patient_id": patient} if self.grouped else {})
 
 
@@ -184,7 +188,6 @@ def merged_counts(facts: Facts, policy: str) -> dict[str, dict[str, int]]:
 
 
 def _join(
-    root: pathlib.Path,
     files: listings.Files,
     rows: list[listings.Row],
     allow_missing: bool,
@@ -210,13 +213,15 @@ def _join(
         first = f"the first is {missing[0].file!r} ({missing[0].origin})"
         if not allow_missing:
             raise PacxError(
-                f"{root}: {told}, {first}; add them, or give --allow_missing"
+                f"{files.root}: {told}, {first}; add them, or give --allow_missing"
             )
         notes.append(f"{told} and left out, {first}")
     if repeated:
         notes.append(f"{repeated} rows repeat another and count once")
     if not found:
-        raise PacxError(f"{root}: no image of its tables is there; check --source")
+        raise PacxError(
+            f"{files.root}: no image of its tables is there; check --source"
+        )
     return list(found), list(found.values()), notes
 
 

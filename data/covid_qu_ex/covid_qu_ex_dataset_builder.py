@@ -2,7 +2,8 @@
 
 Layout (Kaggle, anasmohammedtahir/covidqu): in `Lung Segmentation Data`, once or twice,
 {Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/FILE.png. The official
-splits are kept; patients are not published.
+splits are kept; patients are not published. Counts of the classes are those of its page
+on Kaggle, of the splits those of reference.md section 6.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 from typing import Any
 
-from data import records
+from data import published, records
 from pacx_jax.input import folders
 
 
@@ -31,7 +31,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     for i, (path, split) in enumerate(zip(listing.paths, listing.splits, strict=True)):
         patient = listing.patients[i] if grouped else ""
         splits.setdefault(split, []).append((path, patient, listing.labels[i]))
-    make = _Make(str(listing.root), options.size, labelled, grouped)
+    make = published.MakeImage(str(listing.root), options.size, grouped)
     entries = ("image", "path")
     entries += ("patient_id",) if grouped else ()
     entries += ("labels",) if labelled else ()
@@ -39,22 +39,3 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     return records.Plan(
         splits, make, make.name, entries, listing.label_names, listing.fingerprint
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Make:
-    root: str
-    size: int
-    labelled: bool
-    grouped: bool
-
-    def name(self, row: tuple) -> str:
-        return f"{self.root}/{row[0]}"
-
-    def __call__(self, row: tuple) -> dict[str, Any]:
-        path, patient, labels = row
-        name = self.name(row)
-        image = records.store_image(records.read_bytes(name), self.size, name)
-        example: dict[str, Any] = {"image": image, "path": path}
-        example |= {"patient_id": patient} if self.grouped else {}
-        return example | ({"labels": labels} if self.labelled else {})

@@ -183,7 +183,9 @@ class PreparedSource:
         self.label_names = tuple(manifest["label_names"])
         self.split = split
         self.entries = tuple(manifest["entries"])
-        self.namespace = patients.namespace(manifest.get("name", ""))
+        # Sets that were prepared before it was written have their name alone.
+        name = manifest.get("name", "")
+        self.namespace = manifest.get("namespace") or patients.namespace(name)
         self.fingerprint = _sha256(manifest["fingerprint"], split)
 
     def __len__(self) -> int:

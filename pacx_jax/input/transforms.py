@@ -18,6 +18,7 @@ from pacx_jax.types import PacxError
 
 Example = dict[str, Any]
 NAMES = ("mae", "distill", "probe", "labs", "ecg")
+UNCERTAIN = ("ignore", "zero", "one", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,8 +48,8 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
 
     Fields of `data`, with the value they have where they are missing: `image_size`
     (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `modalities` (image, ecg,
-    labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("missing", "positive" or
-    "negative": what the label -1 means).
+    labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("ignore", see
+    `known_labels`).
 
     Returns, by name:
       mae: image uint8 (s, s, 3). Training: random resized crop with the ratios
@@ -56,7 +57,7 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
       distill: those of image, ecg, labs and labs_mask that `modalities` names.
         Training: the augmentation of reference.md 4.7, without a flip.
       probe: image (squashed; flipped in training), labels and label_mask float32
-        (c,); a missing label is 0 with label_mask 0.
+        (c,), as `known_labels` makes them.
       labs: labs and labs_mask float32 (50,).
       ecg: ecg float32 (t, 12), preprocessed; labels and label_mask where the data
         have labels.
@@ -89,10 +90,10 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
 def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]:
     fs = float(getattr(data, "ecg_fs", 500.0))
     decimation = int(getattr(data, "ecg_decimate", 1))
-    uncertain = getattr(data, "uncertain", "missing")
-    if uncertain not in ("missing", "positive", "negative"):
+    uncertain = getattr(data, "uncertain", "ignore")
+    if uncertain not in UNCERTAIN:
         raise PacxError(
-            f"data.uncertain {uncertain!r}: give missing, positive or negative"
+            f"data.uncertain {uncertain!r}: give one of {', '.join(UNCERTAIN)}"
         )
 
     def load(example: Mapping[str, Any], name: str = "") -> Example:
@@ -107,7 +108,7 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
         if "labs" in modalities:
             loaded["labs"], loaded["labs_mask"] = _labs(example, name)
         if "labels" in modalities and "labels" in example:
-            labels = _labels(example["labels"], uncertain)
+            labels = known_labels(example["labels"], uncertain)
             loaded["labels"], loaded["label_mask"] = labels
         return loaded
 
@@ -183,9 +184,23 @@ def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray
     return np.nan_to_num(values), mask
 
 
-def _labels(labels: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(labels, np.float32)
-    if uncertain != "missing":
-        labels = np.where(labels == -1, np.float32(uncertain == "positive"), labels)
-    known = ~(np.isnan(labels) | (labels == -1))
-    return np.where(known, labels, 0).astype(np.float32), known.astype(np.float32)
+def known_labels(values: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
+    """What is trained on of labels 1, 0, -1 (uncertain) and NaN (missing).
+
+    Args:
+      values: float (..., c), as published.
+      uncertain: "ignore", "zero" or "one": what -1 is, where missing labels are
+        ignored. "reference": missing labels are 0, as the authors' code has it
+        (reference.md section 6), which knows no -1: none of its data sets has one,
+        and here it is ignored.
+
+    Returns:
+      labels and label_mask, float32 (..., c): what is ignored is 0 in both.
+    """
+    values = np.asarray(values, np.float32)
+    if uncertain in ("zero", "one"):
+        values = np.where(values == -1, np.float32(uncertain == "one"), values)
+    elif uncertain == "reference":
+        values = np.nan_to_num(values)
+    known = ~(np.isnan(values) | (values == -1))
+    return np.where(known, values, 0).astype(np.float32), known.astype(np.float32)

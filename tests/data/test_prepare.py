@@ -17,21 +17,6 @@ from pacx_jax.types import PacxError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process: (exit code, JSON of the last line, stderr)."""
-
-    def command(*argv):
-        try:
-            code = prepare.main([str(a) for a in argv])
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
-
-    return command
-
-
 def open_prepared(path, split="train"):
     data = types.SimpleNamespace(source="prepared", path=str(path))
     return sources.open_source(data, split)

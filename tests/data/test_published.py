@@ -102,7 +102,7 @@ def test_labels_keep_what_is_missing_and_what_is_uncertain(tmp_path, run):
     labels = {e["path"]: e["labels"] for rows in read.values() for e in rows}
     np.testing.assert_array_equal(labels["images/cxr6.png"], [0, 0, np.nan, -1, 1])
     data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
-    config = types.SimpleNamespace(image_size=16, uncertain="positive")
+    config = types.SimpleNamespace(image_size=16, uncertain="one")
     batch = next(
         pipeline.train_batches(
             sources.open_source(data, "train"),
@@ -287,6 +287,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, run, case):
     code, _, error = run(name, tmp_path / "in", tmp_path / "out", *flags)
     assert code == 2 and "\n" not in error and re.search(message, error), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prepared_set_says_whose_ids_it_has(tmp_path, run):
+    draw_tb(tmp_path / "in")
+    run("tb", tmp_path / "in", tmp_path / "out")
+    data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
+    path = tmp_path / "out" / sources.MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest["namespace"] == "tb"
+    path.write_text(json.dumps(manifest | {"namespace": "montgomery"}))
+    assert sources.open_source(data, "train").namespace == "montgomery"
 
 
 def test_a_target_of_an_older_version_counts_as_made_with_the_defaults(tmp_path, run):

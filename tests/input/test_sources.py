@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from pacx_jax.input import folders, images, sources, tables
+from pacx_jax.input import folders, images, sources, tables, transforms
 from pacx_jax.types import PacxError
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared/realdata/cxr"
@@ -105,6 +105,24 @@ def test_labels_of_columns_are_read_with_missing_and_uncertain_kept(labelled):
     by_path = {source[i]["path"]: source[i]["labels"] for i in range(30)}
     np.testing.assert_array_equal(by_path["sub1/im004.png"], [0, np.nan])
     np.testing.assert_array_equal(by_path["sub2/im005.png"], [1, -1])
+
+
+def test_a_folders_uncertain_and_missing_labels_follow_the_policy(labelled):
+    expected = {  # of (1, -1) and (0, blank)
+        "ignore": ([[1, 0], [0, 0]], [[1, 0], [1, 0]]),
+        "zero": ([[1, 0], [0, 0]], [[1, 1], [1, 0]]),
+        "one": ([[1, 1], [0, 0]], [[1, 1], [1, 0]]),
+        "reference": ([[1, 0], [0, 0]], [[1, 0], [1, 1]]),
+    }
+    source = opened(labelled, val_fraction=0.0)
+    by_path = {source[i]["path"]: source[i] for i in range(30)}
+    for policy, (labels, mask) in expected.items():
+        data = types.SimpleNamespace(image_size=8, uncertain=policy)
+        load = transforms.make("probe", data, train=False).load
+        for i, name in enumerate(("sub2/im005.png", "sub1/im004.png")):
+            loaded = load(by_path[name])
+            np.testing.assert_array_equal(loaded["labels"], labels[i])
+            np.testing.assert_array_equal(loaded["label_mask"], mask[i])
 
 
 def test_labels_of_separated_values_are_read(labelled):

@@ -97,9 +97,10 @@ def test_distillation_does_not_mirror():
 def test_missing_labels_are_masked_and_uncertain_ones_follow_the_config():
     raw = example(labels=np.float32([1, 0, -1, np.nan]))
     expected = {
-        "missing": ([1, 0, 0, 0], [1, 1, 0, 0]),
-        "positive": ([1, 0, 1, 0], [1, 1, 1, 0]),
-        "negative": ([1, 0, 0, 0], [1, 1, 1, 0]),
+        "ignore": ([1, 0, 0, 0], [1, 1, 0, 0]),
+        "zero": ([1, 0, 0, 0], [1, 1, 1, 0]),
+        "one": ([1, 0, 1, 0], [1, 1, 1, 0]),
+        "reference": ([1, 0, 0, 0], [1, 1, 0, 1]),
     }
     for uncertain, (labels, mask) in expected.items():
         out = make("probe", image_size=8, uncertain=uncertain)(raw, generator())
