@@ -1,16 +1,20 @@
 """Any tree of JPEG and PNG files with or without a CSV, as ArrayRecord.
 
-It is read and split by the very code of `data.source=folder`.
+It is read and split by the very code of `data.source=folder`. With --masks=DIR, a
+folder in the source, each image has a mask there: with its path below DIR, or with its
+name alone, under any extension.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import pathlib
 from typing import Any
 
-from data import records
+from data import listings, records
 from pacx_jax.input import folders
+from pacx_jax.types import PacxError
 
 
 class Builder(records.RecordBuilder, skip_registration=True):
@@ -27,18 +31,59 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     )
     listing = folders.read_folder(spec)
     labelled, grouped = bool(listing.label_names), bool(listing.patients)
+    masks, fingerprint, notes = {}, listing.fingerprint, ()
+    if options.masks:
+        masks, notes = _find_masks(listing, options.masks, options.allow_missing)
+        sizes = {p: (listing.root / mask).stat().st_size for p, mask in masks.items()}
+        text = repr((fingerprint, sorted(masks.items()), sorted(sizes.items())))
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
     splits: dict[str, list[tuple]] = {}
     for i, (path, split) in enumerate(zip(listing.paths, listing.splits, strict=True)):
+        if options.masks and path not in masks:
+            continue
         patient = listing.patients[i] if grouped else ""
-        splits.setdefault(split, []).append((path, patient, listing.labels[i]))
+        row = (path, patient, listing.labels[i], masks.get(path, ""))
+        splits.setdefault(split, []).append(row)
     make = _Make(str(listing.root), options.size, labelled, grouped)
     entries = ("image", "path")
     entries += ("patient_id",) if grouped else ()
     entries += ("labels",) if labelled else ()
+    entries += ("mask",) if masks else ()
     splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
     return records.Plan(
-        splits, make, make.name, entries, listing.label_names, listing.fingerprint
+        splits,
+        make,
+        make.name,
+        entries,
+        listing.label_names,
+        fingerprint,
+        notes=notes,
     )
+
+
+def _find_masks(
+    listing: folders.Listing, folder: str, allow_missing: bool
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Image -> its mask, both relative to the root, and what to tell."""
+    folder = pathlib.PurePosixPath(folder).as_posix()
+    files = listings.Files(listing.root / folder)
+    found, missing = {}, []
+    for path in listing.paths:
+        if path.startswith(f"{folder}/"):
+            continue  # without a CSV, masks are listed as images too
+        name = pathlib.PurePosixPath(path).stem
+        mask = files.mask(path) or files.find(listings.Row(path, name, ()))
+        if mask:
+            found[path] = f"{folder}/{mask}"
+        else:
+            missing.append(path)
+    told = f"{len(missing)} images have no mask in {folder}"
+    first = f"the first is {missing[0]}" if missing else ""
+    if missing and not (allow_missing and found):
+        raise PacxError(
+            f"{listing.root}: {told}, {first}; add them, or give --allow_missing"
+        )
+    return found, (f"{told} and are left out, {first}",) if missing else ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +97,15 @@ class _Make:
         return f"{self.root}/{row[0]}"
 
     def __call__(self, row: tuple) -> dict[str, Any]:
-        path, patient, labels = row
+        path, patient, labels, mask = row
         name = self.name(row)
-        image = records.store_image(records.read_bytes(name), self.size, name)
-        example: dict[str, Any] = {"image": image, "path": path}
+        data = records.read_bytes(name)
+        example: dict[str, Any] = {"path": path}
+        if mask:
+            mask_name = f"{self.root}/{mask}"
+            mask_data = records.read_bytes(mask_name)
+            example |= records.store_pair(data, mask_data, self.size, name, mask_name)
+        else:
+            example["image"] = records.store_image(data, self.size, name)
         example |= {"patient_id": patient} if self.grouped else {}
         return example | ({"labels": labels} if self.labelled else {})
