@@ -65,7 +65,7 @@ def test_image_and_mask_are_mirrored_and_turned_alike():
         assert out["target"].shape == (24, 24) and out["image"].shape == (24, 24, 3)
         for channel in range(3):
             np.testing.assert_array_equal(out["image"][..., channel] > 0, out["target"])
-    assert len({out["target"].tobytes() for out in outputs}) > 20
+    assert len({out["target"].tobytes() for out in outputs}) > 10
     again = [transform(raw, generator(seed)) for seed in range(30)]
     assert all(
         (a["target"] == b["target"]).all() for a, b in zip(outputs, again, strict=True)

@@ -142,13 +142,13 @@ def test_a_few_steps_learn_and_the_test_split_has_intervals(run, capsys):
     c, workdir = run
     rows = [json.loads(r) for r in (workdir / "metrics.jsonl").read_text().splitlines()]
     first, last = rows[0], rows[-1]
-    assert last["loss"] < 0.8 * first["loss"]
+    assert last["loss"] < 0.5 * first["loss"]
     main.measure(tiny.copy_of(c), str(workdir), "test")
     result = json.loads((workdir / "evaluation_test.json").read_text())
     assert (result["n"], result["n_patients"]) == (4, 2)
     row = result["intervals"]["dice"]
     assert row["low"] <= row["value"] <= row["high"]
-    assert row["value"] == pytest.approx(result["dice"]) and result["dice"] > 0.3
+    assert row["value"] == pytest.approx(result["dice"]) and result["dice"] > 0.5
     assert "dice_per_image" in capsys.readouterr().out
 
 
