@@ -74,7 +74,8 @@ class Files:
     def mask(self, path: str) -> str:
         """The image at this path, with its extension or another; "" without one."""
         stem = path.rsplit(".", 1)[0]
-        paths = [path, *(stem + extension for extension in images.EXTENSIONS)]
+        endings = [e for end in images.EXTENSIONS for e in (end, end.upper())]
+        paths = [path, *(stem + ending for ending in endings)]
         return next((p for p in paths if p in self._exact), "")
 
 

@@ -1,8 +1,8 @@
 """Any tree of JPEG and PNG files with or without a CSV, as ArrayRecord.
 
 It is read and split by the very code of `data.source=folder`. With --masks=DIR, a
-folder in the source, each image has a mask there: with its path below DIR, or with its
-name alone, under any extension.
+folder in the source, the image a/x.jpg has the mask DIR/a/x.png, or else DIR/x.png,
+under any extension.
 """
 
 from __future__ import annotations
@@ -66,17 +66,24 @@ def _find_masks(
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Image -> its mask, both relative to the root, and what to tell."""
     folder = pathlib.PurePosixPath(folder).as_posix()
+    if folder.startswith(("/", "..")):
+        raise PacxError(f"--masks {folder}: give a folder in {listing.root}")
     files = listings.Files(listing.root / folder)
-    found, missing = {}, []
+    found, missing, owner = {}, [], {}
     for path in listing.paths:
         if path.startswith(f"{folder}/"):
             continue  # without a CSV, masks are listed as images too
-        name = pathlib.PurePosixPath(path).stem
-        mask = files.mask(path) or files.find(listings.Row(path, name, ()))
-        if mask:
-            found[path] = f"{folder}/{mask}"
-        else:
+        mask = files.mask(path) or files.mask(pathlib.PurePosixPath(path).name)
+        if not mask:
             missing.append(path)
+            continue
+        if mask in owner:
+            raise PacxError(
+                f"{listing.root}: {owner[mask]} and {path} both have the mask "
+                f"{folder}/{mask}; put masks in folders as the images are"
+            )
+        owner[mask] = path
+        found[path] = f"{folder}/{mask}"
     told = f"{len(missing)} images have no mask in {folder}"
     first = f"the first is {missing[0]}" if missing else ""
     if missing and not (allow_missing and found):

@@ -129,8 +129,8 @@ def run(prepared, encoder, tmp_path_factory):
         optim__warmup_steps=5,
         optim__peak_lr=2e-2,
         log_every=5,
-        eval_every=50,
-        save_every=50,
+        eval_every=100,
+        save_every=100,
         num_devices=1,
     )
     workdir = tmp_path_factory.mktemp("runs") / "segment"
