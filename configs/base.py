@@ -28,7 +28,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Fields that every recipe has."""
     c = ml_collections.ConfigDict()
     c.name = ""
-    c.objective = ""  # mae, labs_dae, ecg, distill or classify
+    c.objective = ""  # mae, labs_dae, ecg, distill, classify or segment
     c.seed = 0
     c.dtype = "float32"  # of matrix products; parameters and losses are float32
     c.num_devices = 0  # 0: all

@@ -12,7 +12,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from data import records
-from pacx_jax.input import folders, tables
+from pacx_jax.input import folders, images, tables
 from pacx_jax.types import PacxError
 
 
@@ -28,6 +28,7 @@ class Row:
       split: the official one, "" without one.
       stratum: 1 where a stratified draw counts the row as positive.
       folder: a folder above the image, where names repeat ("train").
+      mask: path of its mask, "" if that is not there; None where the set has none.
     """
 
     origin: str
@@ -37,6 +38,7 @@ class Row:
     split: str = ""
     stratum: float = 0.0
     folder: str = ""
+    mask: str | None = None
 
 
 class Files:
@@ -87,6 +89,13 @@ class Files:
                 f"{self.root}; keep one"
             )
         return found[0] if found else ""
+
+    def mask(self, path: str) -> str:
+        """The image at this path, with its extension or another; "" without one."""
+        stem = path.rsplit(".", 1)[0]
+        endings = [e for end in images.EXTENSIONS for e in (end, end.upper())]
+        paths = [path, *(stem + ending for ending in endings)]
+        return next((p for p in paths if p in self._exact), "")
 
 
 def first_file(root: pathlib.Path, *names: str) -> pathlib.Path:

@@ -47,6 +47,8 @@ NAMES = (
     "covid_qu_ex",
     "covidx",
     "kermany",
+    "qata_cov19",
+    "cxlseg",
     "folder",
     "ecg_array",
     "mimic_labs",
@@ -91,6 +93,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--patient_column", default="", help="'-' = split by file")
     add("--path_column", default="")
     add("--split_column", default="", help="'-' = do not use the CSV's split")
+    add("--masks", default="", help="folder: its folder of masks, to be stored too")
     add("--val_fraction", type=float, default=0.1)
     add("--test_fraction", type=float, default=0.0)
     add("--windows", choices=("first", "all"), default="first", help="wfdb: 10 s each")

@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from pacx_jax.input import images, quarantine
+from pacx_jax.input import images, masks, quarantine
 from pacx_jax.types import PacxError
 
 _CHUNK = 16  # rows a worker gets at a time
@@ -94,6 +94,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         text = tfds.features.Text
         kinds = {
             "image": lambda: tfds.features.Image(shape=(None, None, None)),
+            "mask": lambda: tfds.features.Image(shape=(None, None, 1)),
             "path": text,
             "patient_id": text,
             "hadm_id": text,
@@ -173,8 +174,30 @@ def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
     Of a DICOM nothing but its grey levels is stored, as PNG.
     Files are decoded in any case, so that damaged ones are found now.
     """
+    image = images.decode(data, name) if isinstance(data, bytes) else data
+    return _encode(data, image, size)
+
+
+def store_pair(
+    data: bytes, mask_data: bytes, size: int, name: str, mask_name: str
+) -> dict[str, bytes]:
+    """Entries `image`, as by `store_image`, and `mask`: a PNG of 0 and 255, its size.
+
+    The mask is shrunk by its nearest pixels. PacxError when the two differ in size, or
+    when the mask is none (see pacx_jax/input/masks.py).
+    """
+    image = images.decode(data, name)
+    mask = masks.decode(mask_data, mask_name)
+    masks.check_size(image, mask, name)
+    mask = masks.resize_to(mask, *images.shrunk(image.shape, size))
+    return {
+        "image": _encode(data, image, size),
+        "mask": images.encode_png(mask * np.uint8(255)),
+    }
+
+
+def _encode(data: bytes | np.ndarray, image: np.ndarray, size: int) -> bytes:
     is_file = isinstance(data, bytes)
-    image = images.decode(data, name) if is_file else data
     if size == 0 or min(image.shape[:2]) <= size:
         keep = is_file and not images.is_dicom(data)
         return data if keep else images.encode_png(image)

@@ -12,7 +12,7 @@ import ml_collections
 from pacx_jax import checkpoint, lora, metrics, model_folder
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
-from pacx_jax.objectives import distill
+from pacx_jax.objectives import distill, segment
 from pacx_jax.types import PacxError, Params
 
 CARD = """# {title}
@@ -111,6 +111,10 @@ def _heads(config, workdir, params: Params, model) -> Heads:
     if config.objective == "labs_dae":
         architecture = {k: config.model[k] for k in ("features", "hidden", "latent")}
         return Heads("labs_dae", architecture, {"decoder": params["decoder"]})
+    if config.objective == "segment":
+        widths = segment.widths(a["patch_size"], config.decoder.width)
+        architecture = {"encoder_width": a["width"], "widths": list(widths)}
+        return Heads("segment", architecture, {"decoder": params["decoder"]})
     if config.objective in ("classify", "ecg"):
         file = pathlib.Path(workdir) / "labels.json"
         if not file.is_file():
@@ -142,7 +146,7 @@ def _heads(config, workdir, params: Params, model) -> Heads:
 
 
 def _model(config, params: Params) -> model_folder.ModelFolder:
-    if config.objective in ("mae", "distill", "classify"):
+    if config.objective in ("mae", "distill", "classify", "segment"):
         encoder = params["encoder"]
         data = config.data
         preprocessing = model_folder.image_preprocessing(data.mean, data.std)
@@ -168,7 +172,7 @@ def _vit_architecture(config) -> dict:
     if config.objective == "distill":
         architecture = distill.load_image_encoder(config).architecture
         return architecture | {"image_size": config.data.image_size}
-    if config.objective == "classify":
+    if config.objective in ("classify", "segment"):
         architecture = model_folder.load(config.model_init, "vit").architecture
         return architecture | {"image_size": config.data.image_size}
     width, depth, num_heads = vit.VARIANTS[config.model.variant]
@@ -191,7 +195,8 @@ def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
         found = {k: v for k, v in row.items() if k.startswith("val/")}
         if row["step"] <= step:
             evaluation = found or evaluation
-    keys = [k for k in ("val/loss", "val/auroc_macro") if evaluation.get(k) is not None]
+    keys = ("val/loss", "val/auroc_macro", "val/dice")
+    keys = [k for k in keys if evaluation.get(k) is not None]
     simulated = (
         "\nThis one was trained on SIMULATED patients: it is of no use on real ones."
         if config.data.get("simulated", False)

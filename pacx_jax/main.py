@@ -71,7 +71,8 @@ def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     (path / "done.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
-    shown = [k for k in ("val/loss", "val/auroc_macro") if metrics.get(k) is not None]
+    keys = ("val/loss", "val/auroc_macro", "val/dice")
+    shown = [k for k in keys if metrics.get(k) is not None]
     text = ", ".join(f"{k} {metrics[k]:.4f}" for k in shown)
     print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
 
@@ -86,10 +87,9 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
         check_same(json.loads(record.read_text()), written, workdir)
     result = held_out.evaluate(config, workdir, split)
     for name, row in result.pop("intervals", {}).items():
-        print(
-            f"{name}: AUROC {row['auroc']:.3f} "
-            f"(95% interval {row['low']:.3f} to {row['high']:.3f})"
-        )
+        label = "auroc" in row
+        value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
+        print(f"{name}{value} (95% interval {row['low']:.3f} to {row['high']:.3f})")
     print(", ".join(f"{k} {v}" for k, v in result.items()))
 
 

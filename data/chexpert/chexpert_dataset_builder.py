@@ -75,7 +75,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         if names:
             values = tables.labels(table, names)[1]
         splits[split] = [
-            (path, _patient(path, table), values[i])
+            (path, _patient(path, table), values[i], None)
             for i, path in enumerate(paths)
             if path
         ]

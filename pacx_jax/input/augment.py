@@ -33,6 +33,30 @@ def random_flip(
     return image[:, ::-1] if rng.random() < probability else image
 
 
+def random_flip_and_turn(
+    arrays: list[np.ndarray],
+    hflip: float,
+    degrees: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """The same mirroring and rotation of uint8 images and masks of one size.
+
+    Args:
+      arrays: (s, s[, 3]) each.
+      hflip: probability of mirroring left and right; always one draw.
+      degrees: the angle is uniform in +- this, about the centre, by nearest
+        neighbours on 0, as torchvision's `rotate` of PIL images; one draw.
+      rng: source of the draws.
+    """
+    step = -1 if rng.random() < hflip else 1
+    angle = rng.uniform(-degrees, degrees)
+    turned = []
+    for array in arrays:
+        image = Image.fromarray(np.ascontiguousarray(array[:, ::step]))
+        turned.append(np.asarray(image.rotate(angle, Image.Resampling.NEAREST)))
+    return turned
+
+
 def random_resized_crop(
     image: np.ndarray,
     size: int,

@@ -4,6 +4,7 @@ A source knows its length, gives example i as a dict of raw entries, and names i
 messages. Entries, each only where the data set has it:
 
   image       encoded bytes of a JPEG, PNG or DICOM, or a uint8 array
+  mask        encoded bytes of a PNG of the image's size, 255 inside and 0 outside
   labels      float32 (c,), NaN = missing, -1 = uncertain
   patient_id  str
   path        str, relative to the data set's root
@@ -167,9 +168,9 @@ class PreparedSource:
             )
         try:
             builder = tfds.builder_from_directory(str(folder))
-            raw = {"image": tfds.decode.SkipDecoding()}
-            raw = raw if "image" in manifest["entries"] else None
-            self._records = builder.as_data_source(split=split, decoders=raw)
+            encoded = {"image", "mask"} & set(manifest["entries"])
+            raw = {entry: tfds.decode.SkipDecoding() for entry in encoded}
+            self._records = builder.as_data_source(split=split, decoders=raw or None)
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
         except Exception as error:  # TFDS and ArrayRecord raise many kinds

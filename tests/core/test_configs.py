@@ -13,7 +13,9 @@ from pacx_jax.types import PacxError
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RECIPES = ("mae_vitb16", "labs_dae", "ecg_net1d", "distill_vitb16", "linear_probe")
+RECIPES = (
+    "mae_vitb16", "labs_dae", "ecg_net1d", "distill_vitb16", "linear_probe", "segment",
+)  # fmt: skip
 ARGS = (
     None, "", "paper", "reference", "runlocal", "paper,runlocal", "reference,runlocal",
 )  # fmt: skip
@@ -25,7 +27,7 @@ def test_every_recipe_has_every_preset_and_the_common_fields(recipe, arg):
     c = tiny.config(recipe, arg)
     assert isinstance(c.seed, int) and c.total_steps > 0 and c.global_batch_size > 0
     assert c.data.source in ("prepared", "folder") and isinstance(c.data.path, str)
-    assert c.objective in ("mae", "labs_dae", "ecg", "distill", "classify")
+    assert c.objective in ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
     assert set(base.get_config().keys()) <= set(c.keys())
     assert c.data.transform and c.name == recipe
     optim.make(c.optim, c.total_steps)  # warm-up fits, decay is known
@@ -115,6 +117,12 @@ def test_table_d_is_kept(row, recipe, field, ours, paper, reference):
                             "heads.shared_dim": 256, "optim.min_ratio": 0.01}),
         ("linear_probe", {"optim.peak_lr": 3e-3, "optim.b2": 0.999, "seed": 42,
                           "best": "val/auroc_macro", "best_mode": "max"}),
+        ("segment", {"optim.peak_lr": 1e-4, "optim.b2": 0.999, "seed": 42,
+                     "optim.weight_decay": 1e-4, "optim.decay": "all",
+                     "optim.warmup_steps": 5 * 85, "total_steps": 50 * 85,
+                     "global_batch_size": 256, "decoder.width": 256,
+                     "loss.bce_weight": 1.0, "loss.dice_weight": 1.0,
+                     "data.hflip": 0.5, "data.degrees": 10.0, "best": "val/dice"}),
     ],
 )  # fmt: skip
 def test_settings_are_those_of_the_reference(recipe, fields):
@@ -133,7 +141,7 @@ def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, mes
     assert objective.pretrained == {}
 
 
-@pytest.mark.parametrize("recipe", ["distill_vitb16", "linear_probe"])
+@pytest.mark.parametrize("recipe", ["distill_vitb16", "linear_probe", "segment"])
 def test_recipes_that_need_an_initial_folder_say_so(recipe, meshes):
     with pytest.raises(PacxError, match="config.model_init is empty"):
         objectives.make(tiny.config(recipe), meshes[8])

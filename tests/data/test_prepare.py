@@ -422,3 +422,26 @@ def test_a_flipped_byte_makes_a_sample_unreadable_never_wrong(tmp_path, run):
             bad += 1
             assert "cannot be read" in str(error) and "\n" not in str(error)
     assert bad >= 1
+
+
+def test_a_folder_with_masks_needs_one_for_each_image(tmp_path, run):
+    root = tmp_path / "in"
+    for i in range(20):
+        (root / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        (root / f"masks/{i % 2}").mkdir(parents=True, exist_ok=True)
+        inside = np.uint8(film(i) > 128)
+        (root / f"{i % 2}/{i // 2}.jpg").write_bytes(images.encode_jpeg(film(i)))
+        path = root / f"masks/{i % 2}/{i // 2}.png"  # names repeat, paths do not
+        path.write_bytes(images.encode_png(inside))
+    argv = ["folder", f"--source={root}", f"--target={tmp_path / 'out'}", "--size=0"]
+    argv += ["--val_fraction=0", "--masks=masks"]
+    (root / "masks/1/3.png").unlink()
+    code, _, error = run(*argv)
+    assert code == 2 and "1 images have no mask in masks, the first is 1/3.jpg" in error
+    code, summary, _ = run(*argv, "--allow_missing")
+    assert code == 0 and summary["counts"] == {"train": 19}
+    source = open_prepared(tmp_path / "out")
+    masks = {
+        e["path"]: images.decode(e["mask"]) for e in map(source.__getitem__, range(19))
+    }
+    np.testing.assert_array_equal(masks["1/2.jpg"] > 0, film(5) > 128)
