@@ -86,7 +86,8 @@ def _hugging_face(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
     }
     names = config.get("id2label") or {}
     fields["labels"] = tuple(names[str(i)] for i in range(len(names)))
-    fields["task"] = TASKS.get(config.get("problem_type"), "")
+    kind = config.get("problem_type")
+    fields["task"] = TASKS.get(kind, str(kind))
     sizes = {
         "image_size": config.get("image_size"),
         "patch_size": config.get("patch_size"),

@@ -92,7 +92,7 @@ def test_statistics_are_the_image_processors_or_refused(tmp_path):
         (grey | {"do_normalize": False}, {"mean": (0.0,) * 3, "std": (1.0,) * 3}),
         (
             {"image_mean": [0.4], "image_std": [0.2]},
-            r"image_mean is \[0.4\], and three",
+            r"image_mean is \[0.4\],",
         ),
         ({}, "image_mean is None, and three numbers are needed: give --mean"),
         (grey | {"do_rescale": False}, "do_rescale is False"),

@@ -179,9 +179,7 @@ def test_keys_under_several_prefixes_are_refused():
     with pytest.raises(PacxError, match="holds several encoders, model.patch_embed"):
         kinds.read("mae", state | bare, OPTIONS, "file")
     half = {k if k[:4] == "norm" else f"model.{k}": v for k, v in bare.items()}
-    with pytest.raises(
-        PacxError, match="missing model.norm.bias.*unexpected norm.bias"
-    ):
+    with pytest.raises(PacxError, match="missing model.norm.*unexpected norm."):
         kinds.read("mae", half, OPTIONS, "file")
 
 
