@@ -24,9 +24,9 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 SAFETENSORS = ("F32", "F16", "BF16", "F64", "I64")
 COUNTER = "num_batches_tracked"  # of batch norms, the only whole numbers there are
 RESAVE = (
-    ", and reading that would run code, which is refused. If you trust the file, save "
-    "its weights alone in the environment that it is from, then convert those: "
-    "python -c \"import torch; x = torch.load('{file}', map_location='cpu', "
+    "holds a {name}, and reading that would run code, which is refused. If you trust "
+    "the file, save its weights alone in the environment that it is from, then convert "
+    "those: python -c \"import torch; x = torch.load('{file}', map_location='cpu', "
     "weights_only=False); torch.save(x['state_dict'], 'weights.pt')\" "
     "(or x['model'], or x.state_dict() of a whole module)"
 )
@@ -121,14 +121,13 @@ def _read_pickle(path: pathlib.Path):
     except Exception as e:  # torch raises whatever the damage makes it raise
         reason = " ".join(str(e).split())
         if found := re.search(r"GLOBAL (\S+)", reason):
-            what = f"holds a {found[1]}"
-        elif "weights_only" in reason:
-            what = "holds more than weights"
-        else:
-            raise PacxError(
-                f"{path} is no whole PyTorch checkpoint: {reason[:200]}"
-            ) from None
-        raise PacxError(f"{path} {what}{RESAVE.format(file=path.name)}") from None
+            resave = RESAVE.format(name=found[1], file=path.name)
+            raise PacxError(f"{path} {resave}") from None
+        reason = reason.split("WeightsUnpickler error: ")[-1]
+        raise PacxError(
+            f"{path} is no whole PyTorch checkpoint, as torch.save writes them: "
+            f"{reason.split(' Check the documentation')[0][:200]}"
+        ) from None
 
 
 def _refuse(path, key: str, kind) -> None:

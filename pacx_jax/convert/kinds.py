@@ -50,6 +50,13 @@ def read(kind: str, found: dict, options: Options, source: str):
     kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
     encoder = model_folder.shapes_of(spec.model, spec.architecture)
     shapes = {f"encoder.{k}": v for k, v in encoder.items()}
+    odd = [
+        name
+        for name in spec.heads_architecture.get("adapted", ())
+        if f"{name}.kernel" not in encoder
+    ]
+    if odd:
+        raise PacxError(f"{source} has adapters of {', '.join(odd)}, and no such layer")
     if spec.heads:
         shapes |= model_heads.shapes(spec.heads, spec.heads_architecture, encoder)
     flat = state.load(layouts.table(spec), kept, shapes, source)

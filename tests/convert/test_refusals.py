@@ -183,6 +183,15 @@ def test_keys_under_several_prefixes_are_refused():
         kinds.read("mae", half, OPTIONS, "file")
 
 
+def test_adapters_of_a_layer_that_is_not_there_are_refused():
+    state = kinds.write("pacx", folder("pacx"))
+    for side in "AB":
+        key = "cxr_encoder.base_model.model.blocks.1.attn.qkv.lora_%s.default.weight"
+        state[key.replace("blocks.1", "blocks.7") % side] = state.pop(key % side)
+    with pytest.raises(PacxError, match="adapters of block_07.attn.qkv, and no such"):
+        kinds.read("pacx", state, OPTIONS, "file")
+
+
 def test_a_shape_that_sizes_are_read_from_is_named():
     for kind, key, shape in (
         ("mae", "model.patch_embed.proj.weight", (32, 192)),
