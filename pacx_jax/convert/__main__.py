@@ -19,7 +19,7 @@ import sys
 import numpy as np
 
 from pacx_jax import finished_run, model_folder
-from pacx_jax.convert import beside, files, kinds
+from pacx_jax.convert import beside, files, kinds, layouts
 from pacx_jax.convert.layouts import KINDS, MODELS
 from pacx_jax.convert.sizes import Options
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -117,8 +117,10 @@ def to_torch(args) -> None:
     files.write(args.target, state, container)
     count = sum(np.size(v) for v in state.values())
     flags = kinds.lost(args.kind, folder, bool(args.merged))
-    back = f"; on the way back give {' '.join(flags)}" if flags else ""
-    print(f"{args.kind}: {len(state)} tensors, {count:,} values -> {args.target}{back}")
+    told = f"; on the way back give {' '.join(flags)}" if flags else ""
+    if folder.heads and not layouts.of_folder(args.kind, folder).heads:
+        told = f"; left out: the {folder.heads.kind} heads{told}"
+    print(f"{args.kind}: {len(state)} tensors, {count:,} values -> {args.target}{told}")
 
 
 def open_source(path: str) -> model_folder.ModelFolder:
@@ -230,7 +232,10 @@ def main(argv: list[str] | None = None) -> int:
         check_options(args)
         (to_torch if args.to == "torch" else from_torch)(args)
     except (PacxError, OSError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        text = str(e)
+        if isinstance(e, OSError) and e.filename:
+            text = f"{e.filename}: {e.strerror}"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     return 0
 

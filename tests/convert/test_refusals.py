@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import model_folder
+from pacx_jax import checkpoint, model_folder
 from pacx_jax.convert import files, kinds
 from pacx_jax.convert.sizes import Options
 from pacx_jax.types import PacxError
+from tests import tiny
 from tests.convert.test_files import HEADS, needs_torch, run
 from tests.convert.test_kinds import OPTIONS, folder
 
@@ -215,3 +216,29 @@ def test_a_bare_pickle_of_numbers_is_no_checkpoint(tmp_path, capsys):
     args = [f"--source={tmp_path}/m.pkl", f"--target={tmp_path}/f"]
     code, text = run(capsys, "--kind=mae", *args)
     assert code == 2 and "m.pkl" in text
+
+
+def test_an_ecg_run_without_its_labels_says_how_to_go_without(
+    tmp_path, capsys, monkeypatch
+):
+    model = folder("ecgfounder", heads=False)
+    config = tiny.config("ecg_net1d")
+    config.model.update({k: tuple(v) if isinstance(v, list) else v
+                         for k, v in model.architecture.items()})  # fmt: skip
+    (tmp_path / "config.json").write_text(config.to_json_best_effort())
+    (tmp_path / "done.json").touch()
+    model_folder.save(tmp_path / "export", model, "card")
+    params = {"encoder": model.params, "head": {}}
+    monkeypatch.setattr(checkpoint, "read_params", lambda *args: params)
+    out = ["--kind=ecgfounder", "--to=torch", f"--target={tmp_path}/o.safetensors"]
+    code, text = run(capsys, *out, f"--source={tmp_path}")
+    assert code == 2 and f"take {tmp_path}/export, the encoder without" in text
+    assert run(capsys, *out, f"--source={tmp_path}/export")[0] == 0
+    assert "dense.weight" not in files.read(tmp_path / "o.safetensors")
+
+
+def test_heads_that_a_kind_has_no_place_for_are_named(tmp_path, capsys):
+    model_folder.save(tmp_path / "f", folder("mae"), "card")
+    out = ["--kind=vit_timm", "--to=torch", f"--source={tmp_path}/f"]
+    code, text = run(capsys, *out, f"--target={tmp_path}/o.safetensors")
+    assert code == 0 and "left out: the mae heads" in text
