@@ -23,6 +23,8 @@ def get_config(arg=None):
     c.tuning = "linear"  # or full
     c.data.transform = "probe"
     c.data.hflip = 0.5
+    if "reference" not in presets:  # D34: there, ImageNet's for every encoder
+        c.data.mean = c.data.std = ()  # the encoder's own
     c.optim.peak_lr = 3e-3
     c.optim.weight_decay = 0.01
     if "paper" in presets:

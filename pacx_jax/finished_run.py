@@ -9,7 +9,7 @@ import pathlib
 import flax
 import ml_collections
 
-from pacx_jax import checkpoint, lora, metrics, model_folder
+from pacx_jax import checkpoint, image_statistics, lora, metrics, model_folder
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill, segment
@@ -118,7 +118,11 @@ def _heads(config, workdir, params: Params, model) -> Heads:
     if config.objective in ("classify", "ecg"):
         file = pathlib.Path(workdir) / "labels.json"
         if not file.is_file():
-            raise PacxError(f"{file} does not exist: train {workdir} again for a head")
+            raise PacxError(
+                f"{file}, the names of the head's outputs, does not exist: take "
+                f"{workdir}/export, the encoder without its head, or train {workdir} "
+                "again for a head"
+            )
         labels = json.loads(file.read_text("utf-8"))
         architecture = {"encoder_width": model.width, "labels": labels}
         if config.objective == "classify":
@@ -148,8 +152,11 @@ def _heads(config, workdir, params: Params, model) -> Heads:
 def _model(config, params: Params) -> model_folder.ModelFolder:
     if config.objective in ("mae", "distill", "classify", "segment"):
         encoder = params["encoder"]
-        data = config.data
-        preprocessing = model_folder.image_preprocessing(data.mean, data.std)
+        mean, std = config.data.mean, config.data.std
+        if config.objective == "classify":
+            start = model_folder.load(config.model_init, "vit")
+            mean, std = image_statistics.chosen(start, config.data)
+        preprocessing = model_folder.image_preprocessing(mean, std)
         if "lora" in params:
             encoder = lora.merge(encoder, params["lora"], config.lora.alpha)
         return model_folder.ModelFolder(

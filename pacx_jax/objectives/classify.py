@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import sklearn.metrics
 
-from pacx_jax import losses, model_folder
+from pacx_jax import image_statistics, losses, model_folder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models.heads import LinearClassifier
 from pacx_jax.types import Objective, PacxError
@@ -25,11 +25,11 @@ def make(config) -> Objective:
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
-    model_folder.check_preprocessing(folder, config.model_init, config.data)
+    image_statistics.check_size(folder, config.model_init, config.data)
     encoder = folder.module(config.dtype)
     names = tuple(config.data.label_columns)
     head = LinearClassifier(len(names))
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    mean, std = image_statistics.chosen(folder, config.data)
     size = config.data.image_size
 
     def init(key):

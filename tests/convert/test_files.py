@@ -254,7 +254,6 @@ def test_a_converted_folder_is_not_replaced_either(tmp_path, capsys, source):
         (["--decoder_num_heads=3"], "width 16 is not divisible by num_heads 3"),
         (["--ln_eps=-1"], "--ln_eps -1.0: give 0 to 0.1"),
         (["--ln_eps=nan"], "--ln_eps nan: give 0 to 0.1"),
-        (["--alpha=0"], "--alpha 0.0: give"),
         (["--std", "0", "0", "0"], "preprocessing.std is"),
         (["--mean", "nan", "0", "0"], "preprocessing.mean is"),
     ],

@@ -82,6 +82,8 @@ TABLE_D = [
     ("-", "linear_probe", "data.uncertain", "ignore", "ignore", "reference"),
     ("D19", "mae_vitb16", "optim.peak_lr", 1.5e-4, 1.5e-4, 1.5e-4),
     ("D20", "mae_vitb16", "loss.norm_pix_loss", False, False, False),
+    ("D34", "linear_probe", "data.mean", (), (), (0.485, 0.456, 0.406)),
+    ("D34", "linear_probe", "data.std", (), (), (0.229, 0.224, 0.225)),
     ("D21", "linear_probe", "optim.weight_decay", 0.01, 0.0, 0.01),
     ("D42", "distill_vitb16", "seed", 42, 42, 42),
 ]

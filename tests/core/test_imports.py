@@ -22,6 +22,7 @@ LAYERS = {
     "sharding": 1,
     "retrieval": 1,
     "models": 2,
+    "image_statistics": 3,
     "model_heads": 3,
     "model_folder": 3,
     "objectives": 4,
