@@ -10,6 +10,8 @@ Without one, a recipe has the recommended values (docs/choices.md says why).
 
 import ml_collections
 
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+
 PRESETS = ("paper", "reference", "runlocal")
 
 
@@ -58,8 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.uncertain = "missing"  # what the label -1 means; or positive, negative
     c.data.limit = 0  # 0: all examples
     c.data.image_size = 224
-    c.data.mean = (0.485, 0.456, 0.406)  # ImageNet
-    c.data.std = (0.229, 0.224, 0.225)
+    c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
     c.data.hflip = 0.0  # flips the heart to the right side
     c.data.crop_scale = (0.5, 1.0)

@@ -276,6 +276,8 @@ def _read_array(path: pathlib.Path, fs: float, lead_order: str) -> Iterator[Reco
             f"{path}: array of shape {array.shape}; it must be (samples, 12 leads) or "
             "(12, samples), or in .npy files (records, samples, 12)"
         )
+    if not len(array):
+        raise PacxError(f"{path}: array of shape {array.shape}; it holds no record")
     if array.shape[-2] > LONGEST:
         raise PacxError(f"{path}: more than {LONGEST} samples are not read; cut it")
     for i, one in enumerate(array if many else [array]):
