@@ -47,8 +47,9 @@ def _source(args: argparse.Namespace, model: ModelFolder, card: str) -> Source:
     head = classifier_of(model)
     if args.heads and head is None and args.format != "safetensors":
         raise PacxError(
-            f"--head: {args.workdir or args.encoder} holds no classifier ({model.heads.kind}): --format "
-            f"{args.format} takes a linear probe's, safetensors any"
+            f"--head: {args.workdir or args.encoder} holds no classifier "
+            f"({model.heads.kind}): --format {args.format} takes a linear probe's, "
+            "safetensors any"
         )
     return Source(model_folder.at_size(model, args.image_size), head, card)
 
