@@ -59,6 +59,9 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.test_fraction = 0.0
     c.data.uncertain = "missing"  # what the label -1 means; or positive, negative
     c.data.limit = 0  # 0: all examples
+    c.data.label_fraction = 1.0  # of the training examples (D27)
+    c.data.label_draw = "positives"  # one a label, then any; or stratified
+    c.data.label_seed = 42
     c.data.image_size = 224
     c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
@@ -74,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.optim = ml_collections.ConfigDict()
     c.optim.peak_lr = 1e-3
+    c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch, and scales (D19)
     c.optim.warmup_steps = 0
     c.optim.warmup_from_zero = False
     c.optim.min_ratio = 0.0  # of peak_lr, at the end

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.input import augment, ecg, images
+from pacx_jax.input import augment, ecg, images, subsets
 from pacx_jax.types import PacxError
 
 Example = dict[str, Any]
@@ -107,7 +107,7 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
         if "labs" in modalities:
             loaded["labs"], loaded["labs_mask"] = _labs(example, name)
         if "labels" in modalities and "labels" in example:
-            labels = _labels(example["labels"], uncertain)
+            labels = subsets.known_labels(example["labels"], uncertain)
             loaded["labels"], loaded["label_mask"] = labels
         return loaded
 
@@ -181,11 +181,3 @@ def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray
     if not np.isfinite(values[mask > 0]).all():
         raise PacxError(f"{name}: NaN in laboratory values that the mask calls present")
     return np.nan_to_num(values), mask
-
-
-def _labels(labels: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(labels, np.float32)
-    if uncertain != "missing":
-        labels = np.where(labels == -1, np.float32(uncertain == "positive"), labels)
-    known = ~(np.isnan(labels) | (labels == -1))
-    return np.where(known, labels, 0).astype(np.float32), known.astype(np.float32)
