@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
             arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
         if not len(arrays["embedding"]):
             raise PacxError(
-                f"all of {args.images or args.ecgs} is unreadable ({len(skipped)} "
-                f"messages; the first: {skipped[0]}): nothing was written"
+                f"{args.images or args.ecgs}: nothing there can be embedded "
+                f"({len(skipped)} skipped; the first: {skipped[0]})"
             )
         bad = ~np.isfinite(arrays["embedding"]).all(axis=1)
         if bad.any():

@@ -27,6 +27,7 @@ LEAD_ORDERS = {
 FS = 500  # Hz, of the chain's output
 WINDOW = 10 * FS  # samples, what ECGFounder was trained on
 RATES = (100, 10_000)  # Hz: the band ends at 40, and more is a header's mistake
+SMALLEST = 1e-6  # deviation after filtering: in volts it is 1e-4, and 1e-8 is added
 LARGEST = 1e30  # of a sample, in any unit: filters overflow near 1e308
 
 
@@ -54,7 +55,7 @@ def preprocess(
 
     Raises:
       PacxError: a wrong shape, a lead that is constant, samples that are NaN,
-        infinite or beyond LARGEST.
+        infinite or beyond LARGEST, or a record with next to no signal.
     """
     # Here, for SciPy takes seconds to import and most stages read no ECG.
     import scipy.signal
@@ -65,7 +66,13 @@ def preprocess(
     for b, a in _filters(float(fs)):
         x = scipy.signal.filtfilt(b, a, x, axis=-1)
     x = x - _baseline(x, fs)
-    x = (x - x.mean()) / (x.std() + 1e-8)
+    deviation = x.std()
+    if deviation < SMALLEST:
+        raise PacxError(
+            f"{name}: ECG of deviation {deviation:.1e}; it must be at least "
+            f"{SMALLEST:g}: give mV, or remove the record"
+        )
+    x = (x - x.mean()) / (deviation + 1e-8)
     return np.ascontiguousarray(x.T, dtype=np.float32)
 
 

@@ -101,7 +101,10 @@ def test_bad_record_stops_the_command_or_is_listed(folder, ecgs, tmp_path, capsy
     out.unlink()
     assert call(folder, short, out, "--windows=mean", "--skip_unreadable") == 2
     error = capsys.readouterr().err
-    assert "is unreadable (1 messages; the first: " in error and error.count("\n") == 1
+    assert (
+        "nothing there can be embedded (1 skipped; the first: " in error
+        and error.count("\n") == 1
+    )
     assert not out.exists()
 
 
@@ -109,9 +112,10 @@ def test_bad_record_stops_the_command_or_is_listed(folder, ecgs, tmp_path, capsy
     ("array", "expected"),
     [
         (record() * 1e300, "samples beyond 1e+30 in lead(s) I, II"),
+        (record() * 1e-300, "ECG of deviation"),
         (np.zeros((0, 5000, 12)), "it holds no record"),
     ],
-    ids=["huge", "none"],
+    ids=["huge", "tiny", "none"],
 )
 def test_array_without_an_embedding_is_refused(
     folder, tmp_path, capsys, array, expected
