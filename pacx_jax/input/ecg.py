@@ -27,6 +27,7 @@ LEAD_ORDERS = {
 FS = 500  # Hz, of the chain's output
 WINDOW = 10 * FS  # samples, what ECGFounder was trained on
 RATES = (100, 10_000)  # Hz: the band ends at 40, and more is a header's mistake
+LONGEST = 2**24  # samples: nine hours at 500 Hz; what says more is hostile
 SMALLEST = 1e-6  # deviation after filtering: in volts it is 1e-4, and 1e-8 is added
 LARGEST = 1e30  # of a sample, in any unit: filters overflow near 1e308
 
