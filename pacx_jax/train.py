@@ -50,7 +50,7 @@ def train(config, workdir: str) -> dict[str, float]:
         names = json.dumps(list(config.data.label_columns))
         (pathlib.Path(workdir) / "labels.json").write_text(names + "\n", "utf-8")
 
-    tx = optim.make(config.optim, config.total_steps)
+    tx = optim.make(optim.settings(config), config.total_steps)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     init_key, step_key, eval_key = keys
 

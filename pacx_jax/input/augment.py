@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pacx_jax.input import images
+from pacx_jax.input.normalize import IMAGENET_MEAN
 
 # What is erased becomes 0 after normalisation, to within half a grey level.
-IMAGENET_MEAN = np.array([124, 116, 104], np.uint8)
+_MEAN_GREY = np.rint(255 * np.array(IMAGENET_MEAN)).astype(np.uint8)
 
 
 def tripled(image: np.ndarray) -> np.ndarray:
@@ -173,6 +174,6 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             top = int(rng.integers(height - h + 1))
             left = int(rng.integers(width - w + 1))
             image = image.copy()
-            image[top : top + h, left : left + w] = IMAGENET_MEAN
+            image[top : top + h, left : left + w] = _MEAN_GREY
             return image
     return image

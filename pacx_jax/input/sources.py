@@ -15,14 +15,15 @@ messages. Entries, each only where the data set has it:
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax.input import folders, patients
+from pacx_jax.input import folders, patients, subsets
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
@@ -55,6 +56,8 @@ class Source(Protocol):
 
     def patients(self) -> list[str] | None: ...
 
+    def labels(self) -> np.ndarray: ...
+
 
 def open_source(data: Any, split: str) -> Source:
     """Opens one split of the data that `config.data` describes.
@@ -72,6 +75,7 @@ def open_source(data: Any, split: str) -> Source:
     """
     kind = getattr(data, "source", "")
     if kind == "prepared":
+        _refuse_folder_fields(data)
         source: Source = PreparedSource(data.path, split)
     elif kind == "folder":
         if split not in SPLITS:
@@ -87,8 +91,20 @@ def open_source(data: Any, split: str) -> Source:
         raise PacxError(f"data.limit {limit}: give 0 (all) or a positive number")
     if 0 < limit < len(source):
         drawn = np.random.default_rng(0).permutation(len(source))[:limit]
-        source = Subset(source, np.sort(drawn))
+        source = subsets.Subset(source, np.sort(drawn))
     return source
+
+
+def _refuse_folder_fields(data: Any) -> None:
+    """PacxError for a field that would be ignored: preparation fixed these."""
+    for field in dataclasses.fields(folders.FolderSpec):
+        value = getattr(data, field.name, field.default)
+        if field.name in ("path", "label_columns") or value == field.default:
+            continue
+        raise PacxError(
+            f"data.{field.name} {value!r} is for data.source=folder; of a prepared set "
+            "data/prepare.py decides it: leave it out"
+        )
 
 
 def splits(data: Any) -> tuple[str, ...]:
@@ -117,7 +133,7 @@ class FolderSource:
         self.label_names = listing.label_names
         self.split = split
         self.namespace = patients.FOLDER
-        self.fingerprint = _sha256(
+        self.fingerprint = subsets.digest(
             listing.fingerprint, split, *self._paths, self._labels.tobytes()
         )
         self.entries = ("image", "path")
@@ -148,6 +164,10 @@ class FolderSource:
     def patients(self) -> list[str] | None:
         """The patient of each example; None where the data name none."""
         return list(self._patients) or None
+
+    def labels(self) -> np.ndarray:
+        """float32 (n, c), NaN = missing, -1 = uncertain."""
+        return self._labels
 
 
 class PreparedSource:
@@ -187,7 +207,7 @@ class PreparedSource:
         # Sets that were prepared before it was written have their name alone.
         name = manifest.get("name", "")
         self.namespace = manifest.get("namespace") or patients.namespace(name)
-        self.fingerprint = _sha256(manifest["fingerprint"], split)
+        self.fingerprint = subsets.digest(manifest["fingerprint"], split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -222,15 +242,23 @@ class PreparedSource:
         """
         if "patient_id" not in self.entries:
             return None
-        found = []
+        return [_text(record["patient_id"]) for record in self._all() if record]
+
+    def labels(self) -> np.ndarray:
+        """float32 (n, c), NaN = missing or unreadable, -1 = uncertain."""
+        missing = np.full(len(self.label_names), np.nan, np.float32)
+        rows = [record["labels"] if record else missing for record in self._all()]
+        return np.asarray(rows, np.float32).reshape(len(rows), len(missing))
+
+    def _all(self) -> Iterator[dict[str, Any] | None]:
+        """Every record as it is stored; None for what cannot be read."""
         for start in range(0, len(self), _READ_AT_ONCE):
             rows = range(start, min(start + _READ_AT_ONCE, len(self)))
             try:
                 records = self._records.__getitems__(list(rows))
             except Exception:  # a damaged one among them, which training leaves out
                 records = [self._or_none(i) for i in rows]
-            found += [_text(record["patient_id"]) for record in records if record]
-        return found
+            yield from records
 
     def _or_none(self, i: int) -> dict[str, Any] | None:
         try:
@@ -264,41 +292,5 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-class Subset:
-    """Some examples of a source, in a given order."""
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        self._source = source
-        self._indices = np.asarray(indices, np.int64)
-        self.label_names = source.label_names
-        self.split = source.split
-        self.entries = source.entries
-        self.namespace = source.namespace
-        self.fingerprint = _sha256(source.fingerprint, self._indices.tobytes())
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._source[int(self._indices[i])]
-
-    def name(self, i: int) -> str:
-        return self._source.name(int(self._indices[i]))
-
-    def patients(self) -> list[str] | None:
-        """The patient of each example; None where the data name none."""
-        if "patient_id" not in self.entries:
-            return None
-        return [str(self[i]["patient_id"]) for i in range(len(self))]
-
-
 def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _sha256(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else part.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()
