@@ -28,8 +28,10 @@ def check(target: pathlib.Path, workers: int, name: str = "") -> dict[str, Any]:
       PacxError: no prepared set, or one that was not made by the builder `name`.
     """
     manifest = sources.read_manifest(target, sizes=False)
-    if name and manifest["name"] != name:
-        raise PacxError(f"{target}: was prepared by {manifest['name']}, not by {name}")
+    if name and manifest.get("name") != name:
+        raise PacxError(
+            f"{target}: was prepared by {manifest.get('name')}, not by {name}"
+        )
     absent, problems = _check_files(target, manifest)
     counts = positives = None
     if absent:
@@ -126,7 +128,8 @@ def _differences(
     told = []
     if count != stated:
         told.append(f"{split}: {count} readable examples, {stated} were written")
-    labels = collections.Counter(manifest["summary"]["positives"][split])
+    positives_stated = manifest.get("summary", {}).get("positives", {})
+    labels = collections.Counter(positives_stated.get(split, {}))
     labels.subtract(positives)
     for label, missing in labels.items():
         if missing:

@@ -131,7 +131,12 @@ def prepare(options: argparse.Namespace) -> dict:
         raise PacxError(
             f"--max_bad_share {options.max_bad_share:g}: give a number in [0, 1]"
         )
+    # All is written beside the target and renamed at the end, so that a target is
+    # either whole or not there.
+    work = target.resolve().with_name(f".{target.name}.partial")
     finished = _finished(target, options)
+    if finished:  # a process may have been killed when that was done
+        shutil.rmtree(work, ignore_errors=True)
     module = importlib.import_module(
         f"data.{options.name}.{options.name}_dataset_builder"
     )
@@ -155,9 +160,6 @@ def prepare(options: argparse.Namespace) -> dict:
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan
     records.tfds.disable_progress_bar()
-    # All is written beside the target and renamed at the end, so that a target is
-    # either whole or not there.
-    work = target.resolve().with_name(f".{target.name}.partial")
     builder = module.Builder(plan=plan, data_dir=str(work))
     return _prepare(builder, work, options)
 

@@ -9,7 +9,9 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import hashlib
 import itertools
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,6 +42,8 @@ class Plan:
       files: name -> contents of what else is written beside the records.
       report: what else the summary says, for JSON.
       notes: lines to tell about the source and its splits.
+      identity: row -> what identifies its source, so that a preparation which is gone
+        on with keeps what has not changed; None = `fingerprint` for all rows.
       complete: makes the plan whole where that takes long, as it need not for a
         target that is finished; None = it is.
     """
@@ -57,7 +61,18 @@ class Plan:
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    identity: Callable[[Any], bytes] | None = None
     complete: Callable[[], Plan] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """An example to write: its bytes, digest, which labels are 1, and patient."""
+
+    data: bytes
+    digest: bytes
+    positive: np.ndarray
+    patient: str
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -105,6 +120,16 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         proto = self._serializer.get_tf_example(encoded)
         return proto.SerializeToString(deterministic=True)
 
+    def record(self, row: Any) -> Record:
+        """Makes a row's record; PacxError leaves the row out."""
+        example = self.plan.make(row)
+        return Record(
+            self.serialize(example),
+            _digest(example),
+            np.asarray(example.get("labels", np.zeros(0))) == 1,
+            example.get("patient_id", ""),
+        )
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
         return {split: self._generate_examples(split) for split in self.plan.splits}
@@ -131,6 +156,16 @@ def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
     image = images.shrink(image, size)
     is_jpeg = is_file and data[:2] == b"\xff\xd8"
     return images.encode_jpeg(image) if is_jpeg else images.encode_png(image)
+
+
+def image_identity(root: str, row: tuple[str, str, np.ndarray]) -> bytes:
+    """Identifies the source of (path, patient, labels); a missing file has size -1."""
+    path, patient, labels = row
+    try:
+        size = os.stat(f"{root}/{path}").st_size
+    except OSError:
+        size = -1
+    return f"{path}\0{size}\0{patient}\0".encode() + labels.tobytes()
 
 
 def labs_entries(
@@ -161,6 +196,18 @@ def read_bytes(path: Any) -> bytes:
             return file.read()
     except OSError as error:
         raise PacxError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def _digest(example: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256()
+    for key in sorted(example):
+        value = example[key]
+        data = value.encode() if isinstance(value, str) else value
+        data = data if isinstance(data, bytes) else np.ascontiguousarray(data)
+        size = len(data) if isinstance(data, bytes) else data.nbytes
+        digest.update(f"\0{key}\0{size}\0".encode())
+        digest.update(data)
+    return digest.digest()
 
 
 def _tensor(shape: tuple[int, ...], dtype: Any) -> tfds.features.Tensor:

@@ -3,8 +3,8 @@
 Which rows a shard has follows from the plan alone. While a set is prepared there is
 
   .TARGET.partial/
-    journal.json        what the shards belong to: settings, source, rows
-    SPLIT-00003.json    of a finished shard: its sum, counts, patients, unreadable rows
+    journal.json        what the shards belong to: settings, entries, labels
+    SPLIT-00003.json    of a finished shard: its source and sum, counts, patients, ...
     set/                what becomes the target: the shards, and at the end the rest
 
 A shard is written under another name, synced and renamed before its JSON is written in
@@ -77,10 +77,10 @@ class Preparation:
     """A plan on its way into `folder`, the .TARGET.partial above.
 
     Attributes:
-      done: finished shard -> what its JSON says: `file`, `bytes` and `sha256` of the
-        file; `examples`, `record_bytes`; `positives` of each label; `digest` over the
-        examples; `patients` (None without); `unreadable`, a list of {"split", "index",
-        "name", "reason"}.
+      done: finished shard -> what its JSON says: `source`, which identifies its rows;
+        `file` and its `sha256`; `examples`, `record_bytes`; `positives` of each label;
+        `digest` over the examples; `patients` (None without); `unreadable`, a list of
+        {"split", "index", "name", "reason"}.
       unreadable: the rows left out, in order; when it failed, those so far.
       made: how many examples this process made.
     """
@@ -100,59 +100,61 @@ class Preparation:
         header = {
             "version": VERSION,
             "settings": settings,
-            "source": self._plan.fingerprint,
             "entries": list(self._plan.entries),
             "label_names": list(self._plan.label_names),
-            "shards": [dataclasses.astuple(shard) for shard in self.shards],
         }
-        header = json.loads(json.dumps(header))  # tuples as lists, as they are read
-        if not self._goes_on(header):
-            _clear(folder)
-            self.set.mkdir()
-            durable.put(folder / JOURNAL, json.dumps(header))
+        _begin(folder, header)
+        self.set.mkdir(exist_ok=True)
         self.tidy()
-        self.done = dict(self._finished())
+        self._take_over()
         self.unreadable = [r for d in self.done.values() for r in d["unreadable"]]
 
-    def _goes_on(self, header: dict[str, Any]) -> bool:
-        try:
-            before = json.loads((self._folder / JOURNAL).read_text())
-            settings = before["settings"]
-        except (OSError, ValueError, KeyError, TypeError):
-            return False  # nothing that could be gone on with
-        changed = {
-            key
-            for key in settings.keys() | header["settings"].keys()
-            if settings.get(key) != header["settings"].get(key)
-        }
+    def _take_over(self) -> None:
+        """Keeps the finished shards that are what they would be made now.
+
+        Their source is the same, their file is what its JSON says, and what could not
+        be read of it cannot be read now either. The others are deleted.
+        """
+        changed = 0
+        for shard in self.shards:
+            path = self._folder / shard.journal
+            try:
+                done = json.loads(path.read_text())
+                source, file = done["source"], self.set / done["file"]
+                whole = durable.sha256(file) == done["sha256"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            if source != self._source(shard):
+                changed += 1
+            elif whole and not self._readable(shard, done["unreadable"]):
+                self.done[shard] = done
         if changed:
-            raise PacxError(
-                f"{self._folder}: was begun with other settings "
-                f"({', '.join(sorted(changed))}); give those to go on, or delete it"
-            )
-        if before != header:
             print(
-                f"{self._folder}: was begun when the source had other contents; all is "
-                "made anew",
+                f"{self._folder}: {changed} finished shards were of other contents of "
+                "the source and are made anew",
                 file=sys.stderr,
             )
-        return before == header
+        known = {name for s, d in self.done.items() for name in (s.journal, d["file"])}
+        for path in (*self._folder.glob("*-*.json"), *self.set.iterdir()):
+            if path.name not in known:
+                path.unlink()
 
-    def _finished(self) -> Iterator[tuple[Shard, dict[str, Any]]]:
-        """Shards whose file is what their JSON says, and none of whose unreadable
-        rows can be read by now."""
-        rows = self._plan.splits
-        for shard in self.shards:
-            try:
-                done = json.loads((self._folder / shard.journal).read_text())
-                if durable.sha256(self.set / done["file"]) != done["sha256"]:
-                    continue
-            except (OSError, ValueError, KeyError):
-                continue
-            bad = [rows[shard.split][row["index"]] for row in done["unreadable"]]
-            again = records.make_all(self._plan.make, bad, 1)
-            if all(example is None for example, _ in again):
-                yield shard, done
+    def _source(self, shard: Shard) -> str:
+        """What identifies the rows of a shard, and what else is in its file's name."""
+        digest = hashlib.sha256(repr(dataclasses.astuple(shard)).encode())
+        if self._plan.identity is None:
+            digest.update(self._plan.fingerprint.encode())
+        else:
+            for row in self._plan.splits[shard.split][shard.start : shard.stop]:
+                digest.update(self._plan.identity(row))
+        return digest.hexdigest()
+
+    def _readable(self, shard: Shard, unreadable: list[dict[str, Any]]) -> bool:
+        """Whether one of the rows left out can be read by now."""
+        rows = self._plan.splits[shard.split]
+        bad = (rows[row["index"]] for row in unreadable)
+        made = records.make_all(self._plan.make, bad, 1)
+        return any(example is not None for example, _ in made)
 
     def tidy(self) -> None:
         """Deletes what was cut off."""
@@ -175,7 +177,9 @@ class Preparation:
             for shard in pending
             for i in range(shard.start, shard.stop)
         )
-        with contextlib.closing(records.make_all(self._record, rows, workers)) as made:
+        with contextlib.closing(
+            records.make_all(self._builder.record, rows, workers)
+        ) as made:
             for split in self._plan.splits:
                 self._write_split(split, made, max_bad_share)
         order = list(self._plan.splits)
@@ -203,6 +207,7 @@ class Preparation:
         temporary = self.set / f"{file}.tmp"
         digest, positives = hashlib.sha256(), np.zeros(len(plan.label_names), np.int64)
         patients, unreadable, size = [], [], 0
+        source = self._source(shard)  # before it is read: later changes are seen
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
         for index in range(shard.start, shard.stop):
             record, reason = next(made)
@@ -222,8 +227,8 @@ class Preparation:
         writer.close()
         durable.sync(temporary)
         done = {
+            "source": source,
             "file": file,
-            "bytes": temporary.stat().st_size,
             "sha256": durable.sha256(temporary),
             "examples": len(patients),
             "record_bytes": size,
@@ -237,16 +242,6 @@ class Preparation:
         durable.put(self._folder / shard.journal, json.dumps(done))
         self.done[shard] = done
         self.made += len(patients)
-
-    def _record(self, row: Any) -> Record:
-        example = self._plan.make(row)
-        labels = example.get("labels", np.zeros(0))
-        return Record(
-            self._builder.serialize(example),
-            _digest(example),
-            np.asarray(labels) == 1,
-            example.get("patient_id", ""),
-        )
 
     def _check_share(self, split: str, max_bad_share: float) -> None:
         bad = sum(row["split"] == split for row in self.unreadable)
@@ -297,14 +292,29 @@ class Preparation:
         info.write_to_directory(self.set)
 
 
-@dataclasses.dataclass(frozen=True)
-class Record:
-    """An example to write: its bytes, digest, which labels are 1, and patient."""
+def _begin(folder: pathlib.Path, header: dict[str, Any]) -> None:
+    """Writes the journal, unless it stands there and can be gone on with.
 
-    data: bytes
-    digest: bytes
-    positive: np.ndarray
-    patient: str
+    PacxError where it was begun with other settings.
+    """
+    try:
+        before = json.loads((folder / JOURNAL).read_text())
+        settings = dict(before["settings"])
+    except (OSError, ValueError, KeyError, TypeError):
+        before, settings = None, header["settings"]
+    changed = {
+        key
+        for key in settings.keys() | header["settings"].keys()
+        if settings.get(key) != header["settings"].get(key)
+    }
+    if changed:
+        raise PacxError(
+            f"{folder}: was begun with other settings ({', '.join(sorted(changed))}); "
+            "give those to go on, or delete it"
+        )
+    if before != header:
+        _clear(folder)
+        durable.put(folder / JOURNAL, json.dumps(header))
 
 
 def _clear(folder: pathlib.Path) -> None:
@@ -316,15 +326,3 @@ def _clear(folder: pathlib.Path) -> None:
             shutil.rmtree(path)
         elif path.name != LOCK:
             path.unlink()
-
-
-def _digest(example: dict[str, Any]) -> bytes:
-    digest = hashlib.sha256()
-    for key in sorted(example):
-        value = example[key]
-        data = value.encode() if isinstance(value, str) else value
-        data = data if isinstance(data, bytes) else np.ascontiguousarray(data)
-        size = len(data) if isinstance(data, bytes) else data.nbytes
-        digest.update(f"\0{key}\0{size}\0".encode())
-        digest.update(data)
-    return digest.digest()
