@@ -32,10 +32,12 @@ def check(target: pathlib.Path, workers: int, name: str = "") -> dict[str, Any]:
         raise PacxError(
             f"{target}: was prepared by {manifest.get('name')}, not by {name}"
         )
-    absent, problems = _check_files(target, manifest)
+    absent, problems = _check_files(target, manifest, workers)
     counts = positives = None
     if absent:
-        problems.append(f"{target}: no record was read, as files are missing")
+        problems.append(
+            f"{target}: no record was read, as files are missing or cut off"
+        )
     else:
         counts, positives = {}, {}
         for split in manifest["splits"]:
@@ -56,28 +58,38 @@ def check(target: pathlib.Path, workers: int, name: str = "") -> dict[str, Any]:
     }
 
 
-def _check_files(target: pathlib.Path, manifest: dict) -> tuple[bool, list[str]]:
-    """Whether one is missing or of another size, and what is wrong, in lines."""
-    absent, problems = False, []
+def _check_files(
+    target: pathlib.Path, manifest: dict, workers: int
+) -> tuple[bool, list[str]]:
+    """Whether records cannot be read for want of a file, and problems, in lines."""
     files = manifest["files"]
-    with tqdm.tqdm(
-        total=sum(files.values()), desc="files", unit="B", unit_scale=True
-    ) as bar:
-        for name, size in files.items():
-            file = target / name
+    look = functools.partial(_check_file, target, manifest)
+    absent, problems = False, []
+    bar = tqdm.tqdm(total=sum(files.values()), desc="files", unit="B", unit_scale=True)
+    with bar, contextlib.closing(records.make_all(look, files, workers)) as made:
+        for (found, reason), size in zip(made, files.values(), strict=True):
             bar.update(size)
-            if not file.is_file():
-                problem = "missing"
-            elif file.stat().st_size != size:
-                problem = f"{file.stat().st_size} bytes, {size} were written"
-            elif durable.sha256(file) != manifest["sha256"].get(name):
-                problems.append(f"{file}: other contents than were written (sha256)")
-                continue
-            else:
-                continue
-            absent = True
-            problems.append(f"{file}: {problem}")
+            if found is None:
+                problems.append(reason)
+            elif found["problem"]:
+                problems.append(found["problem"])
+                absent = True
     return absent, problems
+
+
+def _check_file(target: pathlib.Path, manifest: dict, name: str) -> dict[str, str]:
+    """What makes a file useless, or ""; PacxError if it has other contents."""
+    file, size = target / name, manifest["files"][name]
+    try:
+        if file.stat().st_size != size:
+            stored = file.stat().st_size
+            return {"problem": f"{file}: {stored} bytes, {size} were written"}
+        digest = durable.sha256(file)
+    except OSError as error:
+        return {"problem": f"{file}: cannot be read ({error.strerror})"}
+    if digest != manifest["sha256"].get(name):
+        raise PacxError(f"{file}: other contents than were written (sha256)")
+    return {"problem": ""}
 
 
 def _check_split(

@@ -96,7 +96,7 @@ DAMAGES = {
     ),
     "missing": (
         lambda t: (t / "features.json").unlink(),
-        ["features.json: missing", "no record was read"],
+        ["features.json: cannot be read \\(No such file", "no record was read"],
     ),
     "image": (
         _no_image,

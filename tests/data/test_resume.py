@@ -6,6 +6,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from data import durable, prepare, records, shards
 from data.folder import folder_dataset_builder
 from pacx_jax import locks
-from pacx_jax.input import images
+from pacx_jax.input import images, sources
+from pacx_jax.types import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = 5  # a shard
@@ -152,6 +154,20 @@ def test_two_at_once_are_refused_and_the_first_is_not_disturbed(run, tmp_path):
         assert code == 2 and "another process is preparing it" in err
         assert [p.name for p in partial.iterdir()] == [shards.LOCK]
     assert run()[0] == 0
+
+
+def test_patients_are_known_without_reading_a_record(run, tmp_path, monkeypatch):
+    assert run()[0] == 0
+    data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
+    monkeypatch.setattr(sources.PreparedSource, "__getitem__", None)
+    patients = [f"p{i // 2}" for i in range(14)]
+    assert sources.open_source(data, "train").patients() == patients
+    data.limit = 5
+    some = sources.open_source(data, "train").patients()
+    assert len(some) == 5 and set(some) <= set(patients)
+    (tmp_path / "out" / "patients-train.json").write_bytes(b"x" * 84)
+    with pytest.raises(PacxError, match=r"patients-train.json: damaged \(not the pat"):
+        sources.open_source(data, "train").patients()
 
 
 def test_tfds_gives_the_same_examples(films, tmp_path, run):
