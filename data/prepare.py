@@ -35,7 +35,7 @@ sys.path[:] = [p for p in sys.path if pathlib.Path(p).resolve() != ROOT / "data"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from data import check, finish, published, records, shards, splits  # noqa: E402
+from data import check, finish, journal, published, records, shards, splits  # noqa: E402
 from pacx_jax import disk, locks  # noqa: E402
 from pacx_jax.input import sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
@@ -213,7 +213,7 @@ def _prepare(
     preparation = None
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locks.held(work / shards.LOCK, taken))
+            stack.enter_context(locks.held(work / journal.LOCK, taken))
         except OSError as error:
             raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
         try:
@@ -253,7 +253,7 @@ def _prepare(
 
 def _kept(preparation: shards.Preparation | None, work: pathlib.Path) -> str:
     """What to say of the finished shards; without any, `work` goes."""
-    if preparation is None and (work / shards.JOURNAL).exists():
+    if preparation is None and (work / journal.JOURNAL).exists():
         return ""  # that of other settings
     if preparation is None or not preparation.kept():
         shutil.rmtree(work, ignore_errors=True)

@@ -18,7 +18,6 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -28,15 +27,13 @@ import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
-from data import durable, records
+from data import durable, journal, records
 from pacx_jax.input import quarantine
 from pacx_jax.types import PacxError
 
 VERSION = 1  # of how rows become records; a journal of another one is not gone on with
 LEAST = 256  # rows a shard, so that a small set has one
 MOST = 256  # shards a split, as each is an open file in training
-JOURNAL = "journal.json"
-LOCK = "lock"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +47,8 @@ class Shard:
     stop: int
 
     @property
-    def journal(self) -> str:
+    def note(self) -> str:
+        """Name of the JSON that says it is finished."""
         return f"{self.split}-{self.index:05d}.json"
 
     def file(self, name: str) -> str:
@@ -103,7 +101,7 @@ class Preparation:
             "entries": list(self._plan.entries),
             "label_names": list(self._plan.label_names),
         }
-        _begin(folder, header)
+        journal.begin(folder, header)
         self.set.mkdir(exist_ok=True)
         self.tidy()
         self._take_over()
@@ -117,7 +115,7 @@ class Preparation:
         """
         changed = 0
         for shard in self.shards:
-            path = self._folder / shard.journal
+            path = self._folder / shard.note
             try:
                 done = json.loads(path.read_text())
                 source, file = done["source"], self.set / done["file"]
@@ -134,7 +132,7 @@ class Preparation:
                 "the source and are made anew",
                 file=sys.stderr,
             )
-        known = {name for s, d in self.done.items() for name in (s.journal, d["file"])}
+        known = {name for s, d in self.done.items() for name in (s.note, d["file"])}
         for path in (*self._folder.glob("*-*.json"), *self.set.iterdir()):
             if path.name not in known:
                 path.unlink()
@@ -207,7 +205,7 @@ class Preparation:
         temporary = self.set / f"{file}.tmp"
         digest, positives = hashlib.sha256(), np.zeros(len(plan.label_names), np.int64)
         patients, unreadable, size = [], [], 0
-        source = self._source(shard)  # before it is read: later changes are seen
+        source = self._source(shard)
         writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
         for index in range(shard.start, shard.stop):
             record, reason = next(made)
@@ -239,7 +237,7 @@ class Preparation:
         }
         temporary.replace(self.set / file)
         durable.sync(self.set)
-        durable.put(self._folder / shard.journal, json.dumps(done))
+        durable.put(self._folder / shard.note, json.dumps(done))
         self.done[shard] = done
         self.made += len(patients)
 
@@ -290,39 +288,3 @@ class Preparation:
         ]
         info.set_splits(tfds.core.SplitDict(infos))
         info.write_to_directory(self.set)
-
-
-def _begin(folder: pathlib.Path, header: dict[str, Any]) -> None:
-    """Writes the journal, unless it stands there and can be gone on with.
-
-    PacxError where it was begun with other settings.
-    """
-    try:
-        before = json.loads((folder / JOURNAL).read_text())
-        settings = dict(before["settings"])
-    except (OSError, ValueError, KeyError, TypeError):
-        before, settings = None, header["settings"]
-    changed = {
-        key
-        for key in settings.keys() | header["settings"].keys()
-        if settings.get(key) != header["settings"].get(key)
-    }
-    if changed:
-        raise PacxError(
-            f"{folder}: was begun with other settings ({', '.join(sorted(changed))}); "
-            "give those to go on, or delete it"
-        )
-    if before != header:
-        _clear(folder)
-        durable.put(folder / JOURNAL, json.dumps(header))
-
-
-def _clear(folder: pathlib.Path) -> None:
-    """Deletes what is in a folder but the lock, which this process holds."""
-    # The journal first: without it nothing is gone on with.
-    (folder / JOURNAL).unlink(missing_ok=True)
-    for path in folder.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name != LOCK:
-            path.unlink()

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from data import durable, prepare, records, shards
+from data import durable, journal, prepare, records, shards
 from data.folder import folder_dataset_builder
 from pacx_jax import locks
 from pacx_jax.input import images, sources
@@ -149,10 +149,10 @@ def test_when_corrupt_images_are_mended_it_goes_on(films, run, whole, tmp_path):
 
 def test_two_at_once_are_refused_and_the_first_is_not_disturbed(run, tmp_path):
     partial = tmp_path / ".out.partial"
-    with locks.held(partial / shards.LOCK):
+    with locks.held(partial / journal.LOCK):
         code, _, err = run()
         assert code == 2 and "another process is preparing it" in err
-        assert [p.name for p in partial.iterdir()] == [shards.LOCK]
+        assert [p.name for p in partial.iterdir()] == [journal.LOCK]
     assert run()[0] == 0
 
 
