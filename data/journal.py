@@ -17,7 +17,7 @@ LOCK = "lock"
 def begin(folder: pathlib.Path, header: dict[str, Any]) -> None:
     """Writes the journal, unless it stands there and can be gone on with.
 
-    PacxError where it was begun with other settings.
+    PacxError where it was begun with other settings and has finished shards.
     """
     try:
         before = json.loads((folder / JOURNAL).read_text())
@@ -29,7 +29,7 @@ def begin(folder: pathlib.Path, header: dict[str, Any]) -> None:
         for key in settings.keys() | header["settings"].keys()
         if settings.get(key) != header["settings"].get(key)
     }
-    if changed:
+    if changed and any(folder.glob("*-*.json")):
         raise PacxError(
             f"{folder}: was begun with other settings ({', '.join(sorted(changed))}); "
             "give those to go on, or delete it"
