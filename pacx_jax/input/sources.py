@@ -110,7 +110,7 @@ def _refuse_folder_fields(data: Any) -> None:
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if getattr(data, "source", "") == "prepared":
-        return tuple(_read_manifest(pathlib.Path(data.path))["splits"])
+        return tuple(read_manifest(pathlib.Path(data.path))["splits"])
     return SPLITS
 
 
@@ -180,7 +180,7 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         sizes = manifest["splits"]
         if split not in sizes:
             raise PacxError(
@@ -199,14 +199,14 @@ class PreparedSource:
                 f"{path}: damaged ({reason}); delete it and prepare it again"
             ) from None
         self._path = path
+        file = manifest["patients"].get(split)
+        self._patients = folder / file if file else None
         self._scale = float(manifest.get("ecg_scale", 1.0))
         self._lead_order = manifest.get("lead_order", "standard")
         self.label_names = tuple(manifest["label_names"])
         self.split = split
         self.entries = tuple(manifest["entries"])
-        # Sets that were prepared before it was written have their name alone.
-        name = manifest.get("name", "")
-        self.namespace = manifest.get("namespace") or patients.namespace(name)
+        self.namespace = manifest["namespace"]
         self.fingerprint = subsets.digest(manifest["fingerprint"], split)
 
     def __len__(self) -> int:
@@ -236,13 +236,19 @@ class PreparedSource:
             return f"{self._path}: {self.split}[{i}]"
 
     def patients(self) -> list[str] | None:
-        """The patient of each readable example, read from the records.
-
-        None where the data name none.
-        """
-        if "patient_id" not in self.entries:
+        """The patient of each example, from a file of their own; None without any."""
+        if not self._patients:
             return None
-        return [_text(record["patient_id"]) for record in self._all() if record]
+        try:
+            found = json.loads(self._patients.read_text())
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, list) or len(found) != len(self):
+            raise PacxError(
+                f"{self._patients}: damaged (not the patients of {len(self)} "
+                f"examples); delete {self._path} and prepare it again"
+            )
+        return found
 
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing or unreadable, -1 = uncertain."""
@@ -267,8 +273,11 @@ class PreparedSource:
             return None
 
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What data/prepare.py says of its target; PacxError if a file of it is cut off."""
+def read_manifest(folder: pathlib.Path, sizes: bool = True) -> dict[str, Any]:
+    """What data/prepare.py says of its target.
+
+    PacxError if it is none, and with `sizes` if a file of it is missing or cut off.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -276,13 +285,14 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
             f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
             "data/prepare.py, or give data.source=folder"
         ) from None
-    fields = {"splits", "files", "entries", "label_names", "fingerprint"}
+    fields = {"splits", "files", "sha256", "patients", "entries", "label_names"}
+    fields |= {"fingerprint", "namespace"}
     if not isinstance(manifest, dict) or fields - set(manifest):
         raise PacxError(
             f"{folder}: prepared by another version of data/prepare.py; delete it and "
             "prepare it again"
         )
-    for name, size in manifest["files"].items():
+    for name, size in manifest["files"].items() if sizes else ():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:
             raise PacxError(

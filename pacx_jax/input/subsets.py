@@ -33,9 +33,8 @@ class Subset:
 
     def patients(self) -> list[str] | None:
         """The patient of each example; None where the data name none."""
-        if "patient_id" not in self.entries:
-            return None
-        return [str(self[i]["patient_id"]) for i in range(len(self))]
+        found = self._source.patients()
+        return None if found is None else [found[i] for i in self._indices]
 
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing, -1 = uncertain."""
