@@ -10,6 +10,8 @@ Without one, a recipe has the recommended values (docs/choices.md says why).
 
 import ml_collections
 
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+
 PRESETS = ("paper", "reference", "runlocal")
 
 
@@ -28,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Fields that every recipe has."""
     c = ml_collections.ConfigDict()
     c.name = ""
-    c.objective = ""  # mae, labs_dae, ecg, distill or classify
+    c.objective = ""  # mae, labs_dae, ecg, distill, classify or segment
     c.seed = 0
     c.dtype = "float32"  # of matrix products; parameters and losses are float32
     c.num_devices = 0  # 0: all
@@ -59,11 +61,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.split_column = ""
     c.data.val_fraction = 0.1  # where no split is given: by patient, else by file
     c.data.test_fraction = 0.0
-    c.data.uncertain = "missing"  # what the label -1 means; or positive, negative
+    c.data.uncertain = "ignore"  # the label -1; or zero, one, reference
     c.data.limit = 0  # 0: all examples
+    c.data.label_fraction = 1.0  # of the training examples (D27)
+    c.data.label_draw = "positives"  # one a label, then any; or stratified
+    c.data.label_seed = 42
     c.data.image_size = 224
-    c.data.mean = (0.485, 0.456, 0.406)  # ImageNet
-    c.data.std = (0.229, 0.224, 0.225)
+    c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
     c.data.hflip = 0.0  # flips the heart to the right side
     c.data.crop_scale = (0.5, 1.0)
@@ -77,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.optim = ml_collections.ConfigDict()
     c.optim.peak_lr = 1e-3
+    c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch, and scales (D19)
     c.optim.warmup_steps = 0
     c.optim.warmup_from_zero = False
     c.optim.min_ratio = 0.0  # of peak_lr, at the end

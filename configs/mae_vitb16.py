@@ -23,6 +23,7 @@ def get_config(arg=None):
     c.global_batch_size = 512
     c.total_steps = 400 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
+    c.best = "val/loss"  # kept; as in the reference, later stages take the last
     c.model_init_parts = ("encoder", "decoder")
 
     c.data.transform = "mae"

@@ -14,58 +14,29 @@ from __future__ import annotations
 
 import argparse
 import collections
-import concurrent.futures
-import dataclasses
 import itertools
 import json
 import os
 import pathlib
-import re
 import sys
 import types
 
 import numpy as np
-import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from data import twins  # noqa: E402
-from pacx_jax.input import folders, images, patients, sources  # noqa: E402
+from data import cells, twins  # noqa: E402
+from pacx_jax.input import folders, patients, sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 KINDS = ("patients", "studies", "identical", "near")
-_CHUNK = 32  # images a worker gets at a time
 _EXAMPLES = 3  # of a pair of splits
 _SHOWN = 10
-_STUDY_ENTRIES = ("study_id", "hadm_id")
-
-
-@dataclasses.dataclass
-class Cell:
-    """One split of one set, read once.
-
-    Attributes:
-      name: "SET:SPLIT".
-      number: which argument the set was, so that its splits are told from others'.
-      source: where the images are, to name them.
-      patients, studies: ids with their namespace; None where the data name none.
-      digests: twins.DIGEST (n,) of the readable images; empty without images.
-      index: int (n,), their places in the source.
-      unreadable: how many images could not be decoded.
-      unnamed: how many examples have a blank patient, where others have one.
-    """
-
-    name: str
-    number: int
-    source: sources.Source
-    patients: set[str] | None
-    studies: set[str] | None
-    digests: np.ndarray
-    index: np.ndarray
-    unreadable: int
-    unnamed: int
+# Splits of one set that share by construction: Symile-MIMIC's val_retrieval is made
+# from val, as queries and candidates.
+_REPEATED = {"val", "val_retrieval"}
 
 
 def audit(arguments: list[str], workers: int = 0) -> dict:
@@ -73,7 +44,8 @@ def audit(arguments: list[str], workers: int = 0) -> dict:
 
     Returns:
       `sets` (what was read), `shared` (a row for each two splits that share anything),
-      `compared` (pairs of splits), `findings` (how many rows), `near` (its rule).
+      `repeated` (the same where the published set repeats a split; no finding),
+      `compared` (pairs of splits), `findings` (rows of `shared`), `near` (its rule).
 
     Raises:
       PacxError: no such folder, an empty or a damaged one.
@@ -81,12 +53,12 @@ def audit(arguments: list[str], workers: int = 0) -> dict:
     workers = workers or len(os.sched_getaffinity(0))
     opened = [_open(argument) for argument in arguments]
     names = _names([path for path, _ in opened])
-    cells = [
-        _read(f"{name}:{split}", number, source, workers)
+    read = [
+        cells.read(f"{name}:{split}", number, source, workers)
         for number, (name, (_, found)) in enumerate(zip(names, opened, strict=True))
         for split, source in found.items()
     ]
-    rows = _compare(cells)
+    rows, repeated = _compare(read)
     sets = [
         {
             "path": path,
@@ -100,7 +72,7 @@ def audit(arguments: list[str], workers: int = 0) -> dict:
                     "studies": None if c.studies is None else len(c.studies),
                     "unreadable": c.unreadable,
                 }
-                for c in cells
+                for c in read
                 if c.number == number
             },
         }
@@ -108,9 +80,10 @@ def audit(arguments: list[str], workers: int = 0) -> dict:
     ]
     return {
         "sets": sets,
-        "compared": len(cells) * (len(cells) - 1) // 2,
+        "compared": len(read) * (len(read) - 1) // 2,
         "findings": len(rows),
         "shared": rows,
+        "repeated": repeated,
         "near": {"bits": twins.DISTANCE, "correlation": twins.CORRELATION},
     }
 
@@ -125,12 +98,10 @@ def _open(argument: str) -> tuple[str, dict[str, sources.Source]]:
     if not folder.is_dir():
         raise PacxError(f"{path}: no such folder; give prepared sets or image folders")
     prepared = (folder / sources.MANIFEST).is_file()
-    data = types.SimpleNamespace(
-        source="prepared" if prepared else "folder",
-        path=path,
-        namespace=space,
-        val_fraction=0.0,  # the CSV's splits, or all in one
-    )
+    kind = "prepared" if prepared else "folder"
+    data = types.SimpleNamespace(source=kind, path=path, namespace=space)
+    if not prepared:
+        data.val_fraction = 0.0  # the CSV's splits, or all in one
     found = {}
     for split in sources.splits(data):
         try:
@@ -151,94 +122,20 @@ def _names(paths: list[str]) -> list[str]:
     return [n if counts[n] == 1 else f"{n}({i})" for i, n in enumerate(names, start=1)]
 
 
-def _read(name: str, number: int, source: sources.Source, workers: int) -> Cell:
-    has_image = "image" in source.entries
-    has_patient = "patient_id" in source.entries
-    people: set[str] = set()
-    studies: set[str] = set()
-    digests = np.zeros(len(source), twins.DIGEST)
-    readable = np.zeros(len(source), bool)
-    unreadable = unnamed = 0
-    chunks = [
-        range(i, min(i + _CHUNK, len(source))) for i in range(0, len(source), _CHUNK)
-    ]
+def _compare(read: list[cells.Cell]) -> tuple[list[dict], list[dict]]:
+    """A row for each two cells that share anything, those of one set first.
 
-    def work(chunk: range) -> list:
-        return [_example(source, i, has_image) for i in chunk]
-
-    bar = tqdm.tqdm(total=len(source), desc=name, unit="ex")
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        # A few chunks at a time are under way, so that memory stays constant.
-        waiting: collections.deque = collections.deque()
-        todo = iter(chunks)
-        while True:
-            for chunk in itertools.islice(todo, 2 * workers - len(waiting)):
-                waiting.append((chunk, pool.submit(work, chunk)))
-            if not waiting:
-                break
-            chunk, job = waiting.popleft()
-            for i, (patient, study, digest) in zip(chunk, job.result(), strict=True):
-                unreadable += digest is None and has_image
-                unnamed += not patient and has_patient
-                people |= {patient} if patient else set()
-                studies |= {study} if study else set()
-                if digest is not None:
-                    digests[i], readable[i] = digest, True
-            bar.update(len(chunk))
-    bar.close()
-    index = np.flatnonzero(readable)
-    return Cell(
-        name,
-        number,
-        source,
-        people if people else None,
-        studies if studies else None,
-        digests[index],
-        index,
-        unreadable,
-        unnamed,
-    )
-
-
-def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
-    """(patient, study, digest) of an example, each with its namespace, "" or None."""
-    try:
-        example = source[i]
-    except PacxError:
-        return "", "", None
-    patient = str(example.get("patient_id", ""))
-    patient = patients.key(source.namespace, patient) if patient.strip() else ""
-    study = _study(example, source.namespace)
-    if not has_image:
-        return patient, study, None
-    try:
-        image = example["image"]
-        image = image if isinstance(image, np.ndarray) else images.decode(image)
-        return patient, study, twins.digest(image)
-    except PacxError:
-        return patient, study, None
-
-
-def _study(example: dict, space: str) -> str:
-    """The study or, where data name those, the admission of an example."""
-    for entry in _STUDY_ENTRIES:
-        if example.get(entry):
-            return f"{space}/{entry}/{example[entry]}"
-    found = re.search(r"(?:^|/)(patient\w+/study\w+)/", str(example.get("path", "")))
-    return f"{space}/{found[1]}" if found and space == "chexpert" else ""
-
-
-def _compare(cells: list[Cell]) -> list[dict]:
-    """A row for each two cells that share anything, those of one set first."""
-    digests = np.concatenate([c.digests for c in cells])
-    owner = np.repeat(np.arange(len(cells)), [len(c.digests) for c in cells])
-    first = np.cumsum([0] + [len(c.digests) for c in cells])
+    Rows of splits that repeat each other by construction come apart.
+    """
+    digests = np.concatenate([c.digests for c in read])
+    owner = np.repeat(np.arange(len(read)), [len(c.digests) for c in read])
+    first = np.cumsum([0] + [len(c.digests) for c in read])
     ids = twins.identities(digests)
     pairs = twins.near_pairs(digests, owner)
     pairs = pairs[ids[pairs[:, 0]] != ids[pairs[:, 1]]]
-    rows = []
-    for a, b in itertools.combinations(range(len(cells)), 2):
-        one, two = cells[a], cells[b]
+    rows, repeated = [], []
+    for a, b in itertools.combinations(range(len(read)), 2):
+        one, two = read[a], read[b]
         ids_a, ids_b = ids[owner == a], ids[owner == b]
         same = [
             np.flatnonzero(np.isin(ids_a, ids_b)) + first[a],
@@ -262,15 +159,17 @@ def _compare(cells: list[Cell]) -> list[dict]:
                 [_called(one, i - first[a]), _called(two, j - first[b])]
                 for i, j in examples
             ]
-            rows.append(row)
-    return sorted(rows, key=lambda row: not row["within_one_set"])
+            both = {one.source.split, two.source.split}
+            expected = row["within_one_set"] and both == _REPEATED
+            (repeated if expected else rows).append(row)
+    return sorted(rows, key=lambda row: not row["within_one_set"]), repeated
 
 
 def _common(a: set[str] | None, b: set[str] | None) -> int | None:
     return None if a is None or b is None else len(a & b)
 
 
-def _called(cell: Cell, i: int) -> str:
+def _called(cell: cells.Cell, i: int) -> str:
     return cell.source.name(int(cell.index[i]))
 
 
@@ -289,15 +188,20 @@ def _print(report: dict) -> None:
         width = max(len(f"{r['a']} and {r['b']}") for r in report["shared"])
         print(f"\nSHARED{'':{width - 6}}" + "".join(f"{k:>17}" for k in KINDS))
     for row in report["shared"]:
-        cells = ["unknown" if row[k] is None else str(row[k]) for k in KINDS[:2]]
-        cells += [f"{row[k][0]} and {row[k][1]}" for k in KINDS[2:]]
+        counts = ["unknown" if row[k] is None else str(row[k]) for k in KINDS[:2]]
+        counts += [f"{row[k][0]} and {row[k][1]}" for k in KINDS[2:]]
         text = f"{row['a']} and {row['b']}"
-        print(f"{text:{width}}" + "".join(f"{cell:>17}" for cell in cells))
+        print(f"{text:{width}}" + "".join(f"{count:>17}" for count in counts))
     examples = [pair for row in report["shared"] for pair in row["examples"]]
     for a, b in examples[:_SHOWN]:
         print(f"  {a} is like {b}")
     if len(examples) > _SHOWN:
         print(f"  and {len(examples) - _SHOWN} more examples in the JSON")
+    for row in report["repeated"]:
+        print(
+            f"note: {row['a']} and {row['b']} share {row['patients']} patients, as "
+            "published: val_retrieval is made from val"
+        )
     n, compared = report["findings"], report["compared"]
     print(
         f"\n{n} OF {compared} PAIRS OF SPLITS SHARE PATIENTS, STUDIES OR IMAGES"

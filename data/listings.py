@@ -6,13 +6,13 @@ not as published.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from data import records
-from pacx_jax.input import folders, tables
+from pacx_jax.input import folders, images, tables
 from pacx_jax.types import PacxError
 
 
@@ -28,6 +28,7 @@ class Row:
       split: the official one, "" without one.
       stratum: 1 where a stratified draw counts the row as positive.
       folder: a folder above the image, where names repeat ("train").
+      mask: path of its mask, "" if that is not there; None where the set has none.
     """
 
     origin: str
@@ -37,27 +38,47 @@ class Row:
     split: str = ""
     stratum: float = 0.0
     folder: str = ""
+    mask: str | None = None
 
 
 class Files:
-    """The images under a root, found by path, name, or name without extension."""
+    """The images under a root, found by path, name, or name without extension.
+
+    They are listed when that is needed: those of MIMIC-CXR-JPG, in 300,000 folders,
+    are found by their paths.
+    """
 
     def __init__(self, root: pathlib.Path):
         self.root = root
-        self.paths = folders.list_images(root)
-        self._exact = set(self.paths)
-        self._named: dict[str, list[str]] = collections.defaultdict(list)
-        self._folders: set[str] = set()
+
+    @functools.cached_property
+    def paths(self) -> list[str]:
+        """All of them, relative to the root."""
+        return folders.list_images(self.root)
+
+    @functools.cached_property
+    def _exact(self) -> set[str]:
+        return set(self.paths)
+
+    @functools.cached_property
+    def _named(self) -> dict[str, list[str]]:
+        named: dict[str, list[str]] = {}
         for path in self.paths:
-            *above, name = path.split("/")
-            self._folders.update(above)
-            self._named[name].append(path)
-            self._named[name.rsplit(".", 1)[0]].append(path)
+            name = path.rsplit("/", 1)[-1]
+            for key in (name, name.rsplit(".", 1)[0]):
+                named.setdefault(key, []).append(path)
+        return named
+
+    @functools.cached_property
+    def _folders(self) -> set[str]:
+        return {folder for path in self.paths for folder in path.split("/")[:-1]}
 
     def find(self, row: Row) -> str:
         """The path of a row's image, "" if it is not there; PacxError if twice."""
         name = row.file.strip().replace("\\", "/")
-        if name in self._exact:
+        above = name.split("/")[:-1]
+        inside = above and not {"", ".", ".."} & set(above)
+        if inside and (self.root / name).is_file() or name in self._exact:
             return name
         found = self._named.get(name.rsplit("/", 1)[-1], [])
         if row.folder in self._folders:
@@ -68,6 +89,13 @@ class Files:
                 f"{self.root}; keep one"
             )
         return found[0] if found else ""
+
+    def mask(self, path: str) -> str:
+        """The image at this path, with its extension or another; "" without one."""
+        stem = path.rsplit(".", 1)[0]
+        endings = [e for end in images.EXTENSIONS for e in (end, end.upper())]
+        paths = [path, *(stem + ending for ending in endings)]
+        return next((p for p in paths if p in self._exact), "")
 
 
 def first_file(root: pathlib.Path, *names: str) -> pathlib.Path:

@@ -8,6 +8,7 @@ Here rows are joined with their files, split, and compared with those counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -56,9 +57,12 @@ def make_plan(
 ) -> records.Plan:
     """Reads the tables, finds the images, splits; PacxError for what is wrong."""
     root = find_root(source, facts)
-    files = listings.Files(root)
+    if options.images and not pathlib.Path(options.images).is_dir():
+        raise PacxError(f"--images {options.images}: no such folder")
+    files = listings.Files(pathlib.Path(options.images or root))
     rows = list(read(root, files))
-    paths, rows, notes = _join(root, files, rows, options.allow_missing)
+    paths, rows, notes = _join(files.root, files, rows, options.allow_missing)
+    root = files.root
     policy = getattr(facts, options.splits)
     names, told = splits.assign(
         policy,
@@ -76,24 +80,31 @@ def make_plan(
         size = os.stat(root / path).st_size
         digest.update(f"{path}\0{size}\0{name}\0{row.patient}\0".encode())
         digest.update(labels.tobytes())
+        if row.mask is not None:
+            size = os.stat(root / row.mask).st_size
+            digest.update(f"{row.mask}\0{size}\0".encode())
         if name:
-            chosen[name].append((path, row.patient, labels))
+            chosen[name].append((path, row.patient, labels, row.mask))
     make = MakeImage(str(root), options.size, grouped)
+    entries = ("image", "path") + (("patient_id",) if grouped else ())
+    entries += ("labels",) if facts.labels else ()
+    entries += ("mask",) if any(row.mask is not None for row in rows) else ()
     return records.Plan(
         {name: chosen[name] for name in splits.NAMES if chosen[name]},
         make,
         make.name,
-        ("image", "path") + (("patient_id",) if grouped else ()) + ("labels",),
+        entries,
         facts.labels,
         digest.hexdigest(),
         published=merged_counts(facts, options.splits),
         notes=tuple(notes + told),
+        identity=functools.partial(records.image_identity, str(root)),
     )
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeImage:
-    """Makes the example of (path, patient, labels)."""
+    """Makes the example of (path, patient, labels, path of the mask or None)."""
 
     root: str
     size: int
@@ -103,10 +114,17 @@ class MakeImage:
         return f"{self.root}/{row[0]}"
 
     def __call__(self, row: tuple) -> dict[str, Any]:
-        path, patient, labels = row
+        path, patient, labels, mask = row
         name = self.name(row)
-        image = records.store_image(records.read_bytes(name), self.size, name)
-        example = {"image": image, "path": path, "labels": labels}
+        data = records.read_bytes(name)
+        if mask is None:
+            stored = {"image": records.store_image(data, self.size, name)}
+        else:
+            mask_name = f"{self.root}/{mask}"
+            mask_data = records.read_bytes(mask_name)
+            stored = records.store_pair(data, mask_data, self.size, name, mask_name)
+        example = stored | {"path": path}
+        example |= {"labels": labels} if len(labels) else {}
         return example | ({"patient_id": patient} if self.grouped else {})
 
 
@@ -191,11 +209,14 @@ def _join(
 ) -> tuple[list[str], list[listings.Row], list[str]]:
     """Paths and rows of the images that are there, each once, and what to tell."""
     found: dict[str, listings.Row] = {}
-    missing, repeated, notes = [], 0, []
+    missing, unmasked, repeated, notes = [], [], 0, []
     for row in rows:
         path = files.find(row)
         if not path:
             missing.append(row)
+            continue
+        if row.mask == "":
+            unmasked.append(row)
             continue
         other = found.setdefault(path, row)
         if other is not row:
@@ -205,9 +226,14 @@ def _join(
                     "agree; remove one"
                 )
             repeated += 1
-    if missing:
-        told = f"{len(missing)} listed images are not there"
-        first = f"the first is {missing[0].file!r} ({missing[0].origin})"
+    for absent, what in (
+        (missing, "listed images are not there"),
+        (unmasked, "listed images have no mask there"),
+    ):
+        if not absent:
+            continue
+        told = f"{len(absent)} {what}"
+        first = f"the first is {absent[0].file!r} ({absent[0].origin})"
         if not allow_missing:
             raise PacxError(
                 f"{root}: {told}, {first}; add them, or give --allow_missing"

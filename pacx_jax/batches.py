@@ -9,14 +9,17 @@ import ml_collections
 import numpy as np
 
 from pacx_jax import identity, objectives, physiology, sharding
-from pacx_jax.input import pipeline, quarantine, sources, transforms
+from pacx_jax.input import pipeline, quarantine, sources, subsets, transforms
 from pacx_jax.types import Objective, PacxError
 
 
 def open_sources(config) -> dict[str, sources.Source]:
     """The train and validation splits of `config.data`, by name."""
-    splits = (config.data.train_split, config.data.val_split)
-    return {split: sources.open_source(config.data, split) for split in splits}
+    data = config.data
+    splits = (data.train_split, data.val_split)
+    opened = {split: sources.open_source(data, split) for split in splits}
+    train = opened[data.train_split]
+    return opened | {data.train_split: subsets.few_labels(train, data)}
 
 
 def with_label_names(config, opened):
@@ -90,11 +93,6 @@ class Data:
             order[good] = good[rng.permutation(len(good))]
             tables = {name: table[order] for name, table in tables.items()}
         self.tables[split] = tables
-
-    @property
-    def train_source(self) -> sources.Source:
-        """The split that is trained on."""
-        return self.sources[self.config.data.train_split]
 
     def fingerprints(self) -> dict[str, str | int]:
         """What identifies the data: of each split its hash and size, and the tables."""

@@ -9,10 +9,17 @@ import pathlib
 import flax
 import ml_collections
 
-from pacx_jax import checkpoint, lora, metrics, model_folder, processes
+from pacx_jax import (
+    checkpoint,
+    image_statistics,
+    lora,
+    metrics,
+    model_folder,
+    processes,
+)
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
-from pacx_jax.objectives import distill
+from pacx_jax.objectives import distill, segment
 from pacx_jax.types import PacxError, Params
 
 CARD = """# {title}
@@ -112,10 +119,18 @@ def _heads(config, workdir, params: Params, model) -> Heads:
     if config.objective == "labs_dae":
         architecture = {k: config.model[k] for k in ("features", "hidden", "latent")}
         return Heads("labs_dae", architecture, {"decoder": params["decoder"]})
+    if config.objective == "segment":
+        widths = segment.widths(a["patch_size"], config.decoder.width)
+        architecture = {"encoder_width": a["width"], "widths": list(widths)}
+        return Heads("segment", architecture, {"decoder": params["decoder"]})
     if config.objective in ("classify", "ecg"):
         file = pathlib.Path(workdir) / "labels.json"
         if not file.is_file():
-            raise PacxError(f"{file} does not exist: train {workdir} again for a head")
+            raise PacxError(
+                f"{file}, the names of the head's outputs, does not exist: take "
+                f"{workdir}/export, the encoder without its head, or train {workdir} "
+                "again for a head"
+            )
         labels = json.loads(file.read_text("utf-8"))
         architecture = {"encoder_width": model.width, "labels": labels}
         if config.objective == "classify":
@@ -143,10 +158,13 @@ def _heads(config, workdir, params: Params, model) -> Heads:
 
 
 def _model(config, params: Params) -> model_folder.ModelFolder:
-    if config.objective in ("mae", "distill", "classify"):
+    if config.objective in ("mae", "distill", "classify", "segment"):
         encoder = params["encoder"]
-        data = config.data
-        preprocessing = model_folder.image_preprocessing(data.mean, data.std)
+        mean, std = config.data.mean, config.data.std
+        if config.objective == "classify":
+            start = model_folder.load(config.model_init, "vit")
+            mean, std = image_statistics.chosen(start, config.data)
+        preprocessing = model_folder.image_preprocessing(mean, std)
         if "lora" in params:
             encoder = lora.merge(encoder, params["lora"], config.lora.alpha)
         return model_folder.ModelFolder(
@@ -169,7 +187,7 @@ def _vit_architecture(config) -> dict:
     if config.objective == "distill":
         architecture = distill.load_image_encoder(config).architecture
         return architecture | {"image_size": config.data.image_size}
-    if config.objective == "classify":
+    if config.objective in ("classify", "segment"):
         architecture = model_folder.load(config.model_init, "vit").architecture
         return architecture | {"image_size": config.data.image_size}
     width, depth, num_heads = vit.VARIANTS[config.model.variant]
@@ -192,7 +210,8 @@ def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
         found = {k: v for k, v in row.items() if k.startswith("val/")}
         if row["step"] <= step:
             evaluation = found or evaluation
-    keys = [k for k in ("val/loss", "val/auroc_macro") if evaluation.get(k) is not None]
+    keys = ("val/loss", "val/auroc_macro", "val/dice")
+    keys = [k for k in keys if evaluation.get(k) is not None]
     simulated = (
         "\nThis one was trained on SIMULATED patients: it is of no use on real ones."
         if config.data.get("simulated", False)

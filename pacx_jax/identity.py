@@ -47,7 +47,7 @@ def check_config(config, workdir: str, *, force: bool = False) -> None:
     except (OSError, ValueError) as e:
         raise PacxError(f"{path} is damaged ({e}): restore it from a copy") from None
     new = flat(json.loads(json.dumps(config.to_dict())))
-    _refuse(old, new, FREE, workdir, "config", force)
+    refuse(old, new, FREE, workdir, "config", force)
 
 
 def write_config(config, workdir: str) -> None:
@@ -68,12 +68,13 @@ def check_data(
     path = pathlib.Path(workdir) / DATA
     if started and path.is_file():
         old = json.loads(path.read_text("utf-8"))
-        _refuse(old, fingerprints, frozenset(), workdir, "data", force)
+        refuse(old, fingerprints, frozenset(), workdir, "data", force)
     if processes.is_first():
         manifest.write_json(path, fingerprints)
 
 
-def _refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> None:
+def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> None:
+    """PacxError with what differs, or a warning and a line in FORCED."""
     differing = [
         f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
         for k in sorted(set(old) | set(new))

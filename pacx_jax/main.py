@@ -18,6 +18,7 @@ import signal
 import sys
 import threading
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -82,7 +83,8 @@ def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) 
     target = finished_run.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
-    shown = [k for k in ("val/loss", "val/auroc_macro") if metrics.get(k) is not None]
+    keys = ("val/loss", "val/auroc_macro", "val/dice")
+    shown = [k for k in keys if metrics.get(k) is not None]
     text = ", ".join(f"{k} {metrics[k]:.4f}" for k in shown)
     if processes.is_first():
         manifest.write_json(path / "done.json", done)
@@ -98,10 +100,9 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
         identity.check_config(config, workdir)
     result = held_out.evaluate(config, workdir, split)
     for name, row in result.pop("intervals", {}).items():
-        print(
-            f"{name}: AUROC {row['auroc']:.3f} "
-            f"(95% interval {row['low']:.3f} to {row['high']:.3f})"
-        )
+        label = "auroc" in row
+        value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
+        print(f"{name}{value} (95% interval {row['low']:.3f} to {row['high']:.3f})")
     print(", ".join(f"{k} {v}" for k, v in result.items()))
 
 
@@ -178,7 +179,7 @@ def main() -> None:
 def _end(text: str, code: int) -> None:
     """Says why, and ends; at once where other processes would be waited for."""
     print(text, file=sys.stderr, flush=True)
-    if _COORDINATOR.value:
+    if jax.distributed.is_initialized():
         os._exit(code)
     sys.exit(code)
 

@@ -26,7 +26,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pacx_jax import model_heads
+from pacx_jax import image_statistics, model_heads
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import ecg, labs_dae, vit
 from pacx_jax.types import PacxError, Params
@@ -60,11 +60,9 @@ class ModelFolder:
     def width(self) -> int:
         """Length of the embedding."""
         a = self.architecture
-        return {
-            "vit": lambda: a["width"],
-            "ecg_net1d": lambda: a["filters"][-1],
-            "labs_dae": lambda: a["latent"],
-        }[self.kind]()
+        if self.kind == "ecg_net1d":
+            return a["filters"][-1]
+        return a["width" if self.kind == "vit" else "latent"]
 
 
 def _module(kind: str, architecture: dict, dtype: str = "float32"):
@@ -102,12 +100,16 @@ def shapes_of(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
 def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     """Writes a folder, whole or not at all; an existing model folder is replaced.
 
+    A symbolic link at `path` is followed, and stays.
+
     Raises:
       PacxError: the parameters do not fit the architecture, or there is something else
         at `path`, which is left alone.
     """
-    path = pathlib.Path(path).absolute()
-    if path.exists() and not _is_ours(path):
+    path = pathlib.Path(os.path.realpath(path))
+    if path.is_symlink():
+        raise PacxError(f"{path} is a symbolic link in a circle: give another folder")
+    if path.exists() and not is_ours(path):
         raise PacxError(
             f"{path} exists and is no model folder: give a new or an empty folder"
         )
@@ -117,7 +119,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     shapes = shapes_of(model.kind, model.architecture)
     _check(path, flat, shapes)
     if model.kind == "vit":
-        _check_statistics(path, model.preprocessing)
+        image_statistics.check(path, model.preprocessing)
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +132,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _is_ours(path: pathlib.Path) -> bool:
+def is_ours(path: pathlib.Path) -> bool:
     """Whether it is an empty folder, or one that `save` wrote and nobody added to."""
     if not path.is_dir():
         return False
@@ -209,30 +211,12 @@ def at_size(model: ModelFolder, image_size: int) -> ModelFolder:
     return dataclasses.replace(model, architecture=a, params=params)
 
 
-def check_preprocessing(folder: ModelFolder, path, data) -> None:
-    """Refuses images of another size or normalisation than the encoder's.
-
-    Args:
-      folder: a "vit".
-      path: where it is from, for the message.
-      data: `config.data`.
-    """
-    wanted = {"image_size": folder.architecture["image_size"]}
-    wanted |= {k: folder.preprocessing[k] for k in ("mean", "std")}
-    for name, value in wanted.items():
-        given = data[name] if name == "image_size" else list(data[name])
-        if given != value:
-            raise PacxError(
-                f"config.data.{name} is {given}, but the encoder in {path} has "
-                f"{value}: set config.data.{name} to that"
-            )
-
-
 def resolve(path: str | os.PathLike) -> pathlib.Path:
     """The model folder at `path`, which may be a finished run's workdir."""
     path = pathlib.Path(path)
     if not path.is_dir():
-        raise PacxError(f"{path}: no such folder; give a model folder or a workdir")
+        found = "is a file" if path.exists() else "no such folder"
+        raise PacxError(f"{path}: {found}; give a model folder or a workdir")
     for candidate in (path, path / "export"):
         if (candidate / "model.safetensors").is_file():
             return candidate
@@ -274,23 +258,10 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         raise PacxError(f"{path}/config.json: bad architecture: {e}") from None
     _check(path, flat, shapes)
     if found == "vit":
-        _check_statistics(path, preprocessing)
+        image_statistics.check(path, preprocessing)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
     heads = _load_heads(path, description.get("heads"), shapes)
     return ModelFolder(found, architecture, preprocessing, params, heads)
-
-
-def _check_statistics(path: pathlib.Path, preprocessing: dict) -> None:
-    for name in ("mean", "std"):
-        value = preprocessing.get(name) if isinstance(preprocessing, dict) else None
-        good = isinstance(value, list) and len(value) == 3
-        good = good and all(isinstance(x, (int, float)) for x in value)
-        good = good and all(abs(x) <= 10 for x in value)  # of pixels in [0, 1]; no NaN
-        if not good or (name == "std" and min(value) <= 0):
-            raise PacxError(
-                f"{path}/config.json: preprocessing.{name} is {value!r}; it must be "
-                "three numbers of at most 10, and std above 0"
-            )
 
 
 def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads | None:

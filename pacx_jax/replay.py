@@ -19,7 +19,15 @@ import jax
 import numpy as np
 import tqdm
 
-from pacx_jax import checkpoint, finished_run, metrics, numbers, saved_steps, stage
+from pacx_jax import (
+    batches,
+    checkpoint,
+    finished_run,
+    metrics,
+    numbers,
+    saved_steps,
+    stage,
+)
 from pacx_jax.types import PacxError
 
 
@@ -39,7 +47,7 @@ def replay(workdir: str, n: int) -> dict:
         config.cache_dir = config.get("cache_dir") or str(
             pathlib.Path(workdir).absolute() / "cache"
         )
-        run = stage.set_up(config, scratch)
+        run = stage.set_up(config, scratch, batches.open_sources(config))
         start, state = _state_before(workdir, n, run)
         stream = run.data.train(start)
         steps = range(start + 1, n + 1)

@@ -77,19 +77,21 @@ class Stage:
         return {f"val/{k}": v for k, v in self.objective.summarize(outputs).items()}
 
 
-def set_up(config, workdir: str) -> Stage:
-    """Opens the data, makes the objective and its steps, and loads what it starts from.
+def set_up(config, workdir: str, opened: dict) -> Stage:
+    """Makes the objective, its data and steps, and loads what it starts from.
+
+    Args:
+      opened: of `batches.open_sources`.
 
     Raises:
       PacxError: whatever is wrong with the config, the data or the weights.
     """
     mesh = sharding.make_mesh(config.num_devices)
     sharding.check_batch_size(config.global_batch_size, mesh)
-    opened = batches.open_sources(config)
     config = batches.with_label_names(config, opened)
     objective = objectives.make(config, mesh)
     data = batches.Data(config, workdir, objective, mesh, opened)
-    tx = optim.make(config.optim, config.total_steps)
+    tx = optim.make(optim.settings(config), config.total_steps)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
     def init(key, loaded):

@@ -19,6 +19,7 @@ import jax
 import tqdm
 
 from pacx_jax import (
+    batches,
     checkpoint,
     goodput,
     identity,
@@ -70,8 +71,9 @@ def train(
     """
     started = time.perf_counter()
     ledger = goodput.Ledger(workdir, active=processes.is_first())
-    run = stage.set_up(config, workdir)
-    overlap.account(run.config, workdir, run.data.train_source)
+    opened = batches.open_sources(config)
+    overlap.account(config, workdir, opened[config.data.train_split])
+    run = stage.set_up(config, workdir, opened)
     write_label_names(run, workdir)
     saver = checkpoint.Checkpointer(
         workdir, keep=config.keep, best=config.best, mode=config.best_mode

@@ -13,7 +13,7 @@ labels are those of train. The official valid.csv is the val split.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import hashlib
 import pathlib
 import re
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from data import records
+from data import published, records
 from pacx_jax.input import folders, tables
 from pacx_jax.types import PacxError
 
@@ -76,17 +76,18 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         if names:
             values = tables.labels(table, names)[1]
         splits[split] = [
-            (path, _patient(path, table), values[i])
+            (path, _patient(path, table), values[i], None)
             for i, path in enumerate(paths)
             if path
         ]
         missing += paths.count("")
-    shared = {p for _, p, _ in splits["train"]} & {p for _, p, _ in splits["val"]}
+    train, val = ({row[1] for row in splits[name]} for name in ("train", "val"))
+    shared = train & val
     if shared:
         raise PacxError(
             f"{root}: patient {min(shared)} is in both train.csv and valid.csv"
         )
-    make = _Make(str(root), options.size, bool(names))
+    make = published.MakeImage(str(root), options.size, grouped=True)
     entries = ("image", "path", "patient_id") + (("labels",) if names else ())
     if missing:
         digest.update(f"without {missing}".encode())
@@ -100,24 +101,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         digest.hexdigest(),
         published={} if simulated else COUNTS,
         notes=(f"{missing} listed images are not there and left out",) * bool(missing),
+        identity=functools.partial(records.image_identity, str(root)),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Make:
-    root: str
-    size: int
-    labelled: bool
-
-    def name(self, row: tuple) -> str:
-        return f"{self.root}/{row[0]}"
-
-    def __call__(self, row: tuple) -> dict[str, Any]:
-        path, patient, labels = row
-        name = self.name(row)
-        image = records.store_image(records.read_bytes(name), self.size, name)
-        example = {"image": image, "path": path, "patient_id": patient}
-        return example | ({"labels": labels} if self.labelled else {})
 
 
 def _root(source: pathlib.Path) -> pathlib.Path:

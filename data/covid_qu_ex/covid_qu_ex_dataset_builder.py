@@ -1,8 +1,10 @@
-"""COVID-QU-Ex (Tahir et al. 2022): 33,920 X-rays of three classes.
+"""COVID-QU-Ex (Tahir et al. 2022): 33,920 X-rays of three classes with lung masks.
 
 Layout (Kaggle, anasmohammedtahir/covidqu): in `Lung Segmentation Data`, once or twice,
 {Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/FILE.png. The official
-splits are kept; patients are not published.
+splits are kept; patients are not published. Counts of the classes are those of its page
+on Kaggle, of the splits those of reference.md section 6. The mask is the lungs' (D29):
+those of the infection, of a part of the images, are not read.
 """
 
 from __future__ import annotations
@@ -40,17 +42,19 @@ FACTS = published.Facts(
 
 
 def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
-    """The files of the class folders' `images`."""
+    """The files of the class folders' `images`, and of `lung masks` beside it."""
     for path, split, name in listings.class_folders(files, CLASSES, inside="images"):
         labels = listings.one_hot(CLASSES, name)
-        yield listings.Row(str(root / path), path, labels, split=split)
+        above, _, file = path.rsplit("/", 2)
+        mask = files.mask(f"{above}/lung masks/{file}")
+        yield listings.Row(str(root / path), path, labels, split=split, mask=mask)
 
 
 class Builder(records.RecordBuilder, skip_registration=True):
     """COVID-QU-Ex as ArrayRecord."""
 
     name = "covid_qu_ex"
-    description = "COVID-QU-Ex chest X-rays of three classes."
+    description = "COVID-QU-Ex chest X-rays of three classes with lung masks."
 
 
 def make_plan(source: pathlib.Path, options: Any) -> records.Plan:

@@ -1,16 +1,21 @@
 """Any tree of JPEG and PNG files with or without a CSV, as ArrayRecord.
 
-It is read and split by the very code of `data.source=folder`.
+It is read and split by the very code of `data.source=folder`. With --masks=DIR, a
+folder in the source, the image a/x.jpg has the mask DIR/a/x.png, or else DIR/x.png,
+under any extension.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import hashlib
 import pathlib
 from typing import Any
 
-from data import records
+from data import listings, published, records
 from pacx_jax.input import folders
+from pacx_jax.types import PacxError
 
 
 class Builder(records.RecordBuilder, skip_registration=True):
@@ -27,34 +32,64 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     )
     listing = folders.read_folder(spec)
     labelled, grouped = bool(listing.label_names), bool(listing.patients)
+    masks, fingerprint, notes = {}, listing.fingerprint, ()
+    if options.masks:
+        masks, notes = _find_masks(listing, options.masks, options.allow_missing)
+        sizes = {p: (listing.root / mask).stat().st_size for p, mask in masks.items()}
+        text = repr((fingerprint, sorted(masks.items()), sorted(sizes.items())))
+        fingerprint = hashlib.sha256(text.encode()).hexdigest()
     splits: dict[str, list[tuple]] = {}
     for i, (path, split) in enumerate(zip(listing.paths, listing.splits, strict=True)):
+        if options.masks and path not in masks:
+            continue
         patient = listing.patients[i] if grouped else ""
-        splits.setdefault(split, []).append((path, patient, listing.labels[i]))
-    make = _Make(str(listing.root), options.size, labelled, grouped)
+        row = (path, patient, listing.labels[i], masks.get(path))
+        splits.setdefault(split, []).append(row)
+    make = published.MakeImage(str(listing.root), options.size, grouped)
     entries = ("image", "path")
     entries += ("patient_id",) if grouped else ()
     entries += ("labels",) if labelled else ()
+    entries += ("mask",) if masks else ()
     splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
     return records.Plan(
-        splits, make, make.name, entries, listing.label_names, listing.fingerprint
+        splits,
+        make,
+        make.name,
+        entries,
+        listing.label_names,
+        fingerprint,
+        notes=notes,
+        identity=functools.partial(records.image_identity, str(listing.root)),
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Make:
-    root: str
-    size: int
-    labelled: bool
-    grouped: bool
-
-    def name(self, row: tuple) -> str:
-        return f"{self.root}/{row[0]}"
-
-    def __call__(self, row: tuple) -> dict[str, Any]:
-        path, patient, labels = row
-        name = self.name(row)
-        image = records.store_image(records.read_bytes(name), self.size, name)
-        example: dict[str, Any] = {"image": image, "path": path}
-        example |= {"patient_id": patient} if self.grouped else {}
-        return example | ({"labels": labels} if self.labelled else {})
+def _find_masks(
+    listing: folders.Listing, folder: str, allow_missing: bool
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Image -> its mask, both relative to the root, and what to tell."""
+    folder = pathlib.PurePosixPath(folder).as_posix()
+    if folder.startswith(("/", "..")):
+        raise PacxError(f"--masks {folder}: give a folder in {listing.root}")
+    files = listings.Files(listing.root / folder)
+    found, missing, owner = {}, [], {}
+    for path in listing.paths:
+        if path.startswith(f"{folder}/"):
+            continue  # without a CSV, masks are listed as images too
+        mask = files.mask(path) or files.mask(pathlib.PurePosixPath(path).name)
+        if not mask:
+            missing.append(path)
+            continue
+        if mask in owner:
+            raise PacxError(
+                f"{listing.root}: {owner[mask]} and {path} both have the mask "
+                f"{folder}/{mask}; put masks in folders as the images are"
+            )
+        owner[mask] = path
+        found[path] = f"{folder}/{mask}"
+    told = f"{len(missing)} images have no mask in {folder}"
+    first = f"the first is {missing[0]}" if missing else ""
+    if missing and not (allow_missing and found):
+        raise PacxError(
+            f"{listing.root}: {told}, {first}; add them, or give --allow_missing"
+        )
+    return found, (f"{told} and are left out, {first}",) if missing else ()

@@ -2,6 +2,9 @@
 
 state.py   entries of a table, and how a table is read in both directions
 tables.py  which key is which parameter, and how it is transposed
-kinds.py   checkpoint kinds: what their sizes are, what may be left out
+layouts.py how a model folder is laid out as a kind of checkpoint
+sizes.py   what a state dict tells of its model
+kinds.py   one into the other: what may be left out, what is lost
+beside.py  what JSON files beside a checkpoint tell of it
 files.py   reading and writing files: no code is ever run from one
 """

@@ -12,20 +12,34 @@ and --config.model_init. A FILE named .safetensors needs no PyTorch.
 from __future__ import annotations
 
 import argparse
-import json
+import csv
 import pathlib
 import sys
 
 import numpy as np
 
 from pacx_jax import finished_run, model_folder
-from pacx_jax.convert import files, kinds
-from pacx_jax.convert.sizes import KINDS, Options
+from pacx_jax.convert import beside, files, kinds, layouts
+from pacx_jax.convert.layouts import KINDS, MODELS
+from pacx_jax.convert.sizes import Options
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.types import PacxError
 
 # Under what a PyTorch file of the kind holds its state dict.
 CONTAINER = dict.fromkeys(KINDS, "state_dict") | {"vit_timm": "", "vit_hf": ""}
+
+# Which kinds an option is for, on the way in and on the way out.
+VITS = tuple(kind for kind in KINDS if kind not in MODELS)
+CLASSIFIERS = ("vit_timm", "vit_hf", "probe")
+IN = dict.fromkeys(("num_heads", "ln_eps", "mean", "std"), VITS) | {
+    "preset": (*VITS, "labs_dae"),
+    "decoder_num_heads": ("mae", "vit_hf"),
+    "alpha": ("pacx",),
+    "decimate": ("ecgfounder",),
+    "labels": (*CLASSIFIERS, "ecgfounder"),
+    "task": CLASSIFIERS,
+}
+OUT = {"merged": ("pacx",), "container": KINDS}
 
 CARD = """# {title}
 
@@ -55,15 +69,27 @@ def from_torch(args) -> None:
     target = pathlib.Path(args.target)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise PacxError(f"{target} exists: give another --target, or delete it")
-    found = files.read(args.source)
-    options = _options(args)
-    folder, left = kinds.read(args.kind, found, options, args.source)
+    source = files.find(args.source)
+    if model_folder.is_ours(source.parent):
+        raise PacxError(
+            f"{source.parent} is a model folder already; --to=torch makes a checkpoint"
+        )
+    options, told = _options(args, source)
+    found = files.read(source)
+    folder, left = kinds.read(args.kind, found, options, str(source))
+    for name, value in told.items():
+        if folder.architecture[name] != value:
+            raise PacxError(
+                f"{source} has {name} {folder.architecture[name]}, and the config.json "
+                f"beside it says {value}: they do not belong together"
+            )
+    _refuse_unused(args, folder)
     leaves = [v for k, v in found.items() if k not in left]
     count = sum(np.size(v) for v in leaves)
     card = CARD.format(
         title=f"pacx_jax {folder.kind}",
         kind=args.kind,
-        name=pathlib.Path(args.source).name,
+        name=source.name,
         count=count,
         use=USE[folder.kind],
         left=f"Left out: {', '.join(left)}." if left else "Nothing was left out.",
@@ -79,16 +105,22 @@ def from_torch(args) -> None:
 
 def to_torch(args) -> None:
     """A model folder, or a run with all it trained, becomes a checkpoint."""
+    if args.container is not None and args.target.endswith(".safetensors"):
+        raise PacxError(
+            "--container is for PyTorch files: a .safetensors file holds the keys alone"
+        )
     folder = open_source(args.source)
-    state = kinds.write(args.kind, folder, args.merged)
+    state = kinds.write(args.kind, folder, bool(args.merged))
     container = CONTAINER[args.kind] if args.container is None else args.container
     if args.kind == "mae" and container != "state_dict":  # the original repository's
         state = {k.removeprefix("model."): v for k, v in state.items()}
     files.write(args.target, state, container)
     count = sum(np.size(v) for v in state.values())
-    flags = kinds.lost(args.kind, folder, args.merged)
-    back = f"; on the way back give {' '.join(flags)}" if flags else ""
-    print(f"{args.kind}: {len(state)} tensors, {count:,} values -> {args.target}{back}")
+    flags = kinds.lost(args.kind, folder, bool(args.merged))
+    told = f"; on the way back give {' '.join(flags)}" if flags else ""
+    if folder.heads and not layouts.of_folder(args.kind, folder).heads:
+        told = f"; left out: the {folder.heads.kind} heads{told}"
+    print(f"{args.kind}: {len(state)} tensors, {count:,} values -> {args.target}{told}")
 
 
 def open_source(path: str) -> model_folder.ModelFolder:
@@ -98,53 +130,66 @@ def open_source(path: str) -> model_folder.ModelFolder:
     return model_folder.load(path)
 
 
-def _options(args) -> Options:
-    fields = {
-        "num_heads": args.num_heads,
-        "decoder_num_heads": args.decoder_num_heads,
-        "ln_eps": args.ln_eps,
-        "alpha": args.alpha,
-        "labels": tuple(x for x in args.labels.split(",") if x),
-        "mask_inputs": args.preset != "reference",
-        "decimate": args.decimate,
-    }
+def check_options(args) -> None:
+    """Refuses an option that says nothing of this kind, or in this direction."""
+    way, other, to = (OUT, IN, "jax") if args.to == "torch" else (IN, OUT, "torch")
+    for name in {**IN, **OUT}:
+        if getattr(args, name) is None:
+            continue
+        if name in other:
+            raise PacxError(f"--{name} is for --to={to} alone: leave it away")
+        if args.kind not in way[name]:
+            raise PacxError(
+                f"--{name} says nothing of --kind={args.kind}: it is for "
+                f"{', '.join(way[name])}"
+            )
+
+
+def _refuse_unused(args, folder: model_folder.ModelFolder) -> None:
+    """Refuses an option that speaks of a part which the file does not hold."""
+    heads = folder.heads.architecture if folder.heads else {}
+    for name, there, part in (
+        ("decoder_num_heads", folder.heads and folder.heads.kind == "mae", "decoder"),
+        ("alpha", heads.get("adapted"), "LoRA adapter"),
+        ("labels", heads.get("labels"), "classifier"),
+        ("task", heads.get("labels"), "classifier"),
+    ):
+        if getattr(args, name) is not None and not there:
+            raise PacxError(f"--{name} is given, and {args.source} holds no {part}")
+
+
+def _options(args, weights: pathlib.Path) -> tuple[Options, dict]:
+    """What files beside the weights and the command line tell; the latter wins.
+
+    Returns:
+      the options, and the sizes that the weights must have.
+    """
+    fields, sizes = beside.read(args.kind, weights)
     if args.preset == "reference":
-        fields |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-    source = pathlib.Path(args.source)
-    if args.kind == "vit_hf" and source.is_dir():
-        fields = _hugging_face(source) | {k: v for k, v in fields.items() if v}
-    for name in ("mean", "std"):
-        if getattr(args, name):
-            fields[name] = tuple(getattr(args, name))
-    return Options(**fields)
+        fields |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "mask_inputs": False}
+    elif args.kind == "vit_hf" and not (args.mean and args.std):
+        fields |= beside.images(weights)
+    names = ("num_heads", "decoder_num_heads", "ln_eps", "alpha", "decimate", "task")
+    fields |= {k: getattr(args, k) for k in names if getattr(args, k) is not None}
+    fields |= {k: tuple(getattr(args, k)) for k in ("mean", "std") if getattr(args, k)}
+    if args.labels is not None:
+        fields["labels"] = tuple(next(csv.reader([args.labels]), []))
+    return Options(**fields), sizes
 
 
-def _hugging_face(folder: pathlib.Path) -> dict:
-    """What the configs beside the weights tell."""
-    fields = {}
-    try:
-        config = json.loads((folder / "config.json").read_text("utf-8"))
-        fields["num_heads"] = int(config["num_attention_heads"])
-        fields["decoder_num_heads"] = int(config.get("decoder_num_attention_heads", 0))
-        fields["ln_eps"] = float(config["layer_norm_eps"])
-        if config.get("hidden_act", "gelu") != "gelu":
-            raise PacxError(f"{folder}/config.json: hidden_act is not gelu")
-        file = folder / "preprocessor_config.json"
-        if file.is_file():
-            images = json.loads(file.read_text("utf-8"))
-            fields["mean"] = tuple(images["image_mean"])
-            fields["std"] = tuple(images["image_std"])
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise PacxError(f"{folder}: its config is missing or damaged: {e}") from None
-    return fields
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """One line, without the usage."""
+        raise PacxError(f"{message}; see --help")
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pacx_jax.convert",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS)
@@ -154,19 +199,24 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--preset",
         choices=("ours", "reference"),
-        default="ours",
         help="reference: as the authors' code: missing labs not zeroed (D7), ImageNet "
         "statistics for every backbone (D34)",
     )
-    add("--num_heads", type=int, default=0, help="where the width does not tell")
-    add("--decoder_num_heads", type=int, default=0)
-    add("--ln_eps", type=float, default=0.0, help="default: the kind's published one")
-    add("--alpha", type=float, default=16.0, help="of LoRA (pacx; default 16)")
+    add("--num_heads", type=int, help="where the width does not tell")
+    add("--decoder_num_heads", type=int)
+    add("--ln_eps", type=float, help="default: the kind's published one")
+    add("--alpha", type=float, help="of LoRA (pacx; default 16)")
     add("--mean", type=float, nargs=3, help="of the images' channels, in [0, 1]")
     add("--std", type=float, nargs=3)
-    add("--decimate", type=int, default=1, help="of an ECG encoder (ecgfounder)")
-    add("--labels", default="", help="comma-separated names of a head's outputs")
-    add("--merged", action="store_true", help="--to=torch of pacx: without adapters")
+    add("--decimate", type=int, help="of an ECG encoder (ecgfounder; default 1)")
+    add("--labels", help="comma-separated names of a classifier's outputs")
+    add("--task", choices=("multilabel", "multiclass"), help="of a classifier")
+    add(
+        "--merged",
+        action="store_true",
+        default=None,
+        help="--to=torch of pacx: without adapters",
+    )
     add(
         "--container",
         choices=("state_dict", "model", ""),
@@ -177,11 +227,15 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
+        check_options(args)
         (to_torch if args.to == "torch" else from_torch)(args)
     except (PacxError, OSError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        text = str(e)
+        if isinstance(e, OSError) and e.filename:
+            text = f"{e.filename}: {e.strerror}"
+        print(f"error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     return 0
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import tempfile
 import warnings
 
+import ml_dtypes  # noqa: F401  gives NumPy bfloat16, by name
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -17,47 +19,95 @@ from pacx_jax.types import PacxError
 # A checkpoint holds its state dict itself, or under one of these: Lightning's and
 # ECGFounder's, the original MAE repository's.
 CONTAINERS = ("state_dict", "model")
+# Names of weights in a folder of Hugging Face's or timm's.
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+SAFETENSORS = ("F32", "F16", "BF16", "F64", "I64")
+COUNTER = "num_batches_tracked"  # of batch norms, the only whole numbers there are
+RESAVE = (
+    "holds a {name}, and reading that would run code, which is refused. If you trust "
+    "the file, save its weights alone in the environment that it is from, then convert "
+    "those: python -c \"import torch; x = torch.load('{file}', map_location='cpu', "
+    "weights_only=False); torch.save(x['state_dict'], 'weights.pt')\" "
+    "(or x['model'], or x.state_dict() of a whole module)"
+)
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Key -> array: float32, or int64 for counters.
 
-    `path` may be a folder with `model.safetensors`, as Hugging Face lays models out.
-    PyTorch files are read with `weights_only=True` alone.
+    `path` may be a folder, as `find` says. PyTorch files are read with
+    `weights_only=True` alone.
 
     Raises:
       PacxError: no such file, one that is damaged or wants to run code, or one that
         holds no state dict.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if not path.is_file():
-        raise PacxError(f"{path}: no such file; give a checkpoint")
+    path = find(path)
+    begin = _beginning(path)
     if path.suffix == ".safetensors":
         return _read_safetensors(path)
+    if not begin.startswith((b"PK", b"\x80")):  # before PyTorch guesses at it
+        raise PacxError(
+            f"{path} is no whole PyTorch checkpoint: it begins with {begin[:16]!r}"
+        )
     state = _read_pickle(path)
-    for name in CONTAINERS:
-        if isinstance(state, dict) and isinstance(state.get(name), dict):
-            state = state[name]
-            break
-    return _arrays(state, path)
+    held = [
+        name
+        for name in CONTAINERS
+        if isinstance(state, dict) and isinstance(state.get(name), dict)
+    ]
+    if len(held) > 1:
+        raise PacxError(f"{path} holds weights under {' and '.join(held)}: keep one")
+    return _arrays(state[held[0]] if held else state, path)
+
+
+def find(path: str | os.PathLike) -> pathlib.Path:
+    """The file of weights at `path`: itself, or in a folder the one of `WEIGHTS`."""
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        if not path.is_file():
+            raise PacxError(f"{path}: no such file; give a checkpoint")
+        return path
+    for name in WEIGHTS:
+        if (path / name).is_file():
+            return path / name
+    if any((path / f"{name}.index.json").is_file() for name in WEIGHTS):
+        raise PacxError(
+            f"{path} holds its weights in several files: save them as one, by "
+            "save_pretrained(DIR, max_shard_size='100GB')"
+        )
+    raise PacxError(f"{path} is a folder without {' or '.join(WEIGHTS)}: give the file")
+
+
+def _beginning(path: pathlib.Path) -> bytes:
+    """The first bytes of a file; refuses what nobody could read."""
+    try:
+        with path.open("rb") as file:
+            begin = file.read(40)
+    except OSError as e:
+        raise PacxError(f"{path} cannot be read: {e.strerror or e}") from None
+    if not begin:
+        raise PacxError(f"{path} is empty: get the file again")
+    if begin.startswith(b"version https://git-lfs"):
+        raise PacxError(f"{path} is a git-lfs pointer: get the file by git lfs pull")
+    return begin
 
 
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return {key: _array(file.get_tensor(key), key, path) for key in file.keys()}
-    except (TypeError, AttributeError) as e:  # NumPy has no bfloat16, nor float8
-        raise PacxError(
-            f"{path}: {e}: save it as float32 or float16, or as a .pt file"
-        ) from None
+            out = {}
+            for key in file.keys():
+                kind = file.get_slice(key).get_dtype()
+                if kind not in SAFETENSORS:
+                    _refuse(path, key, kind)
+                out[key] = _array(file.get_tensor(key), key, path)
+            return out
     except (OSError, safetensors.SafetensorError) as e:
         raise PacxError(f"{path} is no whole safetensors file: {e}") from None
 
 
 def _read_pickle(path: pathlib.Path):
-    _check_beginning(path)
     torch = _torch(path)
     try:
         # MAE's checkpoints carry their command line, a Namespace of plain values.
@@ -70,30 +120,21 @@ def _read_pickle(path: pathlib.Path):
         raise
     except Exception as e:  # torch raises whatever the damage makes it raise
         reason = " ".join(str(e).split())
-        if "weights_only" in reason or "Unsupported global" in reason:
-            name = (
-                reason.split("GLOBAL ")[-1].split(" ")[0] if "GLOBAL" in reason else ""
-            )
-            raise PacxError(
-                f"{path} wants to run code when it is loaded ({name or reason[:120]}), "
-                "which is refused: get the weights alone, best as safetensors, from "
-                "where the file is from"
-            ) from None
+        if found := re.search(r"GLOBAL (\S+)", reason):
+            resave = RESAVE.format(name=found[1], file=path.name)
+            raise PacxError(f"{path} {resave}") from None
+        reason = reason.split("WeightsUnpickler error: ")[-1]
         raise PacxError(
-            f"{path} is no whole PyTorch checkpoint: {reason[:200]}"
+            f"{path} is no whole PyTorch checkpoint, as torch.save writes them: "
+            f"{reason.split(' Check the documentation')[0][:200]}"
         ) from None
 
 
-def _check_beginning(path: pathlib.Path) -> None:
-    """Refuses what is no archive and no pickle, before PyTorch guesses at it."""
-    with path.open("rb") as file:
-        begin = file.read(40)
-    if begin.startswith(b"version https://git-lfs"):
-        raise PacxError(f"{path} is a git-lfs pointer: get the file by git lfs pull")
-    if not begin.startswith((b"PK", b"\x80")):
-        raise PacxError(
-            f"{path} is no whole PyTorch checkpoint: it begins with {begin[:16]!r}"
-        )
+def _refuse(path, key: str, kind) -> None:
+    raise PacxError(
+        f"{path}: {key} is of type {kind}: save it as float32, or as float16, bfloat16 "
+        "or float64, which become float32"
+    )
 
 
 def _torch(path):
@@ -129,6 +170,10 @@ def _arrays(state, path) -> dict[str, np.ndarray]:
         # A view that repeats its storage can claim any size.
         if value.untyped_storage().nbytes() < value.numel() * value.element_size():
             raise PacxError(f"{path}: {key} claims a shape that its file does not hold")
+        if value.dtype not in (
+            torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64
+        ):  # fmt: skip
+            _refuse(path, key, value.dtype)
     out = {}
     for key, value in state.items():
         value = value.detach()
@@ -138,23 +183,26 @@ def _arrays(state, path) -> dict[str, np.ndarray]:
 
 
 def _array(value: np.ndarray, key: str, path) -> np.ndarray:
-    if value.dtype.kind == "f":
-        return value.astype(np.float32)
-    if value.dtype.kind in "iu":
-        return value.astype(np.int64)
-    raise PacxError(f"{path}: {key} is of type {value.dtype}; weights are floats")
+    if value.dtype == np.int64:
+        if not key.endswith(COUNTER):
+            _refuse(path, key, value.dtype)
+        return value
+    return value.astype(np.float32)
 
 
 def write(path: str | os.PathLike, state: dict[str, np.ndarray], container: str):
     """Writes a state dict, whole or not at all; nothing is written over.
 
     Args:
-      path: a `.safetensors` file, or a PyTorch file by any other name.
+      path: a `.safetensors` file, or a PyTorch file by any other name. A symbolic link
+        is followed.
       state: key -> array.
       container: "state_dict", "model" or "": what a PyTorch file holds it under.
     """
-    path = pathlib.Path(path)
-    if path.exists():
+    path = pathlib.Path(os.path.realpath(path))
+    if path.is_dir():
+        raise PacxError(f"{path} is a folder: --target names the file to write")
+    if path.exists() or path.is_symlink():  # a link in a circle
         raise PacxError(f"{path} exists: give another --target, or delete it")
     torch = None if path.suffix == ".safetensors" else _torch(path)
     path.parent.mkdir(parents=True, exist_ok=True)

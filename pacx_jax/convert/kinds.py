@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import shlex
+
 import flax
 import numpy as np
 
 from pacx_jax import model_folder, model_heads
-from pacx_jax.convert import sizes, state, tables
-from pacx_jax.convert.sizes import KINDS, Options, Spec
+from pacx_jax.convert import layouts, sizes, state, tables
+from pacx_jax.convert.layouts import KINDS, Spec
+from pacx_jax.convert.sizes import Options
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.model_folder import ModelFolder
 from pacx_jax.model_heads import Heads
@@ -26,8 +31,8 @@ def read(kind: str, found: dict, options: Options, source: str):
       source: where it is from, for messages.
 
     Returns:
-      the ModelFolder, and the keys that were left out: classifiers and poolers of
-      other tasks, which the encoder does without.
+      the ModelFolder, and the keys that were left out: poolers, which the encoder does
+      without.
 
     Raises:
       PacxError: another kind of file; keys that are missing, unexpected, wrongly shaped
@@ -45,9 +50,16 @@ def read(kind: str, found: dict, options: Options, source: str):
     kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
     encoder = model_folder.shapes_of(spec.model, spec.architecture)
     shapes = {f"encoder.{k}": v for k, v in encoder.items()}
+    odd = [
+        name
+        for name in spec.heads_architecture.get("adapted", ())
+        if f"{name}.kernel" not in encoder
+    ]
+    if odd:
+        raise PacxError(f"{source} has adapters of {', '.join(odd)}, and no such layer")
     if spec.heads:
         shapes |= model_heads.shapes(spec.heads, spec.heads_architecture, encoder)
-    flat = state.load(sizes.table(spec), kept, shapes, source)
+    flat = state.load(layouts.table(spec), kept, shapes, source)
     preprocessing = _preprocessing(spec, options, buffers)
     return _folder(spec, flat, preprocessing), left
 
@@ -63,7 +75,7 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
     Raises:
       PacxError: a folder that is not, or has not, what the kind holds.
     """
-    spec = sizes.of_folder(kind, folder, merged)
+    spec = layouts.of_folder(kind, folder, merged)
     flat = flax.traverse_util.flatten_dict(folder.params, sep=".")
     flat = {f"encoder.{k}": v for k, v in flat.items()}
     beside = folder.heads.flat() if spec.heads else {}
@@ -77,7 +89,7 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
     if kind == "ecgfounder" and not any(k.startswith("unused.") for k in beside):
         norms = tables.batch_norms(folder.architecture)
         beside |= {f"unused.{k}": v for k, v in norms.items()}
-    out = state.dump(sizes.table(spec), flat | beside)
+    out = state.dump(layouts.table(spec), flat | beside)
     if kind == "segment":
         for name in ("mean", "std"):
             values = np.asarray(folder.preprocessing[name], np.float32)
@@ -87,19 +99,25 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
 
 def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
     """The flags that `read` needs to get back what a PyTorch file cannot hold."""
-    spec = sizes.of_folder(kind, folder, merged)
+    spec = layouts.of_folder(kind, folder, merged)
     found, _ = read(kind, write(kind, folder, merged), _guess(spec), "it")
     a, b = folder.architecture, found.architecture
     flags = [f"--{k}={a[k]:g}" for k in ("ln_eps",) if a.get(k) != b.get(k)]
-    if "num_heads" in a and a["num_heads"] != _heads_of_width(a["width"]):
+    if "num_heads" in a and a["num_heads"] != sizes.NUM_HEADS.get(a["width"]):
         flags.append(f"--num_heads={a['num_heads']}")
     h = spec.heads_architecture
-    if spec.heads == "mae" and h["num_heads"] * 32 != h["width"]:
-        flags.append(f"--decoder_num_heads={h['num_heads']}")
+    if spec.heads == "mae":
+        if h["num_heads"] != sizes.DECODER_NUM_HEADS.get(h["width"]):
+            flags.append(f"--decoder_num_heads={h['num_heads']}")
     if h.get("adapted") and h["alpha"] != 16:
         flags.append(f"--alpha={h['alpha']:g}")
-    if h.get("labels"):
-        flags.append(f"--labels={','.join(h['labels'])}")
+    there = found.heads.architecture if found.heads else {}
+    if h.get("labels") and h["labels"] != there["labels"]:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="").writerow(h["labels"])
+        flags.append(f"--labels={shlex.quote(text.getvalue())}")
+    if h.get("task", there.get("task")) != there.get("task"):
+        flags.append(f"--task={h['task']}")
     if a.get("mask_inputs") is False:
         flags.append("--preset=reference")
     for name in ("mean", "std", "decimate"):
@@ -120,24 +138,13 @@ def _guess(spec: Spec) -> Options:
     )
 
 
-def _heads_of_width(width: int) -> int | None:
-    try:
-        return sizes.num_heads(width)
-    except PacxError:
-        return None
-
-
 def _left_out(spec: Spec, found: dict) -> list[str]:
     root = spec.prefix
-    names = {
-        "mae": () if spec.heads else (f"{root}mask_token",),
-        "vit_timm": (f"{root}head.weight", f"{root}head.bias"),
-        "vit_hf": tuple(
-            f"{name}.{leaf}"
-            for name in (f"{root}pooler.dense", "classifier")
-            for leaf in ("weight", "bias")
-        ),
-    }.get(spec.kind, ())
+    names = ()
+    if spec.kind == "mae" and not spec.heads:
+        names = (f"{root}mask_token",)
+    elif spec.kind == "vit_hf":
+        names = (f"{root}pooler.dense.weight", f"{root}pooler.dense.bias")
     return [name for name in names if name in found]
 
 

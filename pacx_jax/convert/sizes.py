@@ -1,8 +1,4 @@
-"""What a state dict tells of its model: sizes, layout, which heads it has.
-
-`infer` reads a state dict of a published kind; `of_folder` says how a model folder is
-laid out as one. Both give a `Spec`, of which `table` makes the table.
-"""
+"""What a state dict of a published kind tells of its model: sizes, layout, heads."""
 
 from __future__ import annotations
 
@@ -11,25 +7,14 @@ import math
 import re
 
 from pacx_jax.convert import tables
-from pacx_jax.convert.state import Entry, is_fixed, shorten
-from pacx_jax.model_folder import ModelFolder
-from pacx_jax.models import vit
+from pacx_jax.convert.layouts import MODELS, PREFIXES, Spec, head_root
+from pacx_jax.convert.state import is_fixed, shorten
 from pacx_jax.types import PacxError
 
-# What stands before the encoder's keys, by kind. The first is the published layout.
-PREFIXES = {
-    "mae": ("model.", "", "module."),
-    "vit_timm": ("", "module."),
-    "vit_hf": ("", "vit."),
-    "pacx": ("cxr_encoder.base_model.model.", "cxr_encoder.", "base_model.model.", ""),
-    "labs_dae": ("model.", ""),
-    "ecgfounder": ("", "module."),
-    "probe": ("model.backbone.", "backbone."),
-    "segment": ("model.backbone.", "backbone."),
-}
-KINDS = tuple(PREFIXES)
-MODELS = {"labs_dae": "labs_dae", "ecgfounder": "ecg_net1d"}  # "vit" for the others
 EPS = {"vit_hf": 1e-12, "pacx": 1e-5}  # transformers' default; D6; 1e-6 for the others
+# Heads by width, of the published ViT-Ti, S, B, L and H, and of MAE's decoder.
+NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
+DECODER_NUM_HEADS = {512: 16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +27,7 @@ class Options:
       alpha: of LoRA; the published weights' is 16 (D3).
       mean, std: normalisation of the images.
       labels: names of a classifier's outputs.
+      task: of a classifier, "multilabel" or "multiclass".
       mask_inputs: whether missing labs are zeroed at extraction (D7).
       decimate: of an ECG encoder: how many samples of 500 Hz its input averages.
     """
@@ -53,6 +39,7 @@ class Options:
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
+    task: str = ""
     mask_inputs: bool = True
     decimate: int = 1
 
@@ -66,94 +53,8 @@ class Options:
         ):
             if not low <= value <= high:  # nor NaN
                 raise PacxError(f"--{name} {value}: give {low} to {high}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """How a model is laid out in a state dict.
-
-    Attributes:
-      kind: of the checkpoint, one of `KINDS`.
-      model, architecture: of the model folder.
-      heads, heads_architecture: what stands beside the encoder, "" for nothing.
-      prefix: before the encoder's keys.
-      names: the layout of a ViT.
-    """
-
-    kind: str
-    model: str
-    architecture: dict
-    heads: str = ""
-    heads_architecture: dict = dataclasses.field(default_factory=dict)
-    prefix: str = ""
-    names: tables.Names = tables.TIMM
-
-
-def table(spec: Spec) -> list[Entry]:
-    """The table of a spec."""
-    a, h, prefix = spec.architecture, spec.heads_architecture, spec.prefix
-    if spec.model == "labs_dae":
-        return tables.labs_dae(prefix)
-    if spec.model == "ecg_net1d":
-        return tables.net1d(a, len(h["labels"]), prefix)
-    entries = tables.vit(a, spec.names, prefix)
-    if spec.heads == "mae":
-        root = prefix.removesuffix("vit.") if spec.kind == "vit_hf" else prefix
-        side = a["image_size"] // a["patch_size"]
-        entries += tables.mae_decoder(h, side, spec.names, root)
-    elif spec.heads == "pacx":
-        entries = tables.adapt(entries, h.get("adapted", ())) + tables.pacx_heads(h)
-    elif spec.heads == "classify":
-        root = {"vit_hf": "", "probe": prefix.removesuffix("backbone.")}
-        key = root.get(spec.kind, prefix) + spec.names.head
-        entries += tables.layer("head.linear", key)
-    elif spec.heads == "segment":
-        root = prefix.removesuffix("backbone.")
-        entries += tables.segmentation(h, f"{root}decoder.")
-    return entries
-
-
-def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
-    """How `folder` is laid out as a checkpoint of `kind`, as it was published.
-
-    Args:
-      merged: of an adapted encoder, the merged weights without adapters.
-
-    Raises:
-      PacxError: a folder that is not, or has not, what the kind holds.
-    """
-    model = MODELS.get(kind, "vit")
-    if folder.kind != model:
-        raise PacxError(f"a {folder.kind} model cannot be written as {kind}")
-    fits = {
-        "mae": ("mae",),
-        "vit_timm": ("classify",),
-        "vit_hf": ("mae", "classify"),
-        "pacx": ("pacx",),
-        "labs_dae": ("labs_dae",),
-        "ecgfounder": ("ecg",),
-        "probe": ("classify",),
-        "segment": ("segment",),
-    }[kind]
-    heads = folder.heads.kind if folder.heads else ""
-    if kind in ("labs_dae", "probe", "segment") and heads not in fits:
-        raise PacxError(
-            f"{kind} needs {fits[0]} heads, and this folder has {heads or 'none'}: "
-            "give the run's workdir, or a folder written by export --heads"
-        )
-    heads = heads if heads in fits else ""  # others have no place in this kind
-    architecture = dict(folder.heads.architecture) if heads else {}
-    if merged:
-        architecture.pop("adapted", None)
-    if kind == "ecgfounder" and not heads:
-        architecture = {"labels": []}
-    prefix = PREFIXES[kind][0]
-    if kind == "vit_hf" and heads:
-        prefix = "vit."
-    if kind == "pacx" and not architecture.get("adapted"):
-        prefix = "cxr_encoder."
-    names = tables.HF if kind == "vit_hf" else tables.TIMM
-    return Spec(kind, model, folder.architecture, heads, architecture, prefix, names)
+        if self.task not in ("", "multilabel", "multiclass"):
+            raise PacxError(f"--task {self.task!r}: give multilabel or multiclass")
 
 
 def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
@@ -179,6 +80,9 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
             f"{source} is no {kind} checkpoint: {PREFIXES[kind][0]}{anchor} is not in "
             f"it. It holds {shorten(sorted(state), 5) or 'nothing'}"
         )
+    if len(found) > 1:
+        keys = " and ".join(p + anchor for p in found)
+        raise PacxError(f"{source} holds several encoders, {keys}: keep one's keys")
     prefix, model = found[0], MODELS.get(kind, "vit")
     try:
         if model == "labs_dae":
@@ -187,75 +91,97 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
             return Spec(kind, model, *_net1d(state, prefix, options), prefix)
         a = _vit(state, prefix, names, options, kind)
         heads, h = _vit_heads(kind, state, prefix, names, a, options)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as e:
-        raise PacxError(
-            f"{source} is no {kind} checkpoint: a key is missing or of a wrong shape "
-            f"({e})"
-        ) from None
+    except _Odd as e:
+        raise PacxError(f"{source} is no {kind} checkpoint: {e}") from None
     return Spec(kind, model, a, heads, h, prefix, names)
 
 
+class _Odd(Exception):
+    """A key that is missing or of a wrong shape."""
+
+
+def _shape(state: dict, key: str, axes: str) -> tuple[int, ...]:
+    """The shape of a key that must be there, with axes of these names."""
+    if key not in state:
+        raise _Odd(f"missing {key}")
+    shape, names = state[key].shape, axes.split()
+    if len(shape) != len(names) or 0 in shape:
+        raise _Odd(f"{key} is {shape}, not ({', '.join(names)})")
+    return shape
+
+
 def _vit(state, prefix, names, options, kind) -> dict:
-    width, channels, patch, _ = state[f"{prefix}{names.patch}.weight"].shape
+    patch_key = f"{prefix}{names.patch}.weight"
+    width, channels, patch, _ = _shape(state, patch_key, "width channels patch patch")
     if channels != 3:
-        raise PacxError(f"{names.patch}.weight has {channels} channels; give one of 3")
+        raise PacxError(f"{patch_key} has {channels} channels; give one of 3")
     depth = _count(state, prefix + names.blocks)
-    pos = state[prefix + names.pos]
-    side = math.isqrt(max(pos.shape[1] - 1, 0))
-    if pos.shape != (1, 1 + side**2, width) or not side:
+    pos = prefix + names.pos
+    shape = _shape(state, pos, "1 n width")
+    side = math.isqrt(shape[1] - 1)
+    if shape != (1, 1 + side**2, width) or not side:
         raise PacxError(
-            f"{prefix}{names.pos} is {pos.shape}: positions of a square grid and a "
-            f"CLS token are needed, (1, 1 + n, {width})"
+            f"{pos} is {shape}: positions of a square grid and a CLS token are "
+            f"needed, (1, 1 + n, {width})"
         )
+    if not (options.num_heads or width in NUM_HEADS):
+        raise PacxError(f"give --num_heads: a width of {width} tells none")
     a = {
         "patch_size": patch,
         "width": width,
         "depth": depth,
-        "num_heads": options.num_heads or num_heads(width),
+        "num_heads": options.num_heads or NUM_HEADS[width],
         "ln_eps": options.ln_eps or EPS.get(kind, 1e-6),
         "image_size": side * patch,
     }
-    fixed = width % 4 == 0 and is_fixed(pos, tables.positions(side, width))
+    fixed = width % 4 == 0 and is_fixed(state[pos], tables.positions(side, width))
     return a if fixed else a | {"posemb_grid": [side, side]}
 
 
 def _vit_heads(kind, state, prefix, names, a, options) -> tuple[str, dict]:
+    """The kind of heads and their architecture; "" where the file has none."""
     decoder = prefix.removesuffix("vit.") if kind == "vit_hf" else prefix
     embed = f"{decoder}{names.decoder}decoder_embed.weight"
     if kind in ("mae", "vit_hf") and embed in state:
-        width, _ = state[embed].shape
-        heads = options.decoder_num_heads or (width // 32 if width % 32 == 0 else 0)
-        if not heads:
+        width, _ = _shape(state, embed, "width encoder_width")
+        if not (options.decoder_num_heads or width in DECODER_NUM_HEADS):
             raise PacxError(f"give --decoder_num_heads: width {width} tells none")
         return "mae", {
             "encoder_width": a["width"],
             "patch_pixels": 3 * a["patch_size"] ** 2,
             "width": width,
             "depth": _count(state, decoder + names.decoder + names.decoder_blocks),
-            "num_heads": heads,
+            "num_heads": options.decoder_num_heads or DECODER_NUM_HEADS[width],
             "ln_eps": a["ln_eps"],
         }
     if kind == "pacx":
         return _pacx_heads(state, prefix, options)
-    if kind == "probe":
-        head = state[f"{prefix.removesuffix('backbone.')}head.weight"]
+    key = f"{head_root(kind, prefix)}{names.head}.weight"
+    if kind == "probe" or (kind in ("vit_timm", "vit_hf") and key in state):
+        count, _ = _shape(state, key, "outputs width")
+        # timm's and Hugging Face's classifiers are of ImageNet: one class an image.
+        task = "multilabel" if kind == "probe" else "multiclass"
         return "classify", {
             "encoder_width": a["width"],
-            "labels": _labels(len(head), options),
+            "labels": _labels(count, options),
+            "task": options.task or task,
         }
     if kind == "segment":
-        key = f"{prefix.removesuffix('backbone.')}decoder."
+        key = f"{head_root(kind, prefix)}decoder."
         count = _count(state, key + "{i}.")
-        convolutions = [state[f"{key}{2 * i}.weight"] for i in range(count)]
-        widths = [len(convolutions[0])] + [x.shape[1] for x in convolutions[1:]]
+        shapes = [
+            _shape(state, f"{key}{2 * i}.weight", "a b height width")
+            for i in range(count)
+        ]
+        widths = [shapes[0][0]] + [x[1] for x in shapes[1:]]
         return "segment", {"encoder_width": a["width"], "widths": widths}
     return "", {}
 
 
 def _pacx_heads(state, prefix, options) -> tuple[str, dict]:
     linear = {
-        key.split(".")[0]: value.shape[::-1]
-        for key, value in sorted(state.items())
+        key.split(".")[0]: _shape(state, key, "out in")[::-1]
+        for key in sorted(state)
         if re.fullmatch(r"\w+_to_\w+\.mlp\.1\.weight", key)
     }
     if not linear:  # merged encoders travel alone
@@ -269,14 +195,17 @@ def _pacx_heads(state, prefix, options) -> tuple[str, dict]:
     pairs = [m for m in (re.fullmatch(pattern, key) for key in state) if m]
     if pairs:
         names = sorted(f"block_{int(m[1]):02d}.{m[2]}" for m in pairs)
-        rank = len(state[pairs[0][0]])
+        rank, _ = _shape(state, pairs[0][0], "rank in")
         h |= {"rank": rank, "alpha": options.alpha, "adapted": names}
     return "pacx", h
 
 
 def _labs_dae(state, prefix, options):
-    hidden, inputs = state[f"{prefix}encoder.0.weight"].shape
-    latent = len(state[f"{prefix}encoder.3.weight"])
+    hidden, inputs = _shape(state, f"{prefix}encoder.0.weight", "hidden features")
+    if inputs % 2:
+        raise _Odd(f"{prefix}encoder.0.weight takes {inputs} features, not values + as "
+                   "many masks")  # fmt: skip
+    latent, _ = _shape(state, f"{prefix}encoder.3.weight", "latent hidden")
     h = {"features": inputs // 2, "hidden": hidden, "latent": latent}
     return h | {"mask_inputs": options.mask_inputs}, "labs_dae", h
 
@@ -287,25 +216,27 @@ def _net1d(state, prefix, options):
     for s in range(stages):
         key = f"{prefix}stage_list.{s}.block_list."
         blocks.append(_count(state, key + "{i}."))
-        filters.append(len(state[f"{key}0.conv1.conv.weight"]))
-    _, groups_width, kernel = state[f"{prefix}stage_list.0.block_list.0.conv2.conv"
-                                    ".weight"].shape  # fmt: skip
+        filters.append(_shape(state, f"{key}0.conv1.conv.weight", "out in k")[0])
+    grouped = f"{prefix}stage_list.0.block_list.0.conv2.conv.weight"
+    _, groups_width, kernel = _shape(state, grouped, "out group k")
     a = {
-        "base_filters": len(state[f"{prefix}first_conv.conv.weight"]),
+        "base_filters": _shape(state, f"{prefix}first_conv.conv.weight", "out in k")[0],
         "filters": filters,
         "blocks": blocks,
         "kernel": kernel,
         "groups_width": groups_width,
     }
-    dense = state.get(f"{prefix}dense.weight", ())
-    h = {"encoder_width": filters[-1], "labels": _labels(len(dense), options)}
+    dense, count = f"{prefix}dense.weight", 0
+    if dense in state:
+        count, _ = _shape(state, dense, "outputs width")
+    h = {"encoder_width": filters[-1], "labels": _labels(count, options)}
     return a, "ecg", h
 
 
 def _labels(count: int, options: Options) -> list[str]:
     if options.labels and len(options.labels) != count:
         raise PacxError(
-            f"--labels has {len(options.labels)} names, and the head {count} outputs"
+            f"{len(options.labels)} labels are given, and the head has {count} outputs"
         )
     return list(options.labels) or [f"class_{i:03d}" for i in range(count)]
 
@@ -315,12 +246,5 @@ def _count(state: dict, prefix: str) -> int:
     before, after = (re.escape(part) for part in prefix.split("{i}"))
     found = {m[1] for m in (re.match(rf"{before}(\d+){after}", k) for k in state) if m}
     if not found:
-        raise KeyError(prefix.format(i=0) + "*")
+        raise _Odd(f"missing {prefix.format(i=0)}*")
     return len(found)
-
-
-def num_heads(width: int) -> int:
-    for other, _, num_heads in vit.VARIANTS.values():
-        if other == width:
-            return num_heads
-    raise PacxError(f"give --num_heads: a width of {width} tells none")

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from pacx_jax import sharding
 from pacx_jax.encoder import Encoder
-from pacx_jax.input import images
+from pacx_jax.input import images, subsets
 from pacx_jax.model_folder import ModelFolder
 
 
@@ -40,14 +40,8 @@ def read_probe_set(source) -> ProbeSet:
         decoded.append(images.decode(example["image"], source.name(i)))
         labels.append(example["labels"])
         patients.append(str(example.get("patient_id", i)))
-    labels = np.asarray(labels, np.float32)
-    known = ~(np.isnan(labels) | (labels < 0))
-    return ProbeSet(
-        decoded,
-        np.where(known, labels, 0).astype(np.float32),
-        known.astype(np.float32),
-        np.array(patients),
-    )
+    labels, known = subsets.known_labels(np.stack(labels), "ignore")
+    return ProbeSet(decoded, labels, known, np.array(patients))
 
 
 def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:

@@ -12,14 +12,15 @@ import numpy as np
 
 from pacx_jax import batches, checkpoint, objectives, overlap, sharding, stage, step
 from pacx_jax.evaluate import statistics
+from pacx_jax.objectives import segment
 from pacx_jax.types import PacxError
 
 
 def evaluate(config, workdir: str, split: str) -> dict:
     """Metrics of the run's exported checkpoint on `split`; evaluation_SPLIT.json.
 
-    Classifiers also get each label's AUROC with a 95% interval from 1,000 resamples of
-    patients (of images, where the data name no patients).
+    Classifiers also get each label's AUROC, and segmentation its Dice and IoU, with a
+    95% interval from 1,000 resamples of patients (of images, where the data name none).
 
     Raises:
       PacxError: an unfinished run, or data without that split.
@@ -43,12 +44,16 @@ def evaluate(config, workdir: str, split: str) -> dict:
     key = jax.random.key(config.seed)
     outputs, index = stage.collect(eval_step, state, data.val(), key, mesh)
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
-    if "logits" in outputs:
+    if "logits" in outputs or "hits" in outputs:
         source = data.sources[split]
         patients = [str(source[int(i)].get("patient_id", i)) for i in index]
         result["n_patients"] = len(set(patients))
-        result["intervals"] = intervals(
-            outputs, np.array(patients), config.data.label_columns, config.seed
+        result["intervals"] = (
+            mask_intervals(outputs, np.array(patients), config.seed)
+            if "hits" in outputs
+            else intervals(
+                outputs, np.array(patients), config.data.label_columns, config.seed
+            )
         )
     target = pathlib.Path(workdir) / f"evaluation_{split}.json"
     target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
@@ -73,4 +78,25 @@ def intervals(outputs, patients, names, seed: int) -> dict[str, dict]:
         spread = statistics.weighted_auroc(scores, labels, weights[:, known])
         low, high = np.nanpercentile(spread, (2.5, 97.5))
         found[name] = {"auroc": value, "low": float(low), "high": float(high)}
+    return found
+
+
+def mask_intervals(outputs, patients, seed: int) -> dict[str, dict]:
+    """Dice and IoU, pooled and per image, with patient-clustered 95% intervals.
+
+    Args:
+      outputs: hits, called, truth, (n,) each (see objectives.segment).
+      patients: (n,).
+    """
+    counts = [np.float64(outputs[k]) for k in ("hits", "called", "truth")]
+    weights = statistics.bootstrap_weights(patients, 1000, seed)
+    spread = segment.overlap(*(weights @ c for c in counts))
+    values = segment.overlap(*(c.sum() for c in counts))
+    for name, each in segment.overlap(*counts).items():
+        values[f"{name}_per_image"] = each.mean()
+        spread[f"{name}_per_image"] = weights @ each / weights.sum(1)
+    found = {}
+    for name, value in values.items():
+        low, high = np.percentile(spread[name], (2.5, 97.5))
+        found[name] = {"value": float(value), "low": float(low), "high": float(high)}
     return found

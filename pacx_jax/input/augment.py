@@ -14,9 +14,10 @@ import numpy as np
 from PIL import Image
 
 from pacx_jax.input import images
+from pacx_jax.input.normalize import IMAGENET_MEAN
 
 # What is erased becomes 0 after normalisation, to within half a grey level.
-IMAGENET_MEAN = np.array([124, 116, 104], np.uint8)
+_MEAN_GREY = np.rint(255 * np.array(IMAGENET_MEAN)).astype(np.uint8)
 
 
 def tripled(image: np.ndarray) -> np.ndarray:
@@ -31,6 +32,30 @@ def random_flip(
 ) -> np.ndarray:
     """Mirrors left and right with the given probability; always one draw."""
     return image[:, ::-1] if rng.random() < probability else image
+
+
+def random_flip_and_turn(
+    arrays: list[np.ndarray],
+    hflip: float,
+    degrees: float,
+    rng: np.random.Generator,
+) -> list[np.ndarray]:
+    """The same mirroring and rotation of uint8 images and masks of one size.
+
+    Args:
+      arrays: (s, s[, 3]) each.
+      hflip: probability of mirroring left and right; always one draw.
+      degrees: the angle is uniform in +- this, about the centre, by nearest
+        neighbours on 0, as torchvision's `rotate` of PIL images; one draw.
+      rng: source of the draws.
+    """
+    step = -1 if rng.random() < hflip else 1
+    angle = rng.uniform(-degrees, degrees)
+    turned = []
+    for array in arrays:
+        image = Image.fromarray(np.ascontiguousarray(array[:, ::step]))
+        turned.append(np.asarray(image.rotate(angle, Image.Resampling.NEAREST)))
+    return turned
 
 
 def random_resized_crop(
@@ -149,6 +174,6 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             top = int(rng.integers(height - h + 1))
             left = int(rng.integers(width - w + 1))
             image = image.copy()
-            image[top : top + h, left : left + w] = IMAGENET_MEAN
+            image[top : top + h, left : left + w] = _MEAN_GREY
             return image
     return image

@@ -117,11 +117,16 @@ def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def shrink(image: np.ndarray, shorter_side: int) -> np.ndarray:
     """Shrinks so that the shorter side is `shorter_side`; never enlarges."""
-    height, width = image.shape[:2]
+    return resize_to(image, *shrunk(image.shape, shorter_side))
+
+
+def shrunk(shape: tuple[int, ...], shorter_side: int) -> tuple[int, int]:
+    """(h, w) after `shrink`; 0 keeps the size."""
+    height, width = shape[:2]
     ratio = shorter_side / min(height, width)
-    if ratio >= 1:
-        return image
-    return resize_to(image, max(round(height * ratio), 1), max(round(width * ratio), 1))
+    if not 0 < ratio < 1:
+        return height, width
+    return max(round(height * ratio), 1), max(round(width * ratio), 1)
 
 
 def encode_jpeg(image: np.ndarray, quality: int = 95) -> bytes:

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.input import augment, ecg, images
+from pacx_jax.input import augment, ecg, images, masks, subsets
 from pacx_jax.types import PacxError
 
 Example = dict[str, Any]
-NAMES = ("mae", "distill", "probe", "labs", "ecg")
+NAMES = ("mae", "distill", "probe", "segment", "labs", "ecg")
+UNCERTAIN = ("ignore", "zero", "one", "reference")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,9 +47,9 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
     """Makes the transform of a stage.
 
     Fields of `data`, with the value they have where they are missing: `image_size`
-    (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `modalities` (image, ecg,
-    labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("missing", "positive" or
-    "negative": what the label -1 means).
+    (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `degrees` (10), `modalities`
+    (image, ecg, labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("ignore",
+    see `subsets.known_labels`).
 
     Returns, by name:
       mae: image uint8 (s, s, 3). Training: random resized crop with the ratios
@@ -56,7 +57,10 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
       distill: those of image, ecg, labs and labs_mask that `modalities` names.
         Training: the augmentation of reference.md 4.7, without a flip.
       probe: image (squashed; flipped in training), labels and label_mask float32
-        (c,); a missing label is 0 with label_mask 0.
+        (c,), as `subsets.known_labels` makes them.
+      segment: image (squashed) and target uint8 (s, s), its mask, squashed by nearest
+        neighbours: 1 inside. Training: both mirrored and turned within +- `degrees`
+        alike (reference.md 5.3).
       labs: labs and labs_mask float32 (50,).
       ecg: ecg float32 (t, 12), preprocessed; labels and label_mask where the data
         have labels.
@@ -69,19 +73,23 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
         "mae": ("image",),
         "distill": tuple(getattr(data, "modalities", ("image", "ecg", "labs"))),
         "probe": ("image", "labels"),
+        "segment": ("image", "mask"),
         "labs": ("labs",),
         "ecg": ("ecg", "labels"),
     }[name]
-    unknown = set(modalities) - {"image", "ecg", "labs", "labels"}
+    unknown = set(modalities) - {"image", "mask", "ecg", "labs", "labels"}
     if unknown:
         raise PacxError(
             f"data.modalities has {', '.join(sorted(unknown))}; give image, ecg, labs"
         )
     requires = tuple(m for m in modalities if not (name == "ecg" and m == "labels"))
+    load = _make_load(modalities, data)
+    if name == "segment":
+        return Transform(name, requires, load, _make_joint_augment(data, train))
     return Transform(
         name=name,
         requires=requires,
-        load=_make_load(modalities, data),
+        load=load,
         augment=_make_augment(_make_image_augment(name, data, train)),
     )
 
@@ -89,10 +97,10 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
 def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]:
     fs = float(getattr(data, "ecg_fs", 500.0))
     decimation = int(getattr(data, "ecg_decimate", 1))
-    uncertain = getattr(data, "uncertain", "missing")
-    if uncertain not in ("missing", "positive", "negative"):
+    uncertain = getattr(data, "uncertain", "ignore")
+    if uncertain not in UNCERTAIN:
         raise PacxError(
-            f"data.uncertain {uncertain!r}: give missing, positive or negative"
+            f"data.uncertain {uncertain!r}: give one of {', '.join(UNCERTAIN)}"
         )
 
     def load(example: Mapping[str, Any], name: str = "") -> Example:
@@ -100,6 +108,9 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
         loaded: Example = {}
         if "image" in modalities:
             loaded["image"] = _image(example, name)
+        if "mask" in modalities:
+            loaded["mask"] = masks.decode(_entry(example, "mask", name), name)
+            masks.check_size(loaded["image"], loaded["mask"], name)
         if "ecg" in modalities:
             order = example.get("lead_order", "standard")
             record = ecg.preprocess(_entry(example, "ecg", name), fs, order, name)
@@ -107,7 +118,7 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
         if "labs" in modalities:
             loaded["labs"], loaded["labs_mask"] = _labs(example, name)
         if "labels" in modalities and "labels" in example:
-            labels = _labels(example["labels"], uncertain)
+            labels = subsets.known_labels(example["labels"], uncertain)
             loaded["labels"], loaded["label_mask"] = labels
         return loaded
 
@@ -126,12 +137,36 @@ def _make_augment(image_augment: Callable) -> Callable:
     return augment_example
 
 
-def _make_image_augment(name: str, data: Any, train: bool) -> Callable:
+def _make_joint_augment(data: Any, train: bool) -> Callable:
+    size, hflip = _size_and_flip(data)
+    degrees = float(getattr(data, "degrees", 10.0))
+    if not 0 <= degrees <= 180:
+        raise PacxError(f"data.degrees {degrees:g}: give 0 to 180")
+
+    def augment_pair(
+        loaded: Example, rng: np.random.Generator
+    ) -> dict[str, np.ndarray]:
+        image = images.resize_to(loaded["image"], size, size)
+        target = masks.resize_to(loaded["mask"], size, size)
+        if train:
+            pair = [image, target]
+            image, target = augment.random_flip_and_turn(pair, hflip, degrees, rng)
+        return {"image": augment.tripled(image), "target": target}
+
+    return augment_pair
+
+
+def _size_and_flip(data: Any) -> tuple[int, float]:
     size = int(getattr(data, "image_size", 224))
     hflip = float(getattr(data, "hflip", 0.5))
-    scale = tuple(getattr(data, "crop_scale", (0.5, 1.0)))
     if size < 1 or not 0 <= hflip <= 1:
         raise PacxError(f"data.image_size {size} or data.hflip {hflip} out of range")
+    return size, hflip
+
+
+def _make_image_augment(name: str, data: Any, train: bool) -> Callable:
+    size, hflip = _size_and_flip(data)
+    scale = tuple(getattr(data, "crop_scale", (0.5, 1.0)))
     if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
         raise PacxError(f"data.crop_scale {scale}: give (low, high) within (0, 1]")
 
@@ -181,11 +216,3 @@ def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray
     if not np.isfinite(values[mask > 0]).all():
         raise PacxError(f"{name}: NaN in laboratory values that the mask calls present")
     return np.nan_to_num(values), mask
-
-
-def _labels(labels: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.asarray(labels, np.float32)
-    if uncertain != "missing":
-        labels = np.where(labels == -1, np.float32(uncertain == "positive"), labels)
-    known = ~(np.isnan(labels) | (labels == -1))
-    return np.where(known, labels, 0).astype(np.float32), known.astype(np.float32)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from pacx_jax import lora, losses, model_folder
+from pacx_jax import image_statistics, lora, losses, model_folder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import Head
@@ -163,7 +163,7 @@ def load_image_encoder(config) -> model_folder.ModelFolder:
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the MAE run's workdir")
     folder = model_folder.load(config.model_init, "vit")
-    model_folder.check_preprocessing(folder, config.model_init, config.data)
+    image_statistics.check_data(folder, config.model_init, config.data)
     if config.ln_eps:
         architecture = folder.architecture | {"ln_eps": config.ln_eps}
         folder = dataclasses.replace(folder, architecture=architecture)

@@ -13,7 +13,9 @@ from pacx_jax.types import PacxError
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RECIPES = ("mae_vitb16", "labs_dae", "ecg_net1d", "distill_vitb16", "linear_probe")
+RECIPES = (
+    "mae_vitb16", "labs_dae", "ecg_net1d", "distill_vitb16", "linear_probe", "segment",
+)  # fmt: skip
 ARGS = (
     None, "", "paper", "reference", "runlocal", "paper,runlocal", "reference,runlocal",
 )  # fmt: skip
@@ -25,7 +27,7 @@ def test_every_recipe_has_every_preset_and_the_common_fields(recipe, arg):
     c = tiny.config(recipe, arg)
     assert isinstance(c.seed, int) and c.total_steps > 0 and c.global_batch_size > 0
     assert c.data.source in ("prepared", "folder") and isinstance(c.data.path, str)
-    assert c.objective in ("mae", "labs_dae", "ecg", "distill", "classify")
+    assert c.objective in ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
     assert set(base.get_config().keys()) <= set(c.keys())
     assert c.data.transform and c.name == recipe
     optim.make(c.optim, c.total_steps)  # warm-up fits, decay is known
@@ -77,9 +79,15 @@ TABLE_D = [
     ("D18", "mae_vitb16", "global_batch_size", 512, 512, 512),
     ("D18", "distill_vitb16", "global_batch_size", 128, 128, 128),
     ("D18", "linear_probe", "global_batch_size", 512, 512, 512),
+    ("-", "linear_probe", "data.uncertain", "ignore", "ignore", "reference"),
     ("D19", "mae_vitb16", "optim.peak_lr", 1.5e-4, 1.5e-4, 1.5e-4),
+    ("D19", "mae_vitb16", "optim.base_batch_size", 0, 0, 0),
     ("D20", "mae_vitb16", "loss.norm_pix_loss", False, False, False),
+    ("D34", "linear_probe", "data.mean", (), (), (0.485, 0.456, 0.406)),
+    ("D34", "linear_probe", "data.std", (), (), (0.229, 0.224, 0.225)),
     ("D21", "linear_probe", "optim.weight_decay", 0.01, 0.0, 0.01),
+    ("D27", "linear_probe", "data.label_draw", "positives", "stratified", "positives"),
+    ("D35", "linear_probe", "undefined_auroc", "skip", "skip", "zero"),
     ("D42", "distill_vitb16", "seed", 42, 42, 42),
 ]
 
@@ -114,6 +122,12 @@ def test_table_d_is_kept(row, recipe, field, ours, paper, reference):
                             "heads.shared_dim": 256, "optim.min_ratio": 0.01}),
         ("linear_probe", {"optim.peak_lr": 3e-3, "optim.b2": 0.999, "seed": 42,
                           "best": "val/auroc_macro", "best_mode": "max"}),
+        ("segment", {"optim.peak_lr": 1e-4, "optim.b2": 0.999, "seed": 42,
+                     "optim.weight_decay": 1e-4, "optim.decay": "all",
+                     "optim.warmup_steps": 5 * 85, "total_steps": 50 * 85,
+                     "global_batch_size": 256, "decoder.width": 256,
+                     "loss.bce_weight": 1.0, "loss.dice_weight": 1.0,
+                     "data.hflip": 0.5, "data.degrees": 10.0, "best": "val/dice"}),
     ],
 )  # fmt: skip
 def test_settings_are_those_of_the_reference(recipe, fields):
@@ -132,7 +146,7 @@ def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, mes
     assert objective.pretrained == {}
 
 
-@pytest.mark.parametrize("recipe", ["distill_vitb16", "linear_probe"])
+@pytest.mark.parametrize("recipe", ["distill_vitb16", "linear_probe", "segment"])
 def test_recipes_that_need_an_initial_folder_say_so(recipe, meshes):
     with pytest.raises(PacxError, match="config.model_init is empty"):
         objectives.make(tiny.config(recipe), meshes[8])

@@ -25,6 +25,8 @@ CLASSIFIERS = (
     "covid_qu_ex",
     "covidx",
     "kermany",
+    "qata_cov19",
+    "cxlseg",
 )
 
 
@@ -34,9 +36,15 @@ def module(name):
 
 
 @functools.cache
-def film() -> np.ndarray:
+def film_and_mask() -> tuple[np.ndarray, np.ndarray]:
     study = latents.study(latents.Key(0, "probe_train", 1, 0))
-    return images.shrink(xray.render(study), 40)
+    drawn, mask = xray.render(study, mask=True)
+    small = images.shrink(drawn, 40)
+    return small, images.resize_to(mask, *small.shape)
+
+
+def film() -> np.ndarray:
+    return film_and_mask()[0]
 
 
 def put(path: pathlib.Path, i: int = 0) -> None:
@@ -53,6 +61,25 @@ def put(path: pathlib.Path, i: int = 0) -> None:
         Image.fromarray(grey.astype(np.uint16) * 257).save(stream, "PNG")
     else:
         stream.write(images.encode_png(grey))
+    path.write_bytes(stream.getvalue())
+
+
+def put_mask(path: pathlib.Path, i: int = 0) -> None:
+    """The lungs of the film of the same number, in what masks are published in."""
+    mask = np.roll(film_and_mask()[1], i, 1)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    stream = io.BytesIO()
+    inside = np.uint8(mask > 127)
+    if i % 4 == 0:  # with levels between 0 and 255
+        stream.write(images.encode_jpeg(inside * np.uint8(255)))
+    elif i % 4 == 1:
+        alpha = np.full_like(mask, 255)
+        grey = inside * np.uint8(255)
+        Image.fromarray(np.stack([grey, grey, grey, alpha], -1)).save(stream, "PNG")
+    elif i % 4 == 2:
+        Image.fromarray(inside.astype(np.uint16) * 65535).save(stream, "PNG")
+    else:
+        stream.write(images.encode_png(inside))
     path.write_bytes(stream.getvalue())
 
 
@@ -150,7 +177,7 @@ def draw_covid_qu_ex(root):
                 for i in range(n):
                     name = f"{c}_{split}_{i}.png"
                     put(root / part / part / split / c / "images" / name, i)
-                    put(root / part / part / split / c / "lung masks" / name, 3)
+                    put_mask(root / part / part / split / c / "lung masks" / name, i)
 
 
 def draw_covidx(root):
@@ -177,5 +204,38 @@ def draw_kermany(root):
             put(root / "chest_xray/chest_xray" / split / film, i)  # as Kaggle has it
 
 
+def draw_qata_cov19(root):
+    for folder, first, n in (("Train Set", 0, 20), ("Test Set", 20, 6)):
+        for i in range(first, first + n):
+            # Three images a subject; the last subject of train has one in test.
+            subject = (
+                f"sub-S{3000 + i // 3:05}_ses-E0{7000 + i}_run-1_bp-chest_vp-ap_dx"
+            )
+            name = f"covid_{i}" if i % 7 == 0 else subject
+            put(root / "QaTa-COV19-v2" / folder / "Images" / f"{name}.png", i)
+            mask = (
+                root / "QaTa-COV19-v2" / folder / "Ground-truths" / f"mask_{name}.png"
+            )
+            put_mask(mask, i)
+
+
+def draw_cxlseg(root, above="files/p10/p{}/s{}"):
+    rows = ["dicom_id,subject_id,study_id,split"]
+    for i in range(20):
+        split = "train" if i < 12 else ("validate" if i < 16 else "test")
+        subject = 10000032 + (0 if i == 15 else i // 2)  # the first is in validate too
+        dicom, study = f"{i * 7919:08x}-bde0afdd", 50414267 + i
+        rows.append(f"{dicom},{subject},{study},{split}")
+        folder = root / above.format(subject, study)
+        put(folder / f"{dicom}.jpg", i)
+        put_mask(folder / f"{dicom}-mask.jpg", i)
+    write(root / "CXLSeg-split.csv", *rows, rows[1])
+
+
+def draw_cxlseg_unprefixed(root):
+    draw_cxlseg(root, "{}/{}")
+
+
 DRAW = {name: globals()[f"draw_{name}"] for name in CLASSIFIERS}
 DRAW |= {"tb/original": draw_tb_original, "nih14/v2020": draw_nih14_v2020}
+DRAW |= {"cxlseg/unprefixed": draw_cxlseg_unprefixed}

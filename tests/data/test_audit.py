@@ -8,6 +8,7 @@ import pytest
 
 from data import audit, prepare, twins
 from pacx_jax.input import images
+from tests.data import test_prepare
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "realdata" / "cxr"
 
@@ -119,6 +120,19 @@ def test_prepared_sets_are_read_with_patients_and_studies(tmp_path, run):
     _, report, _ = run(target, target)
     assert [s["name"] for s in report["sets"]] == ["prepared(1)", "prepared(2)"]
     assert shared(report, "prepared(1):train", "prepared(2):train")["studies"] == 1
+
+
+def test_symiles_val_retrieval_repeats_val_and_that_is_no_finding(tmp_path, run):
+    test_prepare.draw_symile(tmp_path)
+    target = tmp_path / "symile"
+    argv = ["symile_mimic", f"--source={tmp_path}", f"--target={target}", "--size=24"]
+    assert prepare.main(argv) == 0
+    code, report, out = run(target, "--fail")
+    assert code == 0 and report["findings"] == 0
+    assert [row["patients"] for row in report["repeated"]] == [2]
+    assert "note: symile:val and symile:val_retrieval share 2 patients" in out
+    code, report, _ = run(target, target, "--fail")  # of another set it is one
+    assert code == 1 and shared(report, "symile(1):val", "symile(2):val_retrieval")
 
 
 def test_data_without_patients_are_unknown_and_unreadable_images_counted(tmp_path, run):

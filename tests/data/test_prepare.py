@@ -17,21 +17,6 @@ from pacx_jax.types import PacxError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process: (exit code, JSON of the last line, stderr)."""
-
-    def command(*argv):
-        try:
-            code = prepare.main([str(a) for a in argv])
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
-
-    return command
-
-
 def open_prepared(path, split="train"):
     data = types.SimpleNamespace(source="prepared", path=str(path))
     return sources.open_source(data, split)
@@ -205,6 +190,7 @@ def test_a_finished_target_is_left_alone_and_an_interrupted_one_made_anew(
     _, first, _ = run(*argv)
     before = {p.name: p.stat().st_mtime_ns for p in target.iterdir()}
     code, second, _ = run(*argv)
+    assert first.pop("made")["examples"] == 12
     assert code == 0 and second == first | {"status": "unchanged"}
     assert before == {p.name: p.stat().st_mtime_ns for p in target.iterdir()}
     assert sorted(p.name for p in tmp_path.iterdir()) == ["films", "out"]
@@ -265,16 +251,15 @@ def test_too_many_unreadable_images_stop_it_and_are_listed_beside(tmp_path, run)
 
 
 def test_full_disk_is_one_line_and_leaves_nothing_half_made(tmp_path, run, monkeypatch):
-    # TFDS and ArrayRecord raise a RuntimeError with the system's words in it.
-    def write(builder):
-        pathlib.Path(builder.data_path).mkdir(parents=True)
+    def write(*_):  # ArrayRecord raises a RuntimeError with the system's words in it
         raise RuntimeError("write() failed: No space left on device; at byte 307200")
 
-    monkeypatch.setattr(prepare.records.RecordBuilder, "download_and_prepare", write)
+    monkeypatch.setattr(prepare.records.RecordBuilder, "serialize", write)
     root, target = draw_folder(tmp_path), tmp_path / "out"
     code, _, err = run("folder", f"--source={root}", f"--target={target}")
-    assert code == 2 and err.startswith(f"error: {target}: no space left")
-    assert err.count("\n") == 1
+    (error,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert code == 2 and error.startswith(f"error: {target}: no space left")
+    assert "Traceback" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["films"]
 
 
@@ -437,3 +422,26 @@ def test_a_flipped_byte_makes_a_sample_unreadable_never_wrong(tmp_path, run):
             bad += 1
             assert "cannot be read" in str(error) and "\n" not in str(error)
     assert bad >= 1
+
+
+def test_a_folder_with_masks_needs_one_for_each_image(tmp_path, run):
+    root = tmp_path / "in"
+    for i in range(20):
+        (root / f"{i % 2}").mkdir(parents=True, exist_ok=True)
+        (root / f"masks/{i % 2}").mkdir(parents=True, exist_ok=True)
+        inside = np.uint8(film(i) > 128)
+        (root / f"{i % 2}/{i // 2}.jpg").write_bytes(images.encode_jpeg(film(i)))
+        path = root / f"masks/{i % 2}/{i // 2}.png"  # names repeat, paths do not
+        path.write_bytes(images.encode_png(inside))
+    argv = ["folder", f"--source={root}", f"--target={tmp_path / 'out'}", "--size=0"]
+    argv += ["--val_fraction=0", "--masks=masks"]
+    (root / "masks/1/3.png").unlink()
+    code, _, error = run(*argv)
+    assert code == 2 and "1 images have no mask in masks, the first is 1/3.jpg" in error
+    code, summary, _ = run(*argv, "--allow_missing")
+    assert code == 0 and summary["counts"] == {"train": 19}
+    source = open_prepared(tmp_path / "out")
+    masks = {
+        e["path"]: images.decode(e["mask"]) for e in map(source.__getitem__, range(19))
+    }
+    np.testing.assert_array_equal(masks["1/2.jpg"] > 0, film(5) > 128)

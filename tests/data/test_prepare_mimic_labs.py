@@ -11,11 +11,11 @@ import re
 import numpy as np
 import pytest
 
-from data import prepare
 from data.mimic_labs import items
 from pacx_jax import main
-from pacx_jax.input import percentiles, sources
+from pacx_jax.input import percentiles
 from tests import tiny
+from tests.data.prepared_sets import read
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared/realdata/labs"
 START = datetime.datetime(2180, 5, 7, 12)
@@ -24,21 +24,6 @@ HEADER = (
     "labevent_id,subject_id,hadm_id,specimen_id,itemid,charttime,storetime,value,"
     "valuenum,valueuom,ref_range_lower,ref_range_upper,flag,priority"
 )
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process: (exit code, JSON of the last line, stderr)."""
-
-    def command(*argv):
-        try:
-            code = prepare.main([str(a) for a in argv])
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
-
-    return command
 
 
 def event(patient, item, hours, value, unit="", text=None, hadm=""):
@@ -71,16 +56,6 @@ def draw(root, events, patients=8, zipped=True, labels=(), start=START):
         else:
             path.write_bytes(data)
     return root
-
-
-def read(target):
-    """hadm_id -> (split, example) of a prepared set."""
-    found = {}
-    for split in json.loads((target / sources.MANIFEST).read_text())["splits"]:
-        source = sources.PreparedSource(str(target), split)
-        for i in range(len(source)):
-            found[source[i]["hadm_id"]] = (split, source[i])
-    return found
 
 
 def plain_events():
@@ -128,7 +103,7 @@ def test_the_earliest_value_within_a_day_is_taken_and_mapped_by_train(
         "item not in d_labitems": 1,
     }
     assert report["other_units"] == {"Potassium: mg/dL": 1}
-    found = read(target)
+    found = read(target, by="hadm_id")
     assert set(found) == {str(100 + p) for p in range(8)}
     train = [p for p in range(8) if found[str(100 + p)][0] == "train"]
     assert 0 < len(train) < 8 and summary["counts"]["train"] == len(train)
@@ -161,7 +136,7 @@ def test_any_unit_takes_the_value_as_symile_does(tmp_path, run):
     )
     assert code == 0 and "another unit" not in summary["report"]["events"]["left_out"]
     assert 400 in percentiles.load(target).values[POTASSIUM] or (
-        read(target)["105"][0] != "train"
+        read(target, by="hadm_id")["105"][0] != "train"
     )
 
 
@@ -179,7 +154,7 @@ def test_items_that_changed_their_id_are_found_by_name(tmp_path, run):
     code, summary, _ = run("mimic_labs", f"--source={root}", f"--target={target}")
     assert code == 0
     assert summary["report"]["other_ids"] == {"52069": "52064", "52074": "52069"}
-    found = read(target)
+    found = read(target, by="hadm_id")
     basophils, monocytes = items.IDS.index(52069), items.IDS.index(52074)
     for p in range(8):
         mask = found[str(100 + p)][1]["labs_mask"]
@@ -205,7 +180,7 @@ def test_no_patient_is_in_two_splits_and_a_seed_draws_anew(tmp_path, run):
             f"--split_seed={seed}",
         )
         assert code == 0, err
-        found = read(target)
+        found = read(target, by="hadm_id")
         assert len(found) == 120 and set(summary["counts"]) == {"train", "val", "test"}
         of = {}
         for split, example in found.values():
@@ -224,7 +199,7 @@ def test_another_sets_percentiles_map_this_one(tmp_path, run):
     fitted = percentiles.load(tmp_path / "a")
     raw = np.full((1, 50), np.nan)
     raw[0, SODIUM] = 132
-    for _, example in read(tmp_path / "b").values():
+    for _, example in read(tmp_path / "b", by="hadm_id").values():
         np.testing.assert_array_equal(example["labs"], fitted.apply(raw)[0][0])
     code, _, err = run(*argv, "--percentiles=nowhere")
     assert code == 2 and "nowhere: no such file" in err
@@ -240,6 +215,7 @@ def test_a_finished_target_is_left_alone_without_reading_labevents(
         "data.mimic_labs.events.earliest", lambda *a: pytest.fail("read again")
     )
     code, second, _ = run(*argv)
+    assert first.pop("made")["examples"] == 8
     assert code == 0 and second == first | {"status": "unchanged"}
 
 
@@ -359,7 +335,7 @@ def test_the_demo_of_mimic_is_prepared(tmp_path, run):
     assert report["admissions"] == {"listed": 275, "kept": 210, "patients": 96}
     assert report["other_ids"]["52069"] == "52064"
     assert not report["other_units"] and report["events"]["read"] == 61608
-    found = read(target)
+    found = read(target, by="hadm_id")
     mask = np.stack([example["labs_mask"] for _, example in found.values()])
     assert mask.shape == (210, 50) and mask.any(axis=0).all()
     assert abs(1 - mask.mean() - 0.426) < 0.002

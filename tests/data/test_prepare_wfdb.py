@@ -9,29 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from data import prepare
 from pacx_jax import main
 from pacx_jax.input import ecg, ecg_records, sources
 from tests import tiny
+from tests.data.prepared_sets import read
 
 pytest.importorskip("wfdb", reason="the package wfdb is not installed")
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 REAL = ROOT.parent / "shared/realdata/ecg"
-
-
-@pytest.fixture
-def run(capsys):
-    """Runs the command in this process: (exit code, JSON of the last line, stderr)."""
-
-    def command(*argv):
-        try:
-            code = prepare.main([str(a) for a in argv])
-        except SystemExit as error:
-            code = error.code
-        out, err = capsys.readouterr()
-        return code, json.loads(out.splitlines()[-1]) if code == 0 else None, err
-
-    return command
 
 
 def wave(seed: int, samples: int) -> np.ndarray:
@@ -64,16 +49,6 @@ def draw(root, n=6, **kwargs):
     return root
 
 
-def prepared(target):
-    """path -> (split, example)."""
-    found = {}
-    for split in json.loads((target / sources.MANIFEST).read_text())["splits"]:
-        source = sources.PreparedSource(str(target), split)
-        for i in range(len(source)):
-            found[source[i]["path"]] = (split, source[i])
-    return found
-
-
 def test_records_at_500_hz_come_back_exactly_with_their_diagnoses(tmp_path, run):
     root, target = draw(tmp_path / "in"), tmp_path / "out"
     code, summary, err = run("wfdb", f"--source={root}", f"--target={target}")
@@ -82,7 +57,7 @@ def test_records_at_500_hz_come_back_exactly_with_their_diagnoses(tmp_path, run)
     assert manifest["label_names"] == ["A", "B"]
     assert manifest["entries"] == ["ecg", "path", "labels"]  # no patient is known
     assert "split by recording" in " ".join(summary["notes"])
-    found = prepared(target)
+    found = read(target, by="path")
     assert len(found) == 6 and {s for s, _ in found.values()} == {"train", "val"}
     for i in range(6):
         example = found[f"g{i % 2}/r{i}.hea"][1]
@@ -107,7 +82,7 @@ def test_other_rates_units_and_lead_orders_become_microvolts_at_500_hz(tmp_path,
     write(root / "fast", wave(1, 10_100), ["# Dx: 426783006"], fs=1000)
     code, summary, err = run("wfdb", f"--source={root}", f"--target={target}")
     assert code == 0, err
-    found = prepared(target)
+    found = read(target, by="path")
     assert list(summary["positives"]["train"]) == ["164889003", "426783006", "59118001"]
     example = found["slow.hea"][1]
     assert example["labels"].tolist() == [1, 0, 1]
@@ -131,7 +106,7 @@ def test_all_windows_of_a_record_are_in_one_split(tmp_path, run):
     assert code == 0, err
     assert sum(summary["counts"].values()) == 18
     of = {}
-    for path, (split, example) in prepared(target).items():
+    for path, (split, example) in read(target, by="path").items():
         record, _, start = path.partition("@")
         assert of.setdefault(record, split) == split
         at = int(start.rstrip("s") or 0) * 500
@@ -151,7 +126,7 @@ def test_patients_of_the_headers_and_copies_of_a_recording_stay_together(tmp_pat
         )
         assert code == 0, err
         of = {}
-        for path, (split, example) in prepared(target).items():
+        for path, (split, example) in read(target, by="path").items():
             number = int(re.search(r"r(\d+)", path)[1])
             assert of.setdefault(number // 3, split) == split
             assert example.get("patient_id") == (f"p{number // 3}" if comment else None)
@@ -169,7 +144,7 @@ def test_a_csv_gives_labels_patients_and_splits(tmp_path, run):
     argv = ("wfdb", f"--source={root}")
     code, _, err = run(*argv, f"--target={target}")
     assert code == 0, err
-    found = prepared(target)
+    found = read(target, by="path")
     assert {p: s for p, (s, _) in found.items()} == {
         "g0/r4.hea": "val",
         "g1/r5.hea": "val",
@@ -181,7 +156,7 @@ def test_a_csv_gives_labels_patients_and_splits(tmp_path, run):
     # Diagnoses of the headers by name, with the CSV's patients.
     code, _, err = run(*argv, f"--target={tmp_path / 'dx'}", "--label_columns=B")
     assert code == 0, err
-    found = prepared(tmp_path / "dx")
+    found = read(tmp_path / "dx", by="path")
     assert found["g1/r5.hea"][1]["labels"].tolist() == [1]
     assert found["g0/r0.hea"][1]["labels"].tolist() == [0]
 
@@ -231,7 +206,7 @@ def test_a_record_without_diagnoses_has_missing_labels(tmp_path, run):
     write(root / "x", wave(9, 5000), ["Dx: Unknown"])
     code, summary, _ = run("wfdb", f"--source={root}", f"--target={target}")
     assert code == 0 and summary["report"]["without_labels"] == 1
-    assert np.isnan(prepared(target)["x.hea"][1]["labels"]).all()
+    assert np.isnan(read(target, by="path")["x.hea"][1]["labels"]).all()
 
 
 def _all_bad(root):
@@ -343,7 +318,7 @@ def test_real_records_are_stored_within_half_a_microvolt(tmp_path, run):
     assert code == 0, err
     assert sum(summary["counts"].values()) == 96
     assert sum(p["AF"] for p in summary["positives"].values()) >= 15
-    found = prepared(target)
+    found = read(target, by="path")
     for path in ecg_records.find(REAL)[:5]:
         record = ecg_records.read_wfdb(path).ecg
         example = found[path.name][1]

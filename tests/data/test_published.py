@@ -16,6 +16,7 @@ from tests.data.published_trees import (
     draw_chexchonet,
     draw_covidx,
     draw_nih14,
+    draw_qata_cov19,
     draw_tb,
     draw_vindr_cxr,
     film,
@@ -48,7 +49,12 @@ IMAGES = {
     "covid_qu_ex": 15,
     "covidx": 24,
     "kermany": 48,
+    "qata_cov19": 26,
+    "cxlseg": 20,
 }
+# Each tree has two images in train of a patient who is in val or test too.
+SHARING = ("covidx", "qata_cov19", "cxlseg")
+MASKED = ("covid_qu_ex", "qata_cov19", "cxlseg")
 RUNS = [(name, policy, ()) for name in DRAW for policy in splits.POLICIES]
 RUNS += [("chexchonet", policy, ("--task=echo",)) for policy in splits.POLICIES]
 
@@ -73,8 +79,8 @@ def test_a_small_set_is_prepared_and_what_differs_is_said(
     read = examples(target, summary)
     assert set(read) == {"train", "val", "test"}
     assert {split: len(rows) for split, rows in read.items()} == summary["counts"]
-    left_out = 1 if (name, policy) == ("covidx", "strict") else 0
-    assert sum(map(len, read.values())) == IMAGES[name] - 2 * left_out
+    left_out = 2 if name in SHARING and policy == "strict" else 0
+    assert sum(map(len, read.values())) == IMAGES[name] - left_out
     assert not sum(summary["unreadable"].values())
     facts = getattr(module(name), "FACTS", None)
     facts = facts or module(name).TASKS[flags[0][7:] if flags else "composite"]
@@ -93,6 +99,13 @@ def test_a_small_set_is_prepared_and_what_differs_is_said(
         shown = images.to_rgb(images.decode(example["image"]))
         assert min(shown.shape[:2]) == 24
         assert abs(shown.mean() - film().mean()) < 3
+        if name in MASKED:  # in whatever file, it is the lungs of its own film
+            mask = images.decode(example["mask"])
+            assert set(np.unique(mask)) == {0, 255} and mask.shape == shown.shape[:2]
+            # A column beside, they would be 8 to 35 levels brighter.
+            assert abs(shown[mask > 0].mean() - 131.8) < 6
+        else:
+            assert "mask" not in example
 
 
 def test_labels_keep_what_is_missing_and_what_is_uncertain(tmp_path, run):
@@ -102,7 +115,7 @@ def test_labels_keep_what_is_missing_and_what_is_uncertain(tmp_path, run):
     labels = {e["path"]: e["labels"] for rows in read.values() for e in rows}
     np.testing.assert_array_equal(labels["images/cxr6.png"], [0, 0, np.nan, -1, 1])
     data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
-    config = types.SimpleNamespace(image_size=16, uncertain="positive")
+    config = types.SimpleNamespace(image_size=16, uncertain="one")
     batch = next(
         pipeline.train_batches(
             sources.open_source(data, "train"),
@@ -144,6 +157,7 @@ FULL = {  # images and positives of the whole sets
     "chexchonet": (71_589, 20_000),
     "vindr_cxr": (15_000, 0),
     "nih14": (86_524, 0),
+    "qata_cov19": (7_145, 0),
 }
 SHARES = {"chexchonet": (51_543, 5_728, 14_318), "nih14": (73_545, 12_979, 0)}
 
@@ -161,7 +175,7 @@ def test_the_reference_draws_have_the_published_sizes(name):
     }
     if name in SHARES:
         expected = dict(zip(splits.NAMES, SHARES[name], strict=True))
-    if name == "vindr_cxr":
+    if name in ("vindr_cxr", "qata_cov19"):
         expected["test"] = 0  # of the pool: the official test is not drawn
     assert counts == expected
 
@@ -190,6 +204,36 @@ def test_missing_files_stop_it_unless_they_are_allowed(tmp_path, run):
     code, summary, out = run(*argv)
     assert code == 0 and sum(summary["counts"].values()) == 22
     assert "note: 2 listed images are not there and left out" in out
+
+
+def test_missing_masks_stop_it_unless_they_are_allowed(tmp_path, run):
+    draw_qata_cov19(tmp_path / "in")
+    next((tmp_path / "in").rglob("mask_covid_7.png")).unlink()
+    code, _, error = run("qata_cov19", tmp_path / "in", tmp_path / "out")
+    assert code == 2 and "1 listed images have no mask there, the first is" in error
+    argv = ("qata_cov19", tmp_path / "in", tmp_path / "out", "--allow_missing")
+    code, summary, out = run(*argv)
+    assert code == 0 and sum(summary["counts"].values()) == 23
+    assert "note: 1 listed images have no mask there and left out, the first" in out
+
+
+@pytest.mark.parametrize("case", ["size", "levels"])
+def test_a_mask_of_another_size_or_of_classes_is_refused(tmp_path, run, case):
+    draw_qata_cov19(tmp_path / "in")
+    path = next((tmp_path / "in").rglob("mask_covid_7.png"))
+    mask = images.decode(path.read_bytes())
+    h, w = mask.shape
+    wrong = mask[:-1] if case == "size" else np.arange(h * w).reshape(h, w) % 4
+    path.write_bytes(images.encode_png(wrong.astype(np.uint8)))
+    said = {
+        "size": f"covid_7.png: the image is {h}x{w} pixels (height x width) and its "
+        f"mask {h - 1}x{w}; they must have one size",
+        "levels": "mask_covid_7.png: its highest grey level is 3; a mask of 0 and 255",
+    }[case]
+    code, _, error = run(
+        "qata_cov19", tmp_path / "in", tmp_path / "out", "--max_bad_share=0"
+    )
+    assert code == 2 and "1 unreadable samples" in error and said in error
 
 
 def test_chexpert_leaves_out_missing_images_where_that_is_allowed(tmp_path, run):
@@ -287,6 +331,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, run, case):
     code, _, error = run(name, tmp_path / "in", tmp_path / "out", *flags)
     assert code == 2 and "\n" not in error and re.search(message, error), error
     assert not (tmp_path / "out").exists()
+
+
+def test_a_prepared_set_says_whose_ids_it_has(tmp_path, run):
+    draw_tb(tmp_path / "in")
+    run("tb", tmp_path / "in", tmp_path / "out")
+    data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
+    path = tmp_path / "out" / sources.MANIFEST
+    manifest = json.loads(path.read_text())
+    assert manifest["namespace"] == "tb"
+    path.write_text(json.dumps(manifest | {"namespace": "montgomery"}))
+    assert sources.open_source(data, "train").namespace == "montgomery"
 
 
 def test_a_target_of_an_older_version_counts_as_made_with_the_defaults(tmp_path, run):

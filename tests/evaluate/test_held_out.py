@@ -53,6 +53,11 @@ def workdir(config, tmp_path_factory):
     return path
 
 
+def test_the_exported_encoder_has_the_statistics_that_it_was_probed_with(workdir):
+    exported = model_folder.load(workdir)
+    assert exported.preprocessing["mean"] == tiny.folder("vit").preprocessing["mean"]
+
+
 def test_auroc_stands_inside_its_patient_interval(config, workdir):
     result = held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
     row = result["intervals"]["sick"]

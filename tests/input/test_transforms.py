@@ -54,6 +54,38 @@ def test_evaluation_is_the_plain_squash(name):
     np.testing.assert_allclose(out, np.asarray(expected), atol=1e-5)
 
 
+def test_image_and_mask_are_mirrored_and_turned_alike():
+    # A mask as the image too: wherever its pixels go, the image's go as well.
+    blob = np.zeros((24, 24), np.uint8)
+    blob[3:15, 6:11] = 255
+    raw = {"image": images.encode_png(blob), "mask": images.encode_png(blob)}
+    transform = make("segment", image_size=24, hflip=0.5, degrees=10.0)
+    outputs = [transform(raw, generator(seed)) for seed in range(30)]
+    for out in outputs:
+        assert out["target"].shape == (24, 24) and out["image"].shape == (24, 24, 3)
+        for channel in range(3):
+            np.testing.assert_array_equal(out["image"][..., channel] > 0, out["target"])
+    assert len({out["target"].tobytes() for out in outputs}) > 10
+    again = [transform(raw, generator(seed)) for seed in range(30)]
+    assert all(
+        (a["target"] == b["target"]).all() for a, b in zip(outputs, again, strict=True)
+    )
+    rng = generator(3)  # PIL's own rotation, by what is drawn there
+    flipped, angle = rng.random() < 0.5, rng.uniform(-10, 10)
+    expected = Image.fromarray(blob[:, ::-1] if flipped else blob).rotate(angle)
+    np.testing.assert_array_equal(outputs[3]["target"] * 255, np.asarray(expected))
+
+
+def test_masks_are_squashed_by_nearest_neighbours_and_images_smoothly():
+    blob = np.uint8(255 * (RAMP > 70))
+    raw = {"image": images.encode_png(blob), "mask": images.encode_png(blob)}
+    out = make("segment", train=False, image_size=24)(raw, generator())
+    squash = Image.fromarray(blob).resize((24, 24), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(out["image"][..., 0], np.asarray(squash))
+    nearest = Image.fromarray(blob).resize((24, 24), Image.Resampling.NEAREST)
+    np.testing.assert_array_equal(out["target"] * 255, np.asarray(nearest))
+
+
 def test_the_full_crop_is_the_squash():
     square = RAMP[:60, :60]
     out = augment.random_resized_crop(square, 24, (1.0, 1.0), (1.0, 1.0), generator())
@@ -97,9 +129,10 @@ def test_distillation_does_not_mirror():
 def test_missing_labels_are_masked_and_uncertain_ones_follow_the_config():
     raw = example(labels=np.float32([1, 0, -1, np.nan]))
     expected = {
-        "missing": ([1, 0, 0, 0], [1, 1, 0, 0]),
-        "positive": ([1, 0, 1, 0], [1, 1, 1, 0]),
-        "negative": ([1, 0, 0, 0], [1, 1, 1, 0]),
+        "ignore": ([1, 0, 0, 0], [1, 1, 0, 0]),
+        "zero": ([1, 0, 0, 0], [1, 1, 1, 0]),
+        "one": ([1, 0, 1, 0], [1, 1, 1, 0]),
+        "reference": ([1, 0, 0, 0], [1, 1, 0, 1]),
     }
     for uncertain, (labels, mask) in expected.items():
         out = make("probe", image_size=8, uncertain=uncertain)(raw, generator())
@@ -147,6 +180,7 @@ def test_bad_fields_are_one_line():
         ("mae", {"crop_scale": (0.9, 0.2)}, "data.crop_scale"),
         ("mae", {"image_size": 0}, "data.image_size 0"),
         ("probe", {"uncertain": "perhaps"}, "data.uncertain 'perhaps'"),
+        ("segment", {"degrees": -1}, "data.degrees -1: give 0 to 180"),
     ):
         with pytest.raises(PacxError, match=message):
             make(name, **fields)

@@ -1,15 +1,20 @@
 """Objectives of Stage 1 and of the probe: losses and validation metrics."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
 import sklearn.metrics
 
-from pacx_jax import model_folder, objectives, step
+from pacx_jax import Encoder, model_folder, objectives, step
+from pacx_jax.convert import kinds
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.models import labs_dae, mae
 from pacx_jax.objectives import classify
 from pacx_jax.types import PacxError
 from tests import tiny
+from tests.convert import test_kinds as converted
 
 
 def test_unknown_objective_is_an_error_that_lists_the_known(meshes):
@@ -127,6 +132,10 @@ def test_multilabel_summary_leaves_out_labels_with_one_class():
     assert got["auroc_macro"] == pytest.approx(np.mean(aurocs))
     assert got["f1_macro"] == pytest.approx(np.mean(f1s))
     assert got["n_labels"] == 2 and "auroc_c" not in got
+    zero = classify.summarize_multilabel(("a", "b", "c"), "zero")(out)  # torchmetrics'
+    assert zero["auroc_macro"] == pytest.approx(np.sum(aurocs) / 3)
+    assert zero["f1_macro"] == pytest.approx(np.sum(f1s) / 3)
+    assert zero["n_labels"] == 2 and "auroc_c" not in zero
     p = 1 / (1 + np.exp(-np.float64(x)))
     bce = -(y * np.log(p) + (1 - y) * np.log(1 - p))
     assert got["loss"] == pytest.approx(bce[mask > 0].mean(), rel=1e-5)
@@ -179,6 +188,33 @@ def test_linear_probe_trains_its_linear_layer_alone(meshes, vit_folder):
     assert tiny.count(trained) == 32 * 2 + 2 and set(frozen) == {"encoder"}
     full = probe(meshes[1], vit_folder, tuning="full")
     assert step.split_params(shapes, full.trainable)[1] == {}
+
+
+@pytest.mark.parametrize("preset, mean", [(None, 0.5), ("reference", 0.4)])
+def test_a_probe_takes_the_encoders_own_statistics_or_imagenets(tmp_path, preset, mean):
+    state = kinds.write("vit_timm", converted.folder("vit_timm", posemb_grid=[4, 4]))
+    timm, _ = kinds.read("vit_timm", state, converted.OPTIONS, "file")
+    model_folder.save(tmp_path / "imagenet", timm, "card")
+    config = tiny.config(
+        "linear_probe",
+        preset,
+        model_init=str(tmp_path / "imagenet"),
+        data__label_columns=("a",),
+        data__image_size=32,
+    )
+    objective = classify.make(config)
+    params = tiny.random_start(objective) | {"encoder": timm.params}
+    image = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+    labels = np.ones((2, 1), np.float32)
+    batch = {"image": image, "labels": labels, "label_mask": labels}
+    got = objective.outputs(params, batch, None)["logits"]
+    if preset:  # D34: the authors' code
+        about = model_folder.image_preprocessing(IMAGENET_MEAN, IMAGENET_STD)
+        timm = dataclasses.replace(timm, preprocessing=about)
+    assert round(timm.preprocessing["mean"][2], 1) == mean
+    head = params["head"]["linear"]
+    want = Encoder(timm)(image) @ head["kernel"] + head["bias"]
+    np.testing.assert_allclose(got, want, atol=1e-5)
 
 
 @pytest.mark.parametrize(

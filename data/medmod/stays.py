@@ -1,0 +1,208 @@
+"""MedMod's ICU stays, the X-ray of each, and which of them Symile-MIMIC has seen.
+
+Read are MedMod's tables with the metadata of MIMIC-CXR-JPG, or tables that are linked
+and split already. Ids are compared as numbers, so that 10000032.0 is 10000032.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from data import listings, splits
+from data.mimic_labs import events
+from pacx_jax.input import patients, tables
+from pacx_jax.types import PacxError
+
+STAYS, LABELS = "all_stays.csv", "phenotype_labels.csv"
+METADATA = ("mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-metadata.csv")
+LISTS = {"val": "valset_iv.csv", "test": "testset_iv.csv"}
+SYMILE = ("train", "val", "val_retrieval", "test")
+_IDS = ("subject_id", "hadm_id", "stay_id")
+_STARTS, _ENDS = ("intime", "admittime"), ("outtime", "dischtime")  # ICU, hospital
+_COLUMNS = ("dicom_id", "subject_id", "study_id", "StudyDate", "StudyTime")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stay:
+    """One ICU stay.
+
+    Attributes:
+      origin: where it stands, for messages.
+      patient, admission: subject_id and hadm_id, as `number` writes them.
+      labels: float32 (c,) of the task.
+      stratum: of the label by which draws are stratified.
+      window: seconds from the first of its times to the last.
+      film: its X-ray, relative to the folder of images; "" without one.
+      split: the official one, "" without one.
+    """
+
+    origin: str
+    patient: str
+    admission: str
+    labels: np.ndarray
+    stratum: float
+    window: tuple[float, float] = (0.0, 0.0)
+    film: str = ""
+    split: str = ""
+
+
+def number(text: str) -> str:
+    """An id of MIMIC, as it is written in the names of its folders."""
+    return patients.key("mimic", text).removeprefix("mimic/")
+
+
+def read_split(
+    root: pathlib.Path, names: tuple[str, ...], stratum: str
+) -> Iterator[Stay]:
+    """The stays of {train,val,test}/{train,val,test}.csv, whose X-rays are linked."""
+    for split in splits.NAMES:
+        path = root / split / f"{split}.csv"
+        table = listings.read_table(path, (*_IDS[:2], "cxr_path", *names, stratum))
+        for i, stay in enumerate(_stays(table.table, table.table, names, stratum)):
+            name = table.table.rows[i][table.table.columns.index("cxr_path")]
+            yield dataclasses.replace(stay, film=f"{split}/{name}", split=split)
+
+
+def read_release(
+    root: pathlib.Path, names: tuple[str, ...], stratum: str
+) -> Iterator[Stay]:
+    """The stays of MedMod's tables, in the order of their ids, without X-rays.
+
+    phenotype_labels.csv names no stays: its rows are those of all_stays.csv sorted by
+    stay_id.
+    """
+    stays = tables.read_table(root / STAYS)
+    ids = [float(i) for i in tables.patients(stays, "stay_id", "as MedMod has it")]
+    order = np.argsort(ids, kind="stable")
+    stays = dataclasses.replace(stays, rows=[stays.rows[i] for i in order])
+    labels = tables.read_table(root / LABELS)
+    for name in (*names, stratum):
+        if name not in stays.columns:
+            labels.column(name, "as MedMod has it")
+    if len(labels.rows) != len(stays.rows):
+        raise PacxError(
+            f"{labels.path}: {len(labels.rows)} rows, but {stays.path} has "
+            f"{len(stays.rows)} stays; both must be of one run of MedMod's code"
+        )
+    official = _official(root)
+    times = [
+        [stays.column(name, "as MedMod has it") for name in group]
+        for group in (_STARTS, _ENDS)
+    ]
+    found = _stays(stays, labels, names, stratum)
+    for stay, *cells in zip(found, *times[0], *times[1], strict=True):
+        seconds = [events.seconds(cell.strip()) for cell in cells]
+        starts = [t for t in seconds[:2] if t is not None]
+        ends = [t for t in seconds[2:] if t is not None]
+        if not starts or not ends:
+            raise PacxError(
+                f"{stay.origin}: neither {' nor '.join(_STARTS if ends else _ENDS)} is "
+                "a time such as 2180-05-07 00:10:00"
+            )
+        window = (min(starts), max(ends))
+        split = official.get(stay.patient, "train") if official else ""
+        yield dataclasses.replace(stay, window=window, split=split)
+
+
+def link(stays: list[Stay], images: pathlib.Path, root: pathlib.Path) -> list[Stay]:
+    """The stays with an X-ray: the earliest of the patient within the stay's window.
+
+    Any view counts, of one time the first in the metadata, and no image is taken twice.
+    """
+    found = [d / name for d in (root, images) for name in METADATA]
+    path = next((path for path in found if path.is_file()), None)
+    if path is None:
+        raise PacxError(
+            f"{images}: no {METADATA[0]}; put that of MIMIC-CXR-JPG beside {STAYS}, or "
+            "give the folder of MIMIC-CXR-JPG as --images"
+        )
+    films = _films(path, {stay.patient for stay in stays})
+    linked = []
+    for stay in stays:
+        first, last = stay.window
+        mine = films.get(stay.patient, [])
+        inside = [film for film in mine if first <= film[0] <= last]
+        if inside:
+            chosen = min(inside, key=lambda film: film[0])
+            mine.remove(chosen)
+            linked.append(dataclasses.replace(stay, film=chosen[1]))
+    return linked
+
+
+def seen(stays: list[Stay], symile: pathlib.Path, policy: str) -> list[bool]:
+    """Whether Symile-MIMIC has each stay.
+
+    strict: its patient is in any split of Symile. reference: its admission is in
+    Symile's training split, as the authors' code had it.
+    """
+    by_patient = policy == "strict"
+    column = "subject_id" if by_patient else "hadm_id"
+    ids: set[str] = set()
+    for name in SYMILE if by_patient else SYMILE[:1]:
+        path = symile / f"{name}.csv"
+        if not path.is_file():
+            raise PacxError(
+                f"--symile {symile}: no {path.name}; give the folder of Symile-MIMIC "
+                f"with {', '.join(f'{s}.csv' for s in SYMILE)}"
+            )
+        table = tables.read_table(path)
+        ids |= {number(i) for i in tables.patients(table, column, "Symile-MIMIC")}
+    return [(s.patient if by_patient else s.admission) in ids for s in stays]
+
+
+def _stays(
+    stays: tables.Table, labels: tables.Table, names: tuple[str, ...], stratum: str
+) -> Iterator[Stay]:
+    """The rows as stays; a label may be in either table."""
+    people = tables.patients(stays, "subject_id", "the patient's id")
+    admissions = tables.patients(stays, "hadm_id", "the admission's id")
+    of_task = stays if set(names) <= set(stays.columns) else labels
+    values = tables.labels(of_task, names)[1]
+    strata = tables.labels(labels, (stratum,))[1][:, 0]
+    for i, (patient, admission) in enumerate(zip(people, admissions, strict=True)):
+        origin = f"{stays.path}: admission {admission}"
+        yield Stay(origin, number(patient), number(admission), values[i], strata[i])
+
+
+def _official(root: pathlib.Path) -> dict[str, str]:
+    """Patient -> val or test by MedMod's lists; empty without them."""
+    if not any((root / name).is_file() for name in LISTS.values()):
+        return {}
+    found = {}
+    for split, name in LISTS.items():
+        path = listings.first_file(root, name)
+        for line in listings.read_lines(path):
+            patient, _, listed = line.partition(",")
+            if listed.strip() not in ("0", "1"):
+                raise PacxError(f"{path}: {line!r} is not a subject_id and 0 or 1")
+            if listed.strip() == "1":
+                found[number(patient)] = split
+    return found
+
+
+def _films(path: pathlib.Path, people: set[str]) -> dict[str, list[tuple[float, str]]]:
+    """Patient -> (seconds, path) of each X-ray, in the order of the metadata."""
+    films: dict[str, list[tuple[float, str]]] = {}
+    for row, places in events.rows(path, _COLUMNS, progress=True):
+        dicom, patient, study, date, time = (row[i].strip() for i in places)
+        patient = number(patient)
+        if patient not in people:
+            continue
+        # 213014.531 is half past nine in the evening; zeros in front are lacking.
+        whole, _, fraction = time.partition(".")
+        try:
+            day = datetime.datetime.strptime(date + whole.zfill(6), "%Y%m%d%H%M%S")
+            taken = events.seconds(day.isoformat()) + float(f"0.{fraction or 0}")
+        except ValueError:
+            raise PacxError(
+                f"{path}: image {dicom} has the StudyDate {date!r} and StudyTime "
+                f"{time!r}; they must be such as 21800506 and 213014.531"
+            ) from None
+        place = f"files/p{patient[:2]}/p{patient}/s{number(study)}/{dicom}.jpg"
+        films.setdefault(patient, []).append((taken, place))
+    return films
