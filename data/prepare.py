@@ -1,7 +1,7 @@
 """Prepares a data set for training: ArrayRecord files, images shrunk once.
 
   python data/prepare.py NAME --source=DIR --target=DIR [--size=256] [--workers=N]
-      [--splits=strict|reference] [--allow_missing]
+      [--splits=strict|reference] [--store=encoded|raw] [--allow_missing]
 
 data/README.md describes what each NAME expects in --source. A finished target is left
 alone; one whose preparation was cut off is made anew. What cannot be read is left out
@@ -71,6 +71,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--source", required=True, help="folder of the data set as published")
     add("--target", required=True, help="folder to write; it must not exist yet")
     add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
+    add(
+        "--store",
+        choices=("encoded", "raw"),
+        default="encoded",
+        help="images as JPEG and PNG, or as pixels: larger, faster to read",
+    )
     add("--workers", type=int, default=0, help="threads; 0 = one for each core")
     add(
         "--max_bad_share",
@@ -143,6 +149,8 @@ def prepare(options: argparse.Namespace) -> dict:
             )
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan
+    if options.store == "raw":
+        plan = records.with_raw_images(plan)
     return _write(module.Builder, plan, target, options)
 
 
@@ -221,6 +229,8 @@ def _write(
         _list_unreadable(beside, builder.unreadable)
         raise PacxError(f"{error}; all so far are listed in {beside}") from None
     built = pathlib.Path(str(builder.data_path))
+    if plan.raw_images:
+        records.uncompress(built)
     _list_unreadable(built / "quarantine.jsonl", builder.unreadable)
     unreadable = {
         split: sum(bad["split"] == split for bad in builder.unreadable)

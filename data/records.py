@@ -11,12 +11,14 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+from array_record.python import array_record_data_source, array_record_module
 
 from pacx_jax.input import images, quarantine
 from pacx_jax.types import PacxError
@@ -38,6 +40,7 @@ class Plan:
       ecg_shape: shape of an ECG, stored as int16.
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
+      raw_images: images are stored as pixels, not as files.
       published: "train" or "train+val" -> "images" or a label -> published count.
       files: name -> contents of what else is written beside the records.
       report: what else the summary says, for JSON.
@@ -55,6 +58,7 @@ class Plan:
     ecg_shape: tuple[int, int] = (5000, 12)
     ecg_scale: float = 1.0
     lead_order: str = "standard"
+    raw_images: bool = False
     published: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -93,7 +97,11 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
         kinds = {
-            "image": lambda: tfds.features.Image(shape=(None, None, None)),
+            "image": lambda: (
+                _tensor((None, None, None), np.uint8)
+                if self._plan.raw_images
+                else tfds.features.Image(shape=(None, None, None))
+            ),
             "path": text,
             "patient_id": text,
             "hadm_id": text,
@@ -181,6 +189,43 @@ def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
     image = images.shrink(image, size)
     is_jpeg = is_file and data[:2] == b"\xff\xd8"
     return images.encode_jpeg(image) if is_jpeg else images.encode_png(image)
+
+
+def with_raw_images(plan: Plan) -> Plan:
+    """The plan with each image as uint8 (h, w, 1 or 3), what decoding it gives.
+
+    The pixels are those of the files it would store, so training on either is the same
+    to the byte; raw ones take more room and less time to read.
+    """
+    if "image" not in plan.entries:
+        raise PacxError(
+            f"--store=raw: this set has no images ({', '.join(plan.entries)}); leave "
+            "--store out"
+        )
+
+    def make(row: Any) -> dict[str, Any]:
+        example = plan.make(row)
+        pixels = images.decode(example["image"], plan.name(row))
+        return example | {"image": pixels.reshape(*pixels.shape[:2], -1)}
+
+    return dataclasses.replace(plan, make=make, raw_images=True)
+
+
+def uncompress(folder: pathlib.Path) -> None:
+    """Writes a raw set's records again, uncompressed.
+
+    Decompressing one (zstd, as TFDS writes) takes 80 us more than reading it, in which
+    no other thread runs.
+    """
+    for path in sorted(folder.glob("*.array_record*")):
+        stored = array_record_data_source.ArrayRecordDataSource([str(path)])
+        plain = path.with_name(f".{path.name}")
+        options = "group_size:1,uncompressed"
+        writer = array_record_module.ArrayRecordWriter(str(plain), options)
+        for i in range(len(stored)):
+            writer.write(stored[i])
+        writer.close()
+        plain.replace(path)
 
 
 def labs_entries(

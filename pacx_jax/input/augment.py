@@ -20,17 +20,15 @@ IMAGENET_MEAN = np.array([124, 116, 104], np.uint8)
 
 
 def tripled(image: np.ndarray) -> np.ndarray:
-    """(s, s) or (s, s, 3) -> (s, s, 3), for grey images a view on one channel."""
-    if image.ndim == 2:
-        return np.broadcast_to(image[..., None], (*image.shape, 3))
-    return image
+    """(s, s) or (s, s, 3) -> (s, s, 3)."""
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 
 def random_flip(
     image: np.ndarray, probability: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Mirrors left and right with the given probability; always one draw."""
-    return image[:, ::-1] if rng.random() < probability else image
+    return cv2.flip(image, 1) if rng.random() < probability else image
 
 
 def random_resized_crop(

@@ -167,8 +167,10 @@ class PreparedSource:
             )
         try:
             builder = tfds.builder_from_directory(str(folder))
-            raw = {"image": tfds.decode.SkipDecoding()}
-            raw = raw if "image" in manifest["entries"] else None
+            # Files are decoded by the transform; pixels (--store=raw) come as they are.
+            image = dict(builder.info.features).get("image")
+            is_file = isinstance(image, tfds.features.Image)
+            raw = {"image": tfds.decode.SkipDecoding()} if is_file else None
             self._records = builder.as_data_source(split=split, decoders=raw)
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
