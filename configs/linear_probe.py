@@ -22,7 +22,7 @@ def get_config(arg=None):
     c.task = "multilabel"  # or multiclass
     c.tuning = "linear"  # or full
     c.data.transform = "probe"
-    c.data.hflip = 0.5
+    c.data.hflip = 0.5  # as the reference; the heart's side is then no evidence
     c.optim.peak_lr = 3e-3
     c.optim.weight_decay = 0.01
     if "paper" in presets:
@@ -32,6 +32,6 @@ def get_config(arg=None):
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
         c.data.image_size = 48
-        c.data.hflip = 0.0
+        c.data.hflip = 0.0  # the heart stays on the left
         c.global_batch_size = 128
     return c

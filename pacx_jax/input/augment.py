@@ -66,10 +66,7 @@ def distillation(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     if rng.random() < 0.3:
         image = _jitter(image, rng)
     if rng.random() < 0.15:
-        sigma = rng.uniform(0.1, 2.0)
-        image = cv2.GaussianBlur(
-            image, (5, 5), sigma, borderType=cv2.BORDER_REFLECT_101
-        )
+        image = _blur(image, rng.uniform(0.1, 2.0))
     if rng.random() < 0.25:
         return _erase(images.to_rgb(image), rng)
     return tripled(image)
@@ -134,6 +131,11 @@ def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             x = (x - grey.mean()) * np.float32(contrast) + grey.mean()
         x = np.clip(x, 0, 255)
     return np.rint(x).astype(np.uint8)
+
+
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of 5 x 5 pixels, mirrored at the border."""
+    return cv2.GaussianBlur(image, (5, 5), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
 def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
