@@ -89,6 +89,7 @@ def test_alpha_is_dropped_palettes_and_bits_and_cmyk_are_expanded():
     assert images.decode(saved(cmyk, "JPEG")).shape == COLOUR.shape
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's, of damaged EXIF
 def test_damaged_jpegs_are_what_pil_makes_of_them(monkeypatch):
     """The faster decoder neither takes what PIL refuses nor gives other pixels."""
     film = images.encode_jpeg(GREY)
