@@ -6,6 +6,7 @@ It is read and split by the very code of `data.source=folder`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -37,7 +38,13 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     entries += ("labels",) if labelled else ()
     splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
     return records.Plan(
-        splits, make, make.name, entries, listing.label_names, listing.fingerprint
+        splits,
+        make,
+        make.name,
+        entries,
+        listing.label_names,
+        listing.fingerprint,
+        identity=functools.partial(records.image_identity, str(listing.root)),
     )
 
 

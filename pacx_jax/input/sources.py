@@ -26,7 +26,6 @@ from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "pacx.json"
-_READ_AT_ONCE = 256  # records
 
 
 class Source(Protocol):
@@ -93,7 +92,7 @@ def open_source(data: Any, split: str) -> Source:
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if getattr(data, "source", "") == "prepared":
-        return tuple(_read_manifest(pathlib.Path(data.path))["splits"])
+        return tuple(read_manifest(pathlib.Path(data.path))["splits"])
     return SPLITS
 
 
@@ -159,7 +158,7 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         sizes = manifest["splits"]
         if split not in sizes:
             raise PacxError(
@@ -180,6 +179,8 @@ class PreparedSource:
                 f"{path}: damaged ({reason}); delete it and prepare it again"
             ) from None
         self._path = path
+        file = manifest["patients"].get(split)
+        self._patients = folder / file if file else None
         self._scale = float(manifest.get("ecg_scale", 1.0))
         self._lead_order = manifest.get("lead_order", "standard")
         self.label_names = tuple(manifest["label_names"])
@@ -215,31 +216,26 @@ class PreparedSource:
             return f"{self._path}: {self.split}[{i}]"
 
     def patients(self) -> list[str] | None:
-        """The patient of each readable example, read from the records.
-
-        None where the data name none.
-        """
-        if "patient_id" not in self.entries:
+        """The patient of each example, from a file of their own; None without any."""
+        if not self._patients:
             return None
-        found = []
-        for start in range(0, len(self), _READ_AT_ONCE):
-            rows = range(start, min(start + _READ_AT_ONCE, len(self)))
-            try:
-                records = self._records.__getitems__(list(rows))
-            except Exception:  # a damaged one among them, which training leaves out
-                records = [self._or_none(i) for i in rows]
-            found += [_text(record["patient_id"]) for record in records if record]
+        try:
+            found = json.loads(self._patients.read_text())
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, list) or len(found) != len(self):
+            raise PacxError(
+                f"{self._patients}: damaged (not the patients of {len(self)} "
+                f"examples); delete {self._path} and prepare it again"
+            )
         return found
 
-    def _or_none(self, i: int) -> dict[str, Any] | None:
-        try:
-            return self[i]
-        except PacxError:
-            return None
 
+def read_manifest(folder: pathlib.Path, sizes: bool = True) -> dict[str, Any]:
+    """What data/prepare.py says of its target.
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What data/prepare.py says of its target; PacxError if a file of it is cut off."""
+    PacxError if it is none, and with `sizes` if a file of it is missing or cut off.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -247,13 +243,14 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
             f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
             "data/prepare.py, or give data.source=folder"
         ) from None
-    fields = {"splits", "files", "entries", "label_names", "fingerprint"}
+    fields = {"splits", "files", "sha256", "patients", "entries", "label_names"}
+    fields |= {"fingerprint"}
     if not isinstance(manifest, dict) or fields - set(manifest):
         raise PacxError(
             f"{folder}: prepared by another version of data/prepare.py; delete it and "
             "prepare it again"
         )
-    for name, size in manifest["files"].items():
+    for name, size in manifest["files"].items() if sizes else ():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:
             raise PacxError(
@@ -286,9 +283,8 @@ class Subset:
 
     def patients(self) -> list[str] | None:
         """The patient of each example; None where the data name none."""
-        if "patient_id" not in self.entries:
-            return None
-        return [str(self[i]["patient_id"]) for i in range(len(self))]
+        found = self._source.patients()
+        return None if found is None else [found[i] for i in self._indices]
 
 
 def _text(value: Any) -> Any:

@@ -139,7 +139,7 @@ def test_data_builders_import_nothing_of_the_library_but_input():
         [p for p in (ROOT / "data").rglob("*.py")] if (ROOT / "data").exists() else []
     )
     for path in files:
-        assert own(path) <= {"input", "types", "disk"}, name(path)
+        assert own(path) <= {"input", "types", "disk", "locks"}, name(path)
 
 
 def test_library_does_not_import_torch_or_tensorflow():
