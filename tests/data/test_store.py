@@ -1,5 +1,6 @@
 """Images stored as pixels: other bytes on disk, the same ones in training."""
 
+import shutil
 import types
 
 import numpy as np
@@ -44,6 +45,22 @@ def test_raw_images_are_what_decoding_the_stored_files_gives(sets):
         np.testing.assert_array_equal(pixels, images.decode(encoded["image"]))
         shapes.add(pixels.shape)
     assert (52, 52) in shapes and any(len(shape) == 3 for shape in shapes)
+
+
+def test_a_flipped_bit_of_a_raw_image_makes_it_unreadable_never_wrong(sets, tmp_path):
+    folder = tmp_path / "damaged"
+    shutil.copytree(sets["raw"]._path, folder)
+    (record,) = folder.glob("*-train.array_record*")
+    data = bytearray(record.read_bytes())
+    data[bytes(data).index(sets["raw"][2]["image"].tobytes()) + 300] ^= 1
+    record.write_bytes(data)
+    source, unreadable = sources.PreparedSource(str(folder), "train"), []
+    for i in range(len(source)):
+        try:
+            np.testing.assert_array_equal(source[i]["image"], sets["raw"][i]["image"])
+        except PacxError:
+            unreadable.append(i)
+    assert unreadable == [2]
 
 
 def test_batches_of_both_stores_are_the_same_to_the_byte(sets):
