@@ -69,7 +69,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.image_size = 224
     c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
-    c.data.hflip = 0.0  # flips the heart to the right side
+    c.data.hflip = 0.0  # probability of a mirror image: the heart on the right side
     c.data.crop_scale = (0.5, 1.0)
     c.data.ecg_decimate = 1
     c.data.cache = False  # keep decoded examples in memory

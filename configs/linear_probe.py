@@ -23,7 +23,7 @@ def get_config(arg=None):
     c.tuning = "linear"  # or full
     c.undefined_auroc = "skip"  # of a label without both classes (D35); or zero
     c.data.transform = "probe"
-    c.data.hflip = 0.5
+    c.data.hflip = 0.5  # as the reference; the heart's side is then no evidence
     if "reference" not in presets:  # D34: there, ImageNet's for every encoder
         c.data.mean = c.data.std = ()  # the encoder's own
     c.optim.peak_lr = 3e-3
@@ -39,6 +39,6 @@ def get_config(arg=None):
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
         c.data.image_size = 48
-        c.data.hflip = 0.0
+        c.data.hflip = 0.0  # the heart stays on the left
         c.global_batch_size = 128
     return c

@@ -53,7 +53,7 @@ def runlocal(c):
     c.model.variant, c.model.patch_size = "demo", 8
     c.model.decoder.update(width=64, depth=2, num_heads=2)
     c.data.image_size = 48
-    c.data.hflip = 0.0
+    c.data.hflip = 0.0  # the heart stays on the left
     c.data.crop_scale = (0.7, 1.0)
     c.global_batch_size = 64
     c.optim.peak_lr = 2e-3

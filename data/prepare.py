@@ -1,7 +1,7 @@
 """Prepares a data set for training: ArrayRecord files, images shrunk once.
 
   python data/prepare.py NAME --source=DIR --target=DIR [--size=256] [--workers=N]
-      [--splits=strict|reference] [--allow_missing]
+      [--splits=strict|reference] [--store=encoded|raw] [--allow_missing]
   python data/prepare.py --check --target=DIR
 
 data/README.md describes what each NAME expects in --source. A finished target is left
@@ -80,6 +80,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--target", required=True, help="folder to write; it must not exist yet")
     add("--check", action="store_true", help="verify the target, which is finished")
     add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
+    add(
+        "--store",
+        choices=("encoded", "raw"),
+        default="encoded",
+        help="images as JPEG and PNG, or as pixels: larger, faster to read",
+    )
     add("--workers", type=int, default=0, help="threads; 0 = one for each core")
     add(
         "--max_bad_share",
@@ -165,6 +171,8 @@ def prepare(options: argparse.Namespace) -> dict:
             )
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan
+    if options.store == "raw":
+        plan = records.with_raw_images(plan)
     records.tfds.disable_progress_bar()
     builder = module.Builder(plan=plan, data_dir=str(work))
     return _prepare(builder, work, options)

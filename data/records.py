@@ -38,6 +38,7 @@ class Plan:
       ecg_shape: shape of an ECG, stored as int16.
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
+      raw_images: images are stored as pixels, not as files.
       published: "train" or "train+val" -> "images" or a label -> published count.
       files: name -> contents of what else is written beside the records.
       report: what else the summary says, for JSON.
@@ -57,6 +58,7 @@ class Plan:
     ecg_shape: tuple[int, int] = (5000, 12)
     ecg_scale: float = 1.0
     lead_order: str = "standard"
+    raw_images: bool = False
     published: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -97,7 +99,11 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
         kinds = {
-            "image": lambda: tfds.features.Image(shape=(None, None, None)),
+            "image": lambda: (
+                _tensor((None, None, None), np.uint8)
+                if self.plan.raw_images
+                else tfds.features.Image(shape=(None, None, None))
+            ),
             "mask": lambda: tfds.features.Image(shape=(None, None, 1)),
             "path": text,
             "patient_id": text,
@@ -198,6 +204,26 @@ def _size(root: str, path: str) -> int:
         return os.stat(f"{root}/{path}").st_size
     except OSError:
         return -1
+
+
+def with_raw_images(plan: Plan) -> Plan:
+    """The plan with each image as uint8 (h, w, 1 or 3), what decoding it gives.
+
+    The pixels are those of the files it would store, so training on either is the same
+    to the byte; raw ones take more room and less time to read.
+    """
+    if "image" not in plan.entries:
+        raise PacxError(
+            f"--store=raw: this set has no images ({', '.join(plan.entries)}); leave "
+            "--store out"
+        )
+
+    def make(row: Any) -> dict[str, Any]:
+        example = plan.make(row)
+        pixels = images.decode(example["image"], plan.name(row))
+        return example | {"image": pixels.reshape(*pixels.shape[:2], -1)}
+
+    return dataclasses.replace(plan, make=make, raw_images=True)
 
 
 def labs_entries(

@@ -205,8 +205,10 @@ class Preparation:
         temporary = self.set / f"{file}.tmp"
         digest, positives = hashlib.sha256(), np.zeros(len(plan.label_names), np.int64)
         patients, unreadable, size = [], [], 0
-        source = self._source(shard)
-        writer = array_record_module.ArrayRecordWriter(str(temporary), "group_size:1")
+        source = self._source(shard)  # before it is read: later changes are seen
+        # Decompressing pixels takes 80 us an image, in which no other thread runs.
+        form = "group_size:1,uncompressed" if plan.raw_images else "group_size:1"
+        writer = array_record_module.ArrayRecordWriter(str(temporary), form)
         for index in range(shard.start, shard.stop):
             record, reason = next(made)
             bar.update()

@@ -188,8 +188,12 @@ class PreparedSource:
             )
         try:
             builder = tfds.builder_from_directory(str(folder))
-            encoded = {"image", "mask"} & set(manifest["entries"])
-            raw = {entry: tfds.decode.SkipDecoding() for entry in encoded}
+            # Files are decoded by the transform; pixels (--store=raw) come as they are.
+            raw = {
+                entry: tfds.decode.SkipDecoding()
+                for entry, feature in dict(builder.info.features).items()
+                if isinstance(feature, tfds.features.Image)
+            }
             self._records = builder.as_data_source(split=split, decoders=raw or None)
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")

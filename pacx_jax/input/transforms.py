@@ -198,10 +198,7 @@ def _entry(example: Mapping[str, Any], key: str, name: str) -> Any:
 
 
 def _image(example: Mapping[str, Any], name: str) -> np.ndarray:
-    image = _entry(example, "image", name)
-    if isinstance(image, np.ndarray):
-        return image if image.ndim == 2 else images.to_rgb(image)
-    return images.decode(image, name)
+    return images.decode(_entry(example, "image", name), name)
 
 
 def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
