@@ -66,12 +66,13 @@ def test_sigterm_saves_within_its_step_and_the_run_resumes_bit_exact(
         write = manifest.write
         slow = lambda *args: (time.sleep(0.5), write(*args))  # noqa: E731
         monkeypatch.setattr(manifest, "write", slow)
+    handler = signal.getsignal(signal.SIGTERM)
     with monkeypatch.context() as patched:
         patched.setattr(step, "make_train_step", step.make_train_step)
         runs.at_update(k, runs.ask_to_end)
         with pytest.raises(preemption.Preempted, match=f"saved at step {k}"):
             main.run(runs.config(stage, folders, num_devices=2), str(tmp_path))
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert runs.state(tmp_path)["['step']"] == k
     main.run(runs.config(stage, folders, num_devices=2), str(tmp_path))
     runs.assert_same(tmp_path, straight(stage, 2))
