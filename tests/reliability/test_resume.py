@@ -55,7 +55,7 @@ def patients(monkeypatch):
         *[
             pytest.param(stage, k, marks=pytest.mark.full)
             for stage in ("mae", "labs_dae", "ecg", "distill", "classify")
-            for k in (1, 3, 5, 7, 8)
+            for k in (1, 3, 5, 7, 20)
         ],
     ],
 )
