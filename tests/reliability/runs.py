@@ -32,7 +32,7 @@ class Patients:
     """Patients who have everything, as functions of their number."""
 
     label_names = ("a", "b")
-    entries = ("image", "ecg", "labs", "labs_mask", "labels")
+    entries = ("image", "mask", "ecg", "labs", "labs_mask", "labels")
     namespace = "tests"
 
     def __init__(self, split: str):
@@ -47,6 +47,7 @@ class Patients:
         rng = np.random.default_rng([i, *self.split.encode()])
         return {
             "image": rng.integers(0, 256, (32, 32), dtype=np.uint8),
+            "mask": np.uint8(255 * (rng.random((32, 32)) < 0.4)),
             "ecg": rng.normal(size=(5000, 12)).astype(np.float32),
             "labs": rng.random(50, np.float32),
             "labs_mask": np.float32(rng.random(50) < 0.8),
@@ -107,7 +108,8 @@ def config(stage: str, folders: dict[str, str], **fields):
         small |= {"model__groups_width": 8, "data__ecg_decimate": 10}
         return tiny.config("ecg_net1d", **(common | small | fields))
     small = {"model_init": folders["model_init"], "data__image_size": 32}
-    return tiny.config("linear_probe", **(common | small | fields))
+    recipe = {"classify": "linear_probe", "segment": "segment"}[stage]
+    return tiny.config(recipe, **(common | small | fields))
 
 
 def at_update(k: int, act) -> None:
