@@ -42,6 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.keep = 2  # how many of the latest checkpoints stay
     c.best = ""  # metric to keep the best checkpoint by, such as "val/loss"
     c.best_mode = "min"
+    c.nonfinite = "stop"  # at a loss or gradient that is no number; or "skip" the step
+    c.max_skipped = 10  # of such steps in a run
+    c.grace_seconds = 25.0  # after SIGTERM, within which the state is saved
+    c.watchdog_seconds = 900.0  # a step that takes longer has its stacks dumped; 0: off
     c.export = "latest"  # which checkpoint the exported encoder is from
     c.model_init = ""  # folder of the weights to start from
 
