@@ -46,11 +46,13 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
     """
     if not flags.accelerator or not flags.image:
         raise PacxError("give --accelerator=tpu or gpu, and --image")
-    # A pod is NAME-workers-0-INDEX and 5 random letters: together a label, of 63 at most.
+    # A pod is NAME-workers-0-INDEX-abcde, and that a label: 63 characters at most.
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
-        raise PacxError(f"--name={name}: give at most 40 of a-z, 0-9 and -, a letter first")
+        raise PacxError(
+            f"--name={name}: give at most 40 of a-z, 0-9 and -, a letter first"
+        )
     if not any(a.startswith("--workdir=/pacx/") for a in arguments):
-        raise PacxError("give --workdir=/pacx/...: what lies elsewhere ends with its pod")
+        raise PacxError("give --workdir=/pacx/...: all else is lost with its pod")
     path = ROOT / "launch" / "gke_jobset.yaml"
     found = {
         d["metadata"]["labels"]["accelerator"]: d
@@ -112,7 +114,7 @@ def create(document: dict, *, dry_run: bool) -> None:
         raise PacxError("kubectl is not on PATH: install it") from None
     except subprocess.CalledProcessError as e:
         name = document["metadata"]["name"]
-        raise PacxError(f"kubectl refused the JobSet {name}: exit code {e.returncode}") from e
+        raise PacxError(f"kubectl refused {name}: exit code {e.returncode}") from None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -30,7 +30,7 @@ fail() {
 step=${1:-}
 [ $# -eq 0 ] || shift
 name="" zone="" project="" type="" runtime="" spot="" valid_until="" nfs="" workdir=""
-target="" dry_run=""
+target="" dry_run="" poll=${PACX_POLL_SECONDS:-15}
 while [ $# -gt 0 ]; do
   case $1 in
     --name=*) name=${1#*=} ;;
@@ -106,7 +106,7 @@ create() {
         exit 1
         ;;
     esac
-    sleep "${PACX_POLL_SECONDS:-30}"
+    sleep "$poll"
   done
 }
 
@@ -128,7 +128,7 @@ if ! mountpoint -q /mnt/pacx; then
   sudo mount -t nfs -o hard,nconnect=8 $nfs /mnt/pacx
 fi
 rm -rf pacx && mkdir pacx && tar -xzf pacx.tar.gz -C pacx && cd pacx
-python3 -m pip install --quiet --user uv==0.9.11
+python3 -m pip install --quiet --user uv==0.13.9
 uv=\$HOME/.local/bin/uv
 \$uv venv --quiet --python 3.11 .venv
 \$uv pip install --quiet --require-hashes -r requirements.lock -r launch/requirements.tpu.lock
@@ -160,7 +160,7 @@ echo \$! >~/pacx.pid; wait \$!; echo \$? >~/pacx.exit' pacx $arguments \
 
 wait_for() { # until every worker has ended
   local answer codes
-  local ask="while [ ! -e ~/pacx.exit ]; do sleep 5; done; echo pacx exit \$(cat ~/pacx.exit)"
+  local ask="while [ ! -e ~/pacx.exit ]; do sleep $poll; done; echo pacx exit \$(cat ~/pacx.exit)"
   if [ -n "$dry_run" ]; then
     on_workers "$ask"
     return 0
@@ -170,7 +170,7 @@ wait_for() { # until every worker has ended
       echo "the slice $name was taken away: delete it, create, install and run again" >&2
       exit 75
     fi
-    sleep "${PACX_POLL_SECONDS:-30}"
+    sleep "$poll"
   done
   codes=$(sed -n 's/^pacx exit \([0-9]*\)$/\1/p' <<<"$answer" | sort -un)
   [ -n "$codes" ] || fail "no worker of $name said how its run ended"
@@ -186,7 +186,6 @@ case $step in
   install) install ;;
   run) run "$@" ;;
   wait) wait_for ;;
-  # shellcheck disable=SC2088 # the worker's home
   stop) on_workers "kill -TERM \$(cat ~/pacx.pid)" ;;
   collect)
     [ -n "$workdir" ] && [ -n "$target" ] || fail "collect: give --workdir and --target"
