@@ -10,6 +10,8 @@ Without one, a recipe has the recommended values (docs/choices.md says why).
 
 import ml_collections
 
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+
 PRESETS = ("paper", "reference", "runlocal")
 
 
@@ -40,6 +42,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.keep = 2  # how many of the latest checkpoints stay
     c.best = ""  # metric to keep the best checkpoint by, such as "val/loss"
     c.best_mode = "min"
+    c.nonfinite = "stop"  # at a loss or gradient that is no number; or "skip" the step
+    c.max_skipped = 10  # of such steps in a run
+    c.grace_seconds = 25.0  # after SIGTERM, within which the state is saved
+    c.watchdog_seconds = 900.0  # a step that takes longer has its stacks dumped; 0: off
     c.export = "latest"  # which checkpoint the exported encoder is from
     c.model_init = ""  # folder of the weights to start from
 
@@ -57,11 +63,13 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.test_fraction = 0.0
     c.data.uncertain = "ignore"  # the label -1; or zero, one, reference
     c.data.limit = 0  # 0: all examples
+    c.data.label_fraction = 1.0  # of the training examples (D27)
+    c.data.label_draw = "positives"  # one a label, then any; or stratified
+    c.data.label_seed = 42
     c.data.image_size = 224
-    c.data.mean = (0.485, 0.456, 0.406)  # ImageNet
-    c.data.std = (0.229, 0.224, 0.225)
+    c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
-    c.data.hflip = 0.0  # flips the heart to the right side
+    c.data.hflip = 0.0  # probability of a mirror image: the heart on the right side
     c.data.crop_scale = (0.5, 1.0)
     c.data.ecg_decimate = 1
     c.data.cache = False  # keep decoded examples in memory
@@ -73,6 +81,7 @@ def get_config() -> ml_collections.ConfigDict:
 
     c.optim = ml_collections.ConfigDict()
     c.optim.peak_lr = 1e-3
+    c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch, and scales (D19)
     c.optim.warmup_steps = 0
     c.optim.warmup_from_zero = False
     c.optim.min_ratio = 0.0  # of peak_lr, at the end

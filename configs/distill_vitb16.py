@@ -55,7 +55,7 @@ def get_config(arg=None):
     c.loss.learn_temperature = True
     c.loss.label_smoothing = 0.02
 
-    c.data.transform = "distill"
+    c.data.transform = "distill"  # never flips: the heart stays on the left
     c.data.shuffle_pairs = False  # a control: breaks the pairing of the modalities
     c.optim.peak_lr = 1e-4
     c.optim.weight_decay = 0.05

@@ -18,6 +18,7 @@ def get_config(arg=None):
     c.name, c.objective = "labs_dae", "labs_dae"
     c.total_steps = 50 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
+    c.best = ""  # none is kept: the reference too goes on with the last
     c.model = base.ml_collections.ConfigDict()
     c.model.features = 50
     c.model.hidden = 512

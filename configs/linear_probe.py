@@ -21,21 +21,24 @@ def get_config(arg=None):
     c.best, c.best_mode, c.export = "val/auroc_macro", "max", "best"
     c.task = "multilabel"  # or multiclass
     c.tuning = "linear"  # or full
+    c.undefined_auroc = "skip"  # of a label without both classes (D35); or zero
     c.data.transform = "probe"
-    c.data.hflip = 0.5
+    c.data.hflip = 0.5  # as the reference; the heart's side is then no evidence
     if "reference" not in presets:  # D34: there, ImageNet's for every encoder
         c.data.mean = c.data.std = ()  # the encoder's own
     c.optim.peak_lr = 3e-3
     c.optim.weight_decay = 0.01
     if "paper" in presets:
         c.optim.weight_decay = 0.0  # D21: Adam
+        c.data.label_draw = "stratified"  # D27
     if "reference" in presets:
         c.data.uncertain = "reference"
+        c.undefined_auroc = "zero"
     if "runlocal" in presets:
         base.runlocal(c, "probe", total_steps=200)
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
         c.data.image_size = 48
-        c.data.hflip = 0.0
+        c.data.hflip = 0.0  # the heart stays on the left
         c.global_batch_size = 128
     return c

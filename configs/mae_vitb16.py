@@ -23,6 +23,7 @@ def get_config(arg=None):
     c.global_batch_size = 512
     c.total_steps = 400 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
+    c.best = "val/loss"  # kept; as in the reference, later stages take the last
     c.model_init_parts = ("encoder", "decoder")
 
     c.data.transform = "mae"
@@ -52,7 +53,7 @@ def runlocal(c):
     c.model.variant, c.model.patch_size = "demo", 8
     c.model.decoder.update(width=64, depth=2, num_heads=2)
     c.data.image_size = 48
-    c.data.hflip = 0.0
+    c.data.hflip = 0.0  # the heart stays on the left
     c.data.crop_scale = (0.7, 1.0)
     c.global_batch_size = 64
     c.optim.peak_lr = 2e-3

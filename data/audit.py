@@ -98,12 +98,10 @@ def _open(argument: str) -> tuple[str, dict[str, sources.Source]]:
     if not folder.is_dir():
         raise PacxError(f"{path}: no such folder; give prepared sets or image folders")
     prepared = (folder / sources.MANIFEST).is_file()
-    data = types.SimpleNamespace(
-        source="prepared" if prepared else "folder",
-        path=path,
-        namespace=space,
-        val_fraction=0.0,  # the CSV's splits, or all in one
-    )
+    kind = "prepared" if prepared else "folder"
+    data = types.SimpleNamespace(source=kind, path=path, namespace=space)
+    if not prepared:
+        data.val_fraction = 0.0  # the CSV's splits, or all in one
     found = {}
     for split in sources.splits(data):
         try:

@@ -108,8 +108,7 @@ def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
     if not has_image:
         return patient, study, None
     try:
-        image = example["image"]
-        image = image if isinstance(image, np.ndarray) else images.decode(image)
+        image = images.decode(example["image"])
         return patient, study, twins.digest(image)
     except PacxError:
         return patient, study, None

@@ -1,28 +1,33 @@
 """Prepares a data set for training: ArrayRecord files, images shrunk once.
 
   python data/prepare.py NAME --source=DIR --target=DIR [--size=256] [--workers=N]
-      [--splits=strict|reference] [--allow_missing]
+      [--splits=strict|reference] [--store=encoded|raw] [--allow_missing]
+  python data/prepare.py --check --target=DIR
 
 data/README.md describes what each NAME expects in --source. A finished target is left
-alone; one whose preparation was cut off is made anew. What cannot be read is left out
-and listed in `quarantine.jsonl`; beyond --max_bad_share of a split it stops, and the
-list is TARGET.quarantine.jsonl. The last line printed is JSON; where counts differ from
-the published ones, lines before it say so. Bad input is one line on stderr and exit
-code 2.
+alone; of one whose preparation was cut off the finished shards are kept, in
+.TARGET.partial beside it, and the same command goes on from there. What cannot be read
+is left out and listed in `quarantine.jsonl`; beyond --max_bad_share of a split it
+stops, and the list is TARGET.quarantine.jsonl. The last line printed is JSON; where
+counts differ from the published ones, lines before it say so. Bad input is one line on
+stderr and exit code 2.
+
+--check reads all of a prepared set: the sums of its files, every record and image, and
+the counts. A line on stderr for each problem, JSON on the last line, exit code 2 if
+there is any.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import importlib
-import io
 import json
 import os
 import pathlib
 import shutil
 import sys
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # As a script, this file's folder comes first, where data/wfdb would hide the package.
@@ -30,9 +35,9 @@ sys.path[:] = [p for p in sys.path if pathlib.Path(p).resolve() != ROOT / "data"
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from data import published, records, splits  # noqa: E402
-from pacx_jax import disk  # noqa: E402
-from pacx_jax.input import patients, sources  # noqa: E402
+from data import check, finish, journal, published, records, shards, splits  # noqa: E402
+from pacx_jax import disk, locks  # noqa: E402
+from pacx_jax.input import sources  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 NAMES = (
@@ -70,10 +75,17 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("name", choices=NAMES)
-    add("--source", required=True, help="folder of the data set as published")
+    add("name", nargs="?", choices=NAMES)
+    add("--source", help="folder of the data set as published")
     add("--target", required=True, help="folder to write; it must not exist yet")
+    add("--check", action="store_true", help="verify the target, which is finished")
     add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
+    add(
+        "--store",
+        choices=("encoded", "raw"),
+        default="encoded",
+        help="images as JPEG and PNG, or as pixels: larger, faster to read",
+    )
     add("--workers", type=int, default=0, help="threads; 0 = one for each core")
     add(
         "--max_bad_share",
@@ -100,7 +112,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--split_seed", type=int, default=0, help="mimic_labs: draws patients anew")
     add("--units", choices=("match", "any"), default="match", help="mimic_labs")
     add("--percentiles", default="", help="mimic_labs: those of this set, not train's")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if not options.check and not options.name:
+        parser.error(f"NAME is missing: one of {', '.join(NAMES)}")
+    if not options.check and options.source is None:
+        parser.error("--source is missing")
+    return options
 
 
 def prepare(options: argparse.Namespace) -> dict:
@@ -126,7 +143,12 @@ def prepare(options: argparse.Namespace) -> dict:
         raise PacxError(
             f"--max_bad_share {options.max_bad_share:g}: give a number in [0, 1]"
         )
+    # All is written beside the target and renamed at the end, so that a target is
+    # either whole or not there.
+    work = target.resolve().with_name(f".{target.name}.partial")
     finished = _finished(target, options)
+    if finished:  # a process may have been killed when that was done
+        shutil.rmtree(work, ignore_errors=True)
     module = importlib.import_module(
         f"data.{options.name}.{options.name}_dataset_builder"
     )
@@ -149,7 +171,11 @@ def prepare(options: argparse.Namespace) -> dict:
             )
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan
-    return _write(module.Builder, plan, target, options)
+    if options.store == "raw":
+        plan = records.with_raw_images(plan)
+    records.tfds.disable_progress_bar()
+    builder = module.Builder(plan=plan, data_dir=str(work))
+    return _prepare(builder, work, options)
 
 
 def cores() -> int:
@@ -161,7 +187,7 @@ def cores() -> int:
 
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
-    ignored = {"source", "target", "workers", "max_bad_share"}
+    ignored = {"source", "target", "check", "workers", "max_bad_share"}
     ignored |= {"percentiles", "images", "symile"}  # folders: their contents count
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
@@ -176,6 +202,7 @@ def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
         raise PacxError(
             f"{target}: exists and is not a prepared data set; choose another --target"
         ) from None
+    sources.read_manifest(target)  # says what is wrong with it
     settings = _settings(options)
     # Options that came later had their defaults.
     made = _settings(parse([options.name, "--source=", "--target="]))
@@ -189,97 +216,68 @@ def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
     return manifest
 
 
-def _write(
-    builder_class: type[records.RecordBuilder],
-    plan: records.Plan,
-    target: pathlib.Path,
-    options: argparse.Namespace,
+def _prepare(
+    builder: records.RecordBuilder, work: pathlib.Path, options: argparse.Namespace
 ) -> dict:
-    # All is written beside the target and renamed at the end, so that a target is
-    # either whole or not there.
-    work = target.resolve().with_name(f".{target.name}.partial")
-    shutil.rmtree(work, ignore_errors=True)
-    try:
-        work.mkdir(parents=True)
-    except OSError as error:
-        raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
-    workers = options.workers or cores()
-    builder = builder_class(
-        plan=plan,
-        workers=workers,
-        max_bad_share=options.max_bad_share,
-        data_dir=str(work),
-    )
-    records.tfds.disable_progress_bar()
+    """Writes the target, going on from what an earlier call finished of it."""
+    target = pathlib.Path(options.target)
     # A target that is not made has no folder for the list: it stands beside.
     beside = target.with_name(f"{target.name}.quarantine.jsonl")
-    beside.unlink(missing_ok=True)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):  # TFDS tells of downloads
-            builder.download_and_prepare()
-    except Exception as error:
-        shutil.rmtree(work, ignore_errors=True)
-        if not isinstance(error, PacxError):  # TFDS raises RuntimeError of a full disk
+    workers = options.workers or cores()
+    taken = f"{target}: another process is preparing it; wait for that to end"
+    preparation = None
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(locks.held(work / journal.LOCK, taken))
+        except OSError as error:
+            raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
+        try:
+            finished = _finished(target, options)  # by another process, meanwhile
+            if finished:
+                shutil.rmtree(work, ignore_errors=True)
+                return finished["summary"] | {"status": "unchanged"}
+            preparation = shards.Preparation(builder, work, _settings(options))
+            start = time.monotonic()
+            preparation.write(workers, options.max_bad_share)
+            seconds = time.monotonic() - start
+            summary = finish.finish(
+                preparation, builder.plan, target, options.name, _settings(options)
+            )
+            beside.unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)
+        except BaseException as error:
+            kept = _kept(preparation, work)
+            if isinstance(error, KeyboardInterrupt):
+                raise PacxError(f"{target}: interrupted{kept}") from None
             if disk.is_full(error):
-                raise PacxError(disk.told(target)) from None
-            raise
-        if not builder.unreadable:
-            raise
-        _list_unreadable(beside, builder.unreadable)
-        raise PacxError(f"{error}; all so far are listed in {beside}") from None
-    built = pathlib.Path(str(builder.data_path))
-    _list_unreadable(built / "quarantine.jsonl", builder.unreadable)
-    unreadable = {
-        split: sum(bad["split"] == split for bad in builder.unreadable)
-        for split in builder.counts
+                raise PacxError(f"{disk.told(target)}{kept}") from None
+            if not isinstance(error, PacxError) or not preparation:
+                raise
+            if preparation.unreadable:
+                finish.list_unreadable(beside, preparation.unreadable)
+                kept = f"; all so far are listed in {beside}{kept}"
+            raise PacxError(f"{error}{kept}") from None
+    made = {
+        "examples": preparation.made,
+        "seconds": round(seconds, 2),
+        "examples_per_second": round(preparation.made / seconds, 1),
+        "workers": workers,
     }
-    fingerprint = _fingerprint(builder.content, plan)
-    summary = {
-        "target": str(target),
-        "status": "prepared",
-        "fingerprint": fingerprint,
-        "counts": builder.counts,
-        "positives": builder.positives,
-        "unreadable": unreadable,
-        "published": plan.published,
-        "differences": published.differences(
-            plan.published, builder.counts, builder.positives
-        ),
-        "notes": list(plan.notes),
-        "report": dict(plan.report),
-    }
-    manifest = {
-        "name": options.name,
-        "namespace": patients.namespace(options.name),
-        "settings": _settings(options),
-        "source_fingerprint": plan.fingerprint,
-        "fingerprint": fingerprint,
-        "splits": builder.counts,
-        "files": {p.name: p.stat().st_size for p in built.glob("*.array_record*")},
-        "entries": plan.entries,
-        "label_names": plan.label_names,
-        "ecg_scale": plan.ecg_scale,
-        "lead_order": plan.lead_order,
-        "summary": summary,
-    }
-    for name, data in plan.files.items():
-        (built / name).write_bytes(data)
-    text = json.dumps(manifest, indent=1)
-    (built / sources.MANIFEST).write_text(text + "\n")
-    if target.exists():
-        target.rmdir()  # it is empty
-    built.rename(target)
-    shutil.rmtree(work, ignore_errors=True)
-    return summary
+    return summary | {"made": made}
 
 
-def _list_unreadable(path: pathlib.Path, unreadable: list[dict]) -> None:
-    path.write_text("".join(json.dumps(bad) + "\n" for bad in unreadable))
-
-
-def _fingerprint(content: str, plan: records.Plan) -> str:
-    parts = (content, plan.label_names, plan.ecg_scale, plan.lead_order)
-    return hashlib.sha256(repr(parts).encode()).hexdigest()
+def _kept(preparation: shards.Preparation | None, work: pathlib.Path) -> str:
+    """What to say of the finished shards; without any, `work` goes."""
+    if preparation is None and (work / journal.JOURNAL).exists():
+        return ""  # that of other settings
+    if preparation is None or not preparation.kept():
+        shutil.rmtree(work, ignore_errors=True)
+        return ""
+    preparation.tidy()
+    return (
+        f"; {preparation.kept()} examples are kept in {work}, and the same command "
+        "goes on from there"
+    )
 
 
 def _print(summary: dict) -> None:
@@ -292,13 +290,33 @@ def _print(summary: dict) -> None:
         print(f"  {split}: {count} examples{left_out}" + (labels and f"; {labels}"))
     for line in published.told(summary):
         print(line)
+    if made := summary.get("made"):
+        print(
+            f"  made {made['examples']} in {made['seconds']} s, --workers="
+            f"{made['workers']}: {made['examples_per_second']} examples/s"
+        )
     print(json.dumps(summary))
+
+
+def _check(options: argparse.Namespace) -> int:
+    workers = options.workers or cores()
+    found = check.check(pathlib.Path(options.target), workers, options.name or "")
+    for problem in found["problems"]:
+        print(f"error: {problem}", file=sys.stderr)
+    print(f"{found['target']}: {found['status']}, {found['files']} files")
+    for split, count in (found["counts"] or {}).items():
+        print(f"  {split}: {count} examples")
+    print(json.dumps(found))
+    return 2 if found["problems"] else 0
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
+    options = parse(argv)
     try:
-        _print(prepare(parse(argv)))
+        if options.check:
+            return _check(options)
+        _print(prepare(options))
     except PacxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -8,6 +8,7 @@ Here rows are joined with their files, split, and compared with those counts.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -97,6 +98,7 @@ def make_plan(
         digest.hexdigest(),
         published=merged_counts(facts, options.splits),
         notes=tuple(notes + told),
+        identity=functools.partial(records.image_identity, str(root)),
     )
 
 

@@ -1,8 +1,7 @@
-"""What all builders share: a plan of examples, made in parallel, written by TFDS.
+"""What all builders share: a plan of examples, made in parallel, in TFDS's form.
 
 A builder says which rows each split has and how one row becomes an example; this file
-runs that in threads, leaves out what cannot be read, and writes ArrayRecord without
-TensorFlow.
+runs that in threads and says what an example's features are. data/shards.py writes.
 """
 
 from __future__ import annotations
@@ -11,14 +10,15 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-import tqdm
 
-from pacx_jax.input import images, masks, quarantine
+from pacx_jax.input import images, masks
 from pacx_jax.types import PacxError
 
 _CHUNK = 16  # rows a worker gets at a time
@@ -38,10 +38,13 @@ class Plan:
       ecg_shape: shape of an ECG, stored as int16.
       ecg_scale: factor from the stored integers to the source's unit.
       lead_order: "standard" or "mimic".
+      raw_images: images are stored as pixels, not as files.
       published: "train" or "train+val" -> "images" or a label -> published count.
       files: name -> contents of what else is written beside the records.
       report: what else the summary says, for JSON.
       notes: lines to tell about the source and its splits.
+      identity: row -> what identifies its source, so that a preparation which is gone
+        on with keeps what has not changed; None = `fingerprint` for all rows.
       complete: makes the plan whole where that takes long, as it need not for a
         target that is finished; None = it is.
     """
@@ -55,55 +58,62 @@ class Plan:
     ecg_shape: tuple[int, int] = (5000, 12)
     ecg_scale: float = 1.0
     lead_order: str = "standard"
+    raw_images: bool = False
     published: Mapping[str, Mapping[str, int]] = dataclasses.field(default_factory=dict)
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    identity: Callable[[Any], bytes] | None = None
     complete: Callable[[], Plan] | None = None
 
 
-class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Writes a plan's examples in the plan's order.
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """An example to write: its bytes, digest, which labels are 1, and patient."""
 
-    Attributes after `download_and_prepare`:
-      counts: split -> examples written.
-      positives: split -> label -> how many are 1.
-      unreadable: {"split", "index", "name", "reason"} of each row left out.
-      content: sha256 over all examples.
+    data: bytes
+    digest: bytes
+    positive: np.ndarray
+    patient: str
+
+
+class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A plan as a TFDS builder, without TensorFlow.
+
+    TFDS gives the features, their serialisation, `dataset_info.json` and the reader.
+    The shards are written by data/shards.py: `download_and_prepare` gives the same
+    records, but what was cut off it makes anew, and unreadable rows it passes over.
     """
 
     name = "records"
     VERSION = tfds.core.Version("1.0.0")
     description = ""
 
-    def __init__(
-        self, *, plan: Plan, workers: int = 1, max_bad_share: float = 1.0, **kwargs: Any
-    ):
-        self._plan, self._workers, self._max_bad_share = plan, workers, max_bad_share
-        self.counts: dict[str, int] = {}
-        self.positives: dict[str, dict[str, int]] = {}
-        self.unreadable: list[dict[str, Any]] = []
-        self._digest = hashlib.sha256(repr(plan.label_names).encode())
+    def __init__(self, *, plan: Plan, workers: int = 1, **kwargs: Any):
+        self.plan, self._workers = plan, workers
         super().__init__(file_format="array_record", **kwargs)
-
-    @property
-    def content(self) -> str:
-        return self._digest.hexdigest()
+        self._serializer = tfds.core.example_serializer.ExampleSerializer(
+            self.info.features.get_serialized_info()
+        )
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text
         kinds = {
-            "image": lambda: tfds.features.Image(shape=(None, None, None)),
+            "image": lambda: (
+                _tensor((None, None, None), np.uint8)
+                if self.plan.raw_images
+                else tfds.features.Image(shape=(None, None, None))
+            ),
             "mask": lambda: tfds.features.Image(shape=(None, None, 1)),
             "path": text,
             "patient_id": text,
             "hadm_id": text,
-            "labels": lambda: _tensor((len(self._plan.label_names),), np.float32),
-            "ecg": lambda: _tensor(self._plan.ecg_shape, np.int16),
+            "labels": lambda: _tensor((len(self.plan.label_names),), np.float32),
+            "ecg": lambda: _tensor(self.plan.ecg_shape, np.int16),
             "labs": lambda: _tensor((50,), np.float32),
             "labs_mask": lambda: _tensor((50,), np.float32),
         }
-        features = {entry: kinds[entry]() for entry in self._plan.entries}
+        features = {entry: kinds[entry]() for entry in self.plan.entries}
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.description,
@@ -111,59 +121,30 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             disable_shuffling=True,  # training shuffles; the order is the source's
         )
 
+    def serialize(self, example: dict[str, Any]) -> bytes:
+        """An example's record: TFDS's, but with its entries always in one order."""
+        encoded = self.info.features.encode_example(example)
+        proto = self._serializer.get_tf_example(encoded)
+        return proto.SerializeToString(deterministic=True)
+
+    def record(self, row: Any) -> Record:
+        """Makes a row's record; PacxError leaves the row out."""
+        example = self.plan.make(row)
+        return Record(
+            self.serialize(example),
+            _digest(example),
+            np.asarray(example.get("labels", np.zeros(0))) == 1,
+            example.get("patient_id", ""),
+        )
+
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:
         del dl_manager
-        return {split: self._generate_examples(split) for split in self._plan.splits}
+        return {split: self._generate_examples(split) for split in self.plan.splits}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
-        plan, rows = self._plan, self._plan.splits[split]
-        self.counts[split] = 0
-        positives = np.zeros(len(plan.label_names), np.int64)
-        made = _make_all(plan.make, rows, self._workers)
-        bar = tqdm.tqdm(made, total=len(rows), desc=split, unit="ex", leave=True)
-        for index, (example, reason) in enumerate(bar):
-            if example is None:
-                name = plan.name(rows[index])
-                self.unreadable.append(
-                    {"split": split, "index": index, "name": name, "reason": reason}
-                )
-                self._check_share(split)
-                continue
-            self._add_to_digest(split, example)
-            self.counts[split] += 1
-            if "labels" in example:
-                positives += example["labels"] == 1
-            yield index, example
-        names = plan.label_names
-        self.positives[split] = dict(zip(names, positives.tolist(), strict=True))
-        if not self.counts[split]:
-            raise PacxError(
-                f"the {split} split has no readable example{self._first_bad(split)}"
-            )
-
-    def _check_share(self, split: str) -> None:
-        bad = sum(row["split"] == split for row in self.unreadable)
-        n = len(self._plan.splits[split])
-        if bad > quarantine.allowed(self._max_bad_share, n):
-            raise PacxError(
-                f"{bad} unreadable samples of {n} in the {split} split, more than "
-                f"--max_bad_share={self._max_bad_share:g} allows"
-                f"{self._first_bad(split)}"
-            )
-
-    def _first_bad(self, split: str) -> str:
-        reasons = [bad["reason"] for bad in self.unreadable if bad["split"] == split]
-        return f"; the first: {reasons[0]}" if reasons else ""
-
-    def _add_to_digest(self, split: str, example: dict[str, Any]) -> None:
-        self._digest.update(split.encode())
-        for key in sorted(example):
-            value = example[key]
-            data = value.encode() if isinstance(value, str) else value
-            data = data if isinstance(data, bytes) else np.ascontiguousarray(data)
-            size = len(data) if isinstance(data, bytes) else data.nbytes
-            self._digest.update(f"\0{key}\0{size}\0".encode())
-            self._digest.update(data)
+        rows = self.plan.splits[split]
+        made = make_all(self.plan.make, rows, self._workers)
+        yield from ((i, example) for i, (example, _) in enumerate(made) if example)
 
 
 def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
@@ -206,6 +187,45 @@ def _encode(data: bytes | np.ndarray, image: np.ndarray, size: int) -> bytes:
     return images.encode_jpeg(image) if is_jpeg else images.encode_png(image)
 
 
+def image_identity(root: str, row: tuple) -> bytes:
+    """Identifies the source of (path, patient, labels, mask's path or None).
+
+    A missing file has size -1.
+    """
+    path, patient, labels, mask = row
+    text = f"{path}\0{_size(root, path)}\0{patient}\0"
+    if mask is not None:
+        text += f"{mask}\0{_size(root, mask)}\0"
+    return text.encode() + labels.tobytes()
+
+
+def _size(root: str, path: str) -> int:
+    try:
+        return os.stat(f"{root}/{path}").st_size
+    except OSError:
+        return -1
+
+
+def with_raw_images(plan: Plan) -> Plan:
+    """The plan with each image as uint8 (h, w, 1 or 3), what decoding it gives.
+
+    The pixels are those of the files it would store, so training on either is the same
+    to the byte; raw ones take more room and less time to read.
+    """
+    if "image" not in plan.entries:
+        raise PacxError(
+            f"--store=raw: this set has no images ({', '.join(plan.entries)}); leave "
+            "--store out"
+        )
+
+    def make(row: Any) -> dict[str, Any]:
+        example = plan.make(row)
+        pixels = images.decode(example["image"], plan.name(row))
+        return example | {"image": pixels.reshape(*pixels.shape[:2], -1)}
+
+    return dataclasses.replace(plan, make=make, raw_images=True)
+
+
 def labs_entries(
     percentiles: np.ndarray, mask: np.ndarray, name: str
 ) -> dict[str, np.ndarray]:
@@ -236,13 +256,25 @@ def read_bytes(path: Any) -> bytes:
         raise PacxError(f"{path}: cannot be read ({error.strerror})") from None
 
 
+def _digest(example: dict[str, Any]) -> bytes:
+    digest = hashlib.sha256()
+    for key in sorted(example):
+        value = example[key]
+        data = value.encode() if isinstance(value, str) else value
+        data = data if isinstance(data, bytes) else np.ascontiguousarray(data)
+        size = len(data) if isinstance(data, bytes) else data.nbytes
+        digest.update(f"\0{key}\0{size}\0".encode())
+        digest.update(data)
+    return digest.digest()
+
+
 def _tensor(shape: tuple[int, ...], dtype: Any) -> tfds.features.Tensor:
     # Raw bytes are read a hundred times faster than lists of numbers.
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
 
 
 def _make_chunk(
-    make: Callable[[Any], dict[str, Any]], rows: Sequence[Any]
+    make: Callable[[Any], dict[str, Any]], rows: Iterable[Any]
 ) -> list[tuple[dict[str, Any] | None, str]]:
     made = []
     for row in rows:
@@ -253,15 +285,16 @@ def _make_chunk(
     return made
 
 
-def _make_all(
-    make: Callable[[Any], dict[str, Any]], rows: Sequence[Any], workers: int
+def make_all(
+    make: Callable[[Any], dict[str, Any]], rows: Iterable[Any], workers: int
 ) -> Iterator[tuple[dict[str, Any] | None, str]]:
     """(example, "") or (None, reason) of each row, in order, in constant memory.
 
     Threads serve as well as processes, which would take seconds to start: decoding,
     resizing and encoding leave the interpreter free, and one writer limits both.
     """
-    chunks = (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
+    rows = iter(rows)
+    chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
     if workers < 2:
         for chunk in chunks:
             yield from _make_chunk(make, chunk)

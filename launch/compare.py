@@ -41,7 +41,7 @@ from pacx_jax.evaluate import (
     rollout,
     tables,
 )
-from pacx_jax.input import images, sources, transforms
+from pacx_jax.input import images, sources, subsets, transforms
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae, vit
 from pacx_jax.objectives import distill
@@ -180,7 +180,7 @@ def compare(target: pathlib.Path, split: str, identity: dict):
         arms, train.labels, train.mask, FRACTIONS, range(SUBSETS), groups=train.patients
     )
     n_labelled = {
-        f: probe.subset_size(len(train.labels), len(names), f) for f in FRACTIONS
+        f: subsets.subset_size(len(train.labels), len(names), f) for f in FRACTIONS
     }
     pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
     result = comparison.compare_arms(

@@ -8,15 +8,18 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from pacx_jax import objectives, physiology, sharding
-from pacx_jax.input import pipeline, quarantine, sources, transforms
+from pacx_jax import identity, objectives, physiology, sharding
+from pacx_jax.input import pipeline, quarantine, sources, subsets, transforms
 from pacx_jax.types import Objective, PacxError
 
 
 def open_sources(config) -> dict[str, sources.Source]:
     """The train and validation splits of `config.data`, by name."""
-    splits = (config.data.train_split, config.data.val_split)
-    return {split: sources.open_source(config.data, split) for split in splits}
+    data = config.data
+    splits = (data.train_split, data.val_split)
+    opened = {split: sources.open_source(data, split) for split in splits}
+    train = opened[data.train_split]
+    return opened | {data.train_split: subsets.few_labels(train, data)}
 
 
 def with_label_names(config, opened):
@@ -42,6 +45,7 @@ class Data:
 
     def __init__(self, config, workdir, objective: Objective, mesh, opened):
         self.config, self.mesh, self.sources = config, mesh, opened
+        self.workdir = workdir
         self.rows = sharding.local_rows(config.global_batch_size, mesh)
         self.quarantine = quarantine.Quarantine(
             str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
@@ -89,6 +93,30 @@ class Data:
             order[good] = good[rng.permutation(len(good))]
             tables = {name: table[order] for name, table in tables.items()}
         self.tables[split] = tables
+
+    def fingerprints(self) -> dict[str, str | int]:
+        """What identifies the data: of each split its hash and size, and the tables."""
+        found = {}
+        for split, source in self.sources.items():
+            found[f"{split}.examples"] = len(source)
+            found[f"{split}.fingerprint"] = source.fingerprint
+            if split in self.tables:
+                found[f"{split}.embeddings"] = identity.of_tree(self.tables[split])
+        return found
+
+    def sample_names(self, step: int) -> list[str]:
+        """Names of the samples of a training batch, in order, after replacements."""
+        split = self.config.data.train_split
+        stream = pipeline.train_batches(
+            self.sources[split],
+            self.transforms[True],
+            seed=self.config.seed,
+            start_step=step,
+            **self._reading(split) | {"rows": None, "threads": 0},
+        )
+        with contextlib.closing(stream):
+            index = next(stream)["index"]
+        return [self.sources[split].name(int(i)) for i in index]
 
     def train(self, start_step: int):
         """Global batches from number `start_step` on, without end."""

@@ -1,7 +1,15 @@
-"""Saving and restoring train states with Orbax.
+"""Saving and restoring train states: Orbax writes them, a manifest proves them.
 
-A workdir holds `checkpoints/` (the latest ones) and, where config.best names a metric,
-`best/` (the one best by it). Saved at N means N updates done and N batches read.
+  WORKDIR/checkpoints/N/state/         what Orbax wrote
+  WORKDIR/checkpoints/N/manifest.json  sha256 of every file, and the tree's leaves
+  WORKDIR/checkpoints/N.saving/        a save under way, or one that was cut off
+  WORKDIR/checkpoints/N.damaged/       a step that did not hold what was saved
+  WORKDIR/best/, best.json             the best by config.best, in the same form
+
+Saved at N means N updates done and N batches read. The manifest is written when all
+else is on the disk, and then the folder gets its name. So whatever is called N was
+whole once. If it no longer is, a line says so, and the newest step that is, is
+restored.
 """
 
 from __future__ import annotations
@@ -15,7 +23,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pacx_jax import disk
+from pacx_jax import manifest, processes, saved_steps
 from pacx_jax.types import PacxError
 
 
@@ -33,35 +41,37 @@ class Checkpointer:
         if mode not in ("max", "min"):
             raise PacxError(f"config.best_mode {mode!r}: choose max or min")
         self._workdir = pathlib.Path(workdir).absolute()
-        self._latest = _manager(self._workdir / "checkpoints", keep)
+        self._latest = saved_steps.Steps(self._workdir / "checkpoints", keep)
         self._metric, self._sign = best, 1 if mode == "max" else -1
-        self._best = _manager(self._workdir / "best", 1) if best else None
+        self._best = saved_steps.Steps(self._workdir / "best", 1) if best else None
+        self._found: tuple[int, dict[str, Any]] | None = None
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, None where there is none."""
-        return self._latest.latest_step()
+        """The newest step that holds what was saved, None where nothing was saved."""
+        self._found = self._latest.newest()
+        return None if self._found is None else self._found[0]
 
-    def restore(self, abstract: Any) -> Any:
-        """The newest checkpoint, laid out as the abstract state's shardings say."""
-        args = ocp.args.StandardRestore(abstract)
-        step = self._latest.latest_step()
-        try:
-            return self._latest.restore(step, args=args)
-        except (ValueError, OSError, KeyError, TypeError) as e:
-            folder = self._workdir / "checkpoints" / str(step)
-            reason = " ".join(str(e).split())[:200]
-            raise PacxError(
-                f"{folder} cannot be restored ({reason}): delete it, and the run goes "
-                "on from the checkpoint before it"
-            ) from None
+    def restore(self, abstract: Any) -> tuple[Any, dict[str, float]]:
+        """The state of `latest_step`, laid out as the abstract state's shardings say.
 
-    def save(self, state: Any, step: int) -> None:
-        """Starts an asynchronous save."""
-        if step in self._latest.all_steps():
-            return
-        self._check_room(self._latest, state, step)
-        if not self._latest.save(step, args=ocp.args.StandardSave(state)):
-            raise PacxError(f"{self._workdir}: the checkpoint of step {step} not saved")
+        Returns:
+          The state, and the metrics that it was saved with.
+        """
+        step, about = self._found
+        folder = self._latest.folder / str(step)
+        return restore(folder, about, abstract), about["metrics"]
+
+    def save(self, state: Any, step: int, metrics: dict[str, float]) -> None:
+        """Starts an asynchronous save of a state and of its step's metrics."""
+        self._latest.save(state, step, metrics)
+
+    def holds(self, step: int) -> bool:
+        """Whether this step has been saved, in every process once it has in the first.
+
+        Waits for the save under way.
+        """
+        self._latest.settle()
+        return self._latest.holds(step)
 
     def save_if_best(self, state: Any, step: int, metrics: dict) -> None:
         """Keeps this state if its metric beats the best so far."""
@@ -88,35 +98,26 @@ class Checkpointer:
                 and self._sign * value <= self._sign * best["value"]
             ):
                 return
-        for stale in self._best.all_steps():
-            if stale >= step:  # Orbax saves nothing older than what it has
-                self._best.delete(stale)
-        self._check_room(self._best, state, step)
-        if not self._best.save(step, args=ocp.args.StandardSave(state)):
-            raise PacxError(f"{self._workdir}: the best checkpoint, {step}, not saved")
-        self._best.wait_until_finished()
-        if jax.process_index() == 0:
+        self._best.save(state, step, metrics)
+        self._best.settle()
+        if self._best.holds(step) and processes.is_first():
             row = {"step": step, "metric": self._metric, "value": value}
-            temporary = marker.with_suffix(".tmp")
-            temporary.write_text(json.dumps(row) + "\n")
-            temporary.replace(marker)
-
-    def _check_room(self, manager, state: Any, step: int) -> None:
-        manager.wait_until_finished()  # what it still writes takes room too
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        disk.check_room(manager.directory, size, f"the checkpoint of step {step}")
+            manifest.write_json(marker, row)
 
     def close(self) -> None:
         """Waits for saves under way."""
-        for manager in (self._latest, self._best):
-            if manager is not None:
-                manager.wait_until_finished()
-                manager.close()
+        for steps in (self._latest, self._best):
+            if steps is not None:
+                steps.close()
 
 
-def _manager(folder: pathlib.Path, keep: int) -> ocp.CheckpointManager:
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
-    return ocp.CheckpointManager(folder, options=options)
+def restore(folder: pathlib.Path, about: dict, abstract: Any) -> Any:
+    """The state in a verified step's folder, laid out as `abstract` says."""
+    check_leaves(folder, about["leaves"], saved_steps.leaves(abstract))
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(
+            folder / "state", args=ocp.args.StandardRestore(abstract)
+        )
 
 
 def read_params(workdir, which: str = "latest") -> dict:
@@ -130,18 +131,37 @@ def read_params(workdir, which: str = "latest") -> dict:
     folder = folder / ("checkpoints" if which == "latest" else "best")
     if not folder.is_dir():
         raise PacxError(f"{folder} does not exist: is {workdir} a finished run?")
-    reader = ocp.PyTreeCheckpointHandler()
-    with ocp.CheckpointManager(folder, item_handlers=reader) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise PacxError(f"{folder} holds no checkpoint")
+    step, _, damaged = saved_steps.newest(folder)
+    for number, reason in damaged:
+        saved_steps.warn(
+            f"{folder / str(number)} is damaged ({reason}): it is not read"
+        )
+    if step is None:
+        raise PacxError(f"{folder} holds no checkpoint that can be read")
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        path = folder / str(step) / "state"
         as_numpy = jax.tree.map(
             lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-            manager.item_metadata(step).tree,
+            checkpointer.metadata(path).item_metadata.tree,
         )
         args = ocp.args.PyTreeRestore(restore_args=as_numpy)
-        tree = manager.restore(step, args=args)
+        tree = checkpointer.restore(path, args=args)
     flat = {}
     for part in ("params", "frozen"):
         flat |= flax.traverse_util.flatten_dict(tree.get(part) or {})
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def check_leaves(folder: pathlib.Path, saved: dict, wanted: dict) -> None:
+    """PacxError unless the saved leaves are those wanted. Orbax would cast a dtype."""
+    wrong = [
+        name
+        for name in sorted(set(saved) | set(wanted))
+        if saved.get(name) != wanted.get(name)
+    ]
+    if wrong:
+        there, here = saved.get(wrong[0]), wanted.get(wrong[0])
+        raise PacxError(
+            f"{folder} is not a state of this config: {len(wrong)} arrays differ, such "
+            f"as {wrong[0]}: {there} there, {here} here; take another --workdir"
+        )

@@ -16,34 +16,11 @@ import sys
 import numpy as np
 import tqdm
 
-from pacx_jax import host_memory
+from pacx_jax import command, host_memory
 from pacx_jax.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoder import load_encoder
 from pacx_jax.input import ecg, ecg_records, folders
-from pacx_jax.input.images import EXTENSIONS
 from pacx_jax.types import PacxError
-
-
-def image_files(folder: str) -> list[pathlib.Path]:
-    """Every JPEG, PNG and DICOM file under a folder, sorted.
-
-    Raises:
-      PacxError: no such folder, or no images in it.
-    """
-    root = pathlib.Path(folder)
-    if not root.is_dir():
-        raise PacxError(f"--images {folder}: no such folder")
-    files = sorted(
-        p
-        for p in root.rglob("*")
-        if p.suffix.lower() in EXTENSIONS and not folders.hidden(p.relative_to(root))
-    )
-    if not files:
-        raise PacxError(
-            f"--images {folder} holds no {', '.join(EXTENSIONS)} files: name a folder "
-            "with X-rays"
-        )
-    return files
 
 
 def embed_folder(
@@ -55,7 +32,7 @@ def embed_folder(
       PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
         image that cannot be read.
     """
-    root, files = pathlib.Path(folder), image_files(folder)
+    root, files = pathlib.Path(folder), folders.list_images(folder, "--images")
     paths, skipped = [], []
 
     def readable():
@@ -63,13 +40,13 @@ def embed_folder(
             files, desc="embed", unit="img", disable=not sys.stderr.isatty()
         ):
             try:
-                image = encoder.preprocess(file)
+                image = encoder.preprocess(root / file)
             except PacxError as e:
                 if not skip_unreadable:
                     raise
                 skipped.append(str(e))
                 continue
-            paths.append(file.relative_to(root).as_posix())
+            paths.append(file)
             yield image
 
     return paths, encoder(readable()), skipped
@@ -130,11 +107,7 @@ def embed_ecgs(
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="pacx_jax.embed",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.Parser(prog="pacx_jax.embed", description=__doc__)
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", help="folder of JPEG, PNG or DICOM files")
@@ -186,6 +159,17 @@ def main(argv: list[str] | None = None) -> int:
             )
             paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
             arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
+        if not len(arrays["embedding"]):
+            raise PacxError(
+                f"{args.images or args.ecgs}: nothing there can be embedded "
+                f"({len(skipped)} skipped; the first: {skipped[0]})"
+            )
+        bad = ~np.isfinite(arrays["embedding"]).all(axis=1)
+        if bad.any():
+            raise PacxError(
+                f"{arrays['path'][bad][0]}: its embedding is not finite ({bad.sum()} "
+                f"such of {len(bad)}): remove it, or use --dtype=float32"
+            )
         out.parent.mkdir(parents=True, exist_ok=True)
         temporary = out.with_name(out.name + ".tmp")
         with temporary.open("wb") as file:

@@ -3,7 +3,8 @@
   python -m pacx_jax.export --workdir=runs/distill --out=encoder
   python -m pacx_jax.export --encoder=encoder --format=onnx --out=onnx --images=DIR
 
-Other formats are opened again and compared with the encoder before they are kept.
+Each is opened again and compared with the encoder, on X-rays under --images or those
+that the run was validated on, before it is kept.
 """
 
 from __future__ import annotations
@@ -12,86 +13,113 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Sequence
 
-from pacx_jax import embed, finished_run, model_folder
+from pacx_jax import command, finished_run, model_folder
 from pacx_jax.exporting import write
 from pacx_jax.exporting.source import Source, classifier_of
+from pacx_jax.input import folders, images, sources
+from pacx_jax.model_folder import ModelFolder
 from pacx_jax.types import PacxError
 
 
-def read_source(args: argparse.Namespace) -> Source:
-    """What the command line names: an encoder at an image size, maybe with its head."""
+def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
+    """The encoder that the command line names, and its model card."""
     if args.workdir:
         config = finished_run.read_config(args.workdir)
         which = args.which or config.export
         model = finished_run.read_run(config, args.workdir, which, args.heads)
-        card = finished_run.card(config, args.workdir, model, which)
-    else:
-        model = model_folder.load(args.encoder, "vit")
-        if not args.heads:
-            model = dataclasses.replace(model, heads=None)
-        card = model_folder.resolve(args.encoder) / "README.md"
-        card = card.read_text(encoding="utf-8") if card.is_file() else ""
-    given = args.workdir or args.encoder
-    if model.kind != "vit":
-        raise PacxError(
-            f"{given} holds a {model.kind} model: only X-ray encoders have --format"
-        )
+        return model, finished_run.card(config, args.workdir, model, which)
+    model = model_folder.load(args.encoder)
     if args.heads and model.heads is None:
         raise PacxError(
-            f"--head: {given} holds no head: give the workdir of a linear probe, or a "
-            "folder that was exported with --head"
+            f"--head: {args.encoder} holds no head: give the workdir of a linear "
+            "probe, or a folder that was exported with --head"
         )
+    if not args.heads:
+        model = dataclasses.replace(model, heads=None)
+    card = model_folder.resolve(args.encoder) / "README.md"
+    return model, card.read_text(encoding="utf-8") if card.is_file() else ""
+
+
+def _source(args: argparse.Namespace, model: ModelFolder, card: str) -> Source:
+    """An X-ray encoder at an image size, maybe with its head."""
     head = classifier_of(model)
-    if args.heads and head is None and args.format not in (None, "safetensors"):
+    if args.heads and head is None and args.format != "safetensors":
         raise PacxError(
-            f"--head: {given} holds no classifier ({model.heads.kind}): --format "
-            f"{args.format} takes a linear probe's, safetensors any"
+            f"--head: {args.workdir or args.encoder} holds no classifier "
+            f"({model.heads.kind}): --format {args.format} takes a linear probe's, "
+            "safetensors any"
         )
     return Source(model_folder.at_size(model, args.image_size), head, card)
 
 
-def _some(folder: str, most: int = 8) -> list[pathlib.Path]:
-    """At most `most` of a folder's images, evenly spread."""
-    files = embed.image_files(folder)
-    n = min(most, len(files))
-    return [files[i * len(files) // n] for i in range(n)]
+def _x_rays(args: argparse.Namespace, most: int = 8) -> tuple[list, str]:
+    """At most `most` X-rays to compare on, evenly spread, and what they are.
+
+    Those of --images, else of the run's own validation split.
+    """
+    if args.images:
+        root = pathlib.Path(args.images)
+        files = _some(folders.list_images(root, "--images"), most)
+        return [root / file for file in files], "given images"
+    data = finished_run.read_config(args.workdir).data
+    try:
+        source = sources.open_source(data, data.val_split)
+        rows = _some(range(len(source)), most)
+        decoded = [images.decode(source[i]["image"], source.name(i)) for i in rows]
+    except PacxError as e:
+        raise PacxError(
+            f"--images is missing, and {args.workdir}'s own X-rays cannot be read "
+            f"({e}): name a folder of X-rays to compare the export on"
+        ) from None
+    kind = "SIMULATED validation" if data.get("simulated") else "validation"
+    return decoded, f"{kind} images of the run"
+
+
+def _some(items: Sequence, most: int) -> list:
+    n = min(most, len(items))
+    return [items[i * len(items) // n] for i in range(n)]
 
 
 def _export(args: argparse.Namespace) -> None:
     """Carries out the command and prints what was written."""
-    asked = (args.encoder, args.format, args.images, args.image_size)
-    if not any(asked):
-        config = finished_run.read_config(args.workdir)
-        print(
-            finished_run.from_workdir(
-                config, args.workdir, args.out, args.which, args.heads
-            )
-        )
-        return
     if args.encoder and args.which:
         raise PacxError("--which goes with --workdir: a folder holds one encoder")
-    if not args.out:
+    if args.encoder and not args.out:
         raise PacxError("--out is missing: name the folder to write")
-    if args.encoder and pathlib.Path(args.out).exists():
-        if model_folder.resolve(args.encoder).samefile(args.out):
-            raise PacxError(f"--out {args.out} is the encoder itself: name another")
-    name = args.format or "safetensors"
-    images = _some(args.images) if args.images else None
-    source = read_source(args)
-    report = write.export(source, name, args.out, images)
-    print(f"{args.out}\n{report}")
-    if use := write.FORMATS[name].use:
+    out = args.out or str(pathlib.Path(args.workdir) / "export")
+    if args.encoder and pathlib.Path(out).exists():
+        if model_folder.resolve(args.encoder).samefile(out):
+            raise PacxError(f"--out {out} is the encoder itself: name another")
+    model, card = _read_model(args)
+    if model.kind != "vit":
+        if args.format or args.images or args.image_size:
+            raise PacxError(
+                f"{args.workdir or args.encoder} holds a {model.kind} model: only "
+                "X-ray encoders have --format, --images and --image_size"
+            )
+        write.copy(model, card, out)
+        print(f"{out}\nread again, the same to the bit")
+        return
+    if args.encoder and not args.images:
+        raise PacxError(
+            "--images is missing: name a folder of X-rays, on which the export is "
+            "compared with the encoder"
+        )
+    args.format = args.format or "safetensors"
+    if args.format != "safetensors" and not args.out:
+        raise PacxError("--out is missing: name the folder to write")
+    source = _source(args, model, card)
+    report = write.export(source, args.format, out, *_x_rays(args))
+    print(f"{out}\n{report}")
+    if use := write.FORMATS[args.format].use:
         print(f"\n{use(source)}")
 
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="pacx_jax.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = command.Parser(prog="pacx_jax.export", description=__doc__)
     add = parser.add_argument
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--workdir", help="a finished run")
@@ -106,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         action="store_true",
         help="also a linear probe's head; in a model folder, any decoder or adapters",
     )
-    add("--images", help="folder of X-rays to compare on (default: synthetic images)")
+    add("--images", help="X-rays to compare on (default: a run's own)")
     add(
         "--image_size",
         type=int,

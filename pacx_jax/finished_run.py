@@ -9,7 +9,14 @@ import pathlib
 import flax
 import ml_collections
 
-from pacx_jax import checkpoint, image_statistics, lora, metrics, model_folder
+from pacx_jax import (
+    checkpoint,
+    image_statistics,
+    lora,
+    metrics,
+    model_folder,
+    processes,
+)
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill, segment
@@ -68,7 +75,8 @@ def from_workdir(
     which = which or config.export
     model = read_run(config, workdir, which, heads)
     target = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
-    model_folder.save(target, model, card(config, workdir, model, which))
+    if processes.is_first():
+        model_folder.save(target, model, card(config, workdir, model, which))
     return target
 
 

@@ -11,18 +11,19 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import threading
 
+import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import disk, host_memory, locks
+from pacx_jax import disk, host_memory, identity, locks, manifest, preemption, processes
 from pacx_jax.types import PacxError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -32,59 +33,71 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _EVALUATE = flags.DEFINE_string(
     "evaluate", "", "Measure the finished run on this split, such as test."
 )
+_FORCE = flags.DEFINE_bool(
+    "force", False, "Go on with another config or other data than the run's."
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "host:port of process 0, where a run has several processes."
+)
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes.")
+_PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This one's number, from 0.")
 
 
-def run(config: ml_collections.ConfigDict, workdir: str) -> None:
+def run(
+    config: ml_collections.ConfigDict, workdir: str, *, force: bool = False
+) -> None:
     """Trains `config` in `workdir` and exports its encoder.
+
+    Args:
+      force: goes on with another config or other data than the run began with.
 
     Raises:
       PacxError: whatever is wrong with the config, the data or the workdir.
+      Preempted: asked to end by SIGTERM; the state is saved.
     """
-    import jax  # after flags, so that --help is quick
-
     check_values(config)
+    processes.check_agreement("the config", sorted(identity.flat(config.to_dict())))
     path = pathlib.Path(workdir)
-    written = json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n"
-    record = path / "config.json"
     # A run that stopped at its first error has claimed nothing: it may be mended.
-    if record.exists() and (path / "metrics.jsonl").exists():
-        check_same(json.loads(record.read_text()), json.loads(written), workdir)
+    if (path / identity.CONFIG).exists() and (path / "metrics.jsonl").exists():
+        identity.check_config(config, workdir, force=force)
     if (path / "done.json").exists():
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
     path.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as stack:
-        if jax.process_index() == 0:  # the processes of one run share its workdir
+        if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
             stack.enter_context(locks.held(path / "lock", refusal))
-        record.write_text(written, encoding="utf-8")
-        _train(config, workdir)
+            identity.write_config(config, workdir)
+        asked = stack.enter_context(preemption.Preemption(config.grace_seconds))
+        _train(config, workdir, asked, force)
 
 
-def _train(config: ml_collections.ConfigDict, workdir: str) -> None:
+def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) -> None:
     """Trains, exports, marks the run as finished and says so."""
     from pacx_jax import finished_run, train
 
     path = pathlib.Path(workdir)
-    metrics = train.train(config, workdir)
+    metrics = train.train(config, workdir, asked, force=force)
     target = finished_run.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
-    (path / "done.json").write_text(json.dumps(done) + "\n", encoding="utf-8")
     keys = ("val/loss", "val/auroc_macro", "val/dice")
     shown = [k for k in keys if metrics.get(k) is not None]
     text = ", ".join(f"{k} {metrics[k]:.4f}" for k in shown)
-    print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
+    if processes.is_first():
+        manifest.write_json(path / "done.json", done)
+        print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
 
 
 def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None:
     """Prints the finished run's metrics on a split (see evaluate.held_out)."""
     from pacx_jax.evaluate import held_out
 
-    record = pathlib.Path(workdir) / "config.json"
+    record = pathlib.Path(workdir) / identity.CONFIG
     if record.exists():  # other fields would be other patients, or another model
-        written = json.loads(json.dumps(config.to_dict()))
-        check_same(json.loads(record.read_text()), written, workdir)
+        identity.check_config(config, workdir)
     result = held_out.evaluate(config, workdir, split)
     for name, row in result.pop("intervals", {}).items():
         label = "auroc" in row
@@ -95,7 +108,7 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
 
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers that no run can have, before anything is read."""
-    flat = _flat(config.to_dict())
+    flat = identity.flat(config.to_dict())
     least = dict.fromkeys(("global_batch_size", "total_steps", "keep"), 1)
     least |= dict.fromkeys(("log_every", "eval_every", "save_every", "lora.rank"), 1)
     least |= dict.fromkeys(("model.patch_size", "data.image_size"), 1)
@@ -116,34 +129,6 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise PacxError("config.export=best needs config.best, such as 'val/loss'")
 
 
-def check_same(old: dict, new: dict, workdir: str) -> None:
-    """A workdir belongs to one config: refuses another, and lists what differs."""
-    old, new = _flat(old), _flat(new)
-    free = {"data.threads", "log_every", "keep", "num_devices", "cache_dir"}
-    free |= {"data.max_bad_share", "data.cache"}
-    free |= {"data.namespace", "data.allow_overlap"}
-    differing = [
-        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
-        for k in sorted(set(old) | set(new))
-        if old.get(k) != new.get(k) and k not in free
-    ]
-    if differing:
-        raise PacxError(
-            f"{workdir} holds a run of another config: {'; '.join(differing)}. "
-            "Take another --workdir, or delete this one"
-        )
-
-
-def _flat(tree: dict, prefix: str = "") -> dict:
-    out = {}
-    for k, v in tree.items():
-        if isinstance(v, dict):
-            out |= _flat(v, f"{prefix}{k}.")
-        else:
-            out[prefix + k] = v
-    return out
-
-
 def _main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
@@ -151,30 +136,52 @@ def _main(argv: list[str]) -> None:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
     host_memory.keep_freed()
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
+    start_processes()
     if _EVALUATE.value:
         measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
     else:
-        run(_CONFIG.value, _WORKDIR.value)
+        run(_CONFIG.value, _WORKDIR.value, force=_FORCE.value)
+
+
+def start_processes() -> None:
+    """Joins the run's other processes, if the flags name any."""
+    if _COORDINATOR.value:
+        processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 
 def main() -> None:
-    """The command line: an error of the user's is one line and exit code 2."""
+    """The command line: an error of the user's is one line and exit code 2.
+
+    A run that SIGTERM stopped, or the loss of another of its processes, ends with 75.
+    """
     threading.excepthook = _thread_failed
+    # Until the run listens itself, there is nothing that could be lost.
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(preemption.EXIT_CODE))
     try:
         app.run(_main, flags_parser=_parse)
     except PacxError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {' '.join(str(e).split())}", 2)
+    except preemption.Preempted as e:
+        print(f"stopped: {e}; the same command goes on from there", flush=True)
+        sys.exit(preemption.EXIT_CODE)
     except KeyboardInterrupt:
         print("stopped: the same command goes on from the last checkpoint", flush=True)
         sys.exit(130)
     except Exception as e:
         if disk.is_full(e):
             _stop_on_full_disk()
+        processes.end_if_bereaved(e)
         if not isinstance(e, OSError):  # such as a missing permission
             raise
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
+        _end(f"error: {' '.join(str(e).split())}", 2)
+
+
+def _end(text: str, code: int) -> None:
+    """Says why, and ends; at once where other processes would be waited for."""
+    print(text, file=sys.stderr, flush=True)
+    if jax.distributed.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -14,15 +14,19 @@ import pathlib
 
 import tensorboardX
 
+from pacx_jax import processes
 from pacx_jax.types import PacxError
 
 
 class MetricsWriter:
-    """Appends rows to a workdir; with `start_step`, first drops later rows."""
+    """Appends rows to a workdir of a run that goes on after `start_step`.
+
+    The row of that step is dropped with the later ones: it is written again.
+    """
 
     def __init__(self, workdir: str | os.PathLike, start_step: int):
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
-        keep_rows(self.path, start_step)
+        keep_rows(self.path, start_step - 1)
         keep_rows(self.path.with_name("timings.jsonl"), start_step)
         self._metrics = self.path.open("a", encoding="utf-8", buffering=1)
         self._timings = self.path.with_name("timings.jsonl").open(
@@ -30,7 +34,7 @@ class MetricsWriter:
         )
         self._board = tensorboardX.SummaryWriter(
             str(self.path.parent / "tensorboard"),
-            purge_step=start_step + 1 if start_step else None,
+            purge_step=start_step or None,
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -60,6 +64,27 @@ class MetricsWriter:
         self._board.close()
 
 
+class NoWriter:
+    """A MetricsWriter that writes nothing: every process but the first has one."""
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def write_timing(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def flush(self) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def writer(workdir: str | os.PathLike, start_step: int) -> MetricsWriter | NoWriter:
+    """This process's writer: the first one writes."""
+    return MetricsWriter(workdir, start_step) if processes.is_first() else NoWriter()
+
+
 def _finite(value: float) -> float | None:
     """JSON has no NaN: a value that does not exist is null."""
     value = float(value)
@@ -85,12 +110,3 @@ def read_rows(workdir: str | os.PathLike) -> list[dict]:
     if not path.exists():
         raise PacxError(f"{path} does not exist: has the run started?")
     return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def last_evaluation(workdir: str | os.PathLike) -> dict[str, float]:
-    """The newest row's "val/..." values that has any; NaN for one that is null."""
-    for row in reversed(read_rows(workdir)):
-        found = {k: v for k, v in row.items() if k.startswith("val/")}
-        if found:
-            return {k: math.nan if v is None else v for k, v in found.items()}
-    return {}

@@ -4,10 +4,29 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import optax
 from absl import logging
 
 from pacx_jax.types import PacxError, Params
+
+
+def settings(config):
+    """`config.optim`; where `base_batch_size` is given, its peak_lr is scaled (D19).
+
+    lr = peak_lr * global_batch_size / base_batch_size: the original MAE's rule at 256.
+    """
+    optim = config.optim
+    if optim.base_batch_size < 0:
+        raise PacxError(
+            f"config.optim.base_batch_size {optim.base_batch_size}: give 0 (off), or "
+            "the batch size that peak_lr is for"
+        )
+    if not optim.base_batch_size:
+        return optim
+    scaled = ml_collections.ConfigDict(optim.to_dict())
+    scaled.peak_lr *= config.global_batch_size / optim.base_batch_size
+    return scaled
 
 
 def schedule(optim, total_steps: int) -> optax.Schedule:

@@ -20,7 +20,7 @@ class TrainState:
     """Everything that a step changes or needs.
 
     Attributes:
-      step: int32 scalar, the number of updates done (and of batches read).
+      step: int32 scalar, the number of batches read, each an update unless skipped.
       params: what is trained. Gradients and moments cover these alone.
       frozen: what is not. Freezing is structural: there is nothing to mask.
       opt_state: of optax, shaped by `params`.
@@ -80,7 +80,15 @@ def make_train_step(
         (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        metrics = {"loss": loss, **metrics, "grad_norm": optax.tree.norm(grads)}
+        norm = optax.tree.norm(grads)
+        # A batch whose gradient is not finite leaves no trace but the step's number.
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(finite, new, old),
+            (params, opt_state),
+            (state.params, state.opt_state),
+        )
+        metrics = {"loss": loss, **metrics, "grad_norm": norm}
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, metrics
 

@@ -1,200 +1,199 @@
 """The only training loop. Objectives and configs differ between stages; it does not.
 
 Its order is the resume contract: mesh, pipeline, abstract state, shardings, then init
-or restore, then for each step: read a batch, update, log, evaluate, save. Saved at step
-N means N updates done and N batches read; batch N is the next one.
+or restore, then for each step: read a batch, update, save, log, evaluate. Saved at step
+N means N updates done and N batches read; batch N is the next one. What follows the
+save of step N, its row and its evaluation, is done again after a restore.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import faulthandler
 import json
 import pathlib
 import sys
 import time
 
 import jax
-import numpy as np
 import tqdm
-from absl import logging
 
 from pacx_jax import (
     batches,
     checkpoint,
+    goodput,
+    identity,
     metrics,
-    model_folder,
-    objectives,
-    optim,
+    numbers,
     overlap,
-    sharding,
-    step,
+    processes,
+    stage,
 )
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.preemption import Preempted, Preemption
+from pacx_jax.types import PacxError
 
 
-def train(config, workdir: str) -> dict[str, float]:
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """What one session of a run works with.
+
+    Attributes:
+      run: the stage that is trained.
+      saver: of its states.
+      writer: of its metrics.
+      watch: over values that are not finite.
+      ledger: of its time.
+      preemption: says when it shall save and end.
+    """
+
+    run: stage.Stage
+    saver: checkpoint.Checkpointer
+    writer: metrics.MetricsWriter | metrics.NoWriter
+    watch: numbers.Numbers
+    ledger: goodput.Ledger
+    preemption: Preemption
+
+
+def train(
+    config, workdir: str, preemption: Preemption, *, force: bool = False
+) -> dict[str, float]:
     """Trains `config.objective` in `workdir` to `config.total_steps`, resuming there.
+
+    Args:
+      preemption: says when the run shall save and end.
+      force: goes on with other data than those that the run began with.
 
     Returns:
       The last evaluation's metrics ("val/...").
+
+    Raises:
+      Preempted: the state is saved, the run is not finished.
     """
     started = time.perf_counter()
-    mesh = sharding.make_mesh(config.num_devices)
-    sharding.check_batch_size(config.global_batch_size, mesh)
+    ledger = goodput.Ledger(workdir, active=processes.is_first())
     opened = batches.open_sources(config)
     overlap.account(config, workdir, opened[config.data.train_split])
-    config = batches.with_label_names(config, opened)
-    objective = objectives.make(config, mesh)
-    data = batches.Data(config, workdir, objective, mesh, opened)
-
-    if "labels" in objective.modalities:  # which output of the head is which
-        names = json.dumps(list(config.data.label_columns))
-        (pathlib.Path(workdir) / "labels.json").write_text(names + "\n", "utf-8")
-
-    tx = optim.make(config.optim, config.total_steps)
-    keys = jax.random.split(jax.random.key(config.seed), 3)
-    init_key, step_key, eval_key = keys
-
-    def init(key, loaded):
-        params = objective.init(key)
-        return step.make_state({**params, **loaded}, objective, tx)
-
-    loaded = load_parts(objective, init_key)
-    abstract = jax.eval_shape(init, init_key, loaded)
-    shardings = sharding.tree_shardings(abstract, mesh)
-    train_step = step.make_train_step(objective, tx, mesh, shardings)
-    eval_step = step.make_eval_step(objective, mesh, shardings)
-
+    run = stage.set_up(config, workdir, opened)
+    write_label_names(run, workdir)
     saver = checkpoint.Checkpointer(
         workdir, keep=config.keep, best=config.best, mode=config.best_mode
     )
     start = saver.latest_step() or 0
-    if start:
-        like = jax.tree.map(
-            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
-            abstract,
-            shardings,
-        )
-        state = saver.restore(like)
-    else:
-        state = jax.jit(init, out_shardings=shardings)(init_key, loaded)
-    del loaded
-
-    writer = metrics.MetricsWriter(workdir, start)
+    identity.check_data(workdir, run.fingerprints(), started=start > 0, force=force)
+    ledger.enter("restore")
+    state, now = saver.restore(run.abstract) if start else (run.init(), {})
+    ledger.enter("setup")
+    watch = numbers.Numbers(config, workdir, start, run.data.sample_names)
+    writer = metrics.writer(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
-    final = {}
-    stream = data.train(start)
+    session = Session(run, saver, writer, watch, ledger, preemption)
+    try:
+        final = take_steps(session, state, start, now)
+    except Exception as e:
+        processes.end_if_bereaved(e)
+        raise
+    finally:  # a save under way when an error comes is a save still
+        ledger.enter("checkpoint")
+        saver.close()
+        preemption.unsaved = False
+        writer.close()
+        ledger.close()
+    check_saved(saver, workdir, config.total_steps)
+    return final
+
+
+def take_steps(session: Session, state, start: int, now: dict) -> dict[str, float]:
+    """Updates the state from step `start`, whose metrics are `now`, to the last one."""
+    run, ledger, config = session.run, session.ledger, session.run.config
+    val, values, n = {}, None, start
+    stream = run.data.train(start)
     bar = progress_bar(config, start)
     clock = time.perf_counter()
     try:
-        for i in range(start, config.total_steps):
-            state, values = train_step(state, next(stream), step_key)
-            n = i + 1
-            last = n == config.total_steps
-            log, check, save = (
-                n % every == 0 or last
-                for every in (config.log_every, config.eval_every, config.save_every)
-            )
-            row = {}
-            if log or check or save:  # what is not finite must not be saved
-                now = {k: float(v) for k, v in jax.device_get(values).items()}
-                check_finite(now, n)
-            if log or check:
-                row = now
+        if start:
+            val = conclude(session, state, start, now)
+        for n in range(start + 1, config.total_steps + 1):
+            watchdog(config.watchdog_seconds if n > start + 1 else 0)
+            ledger.enter_reading(n, values)
+            batch = next(stream)
+            ledger.enter_step(n)
+            session.preemption.unsaved = True
+            state, values = run.train_step(state, batch, run.step_key)
+            session.watch.add(n, values)
+            every = (config.log_every, config.eval_every, config.save_every)
+            log, check, save = (due(config, n, e) for e in every)
+            if log or check or save:
+                now = session.watch.fetch(values)
             if log:
-                bar.set_postfix(loss=f"{row['loss']:.4f}", refresh=False)
-                writer.write_timing(n, {"seconds": time.perf_counter() - clock})
-                clock = time.perf_counter()
-            if check:
-                val = data.val()
-                final = evaluate(eval_step, state, val, objective, eval_key, mesh)
-                row |= final
-            if row:
-                writer.write(n, row)
-            if check:
-                writer.flush()
-                saver.save_if_best(state, n, final)
+                bar.set_postfix(loss=f"{now['loss']:.4f}", refresh=False)
+                seconds, clock = time.perf_counter() - clock, time.perf_counter()
+                session.writer.write_timing(n, {"seconds": seconds})
+                ledger.write(n)
             if save:
-                writer.flush()
-                saver.save(state, n)
+                session.writer.flush()
+                ledger.enter("checkpoint")
+                session.saver.save(state, n, now)
+            if session.preemption.reached(n):
+                raise Preempted
+            val = conclude(session, state, n, now)
             bar.update()
-    finally:  # a save under way when an error comes is a save still
+    except Preempted:
+        if not session.saver.holds(n):
+            session.saver.save(state, n, session.watch.fetch(values))
+        check_saved(session.saver, run.data.workdir, n)
+        raise Preempted(f"preempted: saved at step {n}") from None
+    finally:
+        watchdog(0)
         bar.close()
         stream.close()
-        saver.close()
-        writer.close()
-    return final or metrics.last_evaluation(workdir)
+    return val
 
 
-def load_parts(objective: Objective, key: jax.Array) -> dict:
-    """The parameter subtrees that `objective.pretrained` names, from their folders.
+def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
+    """Evaluates and writes down step n, if it is time; returns the evaluation."""
+    config, val = session.run.config, {}
+    if due(config, n, config.eval_every):
+        session.ledger.enter("evaluation")
+        val = session.run.evaluate(state, between=session.preemption.check)
+    if val or due(config, n, config.log_every):
+        session.writer.write(n, now | val)
+    if val:
+        session.writer.flush()
+        session.ledger.enter("checkpoint")
+        session.saver.save_if_best(state, n, val)
+    return val
 
-    Raises:
-      PacxError: a folder without that part, or with one of another architecture.
+
+def due(config, n: int, every: int) -> bool:
+    """Whether what is done every so many steps, and after the last, is done after n."""
+    return n % every == 0 or n == config.total_steps
+
+
+def check_saved(saver: checkpoint.Checkpointer, workdir: str, n: int) -> None:
+    """PacxError if the last state of this session found no room."""
+    if not saver.holds(n):
+        raise PacxError(
+            f"{workdir}: step {n} could not be saved; free some room, and the same "
+            "command goes on from the checkpoint before it"
+        )
+
+
+def watchdog(seconds: float) -> None:
+    """Every thread's stack goes to standard error unless called again within `seconds`.
+
+    0 ends it. The dump is made by a thread in C, which no held interpreter stops.
     """
-    loaded = {}
-    expected = jax.eval_shape(objective.init, key)
-    for part, folder in objective.pretrained.items():
-        model = model_folder.load(folder)
-        if part == "encoder":
-            loaded[part] = model.params
-        elif model.heads and part in model.heads.params:
-            loaded[part] = model.heads.params[part]
-        elif not (pathlib.Path(folder) / "checkpoints").is_dir():
-            raise PacxError(
-                f"{folder} holds no {part}: give a run's workdir, or for an MAE "
-                "--config.model_init_parts='(\"encoder\",)' to start that anew"
-            )
-        else:
-            tree = checkpoint.read_params(folder)
-            if part not in tree:
-                raise PacxError(f"{folder} has no {part!r} among its parameters")
-            loaded[part] = tree[part]
-        shapes = [
-            {sharding.path_name(path): leaf.shape for path, leaf in leaves}
-            for leaves, _ in map(
-                jax.tree_util.tree_flatten_with_path, (loaded[part], expected[part])
-            )
-        ]
-        names = sorted(set(shapes[0]) | set(shapes[1]))
-        wrong = [n for n in names if shapes[0].get(n) != shapes[1].get(n)]
-        logging.info("%s starts from %s", part, folder)
-        if wrong:
-            has, wants = (s.get(wrong[0]) for s in shapes)
-            raise PacxError(
-                f"{folder}: its {part} is not that of config.model: {len(wrong)} "
-                f"parameters differ, such as {wrong[0]}: {has} there, {wants} here"
-            )
-    return loaded
+    if seconds > 0:
+        faulthandler.dump_traceback_later(seconds, file=sys.__stderr__)
+    else:
+        faulthandler.cancel_dump_traceback_later()
 
 
-def evaluate(eval_step, state, val_batches, objective, key, mesh) -> dict[str, float]:
-    """Metrics over the validation set, each named "val/..."."""
-    outputs, _ = collect(eval_step, state, val_batches, key, mesh)
-    return {f"val/{k}": v for k, v in objective.summarize(outputs).items()}
-
-
-def collect(eval_step, state, val_batches, key, mesh):
-    """Every real example's outputs, {name: (n, ...)}, and its index in the source."""
-    gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
-    collected = []
-    for i, batch in enumerate(val_batches):
-        mask, index = batch.pop("mask"), batch.pop("index")
-        out = eval_step(state, batch, jax.random.fold_in(key, i))
-        out, mask, index = jax.device_get((out, gather(mask), gather(index)))
-        out = {k: v[mask > 0.5] for k, v in (out | {"index": index}).items()}
-        collected.append(out)
-    whole = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
-    return whole, whole.pop("index")
-
-
-def check_finite(row: dict[str, float], n: int) -> None:
-    """Stops the run at a loss or gradient that is not a number."""
-    for name in ("loss", "grad_norm"):
-        if not np.isfinite(row[name]):
-            raise PacxError(
-                f"the {name} is {row[name]} at step {n}: lower config.optim.peak_lr or "
-                "use config.dtype=float32; the last checkpoint is kept"
-            )
+def write_label_names(run: stage.Stage, workdir: str) -> None:
+    """Writes down which output of a classifier's head is which label."""
+    if "labels" in run.objective.modalities and processes.is_first():
+        names = json.dumps(list(run.config.data.label_columns))
+        (pathlib.Path(workdir) / "labels.json").write_text(names + "\n", "utf-8")
 
 
 def progress_bar(config, start: int) -> tqdm.tqdm:

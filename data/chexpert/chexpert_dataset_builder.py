@@ -13,6 +13,7 @@ labels are those of train. The official valid.csv is the val split.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import pathlib
 import re
@@ -100,6 +101,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         digest.hexdigest(),
         published={} if simulated else COUNTS,
         notes=(f"{missing} listed images are not there and left out",) * bool(missing),
+        identity=functools.partial(records.image_identity, str(root)),
     )
 
 

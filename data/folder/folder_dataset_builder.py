@@ -8,6 +8,7 @@ under any extension.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from typing import Any
@@ -58,6 +59,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         listing.label_names,
         fingerprint,
         notes=notes,
+        identity=functools.partial(records.image_identity, str(listing.root)),
     )
 
 

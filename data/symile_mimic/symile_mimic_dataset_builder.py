@@ -29,6 +29,7 @@ import numpy as np
 from data import records
 from data.ecg_array.ecg_array_dataset_builder import open_array
 from pacx_jax.input import ecg, tables
+from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "val_retrieval", "test")
@@ -48,8 +49,8 @@ COUNTS = {
 }
 ECG_SCALE = 1 / 32767
 _ARRAYS = ("cxr", "ecg", "labs_percentiles", "labs_missingness", "hadm_id")
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
-_STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
+_MEAN = np.array(IMAGENET_MEAN, np.float32)[:, None, None]
+_STD = np.array(IMAGENET_STD, np.float32)[:, None, None]
 
 
 class Builder(records.RecordBuilder, skip_registration=True):

@@ -145,7 +145,7 @@ def _count(path: pathlib.Path, signals: list[list[str]]) -> int:
             samples = int(signals[0][3])
         else:
             samples = len(_read(str(path)).ecg)
-        if not 0 < samples <= ecg_records.LONGEST:
+        if not 0 < samples <= ecg.LONGEST:
             return 1
         return max(1, ecg.count_windows(samples, fs))
     except (PacxError, IndexError, ValueError):

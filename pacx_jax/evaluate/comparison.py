@@ -60,7 +60,7 @@ def compare_arms(
       label_names: c names.
       groups: group name -> its label names; the macro means ("physiological", ...).
       pairs: (a, b) arms whose difference a - b is wanted.
-      n_labelled: fraction -> labelled training studies (`probe.subset_size`).
+      n_labelled: fraction -> labelled training studies (`subsets.subset_size`).
       baseline: the summary's `mae` arm.
       treatment: the summary's `pacx` arm.
       n_resamples: of patients and subset seeds.

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from pacx_jax import sharding
 from pacx_jax.encoder import Encoder
-from pacx_jax.input import images, transforms
+from pacx_jax.input import images, subsets
 from pacx_jax.model_folder import ModelFolder
 
 
@@ -40,7 +40,7 @@ def read_probe_set(source) -> ProbeSet:
         decoded.append(images.decode(example["image"], source.name(i)))
         labels.append(example["labels"])
         patients.append(str(example.get("patient_id", i)))
-    labels, known = transforms.known_labels(np.stack(labels), "ignore")
+    labels, known = subsets.known_labels(np.stack(labels), "ignore")
     return ProbeSet(decoded, labels, known, np.array(patients))
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import batches, checkpoint, objectives, overlap, sharding, step, train
+from pacx_jax import batches, checkpoint, objectives, overlap, sharding, stage, step
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import segment
 from pacx_jax.types import PacxError
@@ -42,7 +42,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     shardings = sharding.tree_shardings(state, mesh)
     eval_step = step.make_eval_step(objective, mesh, shardings)
     key = jax.random.key(config.seed)
-    outputs, index = train.collect(eval_step, state, data.val(), key, mesh)
+    outputs, index = stage.collect(eval_step, state, data.val(), key, mesh)
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
     if "logits" in outputs or "hits" in outputs:
         source = data.sources[split]

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pacx_jax.input.subsets import label_subset
+
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, on standardised x
 FIXED_C = 1e-2  # where a label has too few cases for cross-validation
 FOLDS = 5
@@ -40,53 +42,6 @@ class Probe:
         """(m, d) features -> (m, c) probabilities."""
         z = (np.asarray(features, np.float64) - self.mean) / self.scale
         return _sigmoid(z @ self.weights + self.bias)
-
-
-def subset_size(n: int, n_labels: int, fraction: float) -> int:
-    """Studies in a labelled subset: int(n * fraction), at least c + 1, at most n."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction {fraction} is not in (0, 1]")
-    return min(n, max(int(n * fraction), n_labels + 1))
-
-
-def label_subset(
-    labels: np.ndarray,
-    mask: np.ndarray,
-    fraction: float,
-    seed: int,
-    stratified: bool = False,
-) -> np.ndarray:
-    """Which studies have labels, in a low-label experiment (D27).
-
-    One random positive of each label, then a uniform fill, as in the reference
-    (§5.2); or, stratified, the label combinations in their proportions.
-
-    Args:
-      labels: (n, c) 0 or 1.
-      mask: (n, c) 1 where the label is known. Studies without any are left out.
-      fraction: share of the labelled studies, in (0, 1].
-      seed: of the draw; it does not depend on the arm.
-      stratified: allocate by label combination instead of uniformly.
-
-    Returns:
-      Sorted indices of the drawn studies.
-    """
-    known = np.asarray(mask) > 0
-    pool = np.flatnonzero(known.any(axis=1))
-    size = subset_size(len(pool), labels.shape[1], fraction)
-    rng = np.random.default_rng((seed, size))
-    order = rng.permutation(pool)
-    first = []
-    for c in range(labels.shape[1]):
-        positives = np.flatnonzero(known[:, c] & (labels[:, c] == 1))
-        if len(positives):
-            first.append(rng.choice(positives))
-    chosen = np.unique(np.array(first, dtype=int))
-    if stratified:
-        state = np.where(known, labels, -1).astype(int)
-        order = _proportional_order(order, state)
-    rest = order[~np.isin(order, chosen)]
-    return np.sort(np.concatenate([chosen, rest[: size - len(chosen)]]))
 
 
 def fit(
@@ -156,7 +111,7 @@ def run_probes(
       fractions: of the labelled training studies.
       seeds: one labelled subset each; at 1.0 there is one subset, so one fit.
       groups: (n,) training patients, for the folds of the C rule.
-      stratified: see `label_subset`.
+      stratified: see `subsets.label_subset`.
 
     Returns:
       (arm, fraction) -> (s, m, c) probabilities on the test studies.
@@ -191,16 +146,6 @@ def run_probes(
                 ]
             )
     return scores
-
-
-def _proportional_order(order: np.ndarray, state: np.ndarray) -> np.ndarray:
-    """Reorder so that every prefix holds the label combinations in proportion."""
-    _, stratum = np.unique(state[order], axis=0, return_inverse=True)
-    position = np.empty(len(order))
-    for value in np.unique(stratum):
-        rows = np.flatnonzero(stratum.ravel() == value)
-        position[rows] = (np.arange(len(rows)) + 0.5) / len(rows)
-    return order[np.argsort(position, kind="stable")]
 
 
 def _folds(target: np.ndarray, groups: np.ndarray) -> np.ndarray:

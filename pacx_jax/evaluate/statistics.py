@@ -25,27 +25,6 @@ class Estimate:
     high: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Paired:
-    """Two arms and their paired difference a - b, in macro AUROC.
-
-    Attributes:
-      a: the first arm, averaged over subset seeds.
-      b: the second arm.
-      difference: a - b, from the same resamples of patients and subset seeds.
-      seeds: number of labelled subsets averaged over.
-      n_patients: number of distinct test patients.
-      n_defined: number of labels in the macro mean (those with both classes).
-    """
-
-    a: Estimate
-    b: Estimate
-    difference: Estimate
-    seeds: int
-    n_patients: int
-    n_defined: int
-
-
 def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve, exact: P(s+ > s-) + P(s+ = s-) / 2.
 
@@ -100,59 +79,6 @@ def weighted_auroc(
         wins = np.einsum("rp,rp->r", mass, rank, dtype=np.float64) / 2
         np.divide(wins, pairs, out=out[start : start + 64], where=pairs > 0)
     return out
-
-
-def macro_auroc(
-    scores: np.ndarray, labels: np.ndarray, undefined: str = "skip"
-) -> tuple[float, np.ndarray, int]:
-    """Macro AUROC over labels.
-
-    Args:
-      scores: (n, c).
-      labels: (n, c) 0, 1, or NaN.
-      undefined: "skip" leaves labels without both classes out of the mean; "zero"
-        counts them as 0, as torchmetrics does, for parity with published numbers.
-
-    Returns:
-      (macro AUROC, (c,) AUROC of each label, number of labels with both classes).
-    """
-    each = np.array([auroc(s, y) for s, y in zip(scores.T, labels.T, strict=True)])
-    defined = int(np.sum(~np.isnan(each)))
-    if undefined == "zero":
-        return float(np.nan_to_num(each).mean()), each, defined
-    if undefined != "skip":
-        raise ValueError(f"undefined is {undefined!r}: 'skip' or 'zero'")
-    return float(_mean_defined(each)), each, defined
-
-
-def threshold_metrics(
-    probabilities: np.ndarray, labels: np.ndarray, threshold: float = 0.5
-) -> dict[str, float]:
-    """Macro accuracy, precision, recall and F1 at `probability >= threshold`.
-
-    Args:
-      probabilities: (n, c) in [0, 1].
-      labels: (n, c) 0, 1, or NaN.
-      threshold: decision threshold.
-
-    Returns:
-      dict of acc, precision, recall, f1. A ratio 0 / 0 counts as 0 (reference §5.1).
-    """
-    known = ~np.isnan(labels)
-    called, truth = (probabilities >= threshold) & known, labels == 1
-    hit = np.sum(called & truth, 0)
-    n_called, n_true = called.sum(0), truth.sum(0)
-    right = np.sum((called == truth) & known, 0)
-
-    def mean_ratio(numerator: np.ndarray, denominator: np.ndarray) -> float:
-        return float(np.mean(numerator / np.maximum(denominator, 1)))
-
-    return {
-        "acc": mean_ratio(right, known.sum(0)),
-        "precision": mean_ratio(hit, n_called),
-        "recall": mean_ratio(hit, n_true),
-        "f1": mean_ratio(2 * hit, n_called + n_true),
-    }
 
 
 def bootstrap_weights(
@@ -244,48 +170,6 @@ def estimate(value: float, distribution: np.ndarray) -> Estimate:
         return Estimate(value, float("nan"), float("nan"))
     low, high = np.percentile(defined, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
-
-
-def compare(
-    scores_a: np.ndarray,
-    scores_b: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Paired:
-    """Macro AUROC of two arms and the interval of their paired difference.
-
-    For many arms use `comparison.compare_arms`, which resamples each arm once.
-
-    Args:
-      scores_a: (s, n, c); subset seed s is the same labelled subset in both arms.
-      scores_b: (s, n, c).
-      labels: (n, c) 0, 1, or NaN.
-      patients: (n,) patient of each test study.
-      n_resamples: bootstrap resamples of patients and subset seeds.
-      seed: of the resamples.
-
-    Returns:
-      Paired; `difference` is a - b.
-    """
-    if scores_a.shape != scores_b.shape:
-        raise ValueError(f"arms of shape {scores_a.shape} and {scores_b.shape}")
-    labels = np.asarray(labels, np.float64)
-    weights = bootstrap_weights(patients, n_resamples, seed)
-    draws = seed_draws(len(scores_a), n_resamples, seed)
-    point_a, resampled_a = resampled_auroc(scores_a, labels, weights)
-    a, a_draws = macro_distribution(point_a, resampled_a, draws)
-    point_b, resampled_b = resampled_auroc(scores_b, labels, weights)
-    b, b_draws = macro_distribution(point_b, resampled_b, draws)
-    return Paired(
-        a=estimate(a, a_draws),
-        b=estimate(b, b_draws),
-        difference=estimate(a - b, a_draws - b_draws),
-        seeds=len(scores_a),
-        n_patients=len(np.unique(patients)),
-        n_defined=int(np.sum(~np.isnan(point_a).any(0))),
-    )
 
 
 def _mean_defined(values: np.ndarray) -> np.ndarray:

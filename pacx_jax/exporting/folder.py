@@ -6,8 +6,13 @@ import json
 import pathlib
 from collections.abc import Callable
 
+import flax
+import numpy as np
+
 from pacx_jax import model_folder, model_heads
 from pacx_jax.exporting.source import Source, classifier_of
+from pacx_jax.model_folder import ModelFolder
+from pacx_jax.types import PacxError
 
 FILES = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
 
@@ -19,8 +24,28 @@ def write(folder: pathlib.Path, source: Source) -> None:
 
 def reopen(folder: pathlib.Path, source: Source) -> Callable:
     """The written folder as a function of uint8 images."""
-    model = model_folder.load(folder, "vit")
+    model = check_same(folder, source.model)
     return Source(model, classifier_of(model)).expected
+
+
+def check_same(folder: pathlib.Path, model: ModelFolder) -> ModelFolder:
+    """The written folder, if its arrays are the model's, heads included, bit by bit."""
+    written = model_folder.load(folder, model.kind)
+    was, found = _arrays(model), _arrays(written)
+    wrong = sorted(set(was) ^ set(found))
+    wrong += [k for k in was if k in found and was[k].tobytes() != found[k].tobytes()]
+    if wrong:
+        raise PacxError(
+            f"the written folder differs from the model in {', '.join(wrong[:5])}"
+        )
+    return written
+
+
+def _arrays(model: ModelFolder) -> dict[str, np.ndarray]:
+    flat = flax.traverse_util.flatten_dict(model.params, sep=".")
+    flat = {k: np.asarray(v, np.float32) for k, v in flat.items()}
+    beside = model.heads.flat() if model.heads else {}
+    return flat | {f"heads.{k}": v for k, v in beside.items()}
 
 
 def ours(folder: pathlib.Path, name: str, about: str) -> set[str]:

@@ -8,16 +8,17 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from pacx_jax import model_folder
 from pacx_jax.exporting import folder, graphs, pytorch
 from pacx_jax.exporting.source import Source
-from pacx_jax.input import images as imageio
+from pacx_jax.model_folder import ModelFolder
 from pacx_jax.types import PacxError
 
 LIMIT = 1e-4  # largest absolute error of an output
@@ -99,7 +100,11 @@ class Report:
 
 
 def export(
-    source: Source, name: str, out: str | os.PathLike, images: list | None = None
+    source: Source,
+    name: str,
+    out: str | os.PathLike,
+    images: Sequence,
+    words: str = "given images",
 ) -> Report:
     """Writes `source` to the folder `out`, whole and compared, or not at all.
 
@@ -107,7 +112,8 @@ def export(
       source: the encoder.
       name: one of `FORMATS`.
       out: a new or empty folder, or an earlier export in the same format.
-      images: X-rays to compare on (paths or uint8 arrays); by default synthetic ones.
+      images: X-rays to compare on (paths or uint8 arrays), at least one.
+      words: what these are.
 
     Raises:
       PacxError: something else is at `out`, a package is missing, an image cannot be
@@ -118,12 +124,8 @@ def export(
     form, out = FORMATS[name], pathlib.Path(out).absolute()
     _refuse_foreign(out, name)
     _require(name, form)
-    if images:
-        pixels = np.stack([source.encoder.preprocess(x) for x in images])
-        words = f"{len(pixels)} given images"
-    else:
-        pixels = synthetic(source.image_size)
-        words = f"{len(pixels)} SYNTHETIC images (--images=DIR takes real ones)"
+    pixels = np.stack([source.encoder.preprocess(x) for x in images])
+    words = f"{len(pixels)} {words}"
     with _beside(out) as temporary:
         errors = _write_and_compare(name, temporary, source, pixels)
         wrong = {k: v for k, v in errors.items() if not v <= LIMIT}  # NaN is wrong
@@ -136,6 +138,20 @@ def export(
             _describe(temporary, source, name, errors, words)
         model_folder.replace(out, temporary)
     return Report(out, errors, words)
+
+
+def copy(model: ModelFolder, card: str, out: str | os.PathLike) -> None:
+    """A model folder of any kind at `out`, read again and the same to the bit.
+
+    Raises:
+      PacxError: something else is at `out`, or what was read again is not the model.
+    """
+    out = pathlib.Path(out).absolute()
+    _refuse_foreign(out, "safetensors")
+    with _beside(out) as temporary:
+        model_folder.save(temporary, model, card)
+        folder.check_same(temporary, model)
+        model_folder.replace(out, temporary)
 
 
 def _write_and_compare(
@@ -160,16 +176,15 @@ def compare(predict: Callable, source: Source, images: np.ndarray) -> dict[str, 
     Args:
       predict: the reopened export.
       source: the encoder.
-      images: uint8 (n, s, s, 3). They go in as one and as n - 1, so that a batch size
-        that was fixed by mistake is found.
+      images: uint8 (n, s, s, 3). They go in as one and as n - 1, at least two, so that
+        a batch size that was fixed by mistake is found.
 
     Raises:
       PacxError: outputs of another number or shape.
     """
+    images = images[np.arange(max(len(images), 3)) % len(images)]
     expected = source.expected(images)
-    parts = [predict(images[:1])]
-    if len(images) > 1:
-        parts.append(predict(images[1:]))
+    parts = (predict(images[:1]), predict(images[1:]))
     found = [np.concatenate(x) for x in zip(*parts, strict=True)]
     shapes, wanted = [x.shape for x in found], [x.shape for x in expected]
     if shapes != wanted:
@@ -178,18 +193,6 @@ def compare(predict: Callable, source: Source, images: np.ndarray) -> dict[str, 
         name: float(np.abs(np.asarray(x, np.float64) - y).max())
         for name, x, y in zip(source.names, found, expected, strict=True)
     }
-
-
-def synthetic(size: int, n: int = 8) -> np.ndarray:
-    """Always the same images, uint8 (n, size, size, 3): soft blobs with grain."""
-    rng = np.random.default_rng(0)
-    images = []
-    for _ in range(n):
-        coarse = rng.integers(0, 256, (7, 7), dtype=np.uint8)
-        grain = rng.normal(0, 8, (size, size, 1))
-        image = imageio.resize(coarse, size) + grain
-        images.append(np.clip(image, 0, 255).astype(np.uint8))
-    return np.stack(images)
 
 
 def _require(name: str, form: Format) -> None:
@@ -263,8 +266,13 @@ Opened again and compared with the encoder: {_sentence(errors, words)}.
 
 ---
 
-{source.card}"""
+{_without_use(source.card)}"""
     (path / "README.md").write_text(card, encoding="utf-8")
+
+
+def _without_use(card: str) -> str:
+    """A model card without its section on opening the model folder: here is another."""
+    return re.sub(r"^## Use\n.*?(?=^## |\Z)", "", card, flags=re.DOTALL | re.MULTILINE)
 
 
 def _sentence(errors: dict[str, float], words: str) -> str:

@@ -14,23 +14,22 @@ import numpy as np
 from PIL import Image
 
 from pacx_jax.input import images
+from pacx_jax.input.normalize import IMAGENET_MEAN
 
 # What is erased becomes 0 after normalisation, to within half a grey level.
-IMAGENET_MEAN = np.array([124, 116, 104], np.uint8)
+_MEAN_GREY = np.rint(255 * np.array(IMAGENET_MEAN)).astype(np.uint8)
 
 
 def tripled(image: np.ndarray) -> np.ndarray:
-    """(s, s) or (s, s, 3) -> (s, s, 3), for grey images a view on one channel."""
-    if image.ndim == 2:
-        return np.broadcast_to(image[..., None], (*image.shape, 3))
-    return image
+    """(s, s) or (s, s, 3) -> (s, s, 3)."""
+    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 
 def random_flip(
     image: np.ndarray, probability: float, rng: np.random.Generator
 ) -> np.ndarray:
     """Mirrors left and right with the given probability; always one draw."""
-    return image[:, ::-1] if rng.random() < probability else image
+    return cv2.flip(image, 1) if rng.random() < probability else image
 
 
 def random_flip_and_turn(
@@ -92,10 +91,7 @@ def distillation(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     if rng.random() < 0.3:
         image = _jitter(image, rng)
     if rng.random() < 0.15:
-        sigma = rng.uniform(0.1, 2.0)
-        image = cv2.GaussianBlur(
-            image, (5, 5), sigma, borderType=cv2.BORDER_REFLECT_101
-        )
+        image = _blur(image, rng.uniform(0.1, 2.0))
     if rng.random() < 0.25:
         return _erase(images.to_rgb(image), rng)
     return tripled(image)
@@ -162,6 +158,11 @@ def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.rint(x).astype(np.uint8)
 
 
+def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+    """Gaussian blur of 5 x 5 pixels, mirrored at the border."""
+    return cv2.GaussianBlur(image, (5, 5), sigma, borderType=cv2.BORDER_REFLECT_101)
+
+
 def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Puts the mean colour on one rectangle, as torchvision's RandomErasing."""
     height, width = image.shape[:2]
@@ -173,6 +174,6 @@ def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
             top = int(rng.integers(height - h + 1))
             left = int(rng.integers(width - w + 1))
             image = image.copy()
-            image[top : top + h, left : left + w] = IMAGENET_MEAN
+            image[top : top + h, left : left + w] = _MEAN_GREY
             return image
     return image

@@ -27,6 +27,9 @@ LEAD_ORDERS = {
 FS = 500  # Hz, of the chain's output
 WINDOW = 10 * FS  # samples, what ECGFounder was trained on
 RATES = (100, 10_000)  # Hz: the band ends at 40, and more is a header's mistake
+LONGEST = 2**24  # samples: nine hours at 500 Hz; what says more is hostile
+SMALLEST = 1e-6  # deviation after filtering: in volts it is 1e-4, and 1e-8 is added
+LARGEST = 1e30  # of a sample, in any unit: filters overflow near 1e308
 
 
 def preprocess(
@@ -52,7 +55,8 @@ def preprocess(
       float32 (t, 12) in standard lead order.
 
     Raises:
-      PacxError: a wrong shape, NaN or infinite samples, a lead that is constant.
+      PacxError: a wrong shape, a lead that is constant, samples that are NaN,
+        infinite or beyond LARGEST, or a record with next to no signal.
     """
     # Here, for SciPy takes seconds to import and most stages read no ECG.
     import scipy.signal
@@ -63,7 +67,13 @@ def preprocess(
     for b, a in _filters(float(fs)):
         x = scipy.signal.filtfilt(b, a, x, axis=-1)
     x = x - _baseline(x, fs)
-    x = (x - x.mean()) / (x.std() + 1e-8)
+    deviation = x.std()
+    if deviation < SMALLEST:
+        raise PacxError(
+            f"{name}: ECG of deviation {deviation:.1e}; it must be at least "
+            f"{SMALLEST:g}: give mV, or remove the record"
+        )
+    x = (x - x.mean()) / (deviation + 1e-8)
     return np.ascontiguousarray(x.T, dtype=np.float32)
 
 
@@ -114,6 +124,8 @@ def windows(
     if ecg_mv.ndim != 2:
         check(ecg_mv, name, fs=fs)
     count = count_windows(len(ecg_mv), fs, name)
+    if not count and not pad_short:
+        raise PacxError(f"{_too_short(name, len(ecg_mv), fs)}, or --pad_short")
     out = []
     for i in range(1 if which == "first" else max(count, 1)):
         label = f"{name} at {10 * i} s" if i else name
@@ -142,14 +154,18 @@ def cut(
     """
     ratio = resampling(fs, name)
     if i >= count_windows(len(ecg_mv), fs, name) and not (pad_short and i == 0):
-        raise PacxError(
-            f"{name}: {len(ecg_mv) / fs:.2f} s at {fs:g} Hz ({len(ecg_mv)} samples); "
-            "at least 10 s are needed, or pad_short"
-        )
+        raise PacxError(_too_short(name, len(ecg_mv), fs))
     start = math.floor(i * WINDOW / ratio)
     x = ecg_mv[start : start + math.ceil(WINDOW / ratio)]
     check(x, name, fs=fs)  # before resampling, which hides flat leads
     return resample(x, fs, name)[:WINDOW]
+
+
+def _too_short(name: str, samples: int, fs: float) -> str:
+    return (
+        f"{name}: {samples / fs:.2f} s at {fs:g} Hz ({samples} samples); at least 10 s "
+        "are needed"
+    )
 
 
 def resample(ecg: np.ndarray, fs: float, name: str = "ECG") -> np.ndarray:
@@ -213,7 +229,7 @@ def check(
     lead_order: str = "standard",
     fs: float = 500.0,
 ) -> None:
-    """PacxError for a wrong shape, NaN or infinite samples, or a constant lead."""
+    """PacxError for a wrong shape, samples that are no numbers, or a constant lead."""
     ecg = np.asarray(ecg)
     shortest = int(0.4 * fs) + 1
     if ecg.ndim != 2 or ecg.shape[1] != 12 or ecg.shape[0] < shortest:
@@ -227,6 +243,12 @@ def check(
         raise PacxError(
             f"{name}: ECG with NaN or infinite samples in lead(s) "
             f"{_named(names, ~finite)}; remove the record"
+        )
+    large = np.maximum(ecg.max(axis=0), -ecg.min(axis=0)) > LARGEST
+    if large.any():
+        raise PacxError(
+            f"{name}: ECG with samples beyond {LARGEST:g} in lead(s) "
+            f"{_named(names, large)}; remove the record"
         )
     flat = ecg.min(axis=0) == ecg.max(axis=0)
     if flat.any():

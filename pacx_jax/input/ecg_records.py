@@ -18,14 +18,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pacx_jax.input import ecg, folders
+from pacx_jax.input import ecg, ecg_arrays, folders
 from pacx_jax.types import PacxError
 
 MV = {"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3}
 # Bytes a sample, of the WFDB formats whose length can be told from the header.
 FORMATS = {"16": 2, "24": 3, "32": 4, "80": 1, "212": 1.5}
-ARRAYS = (".npy", ".mat")
-LONGEST = 2**24  # samples: nine hours at 500 Hz; what says more is hostile
 HEADER_BYTES = 2**20
 _GAIN = re.compile(r"-?\d+(\.\d*)?([eE][+-]?\d+)?(\(-?\d+\))?(/\S+)?")
 _SPELLINGS = {"DI": "I", "DII": "II", "DIII": "III"}
@@ -73,7 +71,9 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
         p
         for p in files
         if p.suffix.lower() == ".hea"
-        or (p.suffix.lower() in ARRAYS and p.with_suffix("") not in headers)
+        or (
+            p.suffix.lower() in ecg_arrays.SUFFIXES and p.with_suffix("") not in headers
+        )
     ]
     if not found:
         raise PacxError(f"{path} holds no .hea, .npy or .mat files: name ECG records")
@@ -99,8 +99,9 @@ def read(
     header = path if path.suffix.lower() == ".hea" else path.with_suffix(".hea")
     if header.is_file():
         yield read_wfdb(header)
-    elif path.suffix.lower() in ARRAYS:
-        yield from _read_array(path, fs, lead_order)
+    elif path.suffix.lower() in ecg_arrays.SUFFIXES:
+        for name, array in ecg_arrays.read(path, fs, lead_order):
+            yield Record(name, array, float(fs), {})
     else:
         raise PacxError(
             f"{path}: no ECG record; give a .hea, .npy or .mat file, or a signal file "
@@ -243,8 +244,10 @@ def _check_size(path: pathlib.Path, header, file: str) -> None:
     t = header.sig_len
     if t is None:
         t = size / frame
-    if t > LONGEST:
-        raise PacxError(f"{path}: {int(t)} samples; more than {LONGEST} are not read")
+    if t > ecg.LONGEST:
+        raise PacxError(
+            f"{path}: {int(t)} samples; more than {ecg.LONGEST} are not read"
+        )
     needed = math.ceil(t * frame) + (header.byte_offset[mine[0]] or 0)
     if size < needed:
         raise PacxError(
@@ -258,59 +261,3 @@ def _lead(name: str | None) -> str:
     plain = re.sub(r"^(MDC_ECG_LEAD_|(ECG|LEAD)[ _]+)", "", (name or "").upper())
     plain = _SPELLINGS.get(plain, plain)
     return {lead.upper(): lead for lead in ecg.LEADS}.get(plain, name or "")
-
-
-def _read_array(path: pathlib.Path, fs: float, lead_order: str) -> Iterator[Record]:
-    ecg.check_rate(fs, str(path))
-    order = ecg.lead_indices(lead_order)
-    array = _load_npy(path) if path.suffix.lower() == ".npy" else _load_mat(path)
-    if array.dtype.kind not in "iuf":
-        raise PacxError(f"{path}: array of {array.dtype}; it must hold real numbers")
-    many = path.suffix.lower() == ".npy" and array.ndim > 2
-    if many and array.ndim == 4 and array.shape[1] == 1:  # Symile-MIMIC's
-        array = array[:, 0]
-    if array.ndim == 2 and array.shape[0] == 12 != array.shape[1]:
-        array = array.T
-    if array.ndim != 2 + many or array.shape[-1] != 12 or array.shape[-2] == 12:
-        raise PacxError(
-            f"{path}: array of shape {array.shape}; it must be (samples, 12 leads) or "
-            "(12, samples), or in .npy files (records, samples, 12)"
-        )
-    if array.shape[-2] > LONGEST:
-        raise PacxError(f"{path}: more than {LONGEST} samples are not read; cut it")
-    for i, one in enumerate(array if many else [array]):
-        name = f"{path}[{i}]" if many else str(path)
-        yield Record(name, np.asarray(one, np.float64)[:, order], float(fs), {})
-
-
-def _load_npy(path: pathlib.Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise PacxError(f"{path}: not a readable .npy array ({reason})") from None
-
-
-def _load_mat(path: pathlib.Path) -> np.ndarray:
-    import scipy.io
-
-    try:
-        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
-        # PhysioNet's challenges call it `val`.
-        names = [n for n, s in shapes.items() if len(s) == 2 and 12 in s]
-        names = ["val"] if "val" in shapes else names
-        if len(names) != 1:
-            raise PacxError(
-                f"{path}: {len(names)} variables with 12 leads among "
-                f"{', '.join(shapes)[:200] or 'none'}: keep one, or call it val"
-            )
-        if math.prod(shapes[names[0]]) > 12 * LONGEST:
-            raise PacxError(f"{path}: more than {LONGEST} samples are not read; cut it")
-        return np.asarray(scipy.io.loadmat(path, variable_names=names)[names[0]])
-    except PacxError:
-        raise
-    except NotImplementedError:
-        raise PacxError(f"{path}: MATLAB 7.3; save it with the option -v7") from None
-    except Exception as error:  # scipy.io raises many kinds on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PacxError(f"{path}: not a readable MATLAB file ({reason})") from None

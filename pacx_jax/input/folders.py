@@ -144,14 +144,17 @@ def read_folder(spec: FolderSpec) -> Listing:
     )
 
 
-def list_images(root: str | os.PathLike) -> list[str]:
+def list_images(root: str | os.PathLike, setting: str = "data.path") -> list[str]:
     """Relative paths of all JPEG, PNG and DICOM files under `root`, sorted.
 
     Hidden files and folders are skipped; links to folders are followed once.
+
+    Raises:
+      PacxError: no such folder, or no images in it; it names `setting`.
     """
     root = pathlib.Path(root)
     if not root.is_dir():
-        raise PacxError(f"{root}: no such folder; check data.path")
+        raise PacxError(f"{root}: no such folder; check {setting}")
     found, visited = [], set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         real = os.path.realpath(folder)
@@ -159,16 +162,14 @@ def list_images(root: str | os.PathLike) -> list[str]:
             subfolders.clear()
             continue
         visited.add(real)
-        subfolders[:] = sorted(
-            name for name in subfolders if name[0] != "." and name != "__MACOSX"
-        )
+        subfolders[:] = sorted(x for x in subfolders if not hidden(pathlib.Path(x)))
         prefix = pathlib.PurePath(folder).relative_to(root)
         for name in names:
-            if name[0] != "." and name.lower().endswith(EXTENSIONS):
+            if name.lower().endswith(EXTENSIONS) and not hidden(pathlib.Path(name)):
                 found.append((prefix / name).as_posix())
     if not found:
         raise PacxError(
-            f"{root}: no JPEG, PNG or DICOM files in this folder; check data.path"
+            f"{root}: no JPEG, PNG or DICOM files in this folder; check {setting}"
         )
     return sorted(found)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import pathlib
+import re
 
 import cv2
 import numpy as np
@@ -22,11 +23,14 @@ from pacx_jax.types import PacxError
 FORMATS = ("JPEG", "PNG")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 
+# A marker inside the pixels' code: 0xff is followed by 0, a restart or another 0xff.
+_INNER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+
 # Threads belong to the input pipeline, not to each small call.
 cv2.setNumThreads(0)
 
 
-def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
+def decode(data: bytes | str | os.PathLike | np.ndarray, name: str = "") -> np.ndarray:
     """Decodes a JPEG, PNG or DICOM file into uint8 grey levels.
 
     Which of them it is, is read from its bytes. DICOM: see dicom.py.
@@ -36,7 +40,8 @@ def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
     is dropped, as PIL's `convert("RGB")` does. EXIF orientation is ignored.
 
     Args:
-      data: the encoded file, or its path.
+      data: the encoded file, or its path; uint8 pixels (h, w[, 1 or 3]) stay as they
+        are.
       name: what messages call it; by default its path.
 
     Returns:
@@ -46,6 +51,10 @@ def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
       PacxError: no such file, no JPEG, PNG or DICOM, truncated, corrupt, or larger
         than MAX_PIXELS.
     """
+    if isinstance(data, np.ndarray):
+        if data.ndim == 3 and data.shape[-1] == 1:
+            return data[..., 0]
+        return data if data.ndim == 2 else to_rgb(data)
     if not isinstance(data, bytes | bytearray | memoryview):
         name, data = name or str(data), _read(data)
     name = name or "image"
@@ -53,6 +62,11 @@ def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:
         raise PacxError(f"{name}: the file is empty; delete or replace it")
     if is_dicom(data):
         return dicom.decode(data, name)
+    if _is_plain_jpeg(data):
+        # The same library as PIL's and the same pixels, but threads run beside it.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is not None and pixels.ndim == 2:
+            return pixels
     try:
         # Opening reads the header alone: a bomb is refused before it is unpacked.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -154,6 +168,29 @@ def _read(path: str | os.PathLike) -> bytes:
         raise PacxError(f"{path}: no such file; check the path") from None
     except OSError as error:
         raise PacxError(f"{path}: cannot be read ({_one_line(error)})") from None
+
+
+def _is_plain_jpeg(data: bytes) -> bool:
+    """Whether it is a grey baseline JPEG of one scan, with each marker in its place.
+
+    Of such a file OpenCV refuses what PIL refuses. It takes some damaged ones of other
+    kinds for whole, and CMYK for something else: PIL decodes those.
+    """
+    if data[:2] != b"\xff\xd8" or data[-2:] != b"\xff\xd9":
+        return False
+    at, grey = 2, False
+    while at + 4 <= len(data) and data[at] == 0xFF:
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        segment, at = data[at + 4 : at + 2 + length], at + 2 + length
+        if marker == 0xC0:  # baseline: bits, height, width, number of components
+            height, width = (int.from_bytes(segment[i : i + 2], "big") for i in (1, 3))
+            one = segment[:1] == b"\x08" and segment[5:6] == b"\x01"
+            grey = one and 0 < height * width <= MAX_PIXELS
+        elif marker == 0xDA:  # the pixels
+            return grey and not _INNER_MARKER.search(data, at, len(data) - 2)
+        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE) and marker & 0xF0 != 0xE0:
+            return False  # not a table, a comment or an application's
+    return False
 
 
 def _to_uint8(image: Image.Image, data: bytes) -> np.ndarray:

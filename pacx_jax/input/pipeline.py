@@ -4,7 +4,7 @@ Grain orders and prefetches; one map call makes the whole batch of a step, which
 far less a sample than a chain of Grain operations. Position p of the endless shuffled
 stream is row p % b of batch p // b. Which sample stands at p and how it is augmented
 depend on (seed, p) alone, so batches depend on neither hosts nor threads nor on where
-the run was resumed.
+the run was resumed. Threads are the workers (docs/performance.md says how they scale).
 """
 
 from __future__ import annotations

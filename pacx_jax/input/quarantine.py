@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +9,7 @@ import pathlib
 import threading
 from typing import Any
 
+from pacx_jax import locks
 from pacx_jax.types import PacxError
 
 
@@ -19,7 +18,7 @@ class Quarantine:
 
     A line has `split`, `index`, `name` and `reason`. Every sample stands there once,
     sorted, however often the run was resumed and however many processes write: the
-    file is merged and replaced as a whole, under a lock on its folder.
+    file is merged and replaced as a whole, under `quarantine.lock` beside it.
 
     `max_share` is the share of a split that may be unreadable. One sample always may,
     unless the share is 0; what goes beyond raises PacxError.
@@ -67,8 +66,7 @@ class Quarantine:
 
     def _write(self, line: dict[str, Any]) -> None:
         folder = self._path.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with locks.held(folder / "quarantine.lock"):
             # The first reason stays: it was given where the sample itself was read.
             lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
@@ -106,14 +104,3 @@ def replacement(seed: int, index: int, attempt: int, n: int) -> int:
 
 def _order(line: dict[str, Any]) -> tuple[str, int, str]:
     return line["split"], line["index"], line["name"]
-
-
-@contextlib.contextmanager
-def _locked(folder: pathlib.Path):
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems have no locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

@@ -15,14 +15,15 @@ messages. Entries, each only where the data set has it:
 
 from __future__ import annotations
 
-import hashlib
+import dataclasses
 import json
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax.input import folders, patients
+from pacx_jax.input import folders, patients, subsets
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
@@ -55,6 +56,8 @@ class Source(Protocol):
 
     def patients(self) -> list[str] | None: ...
 
+    def labels(self) -> np.ndarray: ...
+
 
 def open_source(data: Any, split: str) -> Source:
     """Opens one split of the data that `config.data` describes.
@@ -72,6 +75,7 @@ def open_source(data: Any, split: str) -> Source:
     """
     kind = getattr(data, "source", "")
     if kind == "prepared":
+        _refuse_folder_fields(data)
         source: Source = PreparedSource(data.path, split)
     elif kind == "folder":
         if split not in SPLITS:
@@ -87,14 +91,26 @@ def open_source(data: Any, split: str) -> Source:
         raise PacxError(f"data.limit {limit}: give 0 (all) or a positive number")
     if 0 < limit < len(source):
         drawn = np.random.default_rng(0).permutation(len(source))[:limit]
-        source = Subset(source, np.sort(drawn))
+        source = subsets.Subset(source, np.sort(drawn))
     return source
+
+
+def _refuse_folder_fields(data: Any) -> None:
+    """PacxError for a field that would be ignored: preparation fixed these."""
+    for field in dataclasses.fields(folders.FolderSpec):
+        value = getattr(data, field.name, field.default)
+        if field.name in ("path", "label_columns") or value == field.default:
+            continue
+        raise PacxError(
+            f"data.{field.name} {value!r} is for data.source=folder; of a prepared set "
+            "data/prepare.py decides it: leave it out"
+        )
 
 
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if getattr(data, "source", "") == "prepared":
-        return tuple(_read_manifest(pathlib.Path(data.path))["splits"])
+        return tuple(read_manifest(pathlib.Path(data.path))["splits"])
     return SPLITS
 
 
@@ -117,7 +133,7 @@ class FolderSource:
         self.label_names = listing.label_names
         self.split = split
         self.namespace = patients.FOLDER
-        self.fingerprint = _sha256(
+        self.fingerprint = subsets.digest(
             listing.fingerprint, split, *self._paths, self._labels.tobytes()
         )
         self.entries = ("image", "path")
@@ -149,6 +165,10 @@ class FolderSource:
         """The patient of each example; None where the data name none."""
         return list(self._patients) or None
 
+    def labels(self) -> np.ndarray:
+        """float32 (n, c), NaN = missing, -1 = uncertain."""
+        return self._labels
+
 
 class PreparedSource:
     """One split of a folder that data/prepare.py wrote: TFDS over ArrayRecord."""
@@ -160,7 +180,7 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         sizes = manifest["splits"]
         if split not in sizes:
             raise PacxError(
@@ -168,8 +188,12 @@ class PreparedSource:
             )
         try:
             builder = tfds.builder_from_directory(str(folder))
-            encoded = {"image", "mask"} & set(manifest["entries"])
-            raw = {entry: tfds.decode.SkipDecoding() for entry in encoded}
+            # Files are decoded by the transform; pixels (--store=raw) come as they are.
+            raw = {
+                entry: tfds.decode.SkipDecoding()
+                for entry, feature in dict(builder.info.features).items()
+                if isinstance(feature, tfds.features.Image)
+            }
             self._records = builder.as_data_source(split=split, decoders=raw or None)
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
@@ -179,15 +203,15 @@ class PreparedSource:
                 f"{path}: damaged ({reason}); delete it and prepare it again"
             ) from None
         self._path = path
+        file = manifest["patients"].get(split)
+        self._patients = folder / file if file else None
         self._scale = float(manifest.get("ecg_scale", 1.0))
         self._lead_order = manifest.get("lead_order", "standard")
         self.label_names = tuple(manifest["label_names"])
         self.split = split
         self.entries = tuple(manifest["entries"])
-        # Sets that were prepared before it was written have their name alone.
-        name = manifest.get("name", "")
-        self.namespace = manifest.get("namespace") or patients.namespace(name)
-        self.fingerprint = _sha256(manifest["fingerprint"], split)
+        self.namespace = manifest["namespace"]
+        self.fingerprint = subsets.digest(manifest["fingerprint"], split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -216,21 +240,35 @@ class PreparedSource:
             return f"{self._path}: {self.split}[{i}]"
 
     def patients(self) -> list[str] | None:
-        """The patient of each readable example, read from the records.
-
-        None where the data name none.
-        """
-        if "patient_id" not in self.entries:
+        """The patient of each example, from a file of their own; None without any."""
+        if not self._patients:
             return None
-        found = []
+        try:
+            found = json.loads(self._patients.read_text())
+        except (OSError, ValueError):
+            found = None
+        if not isinstance(found, list) or len(found) != len(self):
+            raise PacxError(
+                f"{self._patients}: damaged (not the patients of {len(self)} "
+                f"examples); delete {self._path} and prepare it again"
+            )
+        return found
+
+    def labels(self) -> np.ndarray:
+        """float32 (n, c), NaN = missing or unreadable, -1 = uncertain."""
+        missing = np.full(len(self.label_names), np.nan, np.float32)
+        rows = [record["labels"] if record else missing for record in self._all()]
+        return np.asarray(rows, np.float32).reshape(len(rows), len(missing))
+
+    def _all(self) -> Iterator[dict[str, Any] | None]:
+        """Every record as it is stored; None for what cannot be read."""
         for start in range(0, len(self), _READ_AT_ONCE):
             rows = range(start, min(start + _READ_AT_ONCE, len(self)))
             try:
                 records = self._records.__getitems__(list(rows))
             except Exception:  # a damaged one among them, which training leaves out
                 records = [self._or_none(i) for i in rows]
-            found += [_text(record["patient_id"]) for record in records if record]
-        return found
+            yield from records
 
     def _or_none(self, i: int) -> dict[str, Any] | None:
         try:
@@ -239,8 +277,11 @@ class PreparedSource:
             return None
 
 
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What data/prepare.py says of its target; PacxError if a file of it is cut off."""
+def read_manifest(folder: pathlib.Path, sizes: bool = True) -> dict[str, Any]:
+    """What data/prepare.py says of its target.
+
+    PacxError if it is none, and with `sizes` if a file of it is missing or cut off.
+    """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
@@ -248,13 +289,14 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
             f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
             "data/prepare.py, or give data.source=folder"
         ) from None
-    fields = {"splits", "files", "entries", "label_names", "fingerprint"}
+    fields = {"splits", "files", "sha256", "patients", "entries", "label_names"}
+    fields |= {"fingerprint", "namespace"}
     if not isinstance(manifest, dict) or fields - set(manifest):
         raise PacxError(
             f"{folder}: prepared by another version of data/prepare.py; delete it and "
             "prepare it again"
         )
-    for name, size in manifest["files"].items():
+    for name, size in manifest["files"].items() if sizes else ():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:
             raise PacxError(
@@ -264,41 +306,5 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     return manifest
 
 
-class Subset:
-    """Some examples of a source, in a given order."""
-
-    def __init__(self, source: Source, indices: np.ndarray):
-        self._source = source
-        self._indices = np.asarray(indices, np.int64)
-        self.label_names = source.label_names
-        self.split = source.split
-        self.entries = source.entries
-        self.namespace = source.namespace
-        self.fingerprint = _sha256(source.fingerprint, self._indices.tobytes())
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._source[int(self._indices[i])]
-
-    def name(self, i: int) -> str:
-        return self._source.name(int(self._indices[i]))
-
-    def patients(self) -> list[str] | None:
-        """The patient of each example; None where the data name none."""
-        if "patient_id" not in self.entries:
-            return None
-        return [str(self[i]["patient_id"]) for i in range(len(self))]
-
-
 def _text(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
-
-
-def _sha256(*parts: str | bytes) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part if isinstance(part, bytes) else part.encode()
-        digest.update(len(data).to_bytes(8, "big") + data)
-    return digest.hexdigest()

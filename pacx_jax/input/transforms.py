@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.input import augment, ecg, images, masks
+from pacx_jax.input import augment, ecg, images, masks, subsets
 from pacx_jax.types import PacxError
 
 Example = dict[str, Any]
@@ -48,8 +48,8 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
 
     Fields of `data`, with the value they have where they are missing: `image_size`
     (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `degrees` (10), `modalities`
-    (image, ecg, labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("missing",
-    "positive" or "negative": what the label -1 means).
+    (image, ecg, labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("ignore",
+    see `subsets.known_labels`).
 
     Returns, by name:
       mae: image uint8 (s, s, 3). Training: random resized crop with the ratios
@@ -57,7 +57,7 @@ def make(name: str, data: Any, *, train: bool) -> Transform:
       distill: those of image, ecg, labs and labs_mask that `modalities` names.
         Training: the augmentation of reference.md 4.7, without a flip.
       probe: image (squashed; flipped in training), labels and label_mask float32
-        (c,); a missing label is 0 with label_mask 0.
+        (c,), as `subsets.known_labels` makes them.
       segment: image (squashed) and target uint8 (s, s), its mask, squashed by nearest
         neighbours: 1 inside. Training: both mirrored and turned within +- `degrees`
         alike (reference.md 5.3).
@@ -118,7 +118,7 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
         if "labs" in modalities:
             loaded["labs"], loaded["labs_mask"] = _labs(example, name)
         if "labels" in modalities and "labels" in example:
-            labels = known_labels(example["labels"], uncertain)
+            labels = subsets.known_labels(example["labels"], uncertain)
             loaded["labels"], loaded["label_mask"] = labels
         return loaded
 
@@ -198,10 +198,7 @@ def _entry(example: Mapping[str, Any], key: str, name: str) -> Any:
 
 
 def _image(example: Mapping[str, Any], name: str) -> np.ndarray:
-    image = _entry(example, "image", name)
-    if isinstance(image, np.ndarray):
-        return image if image.ndim == 2 else images.to_rgb(image)
-    return images.decode(image, name)
+    return images.decode(_entry(example, "image", name), name)
 
 
 def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
@@ -216,25 +213,3 @@ def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray
     if not np.isfinite(values[mask > 0]).all():
         raise PacxError(f"{name}: NaN in laboratory values that the mask calls present")
     return np.nan_to_num(values), mask
-
-
-def known_labels(values: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
-    """What is trained on of labels 1, 0, -1 (uncertain) and NaN (missing).
-
-    Args:
-      values: float (..., c), as published.
-      uncertain: "ignore", "zero" or "one": what -1 is, where missing labels are
-        ignored. "reference": missing labels are 0, as the authors' code has it
-        (reference.md section 6), which knows no -1: none of its data sets has one,
-        and here it is ignored.
-
-    Returns:
-      labels and label_mask, float32 (..., c): what is ignored is 0 in both.
-    """
-    values = np.asarray(values, np.float32)
-    if uncertain in ("zero", "one"):
-        values = np.where(values == -1, np.float32(uncertain == "one"), values)
-    elif uncertain == "reference":
-        values = np.nan_to_num(values)
-    known = ~(np.isnan(values) | (values == -1))
-    return np.where(known, values, 0).astype(np.float32), known.astype(np.float32)

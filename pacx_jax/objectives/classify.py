@@ -59,40 +59,52 @@ def make(config) -> Objective:
         entries = {k: batch[k] for k in ("labels", "label_mask")}
         return entries | {"logits": logits(params, batch)}
 
-    multilabel = config.task == "multilabel"
+    summarize = summarize_multiclass(names)
+    if config.task == "multilabel":
+        summarize = summarize_multilabel(names, config.undefined_auroc)
     return Objective(
         init=init,
         trainable=lambda path: config.tuning == "full" or path.startswith("head/"),
         loss=loss,
         outputs=outputs,
-        summarize=(summarize_multilabel if multilabel else summarize_multiclass)(names),
+        summarize=summarize,
         pretrained={"encoder": config.model_init},
         modalities=("image", "labels"),
     )
 
 
-def summarize_multilabel(names: tuple[str, ...]):
+def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):
     """Loss, and AUROC and F1 at 0.5 of each label and their macro means.
 
-    A label with one class in the validation set is left out of the means (D35).
+    A label with one class in the validation set is left out of the means ("skip"), or
+    its AUROC counts as 0 ("zero"), as torchmetrics has it (D35).
     """
+    if undefined not in ("skip", "zero"):
+        raise PacxError(f"config.undefined_auroc {undefined!r}: choose skip or zero")
 
     def summarize(outputs):
         y, mask = outputs["labels"], outputs["label_mask"] > 0
         x = outputs["logits"].astype(np.float64)
         bce = np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))
         metrics = {"loss": float(bce[mask].mean()) if mask.any() else float("nan")}
-        aurocs, f1s = [], []
+        aurocs, f1s, n_labels = [], [], 0
         for c, name in enumerate(names):
             m = mask[:, c]
-            if len(np.unique(y[m, c])) < 2:
+            defined = len(np.unique(y[m, c])) == 2
+            n_labels += defined
+            if defined:
+                auroc = float(sklearn.metrics.roc_auc_score(y[m, c], x[m, c]))
+                metrics[f"auroc_{name}"] = auroc
+            elif undefined == "zero" and m.any():
+                auroc = 0.0
+            else:
                 continue
-            aurocs.append(sklearn.metrics.roc_auc_score(y[m, c], x[m, c]))
-            f1s.append(sklearn.metrics.f1_score(y[m, c], x[m, c] >= 0, zero_division=0))
-            metrics[f"auroc_{name}"] = float(aurocs[-1])
+            aurocs.append(auroc)
+            called = x[m, c] >= 0
+            f1s.append(sklearn.metrics.f1_score(y[m, c], called, zero_division=0))
         metrics["auroc_macro"] = float(np.mean(aurocs)) if aurocs else float("nan")
         metrics["f1_macro"] = float(np.mean(f1s)) if f1s else float("nan")
-        metrics["n_labels"] = float(len(aurocs))
+        metrics["n_labels"] = float(n_labels)
         return metrics
 
     return summarize

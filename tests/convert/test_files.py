@@ -62,7 +62,7 @@ def test_safetensors_need_no_pytorch(tmp_path, capsys, state, monkeypatch):
 
 
 def test_a_converted_folder_embeds_and_starts_training(tmp_path, capsys, state):
-    from pacx_jax import train
+    from pacx_jax import stage
     from pacx_jax.objectives import mae
     from tests import tiny
 
@@ -80,7 +80,7 @@ def test_a_converted_folder_embeds_and_starts_training(tmp_path, capsys, state):
     config.model.update(variant="mu", patch_size=8)
     config.model.decoder.update(width=16, depth=2, num_heads=2)
     config.data.image_size = 32
-    loaded = train.load_parts(mae.make(config), __import__("jax").random.key(0))
+    loaded = stage.load_parts(mae.make(config), __import__("jax").random.key(0))
     assert set(loaded) == {"encoder", "decoder"}
     token = state["model.mask_token"]
     assert loaded["decoder"]["mask_token"].tobytes() == token.tobytes()

@@ -81,10 +81,13 @@ TABLE_D = [
     ("D18", "linear_probe", "global_batch_size", 512, 512, 512),
     ("-", "linear_probe", "data.uncertain", "ignore", "ignore", "reference"),
     ("D19", "mae_vitb16", "optim.peak_lr", 1.5e-4, 1.5e-4, 1.5e-4),
+    ("D19", "mae_vitb16", "optim.base_batch_size", 0, 0, 0),
     ("D20", "mae_vitb16", "loss.norm_pix_loss", False, False, False),
     ("D34", "linear_probe", "data.mean", (), (), (0.485, 0.456, 0.406)),
     ("D34", "linear_probe", "data.std", (), (), (0.229, 0.224, 0.225)),
     ("D21", "linear_probe", "optim.weight_decay", 0.01, 0.0, 0.01),
+    ("D27", "linear_probe", "data.label_draw", "positives", "stratified", "positives"),
+    ("D35", "linear_probe", "undefined_auroc", "skip", "skip", "zero"),
     ("D42", "distill_vitb16", "seed", 42, 42, 42),
 ]
 

@@ -87,7 +87,7 @@ def test_bad_record_stops_the_command_or_is_listed(folder, ecgs, tmp_path, capsy
     assert call(folder, ecgs, out) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
-    assert "short.npy: 10.00 s at 500 Hz (4999 samples); at least 10 s" in error
+    assert "(4999 samples); at least 10 s are needed, or --pad_short" in error
     assert not out.exists()
     assert call(folder, ecgs, out, "--skip_unreadable") == 0
     lines = capsys.readouterr().err.splitlines()
@@ -98,9 +98,33 @@ def test_bad_record_stops_the_command_or_is_listed(folder, ecgs, tmp_path, capsy
         assert file["path"].tolist() == names
     assert call(folder, ecgs / "short.npy", out, "--pad_short") == 0
     short = ecgs / "short.npy"
-    assert call(folder, short, out, "--windows=mean", "--skip_unreadable") == 0
-    with np.load(out) as file:
-        assert file["embedding"].shape == (0, 16) and not len(file["path"])
+    out.unlink()
+    assert call(folder, short, out, "--windows=mean", "--skip_unreadable") == 2
+    error = capsys.readouterr().err
+    assert (
+        "nothing there can be embedded (1 skipped; the first: " in error
+        and error.count("\n") == 1
+    )
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("array", "expected"),
+    [
+        (record() * 1e300, "samples beyond 1e+30 in lead(s) I, II"),
+        (record() * 1e-300, "ECG of deviation"),
+        (np.zeros((0, 5000, 12)), "it holds no record"),
+    ],
+    ids=["huge", "tiny", "none"],
+)
+def test_array_without_an_embedding_is_refused(
+    folder, tmp_path, capsys, array, expected
+):
+    np.save(tmp_path / "r.npy", array)
+    assert call(folder, tmp_path / "r.npy", tmp_path / "z.npz") == 2
+    error = capsys.readouterr().err
+    assert expected in error and error.count("\n") == 1
+    assert not (tmp_path / "z.npz").exists()
 
 
 def test_model_of_another_kind_is_refused_by_either_flag(

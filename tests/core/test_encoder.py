@@ -211,7 +211,10 @@ def test_embed_stops_at_an_unreadable_image_or_lists_it(
     ("fields", "expected"),
     [
         ({"images": "nowhere"}, "nowhere: no such folder"),
-        ({"images": "empty"}, "holds no .jpg, .jpeg, .png, .dcm, .dicom files"),
+        (
+            {"images": "empty"},
+            "no JPEG, PNG or DICOM files in this folder; check --",
+        ),
         ({"folder": "nowhere"}, "nowhere: no such folder"),
         ({"out": "z.npy"}, "name a file that ends in .npz"),
     ],

@@ -11,6 +11,7 @@ import sys
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 
 from pacx_jax import checkpoint, export, load_encoder, metrics, model_folder
@@ -21,6 +22,13 @@ from pacx_jax.types import PacxError
 from tests import tiny
 
 NAMES = tuple(write.FORMATS)
+CARD = """# the encoder's card
+
+## Use
+load_encoder("path/to/this/folder")
+
+## Limits
+"""
 LABELS = ["Pneumonia", "Effusion", "Edema"]
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared" / "realdata" / "cxr"
 
@@ -64,7 +72,7 @@ def with_learned_positions(model):
 
 def make(model, size=None):
     head = source.classifier_of(model)
-    return source.Source(model_folder.at_size(model, size), head, "the encoder's card")
+    return source.Source(model_folder.at_size(model, size), head, CARD)
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +93,10 @@ def pixels(n, size=32, seed=0):
     return rng.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
 
 
+def export_to(given, name, out):
+    return write.export(given, name, out, list(pixels(8, given.image_size, seed=1)))
+
+
 def readme_code(path):
     return (path / "README.md").read_text().split("```python\n")[1].split("```")[0]
 
@@ -95,7 +107,7 @@ def test_reopened_export_is_the_encoder_with_its_head_for_any_batch(
 ):
     # Bound 1e-5. Measured: embedding 1.1e-6, logits 5.7e-6.
     need(name)
-    report = write.export(probe, name, tmp_path / "out")
+    report = export_to(probe, name, tmp_path / "out")
     assert max(report.errors.values()) < 1e-5
     assert set(report.errors) == {"embedding", "logits"}
     predict = write.FORMATS[name].reopen(tmp_path / "out", probe)
@@ -118,7 +130,7 @@ def test_export_at_another_image_size_is_the_network_at_that_size(
     model = tiny.folder("vit")
     model = with_learned_positions(model) if learned else model
     other = make(model, 48)
-    report = write.export(other, name, tmp_path / "out")
+    report = export_to(other, name, tmp_path / "out")
     assert set(report.errors) == {"embedding"}
     images = pixels(3, 48)
     x = normalize(images, other.mean, other.std)
@@ -134,7 +146,7 @@ def test_code_in_the_readme_opens_the_export(
 ):
     need(name)
     given = probe if head else plain
-    report = write.export(given, name, tmp_path / "out")
+    report = export_to(given, name, tmp_path / "out")
     monkeypatch.chdir(report.path)
     found = {}
     exec(readme_code(report.path), found)
@@ -146,7 +158,9 @@ def test_code_in_the_readme_opens_the_export(
         if name != "timm":  # its zeros are grey, not black
             assert tiny.worst(got, value) < 1e-5
     card = (report.path / "README.md").read_text()
-    assert "the encoder's card" in card and "SYNTHETIC" in card
+    assert "the encoder's card" in card and "on 8 given images" in card
+    assert "## Use" not in card and "load_encoder" not in card  # of another format
+    assert "## Limits" in card
     about = json.loads((report.path / write.ABOUT).read_text())
     assert set(about["files"]) == {p.name for p in report.path.iterdir()}
     assert about["compared"]["errors"] == report.errors
@@ -159,7 +173,7 @@ def test_stablehlo_is_lowered_for_cpu_cuda_and_tpu_with_a_symbolic_batch(
     probe, tmp_path
 ):
     need("stablehlo")
-    path = write.export(probe, "stablehlo", tmp_path / "out").path
+    path = export_to(probe, "stablehlo", tmp_path / "out").path
     file = (path / "encoder.stablehlo").read_bytes()
     exported = jax.export.deserialize(bytearray(file))
     assert exported.platforms == ("cpu", "cuda", "tpu")
@@ -173,7 +187,7 @@ def test_onnx_tells_its_preprocessing_and_labels(probe, tmp_path):
     import onnx
     import onnxruntime
 
-    path = str(write.export(probe, "onnx", tmp_path / "out").path / "encoder.onnx")
+    path = str(export_to(probe, "onnx", tmp_path / "out").path / "encoder.onnx")
     onnx.checker.check_model(path, full_check=True)
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (images,) = session.get_inputs()
@@ -190,19 +204,18 @@ def test_onnx_weights_too_large_for_one_message_lie_beside_it(
     from pacx_jax.exporting import graphs
 
     monkeypatch.setattr(graphs, "INLINE_BYTES", 1000)
-    path = write.export(plain, "onnx", tmp_path / "out").path
+    path = export_to(plain, "onnx", tmp_path / "out").path
     assert (path / "encoder.onnx.data").stat().st_size > 10_000
-    write.export(plain, "onnx", tmp_path / "out")  # it is ours, and is replaced
+    export_to(plain, "onnx", tmp_path / "out")  # it is ours, and is replaced
 
 
 def test_hf_folder_preprocesses_whole_images_as_the_encoder_does(probe, tmp_path):
     # Bound 1e-5. Measured 1.4e-6.
     need("hf")
-    import PIL.Image
     import torch
     import transformers
 
-    path = write.export(probe, "hf", tmp_path / "out").path
+    path = export_to(probe, "hf", tmp_path / "out").path
     images = [pixels(1, s, s)[0][: s - 9] for s in (50, 90, 20)]
     processor = transformers.AutoImageProcessor.from_pretrained(path, backend="pil")
     inputs = processor([PIL.Image.fromarray(x) for x in images], return_tensors="pt")
@@ -268,7 +281,7 @@ def test_export_that_is_not_the_encoder_leaves_nothing(
     broken = dataclasses.replace(good, packages=(), reopen=lambda *args: predict)
     monkeypatch.setitem(write.FORMATS, "timm", broken)
     with pytest.raises(PacxError, match=message):
-        write.export(plain, "timm", tmp_path / "new" / "deep" / "out")
+        export_to(plain, "timm", tmp_path / "new" / "deep" / "out")
     assert not list(tmp_path.iterdir())
     # Nor does it touch what an earlier one wrote.
     monkeypatch.setitem(
@@ -276,11 +289,11 @@ def test_export_that_is_not_the_encoder_leaves_nothing(
         "timm",
         dataclasses.replace(good, packages=(), reopen=lambda *args: plain.expected),
     )
-    path = write.export(plain, "timm", tmp_path / "out").path
+    path = export_to(plain, "timm", tmp_path / "out").path
     before = {p.name: p.read_bytes() for p in path.iterdir()}
     monkeypatch.setitem(write.FORMATS, "timm", broken)
     with pytest.raises(PacxError, match=message):
-        write.export(plain, "timm", path)
+        export_to(plain, "timm", path)
     assert {p.name: p.read_bytes() for p in path.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
@@ -290,20 +303,20 @@ def test_what_is_no_export_of_that_format_is_left_alone(plain, tmp_path):
     foreign.mkdir()
     (foreign / "config.json").write_text('{"model_type": "vit"}')
     (tmp_path / "file").write_text("mine")
-    folder = write.export(plain, "safetensors", tmp_path / "folder").path
+    folder = export_to(plain, "safetensors", tmp_path / "folder").path
     for name in ("safetensors", "stablehlo"):
         for path in (foreign, tmp_path / "file"):
             with pytest.raises(PacxError, match="no earlier"):
-                write.export(plain, name, path)
+                export_to(plain, name, path)
     with pytest.raises(PacxError, match="no earlier"):
-        write.export(plain, "stablehlo", folder)
+        export_to(plain, "stablehlo", folder)
     (folder / "mine.txt").write_text("mine")
     with pytest.raises(PacxError, match="no earlier"):
-        write.export(plain, "safetensors", folder)
+        export_to(plain, "safetensors", folder)
     assert (foreign / "config.json").read_text() == '{"model_type": "vit"}'
     assert (tmp_path / "file").read_text() == (folder / "mine.txt").read_text()
     (folder / "mine.txt").unlink()
-    write.export(plain, "safetensors", folder)
+    export_to(plain, "safetensors", folder)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n != "safetensors"])
@@ -313,7 +326,7 @@ def test_missing_package_is_told_in_one_line_with_its_extra(
     form = write.FORMATS[name]
     monkeypatch.setitem(sys.modules, form.packages[0], None)
     with pytest.raises(PacxError) as error:
-        write.export(plain, name, tmp_path / "out")
+        export_to(plain, name, tmp_path / "out")
     text = str(error.value)
     assert f"needs {form.packages[0]}, which is not installed" in text
     assert f"pip install 'pacx_jax[{form.extra}]'" in text and "\n" not in text
@@ -322,17 +335,21 @@ def test_missing_package_is_told_in_one_line_with_its_extra(
     assert not list(tmp_path.iterdir())
 
 
-def test_synthetic_images_are_always_the_same_and_no_two_alike():
-    images = write.synthetic(48)
-    np.testing.assert_array_equal(images, write.synthetic(48))
-    assert images.shape == (8, 48, 48, 3) and images.dtype == np.uint8
-    assert len({x.tobytes() for x in images}) == 8 and images.std() > 20
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("encoder") / "vit"
-    model_folder.save(path, with_head(tiny.folder("vit")), "the encoder's card")
+    model_folder.save(path, with_head(tiny.folder("vit")), CARD)
+    return path
+
+
+@pytest.fixture(scope="module")
+def x_rays(tmp_path_factory):
+    """A folder of two images, fewer than are compared in batches."""
+    path = tmp_path_factory.mktemp("x_rays")
+    for i, image in enumerate(pixels(2, 40)):
+        PIL.Image.fromarray(image).save(path / f"{i}.png")
+    rows = [",".join(["path", *LABELS]), "0.png,1,0,0", "1.png,0,1,0"]
+    (path / "labels.csv").write_text("\n".join(rows))
     return path
 
 
@@ -356,14 +373,17 @@ def test_command_compares_on_the_given_x_rays(folder, tmp_path, capsys):
     assert errors["embedding"] < 1e-5
 
 
-def test_command_copies_a_model_folder_at_another_size(folder, tmp_path, capsys):
+def test_command_copies_a_model_folder_at_another_size(
+    folder, x_rays, tmp_path, capsys
+):
     out = tmp_path / "out"
-    assert call(f"--encoder={folder}", f"--out={out}", "--image_size=64") == 0
-    assert "SYNTHETIC" in capsys.readouterr().out
+    args = [f"--encoder={folder}", f"--out={out}", f"--images={x_rays}"]
+    assert call(*args, "--image_size=64") == 0
+    assert "on 2 given images" in capsys.readouterr().out
     encoder = load_encoder(out)
     assert encoder.image_size == 64 and model_folder.load(out).heads is None
-    assert (out / "README.md").read_text() == "the encoder's card"
-    assert call(f"--encoder={folder}", f"--out={out}", "--head") == 0
+    assert (out / "README.md").read_text() == CARD
+    assert call(*args, "--head") == 0
     assert model_folder.load(out).heads.architecture["labels"] == LABELS
 
 
@@ -371,13 +391,17 @@ def test_command_copies_a_model_folder_at_another_size(folder, tmp_path, capsys)
     ("args", "expected"),
     [
         (["--encoder={vit}", "--format=timm"], "--out is missing"),
+        (["--encoder={vit}", "--out={out}"], "--images is missing: name a folder"),
         (["--encoder={vit}", "--out={out}", "--which=best"], "--which goes with"),
         (
-            ["--encoder={vit}", "--out={out}", "--image_size=30"],
+            ["--encoder={vit}", "--out={out}", "--image_size=30", "--images={x_rays}"],
             "image size 30 is not divisible by the encoder's patch_size 8",
         ),
         (["--encoder={bare}", "--out={bare}"], "bare is the encoder itself"),
-        (["--encoder={labs}", "--out={out}"], "holds a labs_dae model, but a vit"),
+        (
+            ["--encoder={labs}", "--out={out}", "--format=hf"],
+            "holds a labs_dae model: only X-ray encoders have --format",
+        ),
         (["--encoder={nowhere}", "--out={out}"], "nowhere: no such folder"),
         (["--encoder={bare}", "--out={out}", "--head"], "bare holds no head"),
         (
@@ -391,11 +415,13 @@ def test_command_copies_a_model_folder_at_another_size(folder, tmp_path, capsys)
     ],
     ids=lambda x: x[-1][:20] if isinstance(x, list) else "",
 )
-def test_command_tells_bad_input_in_one_line(args, expected, folder, tmp_path, capsys):
+def test_command_tells_bad_input_in_one_line(
+    args, expected, folder, x_rays, tmp_path, capsys
+):
     model_folder.save(tmp_path / "labs", tiny.folder("labs_dae"), "")
     model_folder.save(tmp_path / "bare", tiny.folder("vit"), "")
     paths = {k: tmp_path / k for k in ("out", "labs", "nowhere", "bare")}
-    args = [x.format(vit=folder, **paths) for x in args]
+    args = [x.format(vit=folder, x_rays=x_rays, **paths) for x in args]
     assert call(*args) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
@@ -403,7 +429,17 @@ def test_command_tells_bad_input_in_one_line(args, expected, folder, tmp_path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_trained_probe_goes_with_its_encoder(tmp_path, monkeypatch, capsys):
+def test_wrong_flags_are_one_line_and_exit_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call("--encoder=a", "--workdir=b")
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert error.startswith("error: ") and error.count("\n") == 1
+
+
+def test_trained_probe_is_compared_on_the_x_rays_of_its_run(
+    x_rays, tmp_path, monkeypatch, capsys
+):
     need("stablehlo")
     tree = with_head(tiny.folder("vit"))
     model_folder.save(tmp_path / "vit", tree, "")
@@ -411,6 +447,9 @@ def test_trained_probe_goes_with_its_encoder(tmp_path, monkeypatch, capsys):
         "linear_probe",
         model_init=str(tmp_path / "vit"),
         data__image_size=32,
+        data__source="folder",
+        data__path=str(x_rays),
+        data__val_fraction=0.5,
         data__label_columns=tuple(LABELS),
         task="multiclass",
     )
@@ -427,11 +466,32 @@ def test_trained_probe_goes_with_its_encoder(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     args = [f"--workdir={run}", "--format=stablehlo", f"--out={out}"]
     assert call(*args, "--head") == 0
-    assert "(logits)" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "(logits) on 1 validation images of the run" in printed
     logits = json.loads((out / write.ABOUT).read_text())["outputs"][1]
     assert logits["labels"] == LABELS and logits["task"] == "multiclass"
-    assert call(*args) == 0  # without --head: the encoder alone
+    assert call(*args, f"--images={x_rays}") == 0  # without --head: the encoder alone
     assert len(json.loads((out / write.ABOUT).read_text())["outputs"]) == 1
+    config.data.path = str(tmp_path / "gone")
+    (run / "config.json").write_text(config.to_json())
+    assert call(*args) == 2
+    error = capsys.readouterr().err
+    assert "--images is missing" in error and "gone: no such folder" in error
+
+
+def test_encoder_of_labs_is_copied_and_read_again(tmp_path, monkeypatch, capsys):
+    model_folder.save(tmp_path / "labs", tiny.folder("labs_dae"), CARD)
+    args = [f"--encoder={tmp_path / 'labs'}", f"--out={tmp_path / 'out'}"]
+    assert call(*args) == 0
+    assert "the same to the bit" in capsys.readouterr().out
+    assert model_folder.load(tmp_path / "out").kind == "labs_dae"
+    loaded = tiny.folder("labs_dae", seed=5)
+    load = model_folder.load
+    monkeypatch.setattr(model_folder, "load", lambda path, kind=None: loaded
+                        if kind else load(path))  # fmt: skip
+    assert call(args[0], f"--out={tmp_path / 'new'}") == 2
+    assert "differs from the model in" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
 
 
 def test_help_needs_no_other_library():
@@ -457,5 +517,5 @@ export.main(["--help"])
 def test_conversion_leaves_the_loggers_as_they_were(plain, tmp_path):
     need("onnx")
     before = logging.getLogger("onnx_ir").level
-    write.export(plain, "onnx", tmp_path / "out")
+    export_to(plain, "onnx", tmp_path / "out")
     assert logging.getLogger("onnx_ir").level == before

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -252,7 +253,8 @@ def test_wrong_setting_is_a_one_line_error(config, tmp_path, fields, expected):
 def test_value_that_is_not_a_number_stops_the_run_and_is_not_saved(
     config, tmp_path, monkeypatch, name
 ):
-    # Nothing is logged before step 4, but what step 2 would save is looked at.
+    # Nothing is logged before step 4, but what step 2 would save is looked at, and
+    # the first bad step is told.
     original = step.make_train_step
 
     def make_train_step(*args):
@@ -260,17 +262,17 @@ def test_value_that_is_not_a_number_stops_the_run_and_is_not_saved(
 
         def broken(state, batch, key):
             state, values = train_step(state, batch, key)
-            return state, values | {name: np.float32("nan")}
+            return state, values | {name: jnp.float32("nan")}
 
         return broken
 
     monkeypatch.setattr(step, "make_train_step", make_train_step)
     other = tiny.copy_of(config)
     other.log_every = 4
-    with pytest.raises(PacxError, match=f"the {name} is nan at step 2: lower"):
+    with pytest.raises(PacxError, match=f"the {name} is nan at step 1: lower"):
         main.run(other, str(tmp_path))
     assert not (tmp_path / "done.json").exists()
-    assert not list((tmp_path / "checkpoints").iterdir())
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_workdir_of_a_run_that_never_started_can_be_mended(config, tmp_path, images):

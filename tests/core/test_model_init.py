@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import load_encoder, model_folder, train
+from pacx_jax import load_encoder, model_folder, stage
 from pacx_jax.objectives import ecg, labs_dae
 from pacx_jax.types import PacxError
 from tests import tiny
@@ -32,7 +32,7 @@ def test_an_ecg_encoder_starts_from_a_converted_one(saved):
     config.model.update({k: tuple(v) if isinstance(v, list) else v
                          for k, v in model.architecture.items()})  # fmt: skip
     config.data.label_columns = ("x", "y", "z", "w")  # not those it was trained on
-    loaded = train.load_parts(ecg.make(config), KEY)
+    loaded = stage.load_parts(ecg.make(config), KEY)
     assert set(loaded) == {"encoder"}
     same(loaded["encoder"], model.params)
 
@@ -41,7 +41,7 @@ def test_a_labs_autoencoder_starts_with_its_decoder(saved):
     model = folder("labs_dae")
     config = tiny.config("labs_dae", "runlocal", model_init=saved(model))
     config.model.update(hidden=16, latent=8)
-    loaded = train.load_parts(labs_dae.make(config), KEY)
+    loaded = stage.load_parts(labs_dae.make(config), KEY)
     same(loaded["encoder"], model.params)
     same(loaded["decoder"], model.heads.params["decoder"])
 
@@ -55,7 +55,7 @@ def same(a, b):
 def test_a_folder_of_another_kind_is_refused(saved):
     config = tiny.config("labs_dae", "runlocal", model_init=saved(folder("mae")))
     with pytest.raises(PacxError, match="its encoder is not that of config.model"):
-        train.load_parts(labs_dae.make(config), KEY)
+        stage.load_parts(labs_dae.make(config), KEY)
 
 
 @pytest.mark.parametrize("name, value", [("mean", None), ("std", [0.1, 0, 0.1])])

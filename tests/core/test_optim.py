@@ -165,3 +165,14 @@ def test_encoder_may_have_a_slower_rate():
 def test_unknown_decay_is_an_error():
     with pytest.raises(PacxError, match="config.optim.decay 'some': choose kernels or"):
         optim.make(settings(decay="some"), 100)
+
+
+def test_peak_rate_scales_with_the_batch_only_where_a_base_is_given():
+    c = tiny.config("mae_vitb16", global_batch_size=1024)
+    assert optim.settings(c) is c.optim
+    c.optim.base_batch_size = 256
+    assert optim.settings(c).peak_lr == pytest.approx(4 * c.optim.peak_lr)
+    assert optim.settings(c).weight_decay == c.optim.weight_decay
+    c.optim.base_batch_size = -1
+    with pytest.raises(PacxError, match="base_batch_size -1"):
+        optim.settings(c)

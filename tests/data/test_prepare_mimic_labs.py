@@ -215,6 +215,7 @@ def test_a_finished_target_is_left_alone_without_reading_labevents(
         "data.mimic_labs.events.earliest", lambda *a: pytest.fail("read again")
     )
     code, second, _ = run(*argv)
+    assert first.pop("made")["examples"] == 8
     assert code == 0 and second == first | {"status": "unchanged"}
 
 

@@ -6,6 +6,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
 from pacx_jax.evaluate import probe
+from pacx_jax.input import subsets
 
 
 def _study(n=300, d=12, c=3, seed=0):
@@ -20,32 +21,34 @@ def test_subset_holds_a_positive_of_every_label_and_the_right_number():
     for c in range(3):
         labels[7 * c + 1, c] = 1  # one positive each
     for seed in range(5):
-        rows = probe.label_subset(labels, np.ones_like(labels), 0.01, seed)
+        rows = subsets.label_subset(labels, np.ones_like(labels), 0.01, seed)
         assert len(rows) == len(set(rows)) == 10
         assert np.all(labels[rows].sum(axis=0) == 1)
 
 
 def test_subset_is_at_least_one_more_than_the_labels():
     labels = np.eye(200, 7)
-    assert len(probe.label_subset(labels, np.ones_like(labels), 0.01, 0)) == 8
-    assert probe.subset_size(200, 7, 0.01) == 8
+    assert len(subsets.label_subset(labels, np.ones_like(labels), 0.01, 0)) == 8
+    assert subsets.subset_size(200, 7, 0.01) == 8
 
 
 def test_subset_depends_on_the_seed_alone_and_is_everything_at_1():
     labels = (np.random.default_rng(0).random((400, 2)) < 0.3) * 1.0
     mask = np.ones_like(labels)
     mask[:50] = 0
-    first = probe.label_subset(labels, mask, 0.1, 3)
-    assert np.array_equal(first, probe.label_subset(labels, mask, 0.1, 3))
-    assert not np.array_equal(first, probe.label_subset(labels, mask, 0.1, 4))
+    first = subsets.label_subset(labels, mask, 0.1, 3)
+    assert np.array_equal(first, subsets.label_subset(labels, mask, 0.1, 3))
+    assert not np.array_equal(first, subsets.label_subset(labels, mask, 0.1, 4))
     assert first.min() >= 50  # no study without a known label
-    assert np.array_equal(probe.label_subset(labels, mask, 1.0, 0), np.arange(50, 400))
+    assert np.array_equal(
+        subsets.label_subset(labels, mask, 1.0, 0), np.arange(50, 400)
+    )
 
 
 def test_stratified_subset_keeps_the_rates():
     labels = (np.random.default_rng(0).random((4000, 2)) < [0.5, 0.1]) * 1.0
     for seed in range(5):
-        rows = probe.label_subset(labels, np.ones_like(labels), 0.05, seed, True)
+        rows = subsets.label_subset(labels, np.ones_like(labels), 0.05, seed, True)
         rates = labels[rows].mean(axis=0) - labels.mean(axis=0)
         assert np.all(np.abs(rates) < 0.01)  # uniform draws stray by 0.035
 

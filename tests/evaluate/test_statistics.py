@@ -1,16 +1,41 @@
 """AUROC and the paired, patient-clustered bootstrap."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
-from sklearn.metrics import f1_score, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
-from pacx_jax.evaluate import statistics
+from pacx_jax.evaluate import comparison, statistics
 
 
 def _tied(n=300, seed=0):
     rng = np.random.default_rng(seed)
     labels = (rng.random(n) < 0.3).astype(float)
     return np.round(rng.normal(size=n) + labels, 1), labels, rng
+
+
+def compare(a, b, labels, patients, n_resamples):
+    """Macro AUROC of two arms over the same labels, as the report's tables have it."""
+    names = [str(c) for c in range(labels.shape[1])]
+    scores = {("a", 1.0): a, ("b", 1.0): b}
+    found = comparison.compare_arms(
+        scores, labels, np.ones_like(labels), patients, names, {"all": names},
+        [("a", "b")], {1.0: 0}, n_resamples=n_resamples,
+    )  # fmt: skip
+    row_a, row_b = (r for r in found.table if r["labels"] == "all")
+    (pair,) = (r for r in found.pairs if r["labels"] == "all")
+    return Compared(row_a, row_b, pair)
+
+
+class Compared(NamedTuple):
+    a: dict
+    b: dict
+    pair: dict
+
+
+def width(row):
+    return row["high"] - row["low"]
 
 
 def test_auroc_equals_sklearn_with_ties():
@@ -29,10 +54,14 @@ def test_weighted_auroc_equals_sklearn_with_sample_weights():
 def test_auroc_of_one_class_is_nan_and_skipped_in_the_macro_mean():
     scores, labels, _ = _tied()
     both = np.stack([labels, np.zeros_like(labels)], axis=1)
-    macro, each, n = statistics.macro_auroc(np.stack([scores] * 2, 1), both)
-    assert np.isnan(each[1]) and n == 1 and macro == each[0]
-    parity, _, _ = statistics.macro_auroc(np.stack([scores] * 2, 1), both, "zero")
-    assert parity == each[0] / 2
+    weights = statistics.bootstrap_weights(np.arange(300), 20)
+    point, resampled = statistics.resampled_auroc(
+        np.stack([scores] * 2, 1)[None], both, weights
+    )
+    draws = statistics.seed_draws(1, 20)
+    macro, drawn = statistics.macro_distribution(point, resampled, draws)
+    assert np.isnan(point[0, 1]) and macro == point[0, 0]
+    np.testing.assert_array_equal(drawn, resampled[:, 0, 0])
 
 
 def test_unknown_labels_are_left_out():
@@ -41,15 +70,6 @@ def test_unknown_labels_are_left_out():
     unknown = np.where(hidden, np.nan, labels)
     expected = roc_auc_score(labels[~hidden], scores[~hidden])
     assert abs(statistics.auroc(scores, unknown) - expected) < 1e-12
-
-
-def test_threshold_metrics_equal_sklearn():
-    _, _, rng = _tied()
-    labels = (rng.random((200, 3)) < 0.3).astype(float)
-    probabilities = rng.random((200, 3))
-    ours = statistics.threshold_metrics(probabilities, labels)
-    theirs = f1_score(labels, probabilities >= 0.5, average="macro")
-    assert abs(ours["f1"] - theirs) < 1e-12
 
 
 def test_bootstrap_draws_whole_patients():
@@ -64,12 +84,9 @@ def test_bootstrap_draws_whole_patients():
 def test_interval_widens_when_studies_of_a_patient_are_copies():
     scores, labels, _ = _tied(200)
     scores, labels = np.repeat(scores, 4)[None, :, None], np.repeat(labels, 4)[:, None]
-    clustered = statistics.compare(
-        scores, scores, labels, np.repeat(np.arange(200), 4), 400
-    )
-    naive = statistics.compare(scores, scores, labels, np.arange(800), 400)
-    ratio = (clustered.a.high - clustered.a.low) / (naive.a.high - naive.a.low)
-    assert 1.7 < ratio < 2.3  # sqrt(4) in theory
+    clustered = compare(scores, scores, labels, np.repeat(np.arange(200), 4), 400)
+    naive = compare(scores, scores, labels, np.arange(800), 400)
+    assert 1.7 < width(clustered.a) / width(naive.a) < 2.3  # sqrt(4) in theory
 
 
 def test_interval_covers_the_truth_about_95_times_in_100():
@@ -90,11 +107,10 @@ def test_compare_of_identical_arms_is_exactly_zero():
     rng = np.random.default_rng(0)
     labels = (rng.random((150, 2)) < 0.4).astype(float)
     scores = rng.random((3, 150, 2))
-    same = statistics.compare(scores, scores, labels, np.arange(150) // 2, 100)
-    gap = same.difference
-    assert (gap.value, gap.low, gap.high) == (0.0, 0.0, 0.0)
-    assert same.a.low < same.a.value < same.a.high
-    assert (same.seeds, same.n_patients, same.n_defined) == (3, 75, 2)
+    same = compare(scores, scores, labels, np.arange(150) // 2, 100)
+    assert [same.pair[k] for k in ("difference", "low", "high")] == [0, 0, 0]
+    assert same.a["low"] < same.a["auroc"] < same.a["high"]
+    assert [same.a[k] for k in ("seeds", "n_patients", "n_defined")] == [3, 75, 2]
 
 
 def test_paired_interval_is_narrower_than_that_of_unpaired_arms():
@@ -102,9 +118,9 @@ def test_paired_interval_is_narrower_than_that_of_unpaired_arms():
     labels = (rng.random((300, 1)) < 0.4).astype(float)
     common = rng.normal(size=(1, 300, 1)) + labels
     better = common + 0.1 * rng.normal(size=common.shape) + 0.15 * labels
-    paired = statistics.compare(better, common, labels, np.arange(300), 400)
-    assert paired.difference.low > 0  # though the arms' own intervals overlap
-    assert paired.a.low < paired.b.high
+    paired = compare(better, common, labels, np.arange(300), 400)
+    assert paired.pair["low"] > 0  # though the arms' own intervals overlap
+    assert paired.a["low"] < paired.b["high"]
 
 
 def test_subset_seeds_widen_the_interval():
@@ -112,11 +128,12 @@ def test_subset_seeds_widen_the_interval():
     labels = (rng.random((400, 1)) < 0.4).astype(float)
     quality = np.array([0.0, 0.5, 1.0, 2.0])[:, None, None]
     scores = rng.normal(size=(1, 400, 1)) + quality * labels
-    several = statistics.compare(scores, scores, labels, np.arange(400), 300).a
-    one = statistics.compare(scores[2:3], scores[2:3], labels, np.arange(400), 300).a
-    assert several.high - several.low > 1.5 * (one.high - one.low)
+    several = compare(scores, scores, labels, np.arange(400), 300).a
+    one = compare(scores[2:3], scores[2:3], labels, np.arange(400), 300).a
+    assert width(several) > 1.5 * width(one)
 
 
-def test_compare_refuses_arms_of_different_shape():
-    with pytest.raises(ValueError, match="shape"):
-        statistics.compare(np.ones((2, 4, 1)), np.ones((1, 4, 1)), np.ones((4, 1)), [0])
+def test_arms_with_other_subset_seeds_are_refused():
+    labels = np.array([[0.0], [1.0], [0.0], [1.0]])
+    with pytest.raises(ValueError, match="different subset seeds"):
+        compare(np.ones((2, 4, 1)), np.ones((1, 4, 1)), labels, np.arange(4), 10)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from data import records
-from pacx_jax import embed
 from pacx_jax.input import dicom, folders, images, sources
 from pacx_jax.types import PacxError
 from tests.input import dicom_files as files
@@ -375,7 +374,6 @@ def test_folders_preparation_and_embedding_read_the_same_pixels(tmp_path):
     (tmp_path / "a.dcm").write_bytes(files.made())
     (tmp_path / "b.DICOM").write_bytes(files.made(syntax=files.IMPLICIT))
     assert folders.list_images(tmp_path) == ["a.dcm", "b.DICOM"]
-    assert [p.name for p in embed.image_files(str(tmp_path))] == ["a.dcm", "b.DICOM"]
     spec = folders.FolderSpec(path=str(tmp_path), val_fraction=0)
     example = sources.FolderSource(spec, "train")[0]
     np.testing.assert_array_equal(images.decode(example["image"]), min_max(STORED))

@@ -89,6 +89,41 @@ def test_alpha_is_dropped_palettes_and_bits_and_cmyk_are_expanded():
     assert images.decode(saved(cmyk, "JPEG")).shape == COLOUR.shape
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's, of damaged EXIF
+def test_damaged_jpegs_are_what_pil_makes_of_them(monkeypatch):
+    """The faster decoder neither takes what PIL refuses nor gives other pixels."""
+    film = images.encode_jpeg(GREY)
+    exif = Image.Exif()
+    exif[0x112] = 6  # orientation, which is ignored
+    restarts = saved(Image.fromarray(GREY), "JPEG", restart_marker_rows=1, exif=exif)
+    assert images._is_plain_jpeg(film) and images._is_plain_jpeg(restarts)
+    for kind in ({"progressive": True}, {}):
+        image = Image.fromarray(GREY if kind else COLOUR)
+        assert not images._is_plain_jpeg(saved(image, "JPEG", **kind))
+
+    def result(data):
+        try:
+            return images.decode(data, "x").tobytes()
+        except PacxError as error:
+            return str(error)
+
+    rng = np.random.default_rng(0)
+    damaged = []
+    for i in range(600):
+        data = bytearray(restarts if i % 2 else film)
+        start = rng.integers(2, len(data) - 2)
+        data[start] = rng.integers(256)
+        if i % 3 == 0:  # a gap, with or without the end
+            del data[start : start + rng.integers(1, len(data))]
+            data += b"\xff\xd9" * int(i % 2)
+        damaged.append(bytes(data))
+    plain = sum(map(images._is_plain_jpeg, damaged))
+    assert 100 < plain < 500
+    got = [result(data) for data in damaged]
+    monkeypatch.setattr(images, "_is_plain_jpeg", lambda data: False)
+    assert got == [result(data) for data in damaged]
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_a_truncated_file_is_one_line_with_its_name(tmp_path, kind):
     path = tmp_path / "cut.img"

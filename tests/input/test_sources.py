@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from pacx_jax.input import folders, images, sources, tables, transforms
+from pacx_jax.input import folders, images, sources, subsets, tables, transforms
 from pacx_jax.types import PacxError
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared/realdata/cxr"
@@ -172,6 +172,35 @@ def test_the_fingerprint_changes_with_files_labels_and_split(labelled):
     victim = labelled / opened(labelled)[0]["path"]
     victim.write_bytes(images.encode_png(np.zeros((12, 10), np.uint8)))
     assert opened(labelled).fingerprint != start
+
+
+@pytest.mark.parametrize("field", ["csv", "patient_column", "test_fraction"])
+def test_a_folders_field_beside_a_prepared_set_is_refused_by_name(field):
+    data = types.SimpleNamespace(source="prepared", path="p", **{field: 0.25})
+    with pytest.raises(PacxError, match=f"data.{field} 0.25 is for data.source=folder"):
+        sources.open_source(data, "train")
+
+
+def few(path, draw="positives", seed=42, fraction=0.4, columns=("heart", "lung")):
+    data = config(
+        path, label_fraction=fraction, label_draw=draw, label_seed=seed,
+        label_columns=columns, uncertain="zero",
+    )  # fmt: skip
+    return subsets.few_labels(sources.open_source(data, "train"), data)
+
+
+def test_a_fraction_of_the_labelled_examples_is_drawn_by_its_own_seed(labelled):
+    whole, drawn = opened(labelled, label_columns=("heart", "lung")), few(labelled)
+    assert len(drawn) == int(0.4 * len(whole))
+    np.testing.assert_array_equal(
+        drawn.labels(), [drawn[i]["labels"] for i in range(len(drawn))]
+    )
+    assert paths(drawn) == paths(few(labelled)) != paths(few(labelled, seed=1))
+    assert paths(drawn) != paths(few(labelled, "stratified"))
+    assert len(few(labelled, fraction=1.0)) == len(whole)
+    for fields in ({"fraction": 0.0}, {"draw": "some"}):
+        with pytest.raises(PacxError, match="data.label_"):
+            few(labelled, **fields)
 
 
 def test_a_limit_draws_the_same_few(labelled):

@@ -132,6 +132,10 @@ def test_multilabel_summary_leaves_out_labels_with_one_class():
     assert got["auroc_macro"] == pytest.approx(np.mean(aurocs))
     assert got["f1_macro"] == pytest.approx(np.mean(f1s))
     assert got["n_labels"] == 2 and "auroc_c" not in got
+    zero = classify.summarize_multilabel(("a", "b", "c"), "zero")(out)  # torchmetrics'
+    assert zero["auroc_macro"] == pytest.approx(np.sum(aurocs) / 3)
+    assert zero["f1_macro"] == pytest.approx(np.sum(f1s) / 3)
+    assert zero["n_labels"] == 2 and "auroc_c" not in zero
     p = 1 / (1 + np.exp(-np.float64(x)))
     bce = -(y * np.log(p) + (1 - y) * np.log(1 - p))
     assert got["loss"] == pytest.approx(bce[mask > 0].mean(), rel=1e-5)

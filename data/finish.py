@@ -1,0 +1,116 @@
+"""What a prepared set has beside its records, of which pacx.json is the last."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from data import durable, published, records, shards
+from pacx_jax.input import patients, sources
+
+
+def finish(
+    preparation: shards.Preparation,
+    plan: records.Plan,
+    target: pathlib.Path,
+    name: str,
+    settings: dict[str, Any],
+) -> dict[str, Any]:
+    """Writes what stands beside the records, and gives the set its place.
+
+    Args:
+      preparation: all of whose shards are finished.
+      plan: what they were made of.
+      target: the set's place: nothing, or an empty folder.
+      name: of the builder, in data/prepare.py.
+      settings: what decides the contents, apart from the source's.
+
+    Returns:
+      The summary that `prepare` gives.
+    """
+    built = preparation.set
+    preparation.describe()
+    list_unreadable(built / "quarantine.jsonl", preparation.unreadable)
+    patient_files = _write_patients(preparation, plan)
+    for file, data in plan.files.items():
+        (built / file).write_bytes(data)
+    counts = {s: sum(n) for s, n in preparation.by_split("examples").items()}
+    positives = {
+        split: dict(zip(plan.label_names, np.sum(found, 0).tolist(), strict=True))
+        for split, found in preparation.by_split("positives").items()
+    }
+    fingerprint = _fingerprint(preparation.content(), plan)
+    summary = {
+        "target": str(target),
+        "status": "prepared",
+        "fingerprint": fingerprint,
+        "counts": counts,
+        "positives": positives,
+        "unreadable": {
+            split: sum(bad["split"] == split for bad in preparation.unreadable)
+            for split in counts
+        },
+        "published": plan.published,
+        "differences": published.differences(plan.published, counts, positives),
+        "notes": list(plan.notes),
+        "report": dict(plan.report),
+    }
+    sums = {d["file"]: d["sha256"] for d in preparation.done.values()}
+    files = sorted(p for p in built.iterdir() if p.name != sources.MANIFEST)
+    for path in files:
+        if path.name not in sums:
+            durable.sync(path)
+            sums[path.name] = durable.sha256(path)
+    manifest = {
+        "name": name,
+        "namespace": patients.namespace(name),
+        "settings": settings,
+        "source_fingerprint": plan.fingerprint,
+        "fingerprint": fingerprint,
+        "splits": counts,
+        "files": {path.name: path.stat().st_size for path in files},
+        "sha256": dict(sorted(sums.items())),
+        "patients": patient_files,
+        "entries": plan.entries,
+        "label_names": plan.label_names,
+        "ecg_scale": plan.ecg_scale,
+        "lead_order": plan.lead_order,
+        "summary": summary,
+    }
+    durable.put(built / sources.MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    if target.exists():
+        target.rmdir()  # it is empty
+    built.rename(target)
+    durable.sync(target.resolve().parent)
+    return summary
+
+
+def _write_patients(
+    preparation: shards.Preparation, plan: records.Plan
+) -> dict[str, str]:
+    """split -> the file of its examples' patients; {} where the data name none.
+
+    Training asks for them, and would else read all records.
+    """
+    if "patient_id" not in plan.entries:
+        return {}
+    files = {}
+    for split, found in preparation.by_split("patients").items():
+        files[split] = f"patients-{split}.json"
+        text = json.dumps(list(itertools.chain.from_iterable(found)))
+        (preparation.set / files[split]).write_text(text)
+    return files
+
+
+def list_unreadable(path: pathlib.Path, unreadable: list[dict]) -> None:
+    path.write_text("".join(json.dumps(bad) + "\n" for bad in unreadable))
+
+
+def _fingerprint(content: str, plan: records.Plan) -> str:
+    parts = (content, plan.label_names, plan.ecg_scale, plan.lead_order)
+    return hashlib.sha256(repr(parts).encode()).hexdigest()

@@ -1,0 +1,117 @@
+"""What a workdir's run is of: a run goes on only with the same config and data.
+
+config.json  every field of the config
+data.json    fingerprints of the data and of the weights that the run starts from
+forced.jsonl what differed each time that a run was made to go on nevertheless
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from pacx_jax import manifest, processes, sharding
+from pacx_jax.types import PacxError
+
+CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
+# Fields that change no number of a run.
+FREE = frozenset(
+    (
+        "cache_dir",
+        "data.allow_overlap",
+        "data.cache",
+        "data.max_bad_share",
+        "data.namespace",
+        "data.threads",
+        "grace_seconds",
+        "keep",
+        "log_every",
+        "max_skipped",
+        "nonfinite",
+        "num_devices",
+        "watchdog_seconds",
+    )
+)
+
+
+def check_config(config, workdir: str, *, force: bool = False) -> None:
+    """A workdir belongs to one config: refuses another, and lists what differs."""
+    path = pathlib.Path(workdir) / CONFIG
+    try:
+        old = flat(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError) as e:
+        raise PacxError(f"{path} is damaged ({e}): restore it from a copy") from None
+    new = flat(json.loads(json.dumps(config.to_dict())))
+    refuse(old, new, FREE, workdir, "config", force)
+
+
+def write_config(config, workdir: str) -> None:
+    """Records the config of a run."""
+    text = json.loads(json.dumps(config.to_dict(), sort_keys=True))
+    manifest.write_json(pathlib.Path(workdir) / CONFIG, text)
+
+
+def check_data(
+    workdir: str, fingerprints: dict[str, str | int], *, started: bool, force: bool
+) -> None:
+    """The same for what the run reads. Records it where the run has not started.
+
+    Raises:
+      PacxError: the run has been started with other data or weights.
+    """
+    processes.check_agreement("the data", sorted(fingerprints.items()))
+    path = pathlib.Path(workdir) / DATA
+    if started and path.is_file():
+        old = json.loads(path.read_text("utf-8"))
+        refuse(old, fingerprints, frozenset(), workdir, "data", force)
+    if processes.is_first():
+        manifest.write_json(path, fingerprints)
+
+
+def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> None:
+    """PacxError with what differs, or a warning and a line in FORCED."""
+    differing = [
+        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
+        for k in sorted(set(old) | set(new))
+        if old.get(k) != new.get(k) and k not in free
+    ]
+    if not differing:
+        return
+    text = f"{workdir} holds a run of another {what}: {'; '.join(differing)}"
+    if not force:
+        raise PacxError(
+            f"{text}. Take another --workdir, or delete this one (--force goes on all "
+            "the same, and the run is no longer what its records say)"
+        )
+    if processes.is_first():
+        print(f"warning: {text}. Forced to go on", file=sys.stderr, flush=True)
+        with (pathlib.Path(workdir) / FORCED).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({what: differing}) + "\n")
+
+
+def flat(tree: dict, prefix: str = "") -> dict:
+    """A nested dict as one of dotted names."""
+    out = {}
+    for k, v in tree.items():
+        if isinstance(v, dict):
+            out |= flat(v, f"{prefix}{k}.")
+        else:
+            out[prefix + k] = v
+    return out
+
+
+def of_tree(tree) -> str:
+    """A hash of all leaves of a tree of arrays, and of their names."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
+        array = np.ascontiguousarray(leaf)
+        digest.update(
+            f"{sharding.path_name(path)} {array.shape} {array.dtype}".encode()
+        )
+        digest.update(array.tobytes())
+    return digest.hexdigest()

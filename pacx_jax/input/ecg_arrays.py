@@ -1,0 +1,89 @@
+"""Reads 12-lead ECGs from plain arrays, in .npy or MATLAB files.
+
+They say nothing of themselves: rate and lead order are the caller's.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from pacx_jax.input import ecg
+from pacx_jax.types import PacxError
+
+SUFFIXES = (".npy", ".mat")
+
+
+def read(
+    path: pathlib.Path, fs: float, lead_order: str
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Name and float64 (t, 12), leads in standard order, of each record in the file.
+
+    Args:
+      path: .npy of (t, 12), (12, t), (n, t, 12) or (n, 1, t, 12); or .mat (up to
+        version 7) with `val`, or one matrix with 12 leads.
+      fs, lead_order: what the caller says of it.
+
+    Raises:
+      PacxError: an unreadable file, or an array that holds no ECGs.
+    """
+    ecg.check_rate(fs, str(path))
+    order = ecg.lead_indices(lead_order)
+    array = _load_npy(path) if path.suffix.lower() == ".npy" else _load_mat(path)
+    if array.dtype.kind not in "iuf":
+        raise PacxError(f"{path}: array of {array.dtype}; it must hold real numbers")
+    many = path.suffix.lower() == ".npy" and array.ndim > 2
+    if many and array.ndim == 4 and array.shape[1] == 1:  # Symile-MIMIC's
+        array = array[:, 0]
+    if array.ndim == 2 and array.shape[0] == 12 != array.shape[1]:
+        array = array.T
+    if array.ndim != 2 + many or array.shape[-1] != 12 or array.shape[-2] == 12:
+        raise PacxError(
+            f"{path}: array of shape {array.shape}; it must be (samples, 12 leads) or "
+            "(12, samples), or in .npy files (records, samples, 12)"
+        )
+    if not len(array):
+        raise PacxError(f"{path}: array of shape {array.shape}; it holds no record")
+    if array.shape[-2] > ecg.LONGEST:
+        raise PacxError(f"{path}: more than {ecg.LONGEST} samples are not read; cut it")
+    for i, one in enumerate(array if many else [array]):
+        name = f"{path}[{i}]" if many else str(path)
+        yield name, np.asarray(one, np.float64)[:, order]
+
+
+def _load_npy(path: pathlib.Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        reason = " ".join(str(error).split())
+        raise PacxError(f"{path}: not a readable .npy array ({reason})") from None
+
+
+def _load_mat(path: pathlib.Path) -> np.ndarray:
+    import scipy.io
+
+    try:
+        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
+        # PhysioNet's challenges call it `val`.
+        names = [n for n, s in shapes.items() if len(s) == 2 and 12 in s]
+        names = ["val"] if "val" in shapes else names
+        if len(names) != 1:
+            raise PacxError(
+                f"{path}: {len(names)} variables with 12 leads among "
+                f"{', '.join(shapes)[:200] or 'none'}: keep one, or call it val"
+            )
+        if math.prod(shapes[names[0]]) > 12 * ecg.LONGEST:
+            raise PacxError(
+                f"{path}: more than {ecg.LONGEST} samples are not read; cut it"
+            )
+        return np.asarray(scipy.io.loadmat(path, variable_names=names)[names[0]])
+    except PacxError:
+        raise
+    except NotImplementedError:
+        raise PacxError(f"{path}: MATLAB 7.3; save it with the option -v7") from None
+    except Exception as error:  # scipy.io raises many kinds on damaged files
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise PacxError(f"{path}: not a readable MATLAB file ({reason})") from None

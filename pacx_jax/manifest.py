@@ -1,0 +1,104 @@
+"""The sha256 manifest of a folder: written last, and the proof that all of it is there.
+
+Orbax restores a flipped byte, and a folder without its markers, without a word. So a
+saved step counts only if its manifest stands in it and every file is what it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+NAME = "manifest.json"
+FORMAT = 1
+
+
+class Damaged(Exception):
+    """A folder that is not what its manifest says; the message says what differs."""
+
+
+def write(folder: str | os.PathLike, about: dict[str, Any]) -> None:
+    """Writes the manifest of all files now in `folder`, and them to the disk.
+
+    Args:
+      about: what else the manifest says, as JSON; covered by its own checksum.
+    """
+    folder = pathlib.Path(folder)
+    files = {name: _fingerprint(folder / name, sync=True) for name in _files(folder)}
+    content = {"format": FORMAT, "files": files, "about": about}
+    content["sha256"] = _sha256_of(content)
+    write_json(folder / NAME, content)
+
+
+def verify(folder: str | os.PathLike) -> dict[str, Any]:
+    """What the manifest says beside its files, once every file has been checked.
+
+    Raises:
+      Damaged: a file is missing, too many, of another size or of other content.
+    """
+    folder = pathlib.Path(folder)
+    try:
+        content = json.loads((folder / NAME).read_text("utf-8"))
+        checksum = content.pop("sha256")
+        if checksum != _sha256_of(content) or content["format"] != FORMAT:
+            raise ValueError("its own checksum differs")
+    except FileNotFoundError:
+        raise Damaged(f"{NAME} is missing") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Damaged(f"{NAME} is damaged ({e})") from None
+    there, listed = _files(folder), content["files"]
+    for name in sorted(set(there) | set(listed)):
+        if name not in listed:
+            raise Damaged(f"{name} is not one of its files")
+        try:
+            found = _fingerprint(folder / name)
+        except OSError as e:
+            raise Damaged(f"{name}: {e.strerror}") from None
+        if found != listed[name]:
+            what = "size" if found[0] != listed[name][0] else "sha256"
+            raise Damaged(f"{name}: its {what} differs")
+    return content["about"]
+
+
+def write_json(path: pathlib.Path, content: Any) -> None:
+    """Writes JSON that is on the disk, whole, when this returns."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(json.dumps(content, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync(path.parent)
+
+
+def sync(folder: pathlib.Path) -> None:
+    """The names in a folder are on the disk when this returns."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    """Paths of the files under `folder`, without its manifest, even half of one."""
+    own = (NAME, f".{NAME}.tmp")
+    found = (p for p in folder.rglob("*") if p.is_file() or p.is_symlink())
+    names = (p.relative_to(folder).as_posix() for p in found)
+    return sorted(name for name in names if name not in own)
+
+
+def _fingerprint(path: pathlib.Path, sync: bool = False) -> list[int | str]:
+    """[size in bytes, sha256]; with `sync` the file is on the disk afterwards."""
+    with path.open("rb") as file:
+        if sync:
+            os.fsync(file.fileno())
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return [file.tell(), digest]
+
+
+def _sha256_of(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

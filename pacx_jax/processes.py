@@ -1,0 +1,103 @@
+"""Several processes of one run: how they start, agree, and end when one is lost."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from typing import Any
+
+import jax
+import numpy as np
+
+from pacx_jax.preemption import EXIT_CODE
+from pacx_jax.types import PacxError
+
+# Words of the errors that a collective raises when a peer is gone.
+_LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline")
+INITIALIZATION_SECONDS = 60
+HEARTBEAT_SECONDS = 10  # a host that is silent for so long is taken for dead
+
+
+def start(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes of this run, before any device is used.
+
+    Args:
+      coordinator: host:port of process 0.
+      num_processes: how many there are, each with its own devices.
+      process_id: this one's number, from 0.
+    """
+    if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+        raise PacxError(
+            f"--coordinator={coordinator} --num_processes={num_processes} "
+            f"--process_id={process_id}: give host:port, and an id from 0 to "
+            "num_processes - 1"
+        )
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal():
+        raise PacxError(f"--coordinator={coordinator}: give host:port")
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            num_processes,
+            process_id,
+            initialization_timeout=INITIALIZATION_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as e:
+        raise PacxError(
+            f"process {process_id} could not join {coordinator} within "
+            f"{INITIALIZATION_SECONDS} s: {_one_line(e)}"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process writes what the run writes once."""
+    return jax.process_index() == 0
+
+
+def agreed(value: int) -> int:
+    """The first process's integer, everywhere."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
+
+
+def check_agreement(what: str, content: Any) -> None:
+    """PacxError on every process unless all have the same `content` (its repr)."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    digest = hashlib.sha256(repr(content).encode()).digest()
+    all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    differing = [
+        i for i, other in enumerate(all_of_them) if (other != all_of_them[0]).any()
+    ]
+    if differing:
+        raise PacxError(
+            f"{what} of process {', '.join(map(str, differing))} differs from that of "
+            "process 0: give every process the same command and data"
+        )
+
+
+def end_if_bereaved(error: BaseException) -> None:
+    """Ends this process at once where an error means that another one was lost.
+
+    Whatever would be closed in order would wait for it: a save, the shutdown barrier.
+    """
+    if jax.process_count() == 1 or not any(w in str(error).lower() for w in _LOSS):
+        return
+    print(
+        f"stopped: another process of this run was lost ({_one_line(error)}); start "
+        "all of them again, and the run goes on from its last checkpoint",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(EXIT_CODE)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,0 +1,115 @@
+"""Takes one step of a run again, from its last checkpoint before that step.
+
+  python -m pacx_jax.replay --workdir=runs/mae --step=1234
+
+Prints the step's loss and metrics, its samples, and whether the loss is the logged one
+to the last bit. Where no checkpoint before the step is left, the run's beginning is
+computed again. Nothing in the workdir is changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import tempfile
+
+import jax
+import numpy as np
+import tqdm
+
+from pacx_jax import (
+    batches,
+    checkpoint,
+    finished_run,
+    metrics,
+    numbers,
+    saved_steps,
+    stage,
+)
+from pacx_jax.types import PacxError
+
+
+def replay(workdir: str, n: int) -> dict:
+    """Takes update number `n` (from 1) of a run again.
+
+    Returns:
+      `step`, `from_step` (the state it began with), `metrics` of the step, `logged`
+      (whether the loss equals the logged one bit for bit; None where that step was not
+      logged), `samples`, and `not_finite`: names of the batch's arrays that hold what
+      is not a number.
+    """
+    config = finished_run.read_config(workdir)
+    if not 1 <= n <= config.total_steps:
+        raise PacxError(f"--step {n}: {workdir} has steps 1 to {config.total_steps}")
+    with tempfile.TemporaryDirectory() as scratch:  # what a set-up writes: caches
+        config.cache_dir = config.get("cache_dir") or str(
+            pathlib.Path(workdir).absolute() / "cache"
+        )
+        run = stage.set_up(config, scratch, batches.open_sources(config))
+        start, state = _state_before(workdir, n, run)
+        stream = run.data.train(start)
+        steps = range(start + 1, n + 1)
+        for _ in tqdm.tqdm(steps, disable=not sys.stderr.isatty(), unit="step"):
+            batch = next(stream)
+            state, values = run.train_step(state, batch, run.step_key)
+        stream.close()
+        now = numbers.fetch(values)
+        not_finite = [
+            name
+            for name, array in batch.items()
+            if np.issubdtype(array.dtype, np.floating)
+            and not np.isfinite(np.asarray(array)).all()
+        ]
+        return {
+            "step": n,
+            "from_step": start,
+            "metrics": now,
+            "logged": _as_logged(workdir, n, now["loss"]),
+            "samples": run.data.sample_names(n - 1),
+            "not_finite": not_finite,
+        }
+
+
+def _state_before(workdir: str, n: int, run: stage.Stage):
+    """The newest saved state from before update `n`, or the run's first."""
+    folder = pathlib.Path(workdir).absolute() / "checkpoints"
+    step, about, _ = saved_steps.newest(folder, before=n)
+    if step is None:
+        return 0, run.init()
+    return step, checkpoint.restore(folder / str(step), about, run.abstract)
+
+
+def _as_logged(workdir: str, n: int, loss: float) -> bool | None:
+    for row in metrics.read_rows(workdir):
+        if row["step"] == n and "loss" in row:
+            return row["loss"] == (loss if np.isfinite(loss) else None)
+    return None
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command line; the last line printed is JSON."""
+    parser = argparse.ArgumentParser(prog="python -m pacx_jax.replay")
+    parser.add_argument("--workdir", required=True, help="of the run")
+    parser.add_argument("--step", type=int, required=True, help="the update, from 1")
+    args = parser.parse_args(argv)
+    try:
+        result = replay(args.workdir, args.step)
+    except PacxError as e:
+        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        sys.exit(2)
+    told = {None: "was not logged", True: "is the logged one, bit for bit"}
+    told[False] = (
+        f"is NOT the logged one: other devices ({jax.device_count()} here), or another "
+        "version of jax or of this code?"
+    )
+    print(f"step {args.step}, from the state of step {result['from_step']}:")
+    print(f"the loss, {result['metrics']['loss']!r}, {told[result['logged']]}")
+    print(json.dumps(result))
+    if result["logged"] is False:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,186 @@
+"""The saved states in a folder: written whole, proved by a manifest, kept few.
+
+What a folder holds is described in checkpoint.py.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import shutil
+import sys
+import threading
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from pacx_jax import disk, manifest, processes, sharding
+from pacx_jax.types import PacxError
+
+
+class Steps:
+    """The saved states in one folder, by step.
+
+    Args:
+      folder: of the steps.
+      keep: how many to keep; the newest ones.
+    """
+
+    def __init__(self, folder: pathlib.Path, keep: int):
+        self.folder, self._keep = folder, keep
+        self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+        self._commit: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """The newest step that holds what was saved, and what its manifest says.
+
+        What a killed save has left is removed; a damaged step is moved aside, loudly.
+
+        Raises:
+          PacxError: there are saved steps, and none holds what was saved.
+        """
+        step = about = None
+        if processes.is_first():
+            _remove_unfinished(self.folder)
+            step, about, damaged = newest(self.folder)
+            for number, reason in damaged:
+                folder = self.folder / str(number)
+                aside = folder.with_name(f"{number}.damaged")
+                warn(f"{folder} is damaged ({reason}): it is moved to {aside.name}")
+                _remove(aside)
+                folder.rename(aside)
+            if step is None and any(self.folder.glob("*.damaged")):
+                step = -2
+        step = processes.agreed(-1 if step is None else step)
+        if step == -2:
+            raise PacxError(
+                f"{self.folder}: none of the saved steps holds what was saved; restore "
+                f"it from a copy, or delete {self.folder} to begin at step 0"
+            )
+        if step >= 0:
+            return step, about or manifest.verify(self.folder / str(step))
+        return None
+
+    def holds(self, step: int) -> bool:
+        """Whether a step has been saved."""
+        return processes.agreed((self.folder / str(step)).is_dir()) == 1
+
+    def save(self, state: Any, step: int, metrics: dict[str, float]) -> None:
+        """Starts to write a state. Errors come with the next call, or `settle`."""
+        self.settle()
+        folder = self.folder / str(step)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        if not self._has_room(size, folder):
+            return
+        saving = folder.with_name(f"{step}.saving")
+        if processes.is_first():
+            _remove(saving)
+            saving.mkdir()
+        about = {"step": step, "leaves": leaves(state), "metrics": metrics}
+        self._writer.save(saving / "state", args=ocp.args.StandardSave(state))
+        self._commit = threading.Thread(
+            target=self._finish, args=(saving, folder, about)
+        )
+        self._commit.start()
+
+    def _has_room(self, size: int, folder: pathlib.Path) -> bool:
+        """Whether the first process's disk has room; a line where it has not."""
+        reason = None
+        if processes.is_first():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            try:
+                disk.check_room(self.folder, size, f"the checkpoint {folder.name}")
+            except PacxError as e:
+                reason = e
+                warn(f"{e}. The run goes on without this checkpoint")
+        return processes.agreed(int(reason is None)) == 1
+
+    def _finish(
+        self, saving: pathlib.Path, folder: pathlib.Path, about: dict[str, Any]
+    ) -> None:
+        """In a thread: waits for Orbax, writes the manifest, removes old steps."""
+        try:
+            self._writer.wait_until_finished()
+            if processes.is_first():
+                manifest.write(saving, about)
+                _remove(folder)
+                saving.rename(folder)
+                manifest.sync(self.folder)
+                _retire(self.folder, self._keep, about["step"])
+        except Exception as e:  # raised again in the loop's thread, by `settle`
+            self._failure = e
+
+    def settle(self) -> None:
+        """Waits for the save under way; a full disk loses it, and a line says so."""
+        if self._commit is not None:
+            self._commit.join()
+            self._commit = None
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            if not disk.is_full(failure):
+                raise failure
+            warn(f"{disk.told(self.folder)}. The run goes on without this checkpoint")
+            _remove_unfinished(self.folder)
+
+    def close(self) -> None:
+        """Waits for the save under way."""
+        self.settle()
+        self._writer.close()
+
+
+def leaves(tree: Any) -> dict[str, list]:
+    """Slash-joined path -> [shape, dtype] of every leaf."""
+    found, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {
+        sharding.path_name(path): [list(leaf.shape), str(leaf.dtype)]
+        for path, leaf in found
+    }
+
+
+def newest(folder: pathlib.Path, before: int = sys.maxsize):
+    """(step, about, damaged): the newest step that verifies, and why later ones do not.
+
+    None, None where there is none. Only steps under `before` count. Reads alone.
+    """
+    damaged = []
+    for number in sorted((i for i in _numbers(folder) if i < before), reverse=True):
+        try:
+            return number, manifest.verify(folder / str(number)), damaged
+        except manifest.Damaged as e:
+            damaged.append((number, str(e)))
+    return None, None, damaged
+
+
+def _numbers(folder: pathlib.Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(p.name) for p in folder.iterdir() if p.name.isdecimal()]
+
+
+def _retire(folder: pathlib.Path, keep: int, newest: int) -> None:
+    """Removes all but the `keep` steps up to `newest`, which has just been verified."""
+    numbers = sorted(_numbers(folder))
+    kept = [number for number in numbers if number <= newest][-keep:]
+    for number in set(numbers) - set(kept):
+        _remove(folder / str(number))
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Removes a folder, if it is there; half of one is never left under its name."""
+    if folder.exists():
+        doomed = folder.with_name(f"{folder.name}.deleted")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.rename(doomed)
+        shutil.rmtree(doomed)
+
+
+def _remove_unfinished(folder: pathlib.Path) -> None:
+    """Removes what a save or a removal has left that was cut off."""
+    for pattern in ("*.saving", "*.deleted"):
+        for left in folder.glob(pattern):
+            shutil.rmtree(left)
+
+
+def warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)

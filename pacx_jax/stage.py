@@ -1,0 +1,177 @@
+"""A stage that is ready to run: everything that config, data and devices decide.
+
+Training, replaying a step and measuring a finished run all start from here, so that
+they compute the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from jax.sharding import Mesh
+
+from pacx_jax import (
+    batches,
+    checkpoint,
+    identity,
+    model_folder,
+    objectives,
+    optim,
+    sharding,
+    step,
+)
+from pacx_jax.types import Metrics, Objective, PacxError
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One stage of a run.
+
+    Attributes:
+      config: with `data.label_columns` filled in.
+      objective: what is trained.
+      data: its batches.
+      mesh: its devices.
+      abstract: the TrainState's shapes, dtypes and shardings.
+      init: () -> the state before the first step.
+      train_step: (state, batch, step_key) -> (state, metrics); the state is donated.
+      eval_step: (state, batch, key) -> the outputs of each example.
+      step_key: of the steps' randomness.
+      eval_key: of the evaluation's.
+      weights: part -> hash of the weights that it starts from.
+    """
+
+    config: Any
+    objective: Objective
+    data: batches.Data
+    mesh: Mesh
+    abstract: step.TrainState
+    init: Callable[[], step.TrainState]
+    train_step: Callable[..., tuple[step.TrainState, Metrics]]
+    eval_step: Callable[..., dict[str, jax.Array]]
+    step_key: jax.Array
+    eval_key: jax.Array
+    weights: dict[str, str]
+
+    def fingerprints(self) -> dict[str, str | int]:
+        """What the run reads, as hashes and numbers."""
+        return self.data.fingerprints() | {
+            f"weights.{part}": value for part, value in self.weights.items()
+        }
+
+    def evaluate(self, state, between: Callable[[], None] = lambda: None):
+        """Metrics over the validation split, each named "val/...".
+
+        Args:
+          between: called before every batch; what it raises ends the evaluation.
+        """
+        outputs, _ = collect(
+            self.eval_step, state, self.data.val(), self.eval_key, self.mesh, between
+        )
+        return {f"val/{k}": v for k, v in self.objective.summarize(outputs).items()}
+
+
+def set_up(config, workdir: str, opened: dict) -> Stage:
+    """Makes the objective, its data and steps, and loads what it starts from.
+
+    Args:
+      opened: of `batches.open_sources`.
+
+    Raises:
+      PacxError: whatever is wrong with the config, the data or the weights.
+    """
+    mesh = sharding.make_mesh(config.num_devices)
+    sharding.check_batch_size(config.global_batch_size, mesh)
+    config = batches.with_label_names(config, opened)
+    objective = objectives.make(config, mesh)
+    data = batches.Data(config, workdir, objective, mesh, opened)
+    tx = optim.make(optim.settings(config), config.total_steps)
+    init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+
+    def init(key, loaded):
+        params = objective.init(key)
+        return step.make_state({**params, **loaded}, objective, tx)
+
+    loaded = load_parts(objective, init_key)
+    abstract = jax.eval_shape(init, init_key, loaded)
+    shardings = sharding.tree_shardings(abstract, mesh)
+    return Stage(
+        config=config,
+        objective=objective,
+        data=data,
+        mesh=mesh,
+        abstract=jax.tree.map(
+            lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s),
+            abstract,
+            shardings,
+        ),
+        init=lambda: jax.jit(init, out_shardings=shardings)(init_key, loaded),
+        train_step=step.make_train_step(objective, tx, mesh, shardings),
+        eval_step=step.make_eval_step(objective, mesh, shardings),
+        step_key=step_key,
+        eval_key=eval_key,
+        weights={part: identity.of_tree(tree) for part, tree in loaded.items()},
+    )
+
+
+def load_parts(objective: Objective, key: jax.Array) -> dict:
+    """The parameter subtrees that `objective.pretrained` names, from their folders.
+
+    Raises:
+      PacxError: a folder without that part, or with one of another architecture.
+    """
+    loaded = {}
+    expected = jax.eval_shape(objective.init, key)
+    for part, folder in objective.pretrained.items():
+        model = model_folder.load(folder)
+        if part == "encoder":
+            loaded[part] = model.params
+        elif model.heads and part in model.heads.params:
+            loaded[part] = model.heads.params[part]
+        elif not (pathlib.Path(folder) / "checkpoints").is_dir():
+            raise PacxError(
+                f"{folder} holds no {part}: give a run's workdir, or for an MAE "
+                "--config.model_init_parts='(\"encoder\",)' to start that anew"
+            )
+        else:
+            tree = checkpoint.read_params(folder)
+            if part not in tree:
+                raise PacxError(f"{folder} has no {part!r} among its parameters")
+            loaded[part] = tree[part]
+        shapes = [
+            {sharding.path_name(path): leaf.shape for path, leaf in leaves}
+            for leaves, _ in map(
+                jax.tree_util.tree_flatten_with_path, (loaded[part], expected[part])
+            )
+        ]
+        names = sorted(set(shapes[0]) | set(shapes[1]))
+        wrong = [n for n in names if shapes[0].get(n) != shapes[1].get(n)]
+        logging.info("%s starts from %s", part, folder)
+        if wrong:
+            has, wants = (s.get(wrong[0]) for s in shapes)
+            raise PacxError(
+                f"{folder}: its {part} is not that of config.model: {len(wrong)} "
+                f"parameters differ, such as {wrong[0]}: {has} there, {wants} here"
+            )
+    return loaded
+
+
+def collect(eval_step, state, val_batches, key, mesh, between=lambda: None):
+    """Every real example's outputs, {name: (n, ...)}, and its index in the source."""
+    gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+    collected = []
+    for i, batch in enumerate(val_batches):
+        between()
+        mask, index = batch.pop("mask"), batch.pop("index")
+        out = eval_step(state, batch, jax.random.fold_in(key, i))
+        out, mask, index = jax.device_get((out, gather(mask), gather(index)))
+        out = {k: v[mask > 0.5] for k, v in (out | {"index": index}).items()}
+        collected.append(out)
+    whole = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
+    return whole, whole.pop("index")

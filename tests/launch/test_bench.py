@@ -1,0 +1,61 @@
+"""The bench at a size whose numbers mean nothing: what it prints, and what is null."""
+
+import json
+
+import pytest
+
+from launch import bench
+from launch.benchmarks import input_pipeline
+from tests.parity import comparing
+
+TINY = ["input", "--batch=2", "--steps=1", "--repeats=2"]
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(input_pipeline, "DRAWN", 2)
+    monkeypatch.setattr(input_pipeline, "RECORDS", 4)
+    monkeypatch.setattr(input_pipeline, "SIZE", 32)
+
+
+def test_input_without_pytorch_ends_with_json_whose_peer_is_null(
+    few, monkeypatch, capsys
+):
+    monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: None)
+    assert bench.main(TINY) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert "PyTorch or torchvision is missing" in lines[0]
+    assert any(line.startswith("torch ") and "not measured" in line for line in lines)
+    for name in ("ratio", "mfu", "peer"):
+        assert result[name] is None
+    ratios = result["ratios"]["images_per_s"]
+    assert {name for name, ratio in ratios.items() if ratio} == {"decoded / jpeg"}
+    variants = result["variants"]
+    assert variants["torch"]["images_per_s"] is None
+    assert variants["jpeg"]["images_per_s"]["median"] == result["images_per_s"] > 0
+    assert result["batch"] == 2 and result["dtype"] == "float32"
+    assert result["peak_mib"] > 0 and result["versions"]["numpy"]
+    spread = variants["decoded"]["images_per_cpu_s"]
+    assert 0 < spread["min"] <= spread["median"] <= spread["max"]
+
+
+def test_the_peer_measures_batches_of_the_same_shape(few, tmp_path):
+    comparing.require_torch()
+    from launch.benchmarks import input_torch
+
+    input_pipeline.write_files(tmp_path / "files", "")
+    for name, transform in input_torch.make_transforms(32).items():
+        loader = input_torch.Loader(tmp_path / "files", transform, 2, 1, workers=0)
+        assert loader.turn()["images_per_s"] > 0
+        batch = next(iter(loader._loader))
+        assert tuple(batch.shape) == (2, 3, 32, 32)
+        assert batch.is_floating_point() == (name == "torch")
+
+
+def test_bad_flags_are_one_line(tmp_path, capsys):
+    assert bench.main([*TINY, f"--source={tmp_path}"]) == 2
+    assert "no JPEG below it" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        bench.main(["input", "--batch=0"])
+    assert stop.value.code == 2 and "--batch 0" in capsys.readouterr().err

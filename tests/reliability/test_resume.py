@@ -1,0 +1,122 @@
+"""Runs that are stopped in every way, and go on as if they had not been.
+
+"Same" means: every leaf of params, optimizer and step to the last bit, and the metrics
+to the byte.
+"""
+
+import functools
+import signal
+import time
+
+import pytest
+
+from pacx_jax import goodput, main, manifest, preemption, step
+from tests import tiny
+from tests.reliability import runs
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    return tiny.write_folders(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def straight(folders, tmp_path_factory):
+    """stage, devices -> the workdir of a run that nothing stopped."""
+
+    @functools.cache
+    def run(stage, devices):
+        workdir = tmp_path_factory.mktemp("straight") / stage
+        config = runs.config(stage, folders, num_devices=devices)
+        with pytest.MonkeyPatch.context() as patched:
+            runs.use_patients(patched)
+            main.run(config, str(workdir))
+        return workdir
+
+    return run
+
+
+@pytest.fixture
+def patients(monkeypatch):
+    runs.use_patients(monkeypatch)
+    monkeypatch.setattr(step, "make_train_step", step.make_train_step)  # put back
+    monkeypatch.setattr(manifest, "write", manifest.write)
+
+
+# An epoch ends within update 3 and after update 5; 3 and 6 are saved anyway.
+@pytest.mark.parametrize(
+    ("stage", "k"),
+    [
+        ("mae", 5),
+        ("labs_dae", 2),
+        ("ecg", 4),
+        ("distill", 4),
+        ("classify", 6),
+        *[
+            pytest.param(stage, k, marks=pytest.mark.full)
+            for stage in ("mae", "labs_dae", "ecg", "distill", "classify")
+            for k in (1, 3, 5, 7, 8)
+        ],
+    ],
+)
+def test_sigterm_saves_within_its_step_and_the_run_resumes_bit_exact(
+    stage, k, folders, straight, patients, tmp_path, monkeypatch
+):
+    if stage == "distill":  # the save of step 3 is still under way
+        write = manifest.write
+        slow = lambda *args: (time.sleep(0.5), write(*args))  # noqa: E731
+        monkeypatch.setattr(manifest, "write", slow)
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "make_train_step", step.make_train_step)
+        runs.at_update(k, runs.ask_to_end)
+        with pytest.raises(preemption.Preempted, match=f"saved at step {k}"):
+            main.run(runs.config(stage, folders, num_devices=2), str(tmp_path))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    assert runs.state(tmp_path)["['step']"] == k
+    main.run(runs.config(stage, folders, num_devices=2), str(tmp_path))
+    runs.assert_same(tmp_path, straight(stage, 2))
+
+
+def test_sigterm_during_an_evaluation_gives_it_up_and_does_it_again(
+    folders, straight, patients, tmp_path, monkeypatch
+):
+    from pacx_jax import stage
+
+    original = stage.Stage.evaluate
+
+    def evaluate(self, state, between):
+        runs.ask_to_end()
+        return original(self, state, between)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stage.Stage, "evaluate", evaluate)
+        with pytest.raises(preemption.Preempted, match="saved at step 4"):
+            main.run(runs.config("mae", folders, num_devices=2), str(tmp_path))
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3
+    main.run(runs.config("mae", folders, num_devices=2), str(tmp_path))
+    runs.assert_same(tmp_path, straight("mae", 2))
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "left"),
+    [
+        ("mae", functools.partial(runs.at_update, 5, runs.die), ["3"]),
+        ("mae", functools.partial(runs.die_in_a_save, 1), ["3.saving"]),
+        ("distill", functools.partial(runs.die_in_a_save, 3), ["3", "6.saving"]),
+    ],
+    ids=["mid-epoch", "in the first save", "in a later save"],
+)
+def test_killed_run_resumes_bit_exact(
+    stage, before, left, folders, straight, patients, tmp_path
+):
+    workdir = tmp_path / "run"
+    config = runs.config(stage, folders, num_devices=2)
+    before = functools.partial(runs.in_all, before)
+    (process,) = runs.start(config, workdir, before, devices=2)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL, runs.said(workdir)
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == left
+    main.run(config, str(workdir))
+    runs.assert_same(workdir, straight(stage, 2))
+    ledger = goodput.read(workdir)
+    assert ledger["sessions"] == 2 and ledger["seconds"]["recomputed"] > 0
