@@ -11,6 +11,7 @@ A name that the cluster has already is refused by it: delete the finished JobSet
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import pathlib
 import re
@@ -49,7 +50,7 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
     # A pod is NAME-workers-0-INDEX-abcde, and that a label: 63 characters at most.
     if not re.fullmatch(r"[a-z]([a-z0-9-]{0,38}[a-z0-9])?", name):
         raise PacxError(
-            f"--name={name}: give at most 40 of a-z, 0-9 and -, a letter first"
+            f"name {name!r}: give at most 40 of a-z, 0-9, -; a letter first"
         )
     if not any(a.startswith("--workdir=/pacx/") for a in arguments):
         raise PacxError("give --workdir=/pacx/...: all else is lost with its pod")
@@ -64,7 +65,8 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
     job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
     pod = job["template"]["spec"]
     container = pod["containers"][0]
-    container["image"] = flags.image
+    barrier = pod["initContainers"][0]
+    barrier["image"] = container["image"] = flags.image
     pod["volumes"][0]["persistentVolumeClaim"]["claimName"] = flags.claim
     if flags.accelerator == "tpu":
         hosts, chips = _tpu_hosts(flags, pod["nodeSelector"])
@@ -78,10 +80,11 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
     if hosts < 1 or chips < 1:
         raise PacxError(f"{hosts} hosts of {chips} chips: give at least 1 of each")
     job["completions"] = job["parallelism"] = hosts
+    barrier["args"][1] = str(hosts)
     container["args"] = [*launch, *arguments]
     for bound in ("requests", "limits"):
         container["resources"][bound] = {resource: chips}
-    return document
+    return json.loads(json.dumps(document))  # its YAML without anchors
 
 
 def _tpu_hosts(flags: argparse.Namespace, selector: dict) -> tuple[int, int]:
