@@ -1,12 +1,17 @@
 """The launch scripts on one machine, with stand-ins for a cluster's programs."""
 
+import json
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.launch.scripts import (
     ARGUMENTS,
@@ -248,3 +253,25 @@ def test_bad_arguments_are_one_line(tmp_path, command, error):
     code, output = run(tmp_path, *command)
     assert code == 2
     assert output.startswith("error: ") and error in output and output.count("\n") == 1
+
+
+@pytest.mark.full
+def test_two_real_processes_train_one_run(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
+    data = {"source": "folder", "path": tmp_path / "images", "simulated": False}
+    data |= {"image_size": 32, "val_fraction": 0.3, "test_fraction": 0.1}
+    fields = {f"data.{k}": v for k, v in data.items()}
+    fields |= {"global_batch_size": 8, "total_steps": 2, "optim.warmup_steps": 1}
+    command = ["bash", "launch/local.sh", "--num_processes=2", "--devices=2"]
+    command += ["--config=configs/mae_vitb16.py:runlocal", f"--workdir={tmp_path}/run"]
+    command += [f"--config.{k}={v}" for k, v in fields.items()]
+    python = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    flags = "--xla_backend_optimization_level=0"
+    given = os.environ | {"PATH": python, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    assert subprocess.run(command, cwd=ROOT, env=given, timeout=300).returncode == 0
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 2
+    assert (tmp_path / "run" / "logs" / "process_1.log").exists()
