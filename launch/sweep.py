@@ -83,7 +83,6 @@ class Local:
                     break
                 process = self.running[run.name] = subprocess.Popen(
                     [*PROGRAM, *arguments],
-                    cwd=ROOT,
                     env=self._environment(slot),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
@@ -141,7 +140,7 @@ def submit_array(runs: list[Run], state: pathlib.Path, flags) -> int:
 def _slurm(command: list[str], missing_is_none: bool = False) -> str:
     """What a SLURM command printed; squeue fails for a job that is long gone."""
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, text=True)
     except FileNotFoundError:
         raise PacxError(f"{command[0]} is not on PATH: run on the cluster") from None
     gone = missing_is_none and "Invalid job id" in done.stderr
@@ -192,6 +191,11 @@ def main(argv: list[str] | None = None) -> int:
     wrong = [a for a in common if not a.startswith("--config.")]
     if wrong:
         raise PacxError(f"unknown argument {wrong[0]!r}: see --help")
+    recipe = flags.config.partition(":")[0]
+    if not pathlib.Path(recipe).is_file():
+        raise PacxError(
+            f"--config={recipe}: no such file; run from the root of the clone"
+        )
     if flags.jobs < 1:
         raise PacxError(f"--jobs={flags.jobs}: give at least 1")
     runs, target = plan(flags, common), pathlib.Path(flags.target)

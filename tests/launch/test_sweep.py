@@ -14,6 +14,7 @@ from pacx_jax.types import PacxError
 from tests.launch.scripts import ROOT, environment
 from tests.launch.test_scripts import wait_for
 
+RECIPE = "--config=configs/distill_vitb16.py:paper"
 # Stands in for pacx_jax.main: writes what a finished run leaves, or does not.
 STAND_IN = """
 import json, os, pathlib, signal, sys, time
@@ -48,7 +49,7 @@ def stand_in(tmp_path, monkeypatch):
 
 
 def run(tmp_path, *arguments):
-    return sweep.main(["--config=c.py", f"--target={tmp_path}/sweep", *arguments])
+    return sweep.main([RECIPE, f"--target={tmp_path}/sweep", *arguments])
 
 
 def starts(tmp_path, name):
@@ -96,7 +97,7 @@ def test_a_stopped_sweep_saves_its_runs_and_starts_no_more(tmp_path):
         f"sweep.PROGRAM = (sys.executable, {str(tmp_path / 'main.py')!r}); "
         "sys.exit(sweep.main())"
     )
-    command = [sys.executable, "-c", code, "--config=c", f"--target={tmp_path}/sweep"]
+    command = [sys.executable, "-c", code, RECIPE, f"--target={tmp_path}/sweep"]
     grid = ["--grid=loss.clip_weight=1;2", "--grid=kind=slow"]
     process = subprocess.Popen(
         [*command, *grid], cwd=ROOT, stdout=subprocess.PIPE, text=True
@@ -110,7 +111,7 @@ def test_a_stopped_sweep_saves_its_runs_and_starts_no_more(tmp_path):
 
 
 def test_the_arms_of_table_3_are_the_paper_s(capsys):
-    flags = ["--config=c", "--target=t", "--arms=launch/table3.json"]
+    flags = [RECIPE, "--target=t", "--arms=launch/table3.json"]
     runs = {}
     for line in dry_run(capsys, *flags, "--grid=seed=0;1"):
         name = line.split("--workdir=t/")[1].split(" ")[0]
@@ -125,7 +126,7 @@ def test_the_arms_of_table_3_are_the_paper_s(capsys):
 
 def test_a_dry_run_leaves_nothing(tmp_path, capsys):
     for on in ("local", "slurm"):
-        dry_run(capsys, "--config=c", f"--target={tmp_path}/sweep", f"--on={on}", *GRID)
+        dry_run(capsys, RECIPE, f"--target={tmp_path}/sweep", f"--on={on}", *GRID)
     assert not (tmp_path / "sweep").exists()
 
 
@@ -147,6 +148,7 @@ def test_other_arguments_in_the_same_target_are_refused(stand_in):
         (["--arms=launch/table3.json", "--grid=loss.modalities=1"], "take one"),
         (["--confg.seed=1"], "unknown argument '--confg.seed=1'"),
         (["--jobs=0"], "--jobs=0: give at least 1"),
+        (["--config=configs/none.py"], "none.py: no such file; run from the root"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(tmp_path, arguments, error):
@@ -202,7 +204,7 @@ def test_a_sweep_that_still_waits_on_slurm_is_not_submitted_twice(cluster, monke
 
 def test_a_sweep_on_gke_is_one_jobset_a_run(cluster, capsys):
     arguments = ["--on=jobset", "--accelerator=gpu", "--image=i", "--grid=seed=0;1"]
-    arguments += ["--config=c", "--target=/pacx/runs/table3"]
+    arguments += [RECIPE, "--target=/pacx/runs/table3"]
     made = list(yaml.safe_load_all("\n".join(dry_run(capsys, *arguments))))
     assert [d["metadata"]["name"] for d in made] == ["table3-seed-0", "table3-seed-1"]
     assert not list(cluster.glob("*.yaml"))
