@@ -150,7 +150,7 @@ cd ~/pacx
 if [ -e ~/pacx.pid ] && kill -0 \$(cat ~/pacx.pid) 2>/dev/null; then
   echo 'error: a run is under way here: wait for it, or stop it' >&2; exit 2
 fi
-rm -f ~/pacx.exit
+rm -f ~/pacx.exit ~/pacx.pid
 mkdir -p $(printf %q "$workdir")/logs
 setsid nohup bash -c '.venv/bin/python -m pacx_jax.main --distributed=auto \"\$@\" &
 echo \$! >~/pacx.pid; wait \$!; echo \$? >~/pacx.exit' pacx $arguments \
@@ -160,7 +160,14 @@ echo \$! >~/pacx.pid; wait \$!; echo \$? >~/pacx.exit' pacx $arguments \
 
 wait_for() { # until every worker has ended
   local answer codes
-  local ask="while [ ! -e ~/pacx.exit ]; do sleep $poll; done; echo pacx exit \$(cat ~/pacx.exit)"
+  # A process that is gone and left no exit code went down with its worker.
+  local ask="gone=0
+until [ -e ~/pacx.exit ]; do
+  sleep $poll
+  [ ! -e ~/pacx.pid ] || kill -0 \$(cat ~/pacx.pid) 2>/dev/null || gone=\$((gone + 1))
+  [ \$gone -lt 3 ] || echo 75 >~/pacx.exit
+done
+echo pacx exit \$(cat ~/pacx.exit)"
   if [ -n "$dry_run" ]; then
     on_workers "$ask"
     return 0

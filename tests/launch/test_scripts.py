@@ -197,6 +197,21 @@ def test_tpu_pod_stops_a_run_that_is_under_way(workers):
     assert process.returncode == 75
 
 
+def test_tpu_pod_takes_a_worker_that_went_down_for_stopped(workers):
+    (workers / "worker_0" / "pacx.exit").write_text("0\n")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (workers / "worker_1" / "pacx.pid").write_text(f"{gone.pid}\n")
+    assert pod(workers, "wait")[0] == 75
+
+
+def test_tpu_pod_says_that_its_slice_was_taken_away(workers):
+    (workers / "states").write_text("SUSPENDED\n")
+    (workers / "unreachable").touch()
+    code, output = pod(workers, "wait")
+    assert code == 75 and "the slice pod was taken away" in output
+
+
 def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
     (workers / "mnt" / "run").mkdir(parents=True)
     (workers / "mnt" / "run" / "done.json").write_text("{}")
