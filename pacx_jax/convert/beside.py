@@ -32,7 +32,7 @@ def read(kind: str, weights: pathlib.Path) -> tuple[dict, dict]:
     config = _json(file)
     try:
         if kind == "vit_timm":
-            return _timm(config), {}
+            return _timm(config, file)
         return _hugging_face(config, file)
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise PacxError(
@@ -97,11 +97,25 @@ def _hugging_face(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
     return fields, {k: v for k, v in sizes.items() if v is not None}
 
 
-def _timm(config: dict) -> dict:
-    about = config["pretrained_cfg"]
+def _timm(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
+    about, given = config["pretrained_cfg"], config.get("model_args") or {}
+    # What the keys do not show, and an encoder here does in one way alone.
+    pool = given.get("global_pool", config.get("global_pool", "token"))
+    activation = given.get("act_layer", "gelu")
+    if pool not in ("token", "") or activation != "gelu":
+        raise PacxError(
+            f"{file}: global_pool is {pool!r} and act_layer {activation!r}; an encoder "
+            "here gives its CLS token ('token') and has gelu"
+        )
     fields = {name: tuple(about[name]) for name in ("mean", "std")}
-    heads = config.get("model_args", {}).get("num_heads")
-    return fields | ({"num_heads": int(heads)} if heads else {})
+    if heads := given.get("num_heads"):
+        fields["num_heads"] = int(heads)
+    sizes = {
+        "width": config.get("num_features"),
+        "depth": given.get("depth"),
+        "patch_size": given.get("patch_size"),
+    }
+    return fields, {k: v for k, v in sizes.items() if v is not None}
 
 
 def _json(file: pathlib.Path) -> dict:

@@ -8,6 +8,7 @@ import pathlib
 import re
 import tempfile
 import warnings
+import zipfile
 
 import ml_dtypes  # noqa: F401  gives NumPy bfloat16, by name
 import numpy as np
@@ -109,6 +110,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_pickle(path: pathlib.Path):
     torch = _torch(path)
+    _check_sums(path)
     try:
         # MAE's checkpoints carry their command line, a Namespace of plain values.
         with (
@@ -128,6 +130,21 @@ def _read_pickle(path: pathlib.Path):
             f"{path} is no whole PyTorch checkpoint, as torch.save writes them: "
             f"{reason.split(' Check the documentation')[0][:200]}"
         ) from None
+
+
+def _check_sums(path: pathlib.Path) -> None:
+    """Refuses an archive whose parts are not what was written; PyTorch reads such."""
+    if not zipfile.is_zipfile(path):  # an older file, or a part of one
+        return
+    try:
+        with zipfile.ZipFile(path) as file:
+            bad = file.testzip()
+    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as e:
+        raise PacxError(f"{path} is no whole PyTorch checkpoint: {e}") from None
+    if bad:
+        raise PacxError(
+            f"{path} is damaged: the checksum of {bad} is wrong; get the file again"
+        )
 
 
 def _refuse(path, key: str, kind) -> None:

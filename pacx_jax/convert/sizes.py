@@ -114,13 +114,13 @@ def _vit(state, prefix, names, options, kind) -> dict:
     patch_key = f"{prefix}{names.patch}.weight"
     width, channels, patch, _ = _shape(state, patch_key, "width channels patch patch")
     if channels != 3:
-        raise PacxError(f"{patch_key} has {channels} channels; give one of 3")
+        raise _Odd(f"{patch_key} has {channels} channels, and 3 are needed")
     depth = _count(state, prefix + names.blocks)
     pos = prefix + names.pos
     shape = _shape(state, pos, "1 n width")
     side = math.isqrt(shape[1] - 1)
     if shape != (1, 1 + side**2, width) or not side:
-        raise PacxError(
+        raise _Odd(
             f"{pos} is {shape}: positions of a square grid and a CLS token are "
             f"needed, (1, 1 + n, {width})"
         )

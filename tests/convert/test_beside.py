@@ -124,6 +124,26 @@ def test_a_timm_folder_tells_its_statistics(tmp_path, capsys):
     assert code == 2 and "config.json is not vit_timm's" in text
 
 
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        ({"num_features": 768}, "has width 32, and the config.json"),
+        ({"model_args": {"depth": 12}}, "has depth 2, and the config.json"),
+        ({"global_pool": "avg"}, "global_pool is 'avg'"),
+        ({"model_args": {"act_layer": "quick_gelu"}}, "act_layer 'quick_gelu'"),
+    ],
+)
+def test_a_timm_config_of_another_model_is_refused(tmp_path, capsys, change, says):
+    state = kinds.write("vit_timm", folder("vit_timm", posemb_grid=[4, 4]))
+    safetensors.numpy.save_file(state, tmp_path / "model.safetensors")
+    about = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    config = {"num_features": 32, "global_pool": "token", "pretrained_cfg": about}
+    (tmp_path / "config.json").write_text(json.dumps(config | change))
+    args = ["--kind=vit_timm", f"--source={tmp_path}", "--num_heads=2"]
+    code, text = run(capsys, *args, f"--target={tmp_path}/a")
+    assert code == 2 and says in text and not (tmp_path / "a").exists()
+
+
 def test_a_timm_classifier_travels_with_its_names(tmp_path, capsys):
     state = kinds.write("vit_timm", folder("vit_timm", posemb_grid=[4, 4]))
     rng = np.random.default_rng(0)
@@ -138,6 +158,9 @@ def test_a_timm_classifier_travels_with_its_names(tmp_path, capsys):
     assert code == 0 and "with classify heads" in text
     found = model_folder.load(tmp_path / "a").heads.architecture
     assert found["labels"] == ["tench", "a, b"] and found["task"] == "multiclass"
+    for bad in ("", "tench,", "tench,tench"):
+        code, text = run(capsys, *args, f"--labels={bad}", f"--target={tmp_path}/x")
+        assert code == 2 and f"--labels '{bad}': give each output a name" in text
     out = ["--kind=vit_timm", "--to=torch", f"--source={tmp_path}/a"]
     code, text = run(capsys, *out, f"--target={tmp_path}/b.safetensors")
     assert code == 0 and "--labels='tench,\"a, b\"'" in text

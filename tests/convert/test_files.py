@@ -221,6 +221,19 @@ def test_damaged_or_other_pytorch_files_are_one_line(tmp_path, capsys, state):
     assert not (tmp_path / "f").exists()
 
 
+@needs_torch
+def test_a_bit_that_turned_in_a_pytorch_file_is_found_by_its_checksum(tmp_path, state):
+    files.write(tmp_path / "m.pth", state, "")
+    damaged = bytearray((tmp_path / "m.pth").read_bytes())
+    at = damaged.index(state["model.norm.weight"].tobytes())
+    damaged[at] ^= 1
+    (tmp_path / "m.pth").write_bytes(damaged)
+    with pytest.raises(
+        PacxError, match="m.pth is damaged: the checksum of .* is wrong"
+    ):
+        files.read(tmp_path / "m.pth")
+
+
 @pytest.fixture
 def source(tmp_path, state):
     files.write(tmp_path / "m.safetensors", state, "")

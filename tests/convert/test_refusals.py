@@ -148,6 +148,7 @@ def test_a_link_at_the_target_is_followed_and_stays(tmp_path, capsys, mae):
         ("--kind=mae --to=torch --container=", "--container is for PyTorch files"),
         ("--kind=mea", "argument --kind: invalid choice: 'mea'"),
         ("--kind=mae --ln_eps=small", "argument --ln_eps: invalid float value"),
+        ("--kind=mae --ln_eps=0", "--ln_eps 0: give a number above 0"),
         ("--kind=mae --num=2", "unrecognized arguments: --num=2"),
     ],
 )

@@ -153,3 +153,16 @@ def test_nothing_to_embed_is_one_line(folder, tmp_path, capsys):
         assert call(folder, tmp_path / name, tmp_path / "z.npz") == 2
         error = capsys.readouterr().err
         assert name in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "args, says",
+    [
+        ("--images=x --windows=all", "--windows goes with --ecgs"),
+        ("--images=x --fs=250", "--fs goes with --ecgs"),
+        ("--ecgs=x --image_size=64", "--image_size goes with --images"),
+    ],
+)
+def test_flags_of_the_other_kind_are_refused_by_name(capsys, args, says):
+    assert embed.main(["--encoder=x", "--out=x.npz", *args.split()]) == 2
+    assert says in capsys.readouterr().err

@@ -1,0 +1,163 @@
+"""The runs of a sweep: which there are, what each has left to do, and their table."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import itertools
+import json
+import pathlib
+import re
+
+from pacx_jax.types import PacxError
+
+STOPPED = 75  # what pacx_jax.main ends with when it was asked to stop and saved
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run of the sweep.
+
+    Attributes:
+      name: its folder in the target.
+      fields: what sets it apart, field -> value as text.
+      arguments: of pacx_jax.main.
+      workdir: where it writes.
+      evaluate: the split that it is to be measured on, or "".
+    """
+
+    name: str
+    fields: dict[str, str]
+    arguments: tuple[str, ...]
+    workdir: pathlib.Path
+    evaluate: str
+
+    def todo(self) -> tuple[str, ...]:
+        """Arguments of what is to run next; none when all is done."""
+        if not (self.workdir / "done.json").exists():
+            return self.arguments
+        if self.evaluate and not self.evaluation().exists():
+            return (*self.arguments, f"--evaluate={self.evaluate}")
+        return ()
+
+    def evaluation(self) -> pathlib.Path:
+        return self.workdir / f"evaluation_{self.evaluate}.json"
+
+
+def plan(flags: argparse.Namespace, common: list[str]) -> list[Run]:
+    """Every run: each arm with each combination of the grid's values.
+
+    Raises:
+      PacxError: an arm or grid that cannot be read, or two runs of one name.
+    """
+    arms = {"": {}} if not flags.arms else _read_arms(pathlib.Path(flags.arms))
+    axes = [_axis(text) for text in flags.grid]
+    target, runs = pathlib.Path(flags.target), {}
+    for (arm, fixed), *values in itertools.product(arms.items(), *axes):
+        varied = dict(values)
+        both = sorted(set(fixed) & set(varied))
+        if both:
+            raise PacxError(f"{flags.arms}: {both[0]} stands in --grid too: take one")
+        parts = [f"{k.split('.')[-1]}_{v}" for k, v in varied.items()]
+        parts = [re.sub(r"[^A-Za-z0-9.]+", "_", p).strip("_.") for p in [arm, *parts]]
+        name = "-".join(filter(None, parts)) or "run"
+        if name in runs or name in ("logs", "sweep"):
+            raise PacxError(f"two runs would be called {name!r}: name them by --arms")
+        fields = {**fixed, **varied}
+        arguments = (
+            f"--config={flags.config}",
+            f"--workdir={target / name}",
+            *common,
+            *(f"--config.{k}={v}" for k, v in fields.items()),
+        )
+        shown = ({"arm": arm} if arm else {}) | fields
+        runs[name] = Run(name, shown, arguments, target / name, flags.evaluate)
+    return list(runs.values())
+
+
+def _read_arms(path: pathlib.Path) -> dict[str, dict[str, str]]:
+    try:
+        arms = json.loads(path.read_text(encoding="utf-8"))
+        # A tuple in a config is given as one on the command line.
+        return {
+            str(arm): {
+                str(k): repr(tuple(v)) if isinstance(v, list) else str(v)
+                for k, v in fields.items()
+            }
+            for arm, fields in arms.items()
+        }
+    except (OSError, ValueError, AttributeError) as e:
+        raise PacxError(
+            f"--arms={path}: give JSON, {{name: {{config field: value}}}} ({e})"
+        ) from None
+
+
+def _axis(text: str) -> list[tuple[str, str]]:
+    field, equals, values = text.partition("=")
+    if not equals or not re.fullmatch(r"[\w.]+", field) or "" in values.split(";"):
+        raise PacxError(f"--grid={text}: give FIELD=VALUE;VALUE, such as seed=0;1;2")
+    return [(field, value) for value in values.split(";")]
+
+
+def claim(runs: list[Run], state: pathlib.Path) -> None:
+    """Writes each run's arguments; refuses a target that holds other ones' results."""
+    for run in runs:
+        record = state / f"{run.name}.args"
+        text = "".join(f"{a}\n" for a in run.arguments)
+        if record.exists() and run.workdir.exists() and record.read_text() != text:
+            differing = set(record.read_text().splitlines()) ^ set(run.arguments)
+            raise PacxError(
+                f"{run.workdir} was run with other arguments: "
+                f"{', '.join(sorted(differing))}. Take another --target"
+            )
+    state.mkdir(parents=True, exist_ok=True)
+    for run in runs:
+        text = "".join(f"{a}\n" for a in run.arguments)
+        (state / f"{run.name}.args").write_text(text, encoding="utf-8")
+
+
+def collect(runs: list[Run], target: pathlib.Path, metrics: list[str]) -> list[dict]:
+    """Writes results.json and results.md, one row a run, and returns the rows."""
+    rows = []
+    for run in runs:
+        row = {"run": run.name, "fields": run.fields, "state": _state(run, target)}
+        values = {}
+        if (run.workdir / "done.json").exists():
+            done = json.loads((run.workdir / "done.json").read_text())
+            row["step"], values = done["step"], dict(done["metrics"])
+        if run.evaluate and run.evaluation().exists():
+            measured = json.loads(run.evaluation().read_text())
+            values |= {
+                f"{run.evaluate}/{k}": v
+                for k, v in measured.items()
+                if isinstance(v, (int, float))
+            }
+        rows.append(row | {"metrics": values})
+    target.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(rows, indent=2) + "\n"
+    (target / "results.json").write_text(text, encoding="utf-8")
+    (target / "results.md").write_text(_markdown(rows, metrics), encoding="utf-8")
+    return rows
+
+
+def _state(run: Run, target: pathlib.Path) -> str:
+    if (run.workdir / "done.json").exists() and not run.todo():
+        return "finished"
+    record = target / "sweep" / f"{run.name}.exit"
+    code = int(record.read_text()) if record.exists() else None
+    if code not in (None, 0, STOPPED):
+        return f"failed ({code})"
+    if (run.workdir / "done.json").exists():
+        return "trained"
+    return "stopped" if code == STOPPED else "not finished"
+
+
+def _markdown(rows: list[dict], metrics: list[str]) -> str:
+    names = metrics or sorted({k for row in rows for k in row["metrics"]})
+    lines = [["run", "state", "step", *names], ["---", "---", "---:"]]
+    lines[1] += ["---:"] * len(names)
+    for row in rows:
+        values = [row["metrics"].get(name) for name in names]
+        cells = ["" if v is None else f"{v:.4g}" for v in values]
+        lines.append([row["run"], row["state"], str(row.get("step", "")), *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,0 +1,298 @@
+"""JobSets and images: valid by the schema's fields, unprivileged, one for each run."""
+
+import argparse
+import re
+import socket
+import threading
+
+import pytest
+import yaml
+
+from launch import barrier, jobset
+from pacx_jax.types import PacxError
+from tests.launch.scripts import ROOT, environment
+
+# The fields used here of jobset.x-k8s.io/v1alpha2 (kubernetes-sigs/jobset,
+# api/jobset/v1alpha2/jobset_types.go), batch/v1 and core/v1, with their types. A set
+# holds the values that the schema allows; a name ending in ! must be there.
+QUANTITIES = {"google.com/tpu": int, "nvidia.com/gpu": int}
+CONFINED = {
+    "allowPrivilegeEscalation": bool,
+    "readOnlyRootFilesystem": bool,
+    "capabilities": {"drop": [str]},
+}
+CONTAINER = {
+    "name!": str,
+    "image": str,
+    "command": [str],
+    "args": [str],
+    "env": [
+        {"name!": str, "value": str, "valueFrom": {"fieldRef": {"fieldPath!": str}}}
+    ],
+    "resources": {"requests": QUANTITIES, "limits": QUANTITIES},
+    "securityContext": CONFINED,
+    "volumeMounts": [{"name!": str, "mountPath!": str}],
+}
+POD = {
+    "restartPolicy": {"Never"},  # OnFailure excludes a podFailurePolicy
+    "terminationGracePeriodSeconds": int,
+    "automountServiceAccountToken": bool,
+    "nodeSelector": dict[str, str],
+    "securityContext": {
+        "runAsNonRoot": bool,
+        "runAsUser": int,
+        "runAsGroup": int,
+        "fsGroup": int,
+        "fsGroupChangePolicy": {"OnRootMismatch", "Always"},
+        "seccompProfile": {"type!": {"RuntimeDefault", "Localhost", "Unconfined"}},
+    },
+    "initContainers": [CONTAINER],
+    "containers!": [CONTAINER],
+    "volumes": [
+        {
+            "name!": str,
+            "persistentVolumeClaim": {"claimName!": str},
+            "emptyDir": {"medium": {"", "Memory"}},
+        }
+    ],
+}
+EXIT_CODES = {"containerName": str, "operator!": {"In", "NotIn"}, "values!": [int]}
+JOB = {
+    "completionMode": {"Indexed", "NonIndexed"},
+    "completions": int,
+    "parallelism": int,
+    "backoffLimit": int,
+    "podFailurePolicy": {
+        "rules!": [
+            {
+                "action!": {"FailJob", "Ignore", "Count", "FailIndex"},
+                "onExitCodes": EXIT_CODES,
+            }
+        ]
+    },
+    "template!": {"spec": POD},
+}
+JOBSET = {
+    "apiVersion!": {"jobset.x-k8s.io/v1alpha2"},
+    "kind!": {"JobSet"},
+    "metadata!": {
+        "name!": str,
+        "labels": dict[str, str],
+        "annotations": dict[str, str],
+    },
+    "spec!": {
+        "suspend": bool,
+        "ttlSecondsAfterFinished": int,
+        "network": {"enableDNSHostnames": bool, "publishNotReadyAddresses": bool},
+        "failurePolicy": {
+            "maxRestarts": int,
+            "restartStrategy": {"Recreate", "BlockingRecreate", "InPlaceRestart"},
+            "rules": [
+                {
+                    "name!": str,
+                    "action!": {
+                        "FailJobSet",
+                        "RestartJobSet",
+                        "RestartJobSetAndIgnoreMaxRestarts",
+                        "RestartJob",
+                        "RestartJobAndIgnoreMaxRestarts",
+                    },
+                    "onJobFailureReasons": [str],
+                }
+            ],
+        },
+        "replicatedJobs": [{"name!": str, "replicas": int, "template!": {"spec": JOB}}],
+    },
+}
+
+
+def check(value, schema, path="JobSet"):
+    """AssertionError, naming the field, where `value` is not of `schema`."""
+    if isinstance(schema, dict):
+        assert isinstance(value, dict), path
+        kinds = {k.rstrip("!"): v for k, v in schema.items()}
+        for k, v in value.items():
+            assert k in kinds, f"{path}.{k} is no field"
+            check(v, kinds[k], f"{path}.{k}")
+        missing = {k[:-1] for k in schema if k.endswith("!")} - set(value)
+        assert not missing, f"{path} has no {missing}"
+    elif isinstance(schema, list):
+        assert isinstance(value, list), path
+        for i, v in enumerate(value):
+            check(v, schema[0], f"{path}[{i}]")
+    elif isinstance(schema, set):
+        assert value in schema, f"{path} is {value!r}"
+    elif schema == dict[str, str]:
+        assert all(type(k) is type(v) is str for k, v in value.items()), path
+    else:
+        assert type(value) is schema, f"{path} is {value!r}"
+
+
+def pod_of(document):
+    return document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
+
+
+def make(accelerator, name="mae", *more, workdir="/pacx/runs/mae"):
+    parser = argparse.ArgumentParser()
+    jobset.add_flags(parser)
+    flags = parser.parse_args([f"--accelerator={accelerator}", "--image=r/pacx", *more])
+    return jobset.manifest(flags, name, ["--config=c", f"--workdir={workdir}"])
+
+
+def documents():
+    text = (ROOT / "launch" / "gke_jobset.yaml").read_text()
+    return list(yaml.safe_load_all(text))
+
+
+@pytest.mark.parametrize(
+    "document",
+    [*documents(), make("tpu"), make("gpu")],
+    ids=["tpu_file", "gpu_file", "tpu_made", "gpu_made"],
+)
+def test_a_jobset_has_the_schema_s_fields_and_no_privileges(document):
+    check(document, JOBSET)
+    pod = pod_of(document)
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert pod["securityContext"]["runAsUser"] > 0
+    mounts = {v["name"] for v in pod["volumes"]}
+    for container in pod["containers"] + pod["initContainers"]:
+        assert not container["securityContext"]["allowPrivilegeEscalation"]
+        assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
+        assert {m["name"] for m in container.get("volumeMounts", [])} <= mounts
+
+
+def test_the_schema_s_check_finds_a_misspelt_field():
+    document = make("tpu")
+    pod_of(document)["containers"][0]["securityContexts"] = {}
+    with pytest.raises(AssertionError, match=r"containers\[0\].securityContexts"):
+        check(document, JOBSET)
+
+
+def test_the_manifests_start_nothing_until_a_run_is_made_of_them():
+    assert all(document["spec"]["suspend"] for document in documents())
+    assert not make("tpu")["spec"]["suspend"]
+
+
+def test_exit_codes_of_errors_fail_a_jobset_and_75_restarts_it():
+    for document in documents():
+        job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
+        codes = job["podFailurePolicy"]["rules"][0]["onExitCodes"]
+        assert (codes["operator"], codes["values"]) == ("In", [1, 2])
+        assert job["backoffLimit"] == 0  # any other code fails the job, not the JobSet
+        rule = document["spec"]["failurePolicy"]["rules"][0]
+        assert rule["action"] == "FailJobSet"
+        assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+        assert document["spec"]["failurePolicy"]["maxRestarts"] > 0
+
+
+def test_a_tpu_jobset_has_a_pod_for_each_host_of_its_slice():
+    document = make("tpu", "big", "--topology=8x8x16", "--type=tpu-v5p-slice")
+    job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
+    assert job["completions"] == job["parallelism"] == 256
+    pod = pod_of(document)
+    assert pod["nodeSelector"] == {
+        "cloud.google.com/gke-tpu-accelerator": "tpu-v5p-slice",
+        "cloud.google.com/gke-tpu-topology": "8x8x16",
+    }
+    assert pod["initContainers"][0]["args"][1] == "256"
+    assert pod["containers"][0]["args"][:2] == ["--distributed=auto", "--config=c"]
+    assert pod["containers"][0]["resources"]["limits"] == {"google.com/tpu": 4}
+
+
+def test_a_gpu_jobset_numbers_its_processes():
+    container = pod_of(make("gpu", "g", "--hosts=3"))["containers"][0]
+    assert container["args"][:3] == [
+        "--coordinator=$(JOBSET)-workers-0-0.$(JOBSET):8476",
+        "--num_processes=3",
+        "--process_id=$(JOB_COMPLETION_INDEX)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["tpu", "Mae"], "name 'Mae': give at most 40"),
+        (["tpu", "mae", "--topology=4by4"], "--topology=4by4: give such as 4x4"),
+        (["tpu", "mae", "--topology=3x3"], "has 9 chips: not a multiple of 4"),
+        (["gpu", "mae", "--hosts=0"], "0 hosts of 8 chips"),
+    ],
+)
+def test_a_jobset_that_cannot_be_is_refused(arguments, error):
+    with pytest.raises(PacxError, match=error):
+        make(*arguments)
+
+
+def test_a_workdir_that_ends_with_its_pod_is_refused():
+    with pytest.raises(PacxError, match="give --workdir=/pacx/"):
+        make("tpu", workdir="runs/mae")
+
+
+def test_jobset_hands_the_manifest_to_the_cluster_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", environment(tmp_path)["PATH"])
+    monkeypatch.setenv("FAKE", str(tmp_path))
+    command = ["--accelerator=tpu", "--name=mae", "--image=r/pacx"]
+    command += ["--config=c", "--workdir=/pacx/runs/mae"]
+    jobset.main([*command, "--dry-run"])
+    assert not list(tmp_path.iterdir())
+    assert yaml.safe_load(capsys.readouterr().out) == make("tpu")
+    jobset.main(command)
+    assert yaml.safe_load((tmp_path / "mae.yaml").read_text()) == make("tpu")
+    with pytest.raises(PacxError, match="kubectl refused mae: exit code 1"):
+        jobset.main(command)
+
+
+def test_the_barrier_lets_all_pods_go_together():
+    with socket.create_server(("", 0)) as probe:
+        port = probe.getsockname()[1]
+    passed = []
+
+    def come(index):
+        barrier.wait("localhost", 3, index, port=port, seconds=20)
+        passed.append(index)
+
+    threads = [threading.Thread(target=come, args=(i,)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    threads[0].join(0.3)
+    assert not passed  # the third is still to come
+    come(2)
+    for thread in threads:
+        thread.join(20)
+    assert sorted(passed) == [0, 1, 2]
+
+
+def test_the_barrier_gives_up_on_a_pod_that_never_comes():
+    with socket.create_server(("", 0)) as probe:
+        port = probe.getsockname()[1]
+    with pytest.raises(TimeoutError):
+        barrier.wait("localhost", 2, 0, port=port, seconds=0.1)
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_an_image_installs_by_hash_and_runs_as_another_user_than_root(accelerator):
+    lines = (ROOT / "launch" / f"Dockerfile.{accelerator}").read_text().splitlines()
+    users = [line.split()[1] for line in lines if line.startswith("USER ")]
+    assert users == ["1000:1000"]
+    text = "\n".join(lines)
+    assert (
+        f"--require-hashes -r requirements.lock -r requirements.{accelerator}.lock"
+        in text
+    )
+    for line in lines:  # what is copied is there
+        if line.startswith("COPY "):
+            assert all((ROOT / name).exists() for name in line.split()[1:-1]), line
+
+
+@pytest.mark.parametrize("accelerator", ["gpu", "tpu"])
+def test_an_accelerator_s_lock_adds_to_the_lock_and_fits_its_jax(accelerator):
+    def pins(path):
+        return dict(re.findall(r"^([\w.-]+)==([\w.]+)", path.read_text(), re.M))
+
+    base = pins(ROOT / "requirements.lock")
+    path = ROOT / "launch" / f"requirements.{accelerator}.lock"
+    extra = pins(path)
+    assert extra and not set(base) & set(extra)
+    assert path.read_text().count("--hash=sha256:") >= len(extra)
+    text = (ROOT / "requirements.lock").read_text()
+    jax = re.search(r"^jax==([\w.]+) ; python_full_version < '3.12'", text, re.M)[1]
+    assert {v for k, v in extra.items() if k.startswith("jax")} <= {jax}

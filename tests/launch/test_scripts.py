@@ -1,0 +1,292 @@
+"""The launch scripts on one machine, with stand-ins for a cluster's programs."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.launch.scripts import (
+    ARGUMENTS,
+    FAKES,
+    ROOT,
+    run,
+    seen,
+    seen_environment,
+    start,
+)
+
+SAVES = 'trap "exit 75" TERM; while :; do sleep 0.05; done'
+
+
+@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not on PATH")
+def test_scripts_pass_shellcheck():
+    scripts = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch/slurm.sbatch"]
+    command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *scripts, *FAKES.iterdir()]
+    found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+def local(tmp_path, *arguments, **more):
+    arguments = [*arguments, *ARGUMENTS, f"--workdir={tmp_path}/run"]
+    return run(tmp_path, "local.sh", *arguments, **more)
+
+
+def test_local_gives_each_process_its_number_and_devices(tmp_path):
+    code, output = local(tmp_path, "--num_processes=2", "--devices=4", "--port=2345")
+    assert (code, output) == (0, "")
+    for i in range(2):
+        assert seen(tmp_path, i)[-3:] == [
+            "--coordinator=localhost:2345",
+            "--num_processes=2",
+            f"--process_id={i}",
+        ]
+        assert ARGUMENTS[0] in seen(tmp_path, i)
+        flags = seen_environment(tmp_path, i)["XLA_FLAGS"]
+        assert flags == "--xla_force_host_platform_device_count=4"
+
+
+def test_local_shares_out_the_visible_gpus(tmp_path):
+    options = ["--num_processes=2", "--devices=2", "--platform=gpu"]
+    assert local(tmp_path, *options, CUDA_VISIBLE_DEVICES="4,5,6,7")[0] == 0
+    shares = [seen_environment(tmp_path, i)["CUDA_VISIBLE_DEVICES"] for i in range(2)]
+    assert shares == ["4,5", "6,7"]
+
+
+def test_local_stops_the_others_when_one_fails_and_ends_with_its_code(tmp_path):
+    behaviour = f'[ "$id" = 1 ] && {{ echo "error: no data" >&2; exit 2; }}; {SAVES}'
+    code, output = local(tmp_path, "--num_processes=3", behaviour=behaviour)
+    assert code == 2
+    assert "process 1 of 3 failed with exit code 2\nerror: no data" in output
+
+
+def wait_for(path: pathlib.Path) -> None:
+    deadline = time.monotonic() + 30
+    while not path.exists():
+        assert time.monotonic() < deadline, f"waited in vain for {path.name}"
+        time.sleep(0.02)
+
+
+def test_local_passes_a_stop_on_and_ends_with_75(tmp_path):
+    behaviour = f'trap "exit 75" TERM; touch "$FAKE/ready_$id"; {SAVES}'
+    process = start(
+        tmp_path, "local.sh", f"--workdir={tmp_path}/run", behaviour=behaviour
+    )
+    wait_for(tmp_path / "ready_0")
+    wait_for(tmp_path / "ready_1")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert (process.returncode, output) == (75, "")
+
+
+def test_local_kills_what_does_not_stop(tmp_path):
+    behaviour = '[ "$id" = 0 ] && exit 75; trap "" TERM; while :; do sleep 0.05; done'
+    code, output = local(tmp_path, "--grace=1", behaviour=behaviour)
+    assert code == 137
+    assert "process 1 of 2 failed with exit code 137" in output
+
+
+def slurm(tmp_path, **more):
+    more = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)} | more
+    arguments = [*ARGUMENTS, f"--workdir={tmp_path}/run"]
+    code, output = run(tmp_path, "slurm.sbatch", *arguments, **more)
+    calls = tmp_path / "scontrol.calls"
+    return code, "requeue 7" in calls.read_text() if calls.exists() else False
+
+
+def test_slurm_starts_every_task_with_the_run_s_arguments(tmp_path):
+    assert slurm(tmp_path, FAKE_TASKS="3") == (0, False)
+    for i in range(3):
+        assert seen(tmp_path, i)[:3] == ["-m", "pacx_jax.main", "--distributed=auto"]
+        assert seen(tmp_path, i)[3:-1] == ARGUMENTS
+    assert "--gpu-bind=none" in (tmp_path / "srun.args").read_text()
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "state", "restarts", "expected"),
+    [
+        ("exit 75", "RUNNING", "3", (75, True)),
+        ("exit 75", "COMPLETING", "0", (75, False)),  # cancelled: it stays so
+        ("exit 75", "RUNNING", "100", (75, False)),
+        ('[ "$id" = 0 ] && exit 2; exit 75', "RUNNING", "0", (2, False)),
+        ("exit 1", "RUNNING", "0", (1, False)),
+        # Asked to stop while it still starts.
+        ("kill -TERM $PPID; kill -TERM $$", "RUNNING", "0", (75, True)),
+    ],
+)
+def test_slurm_requeues_a_stopped_run_alone(
+    tmp_path, behaviour, state, restarts, expected
+):
+    more = {"FAKE_STATE": state, "SLURM_RESTART_COUNT": restarts}
+    assert slurm(tmp_path, behaviour=behaviour, **more) == expected
+
+
+def pod(tmp_path, step, *arguments, **more):
+    place = ["--name=pod", "--zone=z", "--project=p"]
+    return run(tmp_path, "tpu_pod.sh", step, *place, *arguments, **more)
+
+
+@pytest.fixture
+def workers(tmp_path):
+    """Two workers with the clone installed, and an active slice."""
+    for i in range(2):
+        folder = tmp_path / f"worker_{i}" / "pacx" / ".venv" / "bin"
+        folder.mkdir(parents=True)
+        (folder / "python").symlink_to(FAKES / "python")
+    (tmp_path / "states").write_text("ACTIVE\n")
+    return tmp_path
+
+
+def test_tpu_pod_waits_for_its_queued_resource(tmp_path):
+    (tmp_path / "states").write_text("WAITING_FOR_RESOURCES\nPROVISIONING\nACTIVE\n")
+    code, output = pod(tmp_path, "create", "--type=v5litepod-16", "--spot")
+    assert (code, output.splitlines()[-1]) == (0, "pod: ACTIVE")
+    call = (tmp_path / "gcloud.calls").read_text().splitlines()[0]
+    assert call == (
+        "compute tpus queued-resources create pod --zone=z --project=p --node-id=pod "
+        "--accelerator-type=v5litepod-16 --runtime-version=v2-alpha-tpuv5-lite --spot"
+    )
+
+
+def test_tpu_pod_says_that_a_request_failed(tmp_path):
+    (tmp_path / "states").write_text("FAILED\n")
+    code, output = pod(tmp_path, "create", "--type=v6e-8")
+    assert code == 1 and "error: the request pod is FAILED" in output
+
+
+def test_tpu_pod_installs_on_all_workers_by_hash(tmp_path):
+    code, output = pod(tmp_path, "install", "--nfs=10.0.0.2:/share")
+    assert code == 0, output
+    calls = (tmp_path / "gcloud.calls").read_text()
+    assert "pod:pacx.tar.gz --zone=z --project=p --worker=all" in calls
+    assert (
+        "--require-hashes -r requirements.lock -r launch/requirements.tpu.lock" in calls
+    )
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "expected"),
+    [("exit 0", 0), ("exit 75", 75), ('[ "$id" = 1 ] && exit 2; exit 75', 2)],
+)
+def test_tpu_pod_runs_on_all_workers_and_ends_as_they_do(workers, behaviour, expected):
+    arguments = ["--workdir=/mnt/pacx/runs/a b", "--config=c", "--config.x=(1, 2)"]
+    code, output = pod(workers, "run", "--", *arguments, behaviour=behaviour)
+    assert code == expected, output
+    for i in range(2):
+        got = [a.replace(f"{workers}/mnt", "/mnt/pacx") for a in seen(workers, i)]
+        assert got[2:] == ["--distributed=auto", *arguments]
+    logs = workers / "mnt" / "runs" / "a b" / "logs"
+    assert len(list(logs.iterdir())) == 1  # both stand-ins have this machine's name
+
+
+def test_tpu_pod_stops_a_run_that_is_under_way(workers):
+    behaviour = f'trap "exit 75" TERM; touch "$FAKE/ready_$id"; {SAVES}'
+    arguments = ["run", "--name=pod", "--zone=z", "--", "--workdir=/mnt/pacx/run"]
+    process = start(workers, "tpu_pod.sh", *arguments, behaviour=behaviour)
+    wait_for(workers / "ready_0")
+    wait_for(workers / "ready_1")
+    assert pod(workers, "stop", behaviour=behaviour)[0] == 0
+    process.communicate(timeout=30)
+    assert process.returncode == 75
+
+
+def test_tpu_pod_takes_a_worker_that_went_down_for_stopped(workers):
+    (workers / "worker_0" / "pacx.exit").write_text("0\n")
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    (workers / "worker_1" / "pacx.pid").write_text(f"{gone.pid}\n")
+    assert pod(workers, "wait")[0] == 75
+
+
+def test_tpu_pod_says_that_its_slice_was_taken_away(workers):
+    (workers / "states").write_text("SUSPENDED\n")
+    (workers / "unreachable").touch()
+    code, output = pod(workers, "wait")
+    assert code == 75 and "the slice pod was taken away" in output
+
+
+def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
+    (workers / "mnt" / "run").mkdir(parents=True)
+    (workers / "mnt" / "run" / "done.json").write_text("{}")
+    arguments = ["collect", "--workdir=/mnt/pacx/run", f"--target={workers}/got"]
+    assert pod(workers, *arguments)[0] == 0
+    assert (workers / "got" / "done.json").exists()
+    code, output = pod(workers, *arguments)
+    assert code == 2 and "exists: give a new folder" in output
+    assert pod(workers, "delete")[0] == 0
+    last = (workers / "gcloud.calls").read_text().splitlines()[-1]
+    assert last.endswith(
+        "queued-resources delete pod --zone=z --project=p --force --quiet"
+    )
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["local.sh", "--dry-run", "--workdir=w"],
+        ["slurm.sbatch", "--dry-run", "--workdir=w"],
+        ["tpu_pod.sh", "create", "--name=n", "--zone=z", "--type=v4-8", "--dry-run"],
+        ["tpu_pod.sh", "install", "--name=n", "--zone=z", "--nfs=a:/b", "--dry-run"],
+        ["tpu_pod.sh", "run", "--name=n", "--zone=z", "--dry-run", "--",
+         "--workdir=/mnt/pacx/w"],
+        ["tpu_pod.sh", "stop", "--name=n", "--zone=z", "--dry-run"],
+        ["tpu_pod.sh", "delete", "--name=n", "--zone=z", "--dry-run"],
+    ],
+    ids=lambda command: "_".join(command[:2]),
+)  # fmt: skip
+def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
+    code, output = run(tmp_path, *command)
+    assert code == 0
+    assert output.startswith(("env ", "srun ", "gcloud ", "git "))
+    assert [p.name for p in tmp_path.iterdir()] == ["behaviour"]
+
+
+@pytest.mark.parametrize(
+    ("command", "error"),
+    [
+        (["local.sh", "--devices=0", "--workdir=w"], "--devices=0: give a whole"),
+        (["local.sh", "--platform=tpu", "--workdir=w"], "--platform=tpu: choose cpu"),
+        (["local.sh", "--workdir=w", "--devices=2"], "options go before those of"),
+        (["local.sh"], "give --workdir=DIR"),
+        (["slurm.sbatch", "--config=c"], "give --workdir=DIR, on a file system"),
+        (["tpu_pod.sh", "destroy", "--name=n", "--zone=z"], "not 'destroy'"),
+        (["tpu_pod.sh", "run", "--name=A", "--zone=z"], "--name=A: give a name of"),
+        (["tpu_pod.sh", "run", "--name=n", "--zone=z", "--", "--workdir=runs/x"],
+         "give -- --workdir=/mnt/pacx/"),
+        (["tpu_pod.sh", "create", "--name=n", "--zone=z", "--type=v9-8"],
+         "--type=v9-8: give --runtime too"),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_one_line(tmp_path, command, error):
+    code, output = run(tmp_path, *command)
+    assert code == 2
+    assert output.startswith("error: ") and error in output and output.count("\n") == 1
+
+
+@pytest.mark.full
+def test_two_real_processes_train_one_run(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "images").mkdir()
+    for i in range(24):
+        pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
+    data = {"source": "folder", "path": tmp_path / "images", "simulated": False}
+    data |= {"image_size": 32, "val_fraction": 0.3, "test_fraction": 0.1}
+    fields = {f"data.{k}": v for k, v in data.items()}
+    fields |= {"global_batch_size": 8, "total_steps": 2, "optim.warmup_steps": 1}
+    command = ["bash", "launch/local.sh", "--num_processes=2", "--devices=2"]
+    command += ["--config=configs/mae_vitb16.py:runlocal", f"--workdir={tmp_path}/run"]
+    command += [f"--config.{k}={v}" for k, v in fields.items()]
+    python = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    flags = "--xla_backend_optimization_level=0"
+    given = os.environ | {"PATH": python, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
+    assert subprocess.run(command, cwd=ROOT, env=given, timeout=300).returncode == 0
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 2
+    assert (tmp_path / "run" / "logs" / "process_1.log").exists()
