@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import losses, model_folder
+from pacx_jax import image_statistics, losses, model_folder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models.heads import SegmentationDecoder
 from pacx_jax.types import Array, Objective, PacxError
@@ -27,7 +27,7 @@ def make(config) -> Objective:
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
-    model_folder.check_preprocessing(folder, config.model_init, config.data)
+    image_statistics.check_data(folder, config.model_init, config.data)
     encoder = folder.module(config.dtype)
     patch, size = folder.architecture["patch_size"], config.data.image_size
     decoder = SegmentationDecoder(widths(patch, config.decoder.width))
