@@ -61,17 +61,16 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         split: tables.read_table(path)
         for split, path in (("train", train_csv), ("val", root / "valid.csv"))
     }
-    known = set(read["train"].columns) & set(read["val"].columns)
-    # The official labels in their order; the embedded cohort has others of its own.
-    names = tuple(name for name in LABELS if name in known)
-    if not names:
-        names, _ = tables.labels(read["train"], exclude={"Path"})
+    names = _labels(read)
     files = folders.list_images(root)
     digest = hashlib.sha256()
-    splits, missing = {}, 0
+    splits, missing, repeats = {}, 0, 0
     for split, table in read.items():
         digest.update(records.read_bytes(table.path))
-        paths = folders.match_paths(table, "Path", files, root, options.allow_missing)
+        paths = folders.match_paths(
+            table, "Path", files, root, options.allow_missing, allow_repeats=True
+        )
+        repeated = len(table.rows) - len(set(map(tuple, table.rows)))
         values = np.zeros((len(paths), 0), np.float32)
         if names:
             values = tables.labels(table, names)[1]
@@ -80,7 +79,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
             for i, path in enumerate(paths)
             if path
         ]
-        missing += paths.count("")
+        repeats += repeated
+        missing += paths.count("") - repeated
     train, val = ({row[1] for row in splits[name]} for name in ("train", "val"))
     shared = train & val
     if shared:
@@ -91,6 +91,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     entries = ("image", "path", "patient_id") + (("labels",) if names else ())
     if missing:
         digest.update(f"without {missing}".encode())
+    notes = (f"{missing} listed images are not there and left out",) * bool(missing)
+    notes += (f"{repeats} rows repeat another and count once",) * bool(repeats)
     simulated = (root / "cohort_layout.json").is_file()  # data/cohort writes it
     return records.Plan(
         splits,
@@ -100,9 +102,20 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         names,
         digest.hexdigest(),
         published={} if simulated else COUNTS,
-        notes=(f"{missing} listed images are not there and left out",) * bool(missing),
+        notes=notes,
         identity=functools.partial(records.image_identity, str(root)),
     )
+
+
+def _labels(read: dict[str, tables.Table]) -> tuple[str, ...]:
+    """The official labels in their order; PacxError if one CSV alone lacks one."""
+    columns = {split: set(table.columns) for split, table in read.items()}
+    names = tuple(name for name in LABELS if any(name in c for c in columns.values()))
+    for split, table in read.items():
+        lacking = [name for name in names if name not in columns[split]]
+        if lacking:
+            table.column(lacking[0], "a label that the other CSV has")
+    return names or tables.labels(read["train"], exclude={"Path"})[0]
 
 
 def _root(source: pathlib.Path) -> pathlib.Path:

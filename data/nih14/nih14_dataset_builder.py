@@ -59,11 +59,16 @@ def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
     del files
     columns = ("Image Index", "Finding Labels", "Patient ID")
     table = listings.read_table(listings.first_file(root, *CSVS), columns)
-    listed = {
-        name: split
+    lists = {
+        split: dict.fromkeys(listings.read_lines(listings.first_file(root, file)))
         for split, file in LISTS.items()
-        for name in listings.read_lines(listings.first_file(root, file))
     }
+    twice = [name for name in lists["test"] if name in lists["train"]]
+    if twice:
+        raise PacxError(
+            f"{root}: {twice[0]} is in both {' and '.join(LISTS.values())}; remove one"
+        )
+    listed = {name: split for split, names in lists.items() for name in names}
     patients = tables.patients(table.table, "Patient ID", "as published")
     for (origin, cells), patient in zip(table, patients, strict=True):
         name = cells["Image Index"]

@@ -197,11 +197,13 @@ def match_paths(
     files: list[str],
     root: pathlib.Path,
     allow_missing: bool = False,
+    allow_repeats: bool = False,
 ) -> list[str]:
     """The file of each row: its path as it stands, else without leading folders.
 
     CheXpert's CSV names its own root folder, NIH's gives bare names of files that lie
-    in subfolders; both are found. With `allow_missing` a row without its file has "".
+    in subfolders; both are found. With `allow_missing` a row without its file has "",
+    with `allow_repeats` one that is equal to an earlier row has.
     """
     exact = set(files)
     by_name: dict[str, list[str]] = {}
@@ -220,6 +222,9 @@ def match_paths(
             paths.append("")
             continue
         if path in used:
+            if allow_repeats and table.rows[used[path] - 2] == table.rows[number - 2]:
+                paths.append("")
+                continue
             raise PacxError(
                 f"{table.path}: rows {used[path]} and {number} both name {path}; "
                 "keep one"

@@ -22,6 +22,7 @@ from tests.data.published_trees import (
     film,
     module,
     put,
+    write,
 )
 
 
@@ -245,6 +246,20 @@ def test_chexpert_leaves_out_missing_images_where_that_is_allowed(tmp_path, run)
     assert summary["differences"]["train"] == {"images": [11, 223_414]}
 
 
+def test_chexpert_counts_a_repeated_row_once_and_refuses_a_contradicting_one(
+    tmp_path, run
+):
+    csv = test_prepare.draw_chexpert(tmp_path) / "train.csv"
+    row = csv.read_text().splitlines()[1]
+    write(csv, csv.read_text().rstrip(), row)
+    _, summary, out = run("chexpert", csv.parent, tmp_path / "out")
+    assert summary["counts"]["train"] == 12
+    assert "note: 1 rows repeat another and count once" in out
+    write(csv, csv.read_text().rstrip(), row[: row.rindex(",")] + ",0.0")
+    code, _, error = run("chexpert", csv.parent, tmp_path / "out2")
+    assert code == 2 and "rows 2 and 15 both name" in error
+
+
 def edit(path, old, new):
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new, 1))
@@ -287,6 +302,16 @@ BAD = {
         "nih14",
         lambda r: draw_nih14(r) or edit(r / "test_list.txt", "00000009_000.png", ""),
         "row 20: 00000009_000.png is in neither",
+    ),
+    "both lists": (
+        "nih14",
+        lambda r: draw_nih14(r) or edit(r / "test_list.txt", "", "00000000_001.png\n"),
+        "00000000_001.png is in both train_val_list.txt and test_list.txt",
+    ),
+    "one CSV's label": (
+        "chexpert",
+        lambda r: edit(test_prepare.draw_chexpert(r) / "valid.csv", "Edema", "Oedema"),
+        "valid.csv: no column 'Edema' .a label that the other CSV has",
     ),
     "finding": (
         "nih14",

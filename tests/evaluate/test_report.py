@@ -75,8 +75,21 @@ def full(study):
         versions={"jax": "0.10.2"},
         seeds={"cohort": 7},
         seconds={"MAE": 240.04},
+        goodput={
+            "mae": {
+                "goodput": 0.8125,
+                "seconds": {"compile": 10.0, "data_stall": 1.25},
+                "sessions": 2,
+            }
+        },
         n_resamples=100,
     )
+
+
+def test_report_says_where_the_seconds_of_a_run_went(full):
+    text = report.render(full)
+    assert "Where the seconds of each run went" in text and "data stall" in text
+    assert ">81%</td><td>10.0</td><td>1.2</td><td>2</td>" in text
 
 
 def test_comparison_agrees_with_a_direct_pairing(study):
