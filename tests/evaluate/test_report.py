@@ -239,7 +239,7 @@ def test_report_opens_in_a_browser_with_its_tables_and_figures(full, tmp_path):
     page = done.stdout.decode()
     assert done.returncode == 0 and "<h1>PaCX-MAE &amp; friends</h1>" in page
     assert "Neither control reproduces the gain." in page
-    assert page.count("<table>") == 8
+    assert page.count("<table>") == 9
     assert page.count('<figure class="chart">') == 5  # forest, 2 groups, 2 panels
     assert page.count("<img ") == 2 * 3 + 4
     row = full.summary[0]
