@@ -38,6 +38,8 @@ def get_config(arg=None):
     c.loss.dice_weight = 1.0
     c.data.transform = "segment"
     c.data.hflip = 0.5  # as the reference; the heart's side is then not learnt
+    if "reference" not in presets:  # D34: there, ImageNet's for every encoder
+        c.data.mean = c.data.std = ()  # the encoder's own
     c.data.degrees = 10.0  # turned by up to so much
     c.optim.peak_lr = 1e-4
     c.optim.warmup_steps = 5 * EPOCH

@@ -25,6 +25,7 @@ import psutil
 
 from pacx_jax import (
     checkpoint,
+    goodput,
     host_memory,
     load_encoder,
     metrics,
@@ -357,6 +358,7 @@ def write(target: pathlib.Path, split: str) -> None:
         versions={p: importlib.metadata.version(p) for p in packages},
         seeds={"cohort and training": identity["seed"]},
         seconds=times(progress, read),
+        goodput={s: goodput.read(str(target / s)) for s in stages},
         notes=[
             f"Probes are measured on the {split} patients.",
             "Retrieval is measured on Stage 2's validation triplets, which chose no "

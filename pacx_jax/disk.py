@@ -9,6 +9,7 @@ import shutil
 
 from pacx_jax.types import PacxError
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the last: of `ulimit -f`
 _MARGIN = 2 * 2**20  # of metadata and file-system blocks
 
 
@@ -31,7 +32,7 @@ def is_full(error: BaseException | None) -> bool:
 
     The libraries that write in C++ raise other kinds, with the system's words in them.
     """
-    words = tuple(os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT))
+    words = tuple(os.strerror(code) for code in _FULL)
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         if any(word in str(error) for word in words):

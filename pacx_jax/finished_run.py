@@ -161,7 +161,7 @@ def _model(config, params: Params) -> model_folder.ModelFolder:
     if config.objective in ("mae", "distill", "classify", "segment"):
         encoder = params["encoder"]
         mean, std = config.data.mean, config.data.std
-        if config.objective == "classify":
+        if config.objective in ("classify", "segment"):
             start = model_folder.load(config.model_init, "vit")
             mean, std = image_statistics.chosen(start, config.data)
         preprocessing = model_folder.image_preprocessing(mean, std)

@@ -36,6 +36,9 @@ _EVALUATE = flags.DEFINE_string(
 _FORCE = flags.DEFINE_bool(
     "force", False, "Go on with another config or other data than the run's."
 )
+_DISTRIBUTED = flags.DEFINE_enum(
+    "distributed", "", ["", "auto"], "auto: join the processes of the job's scheduler."
+)
 _COORDINATOR = flags.DEFINE_string(
     "coordinator", "", "host:port of process 0, where a run has several processes."
 )
@@ -145,7 +148,9 @@ def _main(argv: list[str]) -> None:
 
 def start_processes() -> None:
     """Joins the run's other processes, if the flags name any."""
-    if _COORDINATOR.value:
+    if _DISTRIBUTED.value:
+        processes.start_detected()
+    elif _COORDINATOR.value:
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 

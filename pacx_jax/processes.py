@@ -19,6 +19,24 @@ INITIALIZATION_SECONDS = 60
 HEARTBEAT_SECONDS = 10  # a host that is silent for so long is taken for dead
 
 
+def start_detected() -> None:
+    """Joins the processes that SLURM, Open MPI, a Cloud TPU or GKE has started.
+
+    A single process, where none of these is found, is an error: it would train alone.
+    """
+    try:
+        jax.distributed.initialize(
+            initialization_timeout=INITIALIZATION_SECONDS,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as e:
+        raise PacxError(
+            "--distributed=auto found no SLURM, Open MPI, Cloud TPU or GKE to join, or "
+            f"not all processes came ({_one_line(e)}); otherwise give --coordinator, "
+            "--num_processes and --process_id"
+        ) from None
+
+
 def start(coordinator: str, num_processes: int, process_id: int) -> None:
     """Joins the other processes of this run, before any device is used.
 

@@ -39,6 +39,7 @@ class Report:
       versions: package -> version.
       seeds: name -> seed.
       seconds: stage -> wall time in seconds.
+      goodput: run -> its goodput.json (see pacx_jax/goodput.py).
       n_resamples: bootstrap resamples behind every interval.
       notes: sentences on limits or oddities of this run.
     """
@@ -58,6 +59,7 @@ class Report:
     versions: Mapping[str, str] = dataclasses.field(default_factory=dict)
     seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    goodput: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     n_resamples: int = 1000
     notes: Sequence[str] = ()
 
@@ -230,8 +232,26 @@ def _provenance(report: Report) -> str:
         if data
     ]
     out = f'<div class="cols">{"".join(parts)}</div>\n' if parts else ""
+    if report.goodput:
+        out += _goodput(report.goodput)
     for name, config in report.configs.items():
         text = config if isinstance(config, str) else json.dumps(config, indent=2)
         body = f'<pre tabindex="0">{html.escape(text)}</pre>'
         out += page.details(f"Configuration: {name}", body)
     return out
+
+
+def _goodput(runs: Mapping[str, Mapping]) -> str:
+    """What each run's time went to, and the share that made new steps."""
+    kinds = list(next(iter(runs.values()))["seconds"])
+    rows = [
+        (
+            name,
+            f"{run['goodput']:.0%}",
+            *(f"{run['seconds'][kind]:,.1f}" for kind in kinds),
+            str(run["sessions"]),
+        )
+        for name, run in runs.items()
+    ]
+    heads = ("run", "goodput", *(k.replace("_", " ") for k in kinds), "sessions")
+    return page.simple_table("Where the seconds of each run went", heads, rows)

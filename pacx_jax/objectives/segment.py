@@ -27,11 +27,11 @@ def make(config) -> Objective:
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
-    image_statistics.check_data(folder, config.model_init, config.data)
+    image_statistics.check_size(folder, config.model_init, config.data)
     encoder = folder.module(config.dtype)
     patch, size = folder.architecture["patch_size"], config.data.image_size
     decoder = SegmentationDecoder(widths(patch, config.decoder.width))
-    mean, std = tuple(config.data.mean), tuple(config.data.std)
+    mean, std = image_statistics.chosen(folder, config.data)
     bce_weight, dice_weight = config.loss.bce_weight, config.loss.dice_weight
 
     def init(key):

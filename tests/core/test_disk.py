@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import checkpoint, disk, main
+from pacx_jax import checkpoint, disk, main, manifest, train
 from pacx_jax.types import PacxError
 
 
@@ -31,25 +31,45 @@ def test_full_disk_is_known_by_its_error_or_by_the_words_in_others():
         assert not disk.is_full(error)
 
 
-def test_checkpoint_without_room_is_refused_and_the_last_one_restores(
-    tmp_path, monkeypatch
+@pytest.mark.parametrize("seen", [True, False], ids=["before the save", "in it"])
+def test_checkpoint_without_room_is_left_out_and_the_run_goes_on(
+    tmp_path, monkeypatch, capsys, seen
 ):
-    state = {"x": np.arange(2**20, dtype=np.float32)}
+    state = {"x": np.arange(2**18, dtype=np.float32)}
     saver = checkpoint.Checkpointer(tmp_path)
-    saver.save(state, 1)
-    usage = shutil.disk_usage(tmp_path)._replace(free=5 * 2**20)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(PacxError) as error:
-        saver.save(state | {"y": state["x"]}, 2)  # 8 MiB
-    text = str(error.value)
-    assert text.startswith(f"{tmp_path / 'checkpoints'}: no space left for")
-    assert "step 2: 5.0 MiB are free, 10.0 MiB are needed; free some" in text
+    saver.save(state, 1, {})
+    assert saver.holds(1)
+    with monkeypatch.context() as patched:
+        if seen:
+            usage = shutil.disk_usage(tmp_path)._replace(free=5 * 2**19)
+            patched.setattr(shutil, "disk_usage", lambda _: usage)
+        else:
+            error = full()
+            patched.setattr(manifest, "write", lambda *_: raise_(error))
+        saver.save(state, 2, {})
+        assert not saver.holds(2)
+    said = capsys.readouterr().err
+    assert said.startswith(f"warning: {tmp_path / 'checkpoints'}: no space left")
+    assert "The run goes on without this checkpoint" in said and said.count("\n") == 1
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    saver.save(state, 3, {})  # there is room again
     saver.close()
-    like = {"x": jax.ShapeDtypeStruct((2**20,), np.float32)}
+    like = {"x": jax.ShapeDtypeStruct((2**18,), np.float32)}
     again = checkpoint.Checkpointer(tmp_path)
-    assert again.latest_step() == 1
-    np.testing.assert_array_equal(again.restore(like)["x"], state["x"])
+    assert again.latest_step() == 3
+    np.testing.assert_array_equal(again.restore(like)[0]["x"], state["x"])
     again.close()
+
+
+def raise_(error):
+    raise error
+
+
+def test_run_whose_last_checkpoint_found_no_room_is_not_finished(tmp_path):
+    saver = checkpoint.Checkpointer(tmp_path)
+    with pytest.raises(PacxError, match="step 4 could not be saved; free some room"):
+        train.check_saved(saver, str(tmp_path), 4)
+    saver.close()
 
 
 class Exited(BaseException):

@@ -75,8 +75,21 @@ def full(study):
         versions={"jax": "0.10.2"},
         seeds={"cohort": 7},
         seconds={"MAE": 240.04},
+        goodput={
+            "mae": {
+                "goodput": 0.8125,
+                "seconds": {"compile": 10.0, "data_stall": 1.25},
+                "sessions": 2,
+            }
+        },
         n_resamples=100,
     )
+
+
+def test_report_says_where_the_seconds_of_a_run_went(full):
+    text = report.render(full)
+    assert "Where the seconds of each run went" in text and "data stall" in text
+    assert ">81%</td><td>10.0</td><td>1.2</td><td>2</td>" in text
 
 
 def test_comparison_agrees_with_a_direct_pairing(study):
@@ -226,7 +239,7 @@ def test_report_opens_in_a_browser_with_its_tables_and_figures(full, tmp_path):
     page = done.stdout.decode()
     assert done.returncode == 0 and "<h1>PaCX-MAE &amp; friends</h1>" in page
     assert "Neither control reproduces the gain." in page
-    assert page.count("<table>") == 8
+    assert page.count("<table>") == 9
     assert page.count('<figure class="chart">') == 5  # forest, 2 groups, 2 panels
     assert page.count("<img ") == 2 * 3 + 4
     row = full.summary[0]

@@ -1,0 +1,88 @@
+"""Checkpoints that cannot lie: 200 faults, and never a wrong or a lost state."""
+
+import json
+
+import numpy as np
+import pytest
+
+from launch import soak_checkpoints as soak
+from pacx_jax import checkpoint, manifest, saved_steps
+from pacx_jax.types import PacxError
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved") / "checkpoints"
+    soak.save_steps(folder)
+    return folder
+
+
+def test_190_damaged_files_never_give_a_wrong_or_a_lost_state(pristine):
+    rng, kinds = np.random.default_rng(0), set()
+    for _ in range(190):
+        kinds |= {
+            part.split()[0] for part in soak.damaged_trial(pristine, rng).split(", ")
+        }
+    assert kinds == set(soak.KINDS)
+    assert soak.restored(pristine) == 9
+
+
+def test_10_processes_killed_while_they_save_lose_nothing_that_was_saved(tmp_path):
+    found = soak.killed_trials(tmp_path / "steps", np.random.default_rng(1), 10)
+    assert len(found) == 10 and found == sorted(set(found))
+
+
+def test_step_without_manifest_is_no_checkpoint_and_moved_aside(
+    pristine, tmp_path, capsys
+):
+    folder = tmp_path / "checkpoints"
+    soak.shutil.copytree(pristine, folder)
+    (folder / "9" / manifest.NAME).unlink()
+    assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
+    said = capsys.readouterr().err
+    assert said.startswith("warning: ") and "9 is damaged (manifest.json is mis" in said
+    assert (folder / "9.damaged" / "state").is_dir() and not (folder / "9").exists()
+
+
+def test_manifest_of_another_version_or_with_a_changed_word_is_damage(
+    pristine, tmp_path
+):
+    folder = tmp_path / "9"
+    soak.shutil.copytree(pristine / "9", folder)
+    path = folder / manifest.NAME
+    content = json.loads(path.read_text())
+    assert manifest.verify(folder)["metrics"] == {"loss": 1 / 9}
+    content["about"]["metrics"]["loss"] = 0.5
+    path.write_text(json.dumps(content))
+    with pytest.raises(manifest.Damaged, match="its own checksum differs"):
+        manifest.verify(folder)
+
+
+def test_state_of_another_dtype_or_shape_is_refused_by_name(pristine):
+    about = manifest.verify(pristine / "9")
+    for name, leaf in (
+        ("bias", np.zeros(7, np.float16)),
+        ("kernel", np.zeros((64, 32))),
+    ):
+        with pytest.raises(PacxError, match=f"such as {name}: "):
+            checkpoint.restore(pristine / "9", about, soak.state(0) | {name: leaf})
+
+
+def test_old_steps_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
+    folder = tmp_path / "checkpoints"
+    steps = saved_steps.Steps(folder, keep=1)
+    steps.save(soak.state(1), 1, {})
+    steps.settle()
+
+    def broken(*args):
+        raise RuntimeError("in the middle")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "write", broken)
+        steps.save(soak.state(2), 2, {})
+        with pytest.raises(RuntimeError):
+            steps.settle()
+    assert soak.restored(folder) == 1
+    steps.save(soak.state(2), 2, {})
+    steps.close()
+    assert [p.name for p in folder.iterdir()] == ["2"] and soak.restored(folder) == 2

@@ -1,0 +1,45 @@
+"""Numbers and formats of earlier versions: traces of every stage, an old workdir."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from pacx_jax import main, saved_steps
+from tests.reliability import record, runs
+
+# Processors sum in other orders; within 20 small steps that came to 2e-6 at most
+# between one and eight devices.
+BOUND = 1e-4
+
+
+def assert_as_recorded(name: str, workdir) -> None:
+    """20 steps have the losses that this code had when they were recorded."""
+    file = record.GOLDEN / f"traces_jax{record.version()}.json"
+    assert file.is_file(), (
+        f"no traces for jax {jax.__version__}: compare with another version's, then "
+        "python -m tests.reliability.record traces"
+    )
+    want = json.loads(file.read_text())[name]
+    got = record.losses(workdir)
+    np.testing.assert_allclose(got, want, rtol=BOUND)
+
+
+@pytest.mark.parametrize(
+    "folder", sorted(record.GOLDEN.glob("workdir_*")), ids=lambda p: p.name
+)
+def test_workdir_of_an_earlier_version_is_read_and_goes_on(
+    folder, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    shutil.copytree(folder, workdir)
+    assert saved_steps.newest(workdir / "checkpoints")[0] == runs.STEPS
+    runs.use_patients(monkeypatch)
+    config = runs.config("labs_dae", {}, num_devices=1, keep=1, best="")
+    main.run(config, str(workdir), force=True)  # of fields that are new
+    assert json.loads((workdir / "done.json").read_text())["step"] == runs.STEPS
+    want = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    got = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
+    np.testing.assert_allclose(got["val/loss"], want["val/loss"], rtol=BOUND)
