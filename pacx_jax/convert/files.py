@@ -8,6 +8,7 @@ import pathlib
 import re
 import tempfile
 import warnings
+import zipfile
 
 import ml_dtypes  # noqa: F401  gives NumPy bfloat16, by name
 import numpy as np
@@ -103,12 +104,15 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
                     _refuse(path, key, kind)
                 out[key] = _array(file.get_tensor(key), key, path)
             return out
-    except (OSError, safetensors.SafetensorError) as e:
+    except PacxError:
+        raise
+    except Exception as e:  # a header may claim what NumPy then refuses in its way
         raise PacxError(f"{path} is no whole safetensors file: {e}") from None
 
 
 def _read_pickle(path: pathlib.Path):
     torch = _torch(path)
+    _check_archive(path)
     try:
         # MAE's checkpoints carry their command line, a Namespace of plain values.
         with (
@@ -128,6 +132,23 @@ def _read_pickle(path: pathlib.Path):
             f"{path} is no whole PyTorch checkpoint, as torch.save writes them: "
             f"{reason.split(' Check the documentation')[0][:200]}"
         ) from None
+
+
+def _check_archive(path: pathlib.Path) -> None:
+    """Refuses a zip archive that unpacks to more than it is: PyTorch compresses none."""
+    if not zipfile.is_zipfile(path):
+        return
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as e:
+        raise PacxError(f"{path} is no whole PyTorch checkpoint: {e}") from None
+    size = path.stat().st_size
+    if unpacked > size:
+        raise PacxError(
+            f"{path} has {size} bytes and unpacks to {unpacked}: torch.save does not "
+            "compress, so this is not its file"
+        )
 
 
 def _refuse(path, key: str, kind) -> None:

@@ -16,18 +16,21 @@ messages. Entries, each only where the data set has it:
 from __future__ import annotations
 
 import hashlib
-import json
 import pathlib
 from typing import Any, Protocol
 
 import numpy as np
 
+from pacx_jax import json_file
 from pacx_jax.input import folders, patients
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
 MANIFEST = "pacx.json"
 _READ_AT_ONCE = 256  # records
+# What the manifest of data/prepare.py must hold.
+_FEATURES = "tensorflow_datasets.core.features."
+_FIELDS = ("splits", "files", "entries", "label_names", "fingerprint")
 
 
 class Source(Protocol):
@@ -167,10 +170,16 @@ class PreparedSource:
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
         try:
+            _check_features(folder)
             builder = tfds.builder_from_directory(str(folder))
             encoded = {"image", "mask"} & set(manifest["entries"])
             raw = {entry: tfds.decode.SkipDecoding() for entry in encoded}
             self._records = builder.as_data_source(split=split, decoders=raw or None)
+            for file in builder.info.splits[split].filepaths:
+                if pathlib.Path(file).parent.resolve() != folder.resolve():
+                    raise ValueError(f"records in another folder, {file}")
+            if set(builder.info.features) != set(manifest["entries"]):
+                raise ValueError("other entries than in pacx.json")
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
         except Exception as error:  # TFDS and ArrayRecord raise many kinds
@@ -242,18 +251,18 @@ class PreparedSource:
 def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
     """What data/prepare.py says of its target; PacxError if a file of it is cut off."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text())
+        manifest = json_file.read(folder / MANIFEST)
     except (OSError, ValueError):
         raise PacxError(
             f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
             "data/prepare.py, or give data.source=folder"
         ) from None
-    fields = {"splits", "files", "entries", "label_names", "fingerprint"}
-    if not isinstance(manifest, dict) or fields - set(manifest):
+    if set(_FIELDS) - set(manifest):
         raise PacxError(
             f"{folder}: prepared by another version of data/prepare.py; delete it and "
             "prepare it again"
         )
+    _check_fields(folder, manifest)
     for name, size in manifest["files"].items():
         file = folder / name
         if not file.is_file() or file.stat().st_size != size:
@@ -262,6 +271,46 @@ def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
                 f"{folder} and prepare it again"
             )
     return manifest
+
+
+def _check_features(folder: pathlib.Path) -> None:
+    """ValueError for features that TFDS would import by name from elsewhere."""
+    todo = [json_file.read(folder / "features.json")]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict):
+            name = value.get("pythonClassName", _FEATURES)
+            if not isinstance(name, str) or not name.startswith(_FEATURES):
+                raise ValueError(f"features.json names {name!r}")
+        todo += value.values() if isinstance(value, dict) else []
+        todo += value if isinstance(value, list) else []
+
+
+def _check_fields(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
+    """PacxError for a manifest whose fields are not of their kinds."""
+    texts = [*_texts(manifest["entries"]), *_texts(manifest["label_names"])]
+    texts += [manifest["fingerprint"]]
+    texts += [manifest.get(k) or "" for k in ("name", "namespace", "lead_order")]
+    scale = manifest.get("ecg_scale", 1.0)
+    counts = [manifest["splits"], manifest["files"]]
+    good = all(isinstance(text, str) for text in texts)
+    good = good and isinstance(scale, (int, float)) and 0 < scale < 1e6
+    good = good and all(
+        isinstance(count, dict)
+        and all(isinstance(n, int) and 0 <= n < 2**62 for n in count.values())
+        for count in counts
+    )
+    # Nothing outside of the folder is looked at.
+    good = good and all(pathlib.PurePath(f).name == f for f in manifest["files"])
+    if not good:
+        raise PacxError(
+            f"{folder / MANIFEST}: damaged (a field of a wrong kind); delete {folder} "
+            "and prepare it again"
+        )
+
+
+def _texts(value: Any) -> list:
+    return value if isinstance(value, list) else [None]
 
 
 class Subset:
