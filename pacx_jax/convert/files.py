@@ -135,7 +135,7 @@ def _read_pickle(path: pathlib.Path):
 
 
 def _check_archive(path: pathlib.Path) -> None:
-    """Refuses a zip archive that unpacks to more than it is: PyTorch compresses none."""
+    """Refuses an archive that unpacks to more than it is: PyTorch compresses none."""
     if not zipfile.is_zipfile(path):
         return
     try:

@@ -21,16 +21,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax import json_file
-from pacx_jax.input import folders, patients
+from pacx_jax.input import folders, manifest, patients
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
-MANIFEST = "pacx.json"
+MANIFEST = manifest.FILE
 _READ_AT_ONCE = 256  # records
-# What the manifest of data/prepare.py must hold.
-_FEATURES = "tensorflow_datasets.core.features."
-_FIELDS = ("splits", "files", "entries", "label_names", "fingerprint")
 
 
 class Source(Protocol):
@@ -97,7 +93,7 @@ def open_source(data: Any, split: str) -> Source:
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if getattr(data, "source", "") == "prepared":
-        return tuple(_read_manifest(pathlib.Path(data.path))["splits"])
+        return tuple(manifest.read(pathlib.Path(data.path))["splits"])
     return SPLITS
 
 
@@ -163,22 +159,22 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        manifest = _read_manifest(folder)
-        sizes = manifest["splits"]
+        about = manifest.read(folder)
+        sizes = about["splits"]
         if split not in sizes:
             raise PacxError(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
         try:
-            _check_features(folder)
+            manifest.check_features(folder)
             builder = tfds.builder_from_directory(str(folder))
-            encoded = {"image", "mask"} & set(manifest["entries"])
+            encoded = {"image", "mask"} & set(about["entries"])
             raw = {entry: tfds.decode.SkipDecoding() for entry in encoded}
             self._records = builder.as_data_source(split=split, decoders=raw or None)
             for file in builder.info.splits[split].filepaths:
                 if pathlib.Path(file).parent.resolve() != folder.resolve():
                     raise ValueError(f"records in another folder, {file}")
-            if set(builder.info.features) != set(manifest["entries"]):
+            if set(builder.info.features) != set(about["entries"]):
                 raise ValueError("other entries than in pacx.json")
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
@@ -188,15 +184,15 @@ class PreparedSource:
                 f"{path}: damaged ({reason}); delete it and prepare it again"
             ) from None
         self._path = path
-        self._scale = float(manifest.get("ecg_scale", 1.0))
-        self._lead_order = manifest.get("lead_order", "standard")
-        self.label_names = tuple(manifest["label_names"])
+        self._scale = float(about.get("ecg_scale", 1.0))
+        self._lead_order = about.get("lead_order", "standard")
+        self.label_names = tuple(about["label_names"])
         self.split = split
-        self.entries = tuple(manifest["entries"])
+        self.entries = tuple(about["entries"])
         # Sets that were prepared before it was written have their name alone.
-        name = manifest.get("name", "")
-        self.namespace = manifest.get("namespace") or patients.namespace(name)
-        self.fingerprint = _sha256(manifest["fingerprint"], split)
+        name = about.get("name", "")
+        self.namespace = about.get("namespace") or patients.namespace(name)
+        self.fingerprint = _sha256(about["fingerprint"], split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -246,71 +242,6 @@ class PreparedSource:
             return self[i]
         except PacxError:
             return None
-
-
-def _read_manifest(folder: pathlib.Path) -> dict[str, Any]:
-    """What data/prepare.py says of its target; PacxError if a file of it is cut off."""
-    try:
-        manifest = json_file.read(folder / MANIFEST)
-    except (OSError, ValueError):
-        raise PacxError(
-            f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
-            "data/prepare.py, or give data.source=folder"
-        ) from None
-    if set(_FIELDS) - set(manifest):
-        raise PacxError(
-            f"{folder}: prepared by another version of data/prepare.py; delete it and "
-            "prepare it again"
-        )
-    _check_fields(folder, manifest)
-    for name, size in manifest["files"].items():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise PacxError(
-                f"{file}: missing or cut off ({size} bytes were written); delete "
-                f"{folder} and prepare it again"
-            )
-    return manifest
-
-
-def _check_features(folder: pathlib.Path) -> None:
-    """ValueError for features that TFDS would import by name from elsewhere."""
-    todo = [json_file.read(folder / "features.json")]
-    while todo:
-        value = todo.pop()
-        if isinstance(value, dict):
-            name = value.get("pythonClassName", _FEATURES)
-            if not isinstance(name, str) or not name.startswith(_FEATURES):
-                raise ValueError(f"features.json names {name!r}")
-        todo += value.values() if isinstance(value, dict) else []
-        todo += value if isinstance(value, list) else []
-
-
-def _check_fields(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
-    """PacxError for a manifest whose fields are not of their kinds."""
-    texts = [*_texts(manifest["entries"]), *_texts(manifest["label_names"])]
-    texts += [manifest["fingerprint"]]
-    texts += [manifest.get(k) or "" for k in ("name", "namespace", "lead_order")]
-    scale = manifest.get("ecg_scale", 1.0)
-    counts = [manifest["splits"], manifest["files"]]
-    good = all(isinstance(text, str) for text in texts)
-    good = good and isinstance(scale, (int, float)) and 0 < scale < 1e6
-    good = good and all(
-        isinstance(count, dict)
-        and all(isinstance(n, int) and 0 <= n < 2**62 for n in count.values())
-        for count in counts
-    )
-    # Nothing outside of the folder is looked at.
-    good = good and all(pathlib.PurePath(f).name == f for f in manifest["files"])
-    if not good:
-        raise PacxError(
-            f"{folder / MANIFEST}: damaged (a field of a wrong kind); delete {folder} "
-            "and prepare it again"
-        )
-
-
-def _texts(value: Any) -> list:
-    return value if isinstance(value, list) else [None]
 
 
 class Subset:

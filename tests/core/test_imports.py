@@ -39,7 +39,7 @@ LAYERS = {
     "train": 7,
     "evaluate": 8,
 }
-# These import `types`, `sharding`, `disk` and `json_file` alone, beside their own package.
+# These import `types`, `sharding`, `disk` and `json_file`, beside their own package.
 LEAVES = ("input", "checkpoint", "metrics")
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
@@ -110,7 +110,8 @@ def test_layers_import_downwards_alone(path):
     "path", [p for p, unit in FILES.items() if unit in LEAVES], ids=name
 )
 def test_input_checkpoint_and_metrics_import_types_and_sharding_alone(path):
-    assert own(path) <= {FILES[path], "types", "sharding", "disk", "json_file"}
+    below = {"types", "sharding", "disk", "json_file"}
+    assert own(path) <= {FILES[path], *below}
 
 
 @pytest.mark.parametrize(
