@@ -109,16 +109,15 @@ def _version_5(data: bytes) -> dict[str, Variable]:
         at += 8 + n
         if kind == _COMPRESSED:
             unpacker = zlib.decompressobj()
-            body = unpacker.decompress(body, LARGEST_UNPACKED)
-            if unpacker.unconsumed_tail or not unpacker.eof:
+            kind, n = struct.unpack(order + "2I", unpacker.decompress(body, 8))
+            if n > LARGEST_UNPACKED:
                 raise ValueError(
-                    f"a variable is cut off, or unpacks to more than {LARGEST_UNPACKED}"
-                    " bytes: save it with the option -v6, or as .npy"
+                    f"a variable unpacks to {n} bytes, more than {LARGEST_UNPACKED}: "
+                    "save it with the option -v6, or as .npy"
                 )
-            kind, n = struct.unpack_from(order + "2I", body)
-            if len(body) < 8 + n:
+            body = unpacker.decompress(unpacker.unconsumed_tail, max(n, 1))
+            if len(body) < n:
                 raise ValueError("cut off")
-            body = body[8 : 8 + n]
         if kind == _MATRIX and body:
             name, variable = _matrix(body, order)
             if variable:

@@ -19,7 +19,7 @@ import numpy as np
 
 from pacx_jax.types import PacxError
 
-LARGEST = 2**28  # bytes: 100,000 values of each of 50 items take 80 million
+LARGEST = 2**26  # bytes: 80,000 values of each of 50 items
 FILE = "labs_percentiles.npz"  # its name in a prepared set
 NO_MEAN = 0.5  # stands for an item that no training admission has
 

@@ -170,7 +170,10 @@ def _parse(path: pathlib.Path) -> None:
     for name in list(main.flags.FLAGS):
         if name.startswith("config."):  # defined by the last example's overrides
             delattr(main.flags.FLAGS, name)
-    before, sys.argv = sys.argv, ["main", *text.split()]  # where overrides are looked up
+    before, sys.argv = (
+        sys.argv,
+        ["main", *text.split()],
+    )  # where overrides are looked up
     try:
         main._parse(sys.argv)
         if main._CONFIG.value is not None:
