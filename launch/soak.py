@@ -1,7 +1,7 @@
 """Long runs of what CI tests briefly: damaged input, for minutes or for a night.
 
   python launch/soak.py [--mode=readers] [--minutes=15] [--seed=0] [--target=runs/soak]
-      [--only=NAME,NAME] [--replay=FILE]
+      [--only=NAME,NAME] [--seconds=120] [--replay=FILE]
 
 `readers` draws damaged files (tests/fuzz) and reads them as the project does. Each
 must give a valid result or one line of error within a time and a memory. The bytes of
@@ -48,7 +48,7 @@ def readers(args: argparse.Namespace) -> dict:
         work = pathlib.Path(tempfile.mkdtemp(prefix="pacx_soak_"))
         command = [sys.executable, __file__, "--worker", f"--work={work}"]
         command += [f"--minutes={left}", f"--seed={seed}", f"--target={args.target}"]
-        command += [f"--only={args.only}"]
+        command += [f"--only={args.only}", f"--seconds={args.seconds}"]
         with (args.target / "worker.log").open("a") as log:
             process = subprocess.Popen(
                 command, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
@@ -87,6 +87,7 @@ def _worker(args: argparse.Namespace) -> None:
     from tests.fuzz import readers as fuzz
 
     out, sys.stdout = sys.stdout, io.StringIO()
+    fuzz.SECONDS = args.seconds
     chosen = fuzz.readers()
     if args.only:
         chosen = {k: v for k, v in chosen.items() if k in args.only.split(",")}
@@ -165,6 +166,8 @@ def main(argv: list[str] | None = None) -> int:
     add("--seed", type=int, default=0)
     add("--target", type=pathlib.Path, default=pathlib.Path("runs/soak"))
     add("--only", default="", help="readers: these alone, separated by commas")
+    # By the clock: a soak beside other work may wait long for its turn.
+    add("--seconds", type=float, default=120, help="readers: for one example")
     add("--replay", type=pathlib.Path, help="readers: a kept example")
     add("--worker", action="store_true", help=argparse.SUPPRESS)
     add("--work", type=pathlib.Path, help=argparse.SUPPRESS)

@@ -15,7 +15,7 @@ import numpy as np
 from pacx_jax.input import dicom_header, jpeg_2000
 from pacx_jax.types import PacxError
 
-MAX_SCANS = 200  # progressive encoders write 6 to 20
+MAX_SCANS = 100  # progressive encoders write 6 to 20
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _RLE = "1.2.840.10008.1.2.5"
 _DCT, _LOSSLESS, _LS = (0xC0, 0xC1, 0xC2), (0xC3,), (0xF7,)

@@ -58,7 +58,7 @@ def check(reader: Reader, folder: pathlib.Path, data: bytes) -> str:
     """
     path = folder / reader.file
     path.write_bytes(data)
-    with timed(), measured() as peak:
+    with timed(SECONDS), measured() as peak:
         try:
             reader.read(path)
             outcome = "read"
@@ -73,7 +73,7 @@ def check(reader: Reader, folder: pathlib.Path, data: bytes) -> str:
 
 
 @contextlib.contextmanager
-def timed(seconds: float = SECONDS):
+def timed(seconds: float):
     """Ends the process when the block takes longer, in whatever language it hangs."""
     faulthandler.dump_traceback_later(seconds, exit=True, file=sys.__stderr__)
     try:
