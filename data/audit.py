@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
 
 from data import cells, twins  # noqa: E402
 from pacx_jax.input import folders, patients, sources  # noqa: E402
+from pacx_jax.input import manifest as manifests  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 KINDS = ("patients", "studies", "identical", "near")
@@ -97,7 +98,7 @@ def _open(argument: str) -> tuple[str, dict[str, sources.Source]]:
     folder = pathlib.Path(path)
     if not folder.is_dir():
         raise PacxError(f"{path}: no such folder; give prepared sets or image folders")
-    prepared = (folder / sources.MANIFEST).is_file()
+    prepared = (folder / manifests.FILE).is_file()
     kind = "prepared" if prepared else "folder"
     data = types.SimpleNamespace(source=kind, path=path, namespace=space)
     if not prepared:

@@ -13,6 +13,7 @@ import tqdm
 
 from data import durable, records
 from pacx_jax.input import images, sources
+from pacx_jax.input import manifest as manifests
 from pacx_jax.types import PacxError
 
 
@@ -27,7 +28,7 @@ def check(target: pathlib.Path, workers: int, name: str = "") -> dict[str, Any]:
     Raises:
       PacxError: no prepared set, or one that was not made by the builder `name`.
     """
-    manifest = sources.read_manifest(target, sizes=False)
+    manifest = manifests.read(target, sizes=False)
     if name and manifest.get("name") != name:
         raise PacxError(
             f"{target}: was prepared by {manifest.get('name')}, not by {name}"

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from data import durable, published, records, shards
-from pacx_jax.input import patients, sources
+from pacx_jax.input import manifest as manifests
+from pacx_jax.input import patients
 
 
 def finish(
@@ -61,7 +62,7 @@ def finish(
         "report": dict(plan.report),
     }
     sums = {d["file"]: d["sha256"] for d in preparation.done.values()}
-    files = sorted(p for p in built.iterdir() if p.name != sources.MANIFEST)
+    files = sorted(p for p in built.iterdir() if p.name != manifests.FILE)
     for path in files:
         if path.name not in sums:
             durable.sync(path)
@@ -82,7 +83,7 @@ def finish(
         "lead_order": plan.lead_order,
         "summary": summary,
     }
-    durable.put(built / sources.MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    durable.put(built / manifests.FILE, json.dumps(manifest, indent=1) + "\n")
     if target.exists():
         target.rmdir()  # it is empty
     built.rename(target)

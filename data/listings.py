@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -78,7 +79,7 @@ class Files:
         name = row.file.strip().replace("\\", "/")
         above = name.split("/")[:-1]
         inside = above and not {"", ".", ".."} & set(above)
-        if inside and (self.root / name).is_file() or name in self._exact:
+        if inside and os.path.isfile(self.root / name) or name in self._exact:
             return name
         found = self._named.get(name.rsplit("/", 1)[-1], [])
         if row.folder in self._folders:

@@ -37,7 +37,7 @@ if str(ROOT) not in sys.path:
 
 from data import check, finish, journal, published, records, shards, splits  # noqa: E402
 from pacx_jax import disk, locks  # noqa: E402
-from pacx_jax.input import sources  # noqa: E402
+from pacx_jax.input import manifest as manifests  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 NAMES = (
@@ -196,13 +196,11 @@ def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
     """The manifest of a finished target; None when there is nothing yet."""
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return None
-    try:
-        manifest = json.loads((target / sources.MANIFEST).read_text())
-    except (OSError, ValueError):
+    if not (target / manifests.FILE).is_file():
         raise PacxError(
             f"{target}: exists and is not a prepared data set; choose another --target"
-        ) from None
-    sources.read_manifest(target)  # says what is wrong with it
+        )
+    manifest = manifests.read(target)
     settings = _settings(options)
     # Options that came later had their defaults.
     made = _settings(parse([options.name, "--source=", "--target="]))

@@ -64,12 +64,15 @@ def make_plan(
     paths, rows, notes = _join(files.root, files, rows, options.allow_missing)
     root = files.root
     policy = getattr(facts, options.splits)
-    names, told = splits.assign(
-        policy,
-        [row.split for row in rows],
-        [row.patient for row in rows],
-        [row.stratum for row in rows],
-    )
+    try:
+        names, told = splits.assign(
+            policy,
+            [row.split for row in rows],
+            [row.patient for row in rows],
+            [row.stratum for row in rows],
+        )
+    except PacxError as error:
+        raise PacxError(f"{root}: {error}") from None
     grouped = any(row.patient for row in rows)
     if facts.note:
         notes.append(facts.note)

@@ -332,6 +332,12 @@ def times(progress: dict, read: float) -> dict[str, float]:
     return found
 
 
+def _config(target: pathlib.Path, stage: str) -> dict:
+    """A stage's configuration; paths are the demo's, as reports are passed on."""
+    text = (target / stage / "config.json").read_text()
+    return json.loads(text.replace(f"{target}/", ""))
+
+
 def write(target: pathlib.Path, split: str) -> None:
     """Everything that the demo leaves behind."""
     identity = json.loads((target / "demo.json").read_text())
@@ -353,8 +359,7 @@ def write(target: pathlib.Path, split: str) -> None:
         reconstructions=reconstructions(target, test),
         retrieval=retrieval_rows(target, identity),
         rollouts=rollouts(target, test, names),
-        configs={s: json.loads((target / s / "config.json").read_text())
-                 for s in stages},
+        configs={s: _config(target, s) for s in stages},
         versions={p: importlib.metadata.version(p) for p in packages},
         seeds={"cohort and training": identity["seed"]},
         seconds=times(progress, read),

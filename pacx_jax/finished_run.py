@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 
 import flax
@@ -12,6 +11,7 @@ import ml_collections
 from pacx_jax import (
     checkpoint,
     image_statistics,
+    json_file,
     lora,
     metrics,
     model_folder,
@@ -86,12 +86,13 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
     try:
-        config = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as e:
+        config = json_file.read(path)
+        found = ml_collections.ConfigDict(config)
+    except (OSError, ValueError, TypeError) as e:
         raise PacxError(f"{path} is damaged: {e}") from None
-    if "objective" not in config:
+    if "objective" not in found:
         raise PacxError(f"{path} is no run's configuration: {workdir} is no workdir")
-    return ml_collections.ConfigDict(config)
+    return found
 
 
 def read_run(
@@ -131,7 +132,7 @@ def _heads(config, workdir, params: Params, model) -> Heads:
                 f"{workdir}/export, the encoder without its head, or train {workdir} "
                 "again for a head"
             )
-        labels = json.loads(file.read_text("utf-8"))
+        labels = _label_names(file)
         architecture = {"encoder_width": model.width, "labels": labels}
         if config.objective == "classify":
             architecture["task"] = config.task
@@ -155,6 +156,16 @@ def _heads(config, workdir, params: Params, model) -> Heads:
         lora_fields = {"rank": config.lora.rank, "alpha": config.lora.alpha}
         architecture |= lora_fields | {"adapted": names}
     return Heads("pacx", architecture, kept)
+
+
+def _label_names(file: pathlib.Path) -> list[str]:
+    try:
+        labels = json_file.loads(file.read_text("utf-8"))
+        if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
+            raise ValueError("not a list of names")
+    except (OSError, ValueError) as e:
+        raise PacxError(f"{file} is damaged ({e}): train the run again") from None
+    return labels
 
 
 def _model(config, params: Params) -> model_folder.ModelFolder:
@@ -201,11 +212,21 @@ def _vit_architecture(config) -> dict:
     }
 
 
+def _best_step(path: pathlib.Path) -> int:
+    try:
+        step = json_file.read(path)["step"]
+        if not isinstance(step, int):
+            raise ValueError(f"step is {step!r}")
+    except (OSError, ValueError, KeyError) as e:
+        raise PacxError(f"{path} is damaged ({e!r}): take --which=latest") from None
+    return step
+
+
 def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
     """The model card, README.md of a folder."""
     step, evaluation = config.total_steps, {}
     if which == "best":
-        step = json.loads((pathlib.Path(workdir) / "best.json").read_text())["step"]
+        step = _best_step(pathlib.Path(workdir) / "best.json")
     for row in metrics.read_rows(workdir):
         found = {k: v for k, v in row.items() if k.startswith("val/")}
         if row["step"] <= step:

@@ -23,15 +23,15 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
 import safetensors.numpy
 
-from pacx_jax import image_statistics, model_heads
+from pacx_jax import image_statistics, json_file, model_heads, model_sizes
 from pacx_jax.model_heads import Heads
 from pacx_jax.models import ecg, labs_dae, vit
 from pacx_jax.types import PacxError, Params
 
 FORMAT = 1
+KINDS = ("vit", "ecg_net1d", "labs_dae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ def _module(kind: str, architecture: dict, dtype: str = "float32"):
     if kind == "labs_dae":
         a.pop("features")
         return labs_dae.Encoder(**a)
-    raise PacxError(f"model kind {kind!r} is none of vit, ecg_net1d, labs_dae")
+    raise PacxError(f"model kind {kind!r} is none of {', '.join(KINDS)}")
 
 
 def shapes_of(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
@@ -140,11 +140,11 @@ def is_ours(path: pathlib.Path) -> bool:
     if not names:
         return True
     try:  # other software has files of these names too
-        about = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        about = json_file.read(path / "config.json")
     except (OSError, ValueError):
         return False
     ours = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
-    return names <= ours and isinstance(about, dict) and "format" in about
+    return names <= ours and "format" in about
 
 
 def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> None:
@@ -239,7 +239,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
     """
     path = resolve(path)
     try:
-        description = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        description = json_file.read(path / "config.json")
         found, architecture = description["kind"], description["architecture"]
         preprocessing, version = description["preprocessing"], description["format"]
     except (OSError, ValueError, KeyError, TypeError) as e:
@@ -249,13 +249,19 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         ) from None
     if version != FORMAT:
         raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
+    if found not in KINDS:
+        raise PacxError(
+            f"{path}/config.json: model kind {found!r} is none of {', '.join(KINDS)}"
+        )
     if kind is not None and found != kind:
         raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
     flat = _read(path / "model.safetensors")
     try:
+        model_sizes.check(found, architecture, flat)
         shapes = shapes_of(found, architecture)
-    except (TypeError, ValueError, KeyError) as e:
-        raise PacxError(f"{path}/config.json: bad architecture: {e}") from None
+    except Exception as e:  # of sizes that make no module, JAX raises many kinds
+        reason = str(e).strip().partition("\n")[0][:300] or type(e).__name__
+        raise PacxError(f"{path}/config.json: bad architecture: {reason}") from None
     _check(path, flat, shapes)
     if found == "vit":
         image_statistics.check(path, preprocessing)
@@ -271,16 +277,21 @@ def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads |
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
     try:
         heads = Heads(about["kind"], about["architecture"], params)
+        model_sizes.check_heads(heads.kind, heads.architecture, flat)
         _check_heads(path, flat, heads, shapes)
-    except (TypeError, ValueError, KeyError) as e:
-        raise PacxError(f"{path}/config.json: bad heads: {e}") from None
+    except PacxError as e:
+        text = str(e)
+        raise PacxError(text if str(path) in text else f"{path}: {text}") from None
+    except Exception as e:
+        reason = str(e).strip().partition("\n")[0][:300] or type(e).__name__
+        raise PacxError(f"{path}/config.json: bad heads: {reason}") from None
     return heads
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
-    except (OSError, safetensors.SafetensorError) as e:
+    except Exception as e:  # a header may claim what NumPy then refuses in its way
         raise PacxError(f"{file} is unreadable: {e}") from None
 
 

@@ -26,6 +26,7 @@ import secrets
 
 import jax
 
+from pacx_jax import json_file
 from pacx_jax.input import patients, sources
 from pacx_jax.types import PacxError
 
@@ -102,12 +103,12 @@ def read(workdir: pathlib.Path) -> Chain | None:
     """
     file = workdir / PATIENTS
     try:
-        content = json.loads(file.read_text("utf-8"))
+        content = json_file.read(file)
         if content["format"] != FORMAT:
             raise PacxError(f"{file} has format {content['format']}, not {FORMAT}")
         runs = tuple(dict(run) for run in content["runs"])
         known = [set(run) >= {"run", "namespace", "hashes"} for run in runs]
-        if not all(k or "unknown" in r for k, r in zip(known, runs, strict=True)):
+        if not runs or not all(map(_is_run, runs)):
             raise ValueError("a run without its patients")
     except FileNotFoundError:
         return None
@@ -122,6 +123,17 @@ def read(workdir: pathlib.Path) -> Chain | None:
     except (OSError, ValueError):
         reason = f"{workdir / KEY} is missing, not readable or damaged"
         return Chain(None, tuple({"run": r["run"], "unknown": reason} for r in runs))
+
+
+def _is_run(run: dict) -> bool:
+    """Whether it has the fields that are compared or told, of their types."""
+    texts = [run.get("run"), run.get("objective", ""), run.get("namespace", "")]
+    if not all(isinstance(text, str) for text in texts):
+        return False
+    if not {"namespace", "hashes"} <= set(run):
+        return isinstance(run.get("unknown"), str)
+    hashes = run["hashes"]
+    return isinstance(hashes, list) and all(isinstance(x, str) for x in hashes)
 
 
 def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:

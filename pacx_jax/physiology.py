@@ -21,7 +21,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pacx_jax import locks, model_folder, sharding
-from pacx_jax.input import pipeline, transforms
+from pacx_jax.input import arrays, pipeline, transforms
 from pacx_jax.objectives.distill import physiology_inputs
 from pacx_jax.types import PacxError
 
@@ -74,12 +74,12 @@ def embeddings(
 
 def _read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
     try:
-        table = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+        table = arrays.open_npy(path)
+    except PacxError:
         table = None
-    if table is None or table.shape != shape:
+    if table is None or table.shape != shape or table.dtype != np.float32:
         raise PacxError(f"{path} is damaged: delete it, it will be computed again")
-    return table
+    return np.array(table)
 
 
 def _write(path: pathlib.Path, table: np.ndarray) -> None:

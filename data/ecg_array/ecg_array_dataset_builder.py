@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from data import records
-from pacx_jax.input import ecg, folders, tables
+from pacx_jax.input import arrays, ecg, folders, tables
 from pacx_jax.types import PacxError
 
 LABS = "labs_percentiles.npy"
@@ -87,13 +87,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
 @functools.lru_cache(maxsize=32)
 def open_array(path: str) -> np.ndarray:
     """Maps a .npy file into memory: rows are read when they are asked for."""
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
-        raise PacxError(f"{path}: no such file; check --source") from None
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise PacxError(f"{path}: not a readable .npy array ({reason})") from None
+    return arrays.open_npy(path)
 
 
 def _has_labs(source: pathlib.Path, n: int) -> bool:

@@ -24,6 +24,7 @@ from pacx_jax.types import PacxError
 
 DAY = 24 * 3600  # seconds
 _ENDS = 65536
+_LONGEST_LINE = 2**20  # characters
 _EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -108,7 +109,7 @@ def rows(
             text = io.TextIOWrapper(
                 io.BufferedReader(stream, 1 << 20), encoding="utf-8-sig", newline=""
             )
-            reader = csv.reader(text)
+            reader = csv.reader(_lines(text))
             header = [cell.strip() for cell in next(reader, [])]
             absent = [name for name in columns if name not in header]
             if absent:
@@ -145,6 +146,14 @@ def rows(
         raise PacxError(
             f"{path}: cannot be read on after row {number} ({reason}); get it again"
         ) from None
+
+
+def _lines(text: io.TextIOBase) -> Iterator[str]:
+    """Lines of the text; a whole file without line breaks is not held in memory."""
+    while line := text.readline(_LONGEST_LINE):
+        if len(line) == _LONGEST_LINE:
+            raise csv.Error(f"a line of more than {_LONGEST_LINE} characters")
+        yield line
 
 
 def seconds(text: str) -> int | None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 
+from pacx_jax import json_file
 from pacx_jax.types import PacxError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
@@ -34,7 +34,7 @@ def read(kind: str, weights: pathlib.Path) -> tuple[dict, dict]:
         if kind == "vit_timm":
             return _timm(config, file)
         return _hugging_face(config, file)
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise PacxError(
             f"{file} is not {kind}'s, or damaged ({type(e).__name__}: {e}): put beside "
             "the weights the config that they came with, or none"
@@ -120,9 +120,6 @@ def _timm(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
 
 def _json(file: pathlib.Path) -> dict:
     try:
-        found = json.loads(file.read_text("utf-8"))
+        return json_file.read(file)
     except (OSError, ValueError) as e:
         raise PacxError(f"{file} cannot be read: {e}") from None
-    if not isinstance(found, dict):
-        raise PacxError(f"{file} holds no JSON object")
-    return found

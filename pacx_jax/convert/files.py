@@ -104,13 +104,15 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
                     _refuse(path, key, kind)
                 out[key] = _array(file.get_tensor(key), key, path)
             return out
-    except (OSError, safetensors.SafetensorError) as e:
+    except PacxError:
+        raise
+    except Exception as e:  # a header may claim what NumPy then refuses in its way
         raise PacxError(f"{path} is no whole safetensors file: {e}") from None
 
 
 def _read_pickle(path: pathlib.Path):
     torch = _torch(path)
-    _check_sums(path)
+    _check_archive(path)
     try:
         # MAE's checkpoints carry their command line, a Namespace of plain values.
         with (
@@ -132,15 +134,31 @@ def _read_pickle(path: pathlib.Path):
         ) from None
 
 
-def _check_sums(path: pathlib.Path) -> None:
-    """Refuses an archive whose parts are not what was written; PyTorch reads such."""
+def _check_archive(path: pathlib.Path) -> None:
+    """Refuses an archive that unpacks to more than it is, or to what was not written.
+
+    PyTorch compresses none, and reads one whose checksums are wrong.
+    """
     if not zipfile.is_zipfile(path):  # an older file, or a part of one
         return
+    size, bad = path.stat().st_size, None
     try:
-        with zipfile.ZipFile(path) as file:
-            bad = file.testzip()
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError) as e:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked <= size:
+                bad = archive.testzip()
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,  # NotImplementedError is one
+        zipfile.BadZipFile,
+    ) as e:
         raise PacxError(f"{path} is no whole PyTorch checkpoint: {e}") from None
+    if unpacked > size:
+        raise PacxError(
+            f"{path} has {size} bytes and unpacks to {unpacked}: torch.save does not "
+            "compress, so this is not its file"
+        )
     if bad:
         raise PacxError(
             f"{path} is damaged: the checksum of {bad} is wrong; get the file again"

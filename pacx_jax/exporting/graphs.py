@@ -34,7 +34,7 @@ def write_stablehlo(folder: pathlib.Path, source: Source) -> None:
     size = source.image_size
     images = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
     # By default TPUs multiply in bfloat16, which is not the encoder that was compared.
-    with jax.default_matmul_precision("highest"):
+    with jax.default_matmul_precision("highest"), _without_folders():
         exported = export.export(jax.jit(_outputs(source)), platforms=PLATFORMS)(images)
     (folder / STABLEHLO).write_bytes(exported.serialize())
 
@@ -139,6 +139,21 @@ def _batch():
     from jax import export
 
     return export.symbolic_shape("b")[0]
+
+
+@contextlib.contextmanager
+def _without_folders():
+    """Keeps this machine's folders out of the graph, whose locations name its sources.
+
+    Where each operation came from stays, as the file's name and line.
+    """
+    name = "jax_hlo_source_file_canonicalization_regex"
+    before = getattr(jax.config, name)
+    jax.config.update(name, ".*/")
+    try:
+        yield
+    finally:
+        jax.config.update(name, before)
 
 
 @contextlib.contextmanager

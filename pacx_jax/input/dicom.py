@@ -27,7 +27,8 @@ import numpy as np
 from pacx_jax.input import dicom_header, dicom_pixels
 from pacx_jax.types import PacxError
 
-MAX_PIXELS = 100_000_000  # the largest detector plates have about 20 million
+# The largest detector plates have about 20 million, mammograms at 50 micrometers 29.
+MAX_PIXELS = 50_000_000
 FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
 
 is_dicom = dicom_header.is_dicom

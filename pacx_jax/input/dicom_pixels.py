@@ -12,9 +12,10 @@ import struct
 
 import numpy as np
 
-from pacx_jax.input import dicom_header
+from pacx_jax.input import dicom_header, jpeg_2000
 from pacx_jax.types import PacxError
 
+MAX_SCANS = 100  # progressive encoders write 6 to 20
 GREY = ("MONOCHROME1", "MONOCHROME2")
 _RLE = "1.2.840.10008.1.2.5"
 _DCT, _LOSSLESS, _LS = (0xC0, 0xC1, 0xC2), (0xC3,), (0xF7,)
@@ -231,6 +232,7 @@ def _jpeg_header(frame: bytes) -> tuple[int, int, int, int, int]:
     """Marker, precision, rows, columns and samples of the first frame header."""
     if frame[:2] != b"\xff\xd8" or not _ends(frame):
         raise ValueError("JPEG without its start or end: cut off")
+    check_scans(frame)
     i = 2
     while True:
         i = frame.index(b"\xff", i)
@@ -245,6 +247,16 @@ def _jpeg_header(frame: bytes) -> tuple[int, int, int, int, int]:
             raise ValueError(f"JPEG marker {marker:02X} before the frame header")
         else:
             i += 2 + struct.unpack_from(">H", frame, i + 2)[0]
+
+
+def check_scans(jpeg: bytes) -> None:
+    """ValueError for a JPEG of more scans than any encoder writes.
+
+    Each passes over the whole image, and one of a hundred bytes may hold nothing.
+    """
+    scans = jpeg.count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise ValueError(f"JPEG of {scans} scans; at most {MAX_SCANS} are read")
 
 
 def _decode_jpeg_2000(frame: bytes, layout: Layout, syntax: str) -> np.ndarray:
@@ -262,6 +274,8 @@ def _decode_jpeg_2000(frame: bytes, layout: Layout, syntax: str) -> np.ndarray:
     if not tile_width or not tile_height:
         raise ValueError("JPEG 2000 tiles without pixels")
     _check_header((rows, columns, samples), depth % 128 + 1, layout)
+    tiles = -(-columns // tile_width) * -(-rows // tile_height)
+    jpeg_2000.check(frame, rows, columns, tiles)
     signed = depth >= 128
     if signed != layout.signed:
         raise ValueError(

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pacx_jax.input import ecg
+from pacx_jax.input import arrays, ecg, matlab
 from pacx_jax.types import PacxError
 
 SUFFIXES = (".npy", ".mat")
@@ -32,7 +32,7 @@ def read(
     """
     ecg.check_rate(fs, str(path))
     order = ecg.lead_indices(lead_order)
-    array = _load_npy(path) if path.suffix.lower() == ".npy" else _load_mat(path)
+    array = arrays.open_npy(path) if path.suffix.lower() == ".npy" else _load_mat(path)
     if array.dtype.kind not in "iuf":
         raise PacxError(f"{path}: array of {array.dtype}; it must hold real numbers")
     many = path.suffix.lower() == ".npy" and array.ndim > 2
@@ -54,36 +54,17 @@ def read(
         yield name, np.asarray(one, np.float64)[:, order]
 
 
-def _load_npy(path: pathlib.Path) -> np.ndarray:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        reason = " ".join(str(error).split())
-        raise PacxError(f"{path}: not a readable .npy array ({reason})") from None
-
-
 def _load_mat(path: pathlib.Path) -> np.ndarray:
-    import scipy.io
-
-    try:
-        shapes = {name: shape for name, shape, _ in scipy.io.whosmat(path)}
-        # PhysioNet's challenges call it `val`.
-        names = [n for n, s in shapes.items() if len(s) == 2 and 12 in s]
-        names = ["val"] if "val" in shapes else names
-        if len(names) != 1:
-            raise PacxError(
-                f"{path}: {len(names)} variables with 12 leads among "
-                f"{', '.join(shapes)[:200] or 'none'}: keep one, or call it val"
-            )
-        if math.prod(shapes[names[0]]) > 12 * ecg.LONGEST:
-            raise PacxError(
-                f"{path}: more than {ecg.LONGEST} samples are not read; cut it"
-            )
-        return np.asarray(scipy.io.loadmat(path, variable_names=names)[names[0]])
-    except PacxError:
-        raise
-    except NotImplementedError:
-        raise PacxError(f"{path}: MATLAB 7.3; save it with the option -v7") from None
-    except Exception as error:  # scipy.io raises many kinds on damaged files
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PacxError(f"{path}: not a readable MATLAB file ({reason})") from None
+    variables = matlab.read(path)
+    # PhysioNet's challenges call it `val`.
+    shapes = {name: variable.shape for name, variable in variables.items()}
+    names = [n for n, shape in shapes.items() if len(shape) == 2 and 12 in shape]
+    names = ["val"] if "val" in shapes else names
+    if len(names) != 1:
+        raise PacxError(
+            f"{path}: {len(names)} variables with 12 leads among "
+            f"{', '.join(shapes)[:200] or 'none'}: keep one, or call it val"
+        )
+    if math.prod(shapes[names[0]]) > 12 * ecg.LONGEST:
+        raise PacxError(f"{path}: more than {ecg.LONGEST} samples are not read; cut it")
+    return variables[names[0]].array()

@@ -136,7 +136,7 @@ def read_wfdb(path: pathlib.Path) -> Record:
                 f"{path}: checksum of lead {lead} is {is_}, but the header says {told}:"
                 " the file is damaged, get it again"
             )
-    signal = raw.dac(return_res=64)
+    signal = _call(path, raw.dac, return_res=64)
     signal *= [MV[unit.lower()] for unit in raw.units]
     fields = (c.partition(":") for c in raw.comments)
     comments = {key.strip(): value.strip() for key, _, value in fields}

@@ -18,6 +18,7 @@ from PIL import Image
 
 from pacx_jax.input import dicom
 from pacx_jax.input.dicom import MAX_PIXELS, is_dicom
+from pacx_jax.input.dicom_pixels import check_scans
 from pacx_jax.types import PacxError
 
 FORMATS = ("JPEG", "PNG")
@@ -68,6 +69,8 @@ def decode(data: bytes | str | os.PathLike | np.ndarray, name: str = "") -> np.n
         if pixels is not None and pixels.ndim == 2:
             return pixels
     try:
+        if bytes(data[:2]) == b"\xff\xd8":
+            check_scans(data)
         # Opening reads the header alone: a bomb is refused before it is unpacked.
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
@@ -219,7 +222,11 @@ def _is_16_bit_png(data: bytes) -> bool:
 
 
 def _from_16_bits(image: np.ndarray) -> np.ndarray:
-    return ((image.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    out = np.empty(image.shape, np.uint8)
+    for start in range(0, len(image), 256):  # wider numbers of a few rows at a time
+        rows = image[start : start + 256].astype(np.uint32)
+        out[start : start + 256] = (rows + 128) // 257
+    return out
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ import pathlib
 import threading
 from typing import Any
 
-from pacx_jax import locks
+from pacx_jax import json_file, locks
 from pacx_jax.types import PacxError
 
 
@@ -71,12 +71,16 @@ class Quarantine:
             lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._path)
 
     def _read(self) -> list[dict[str, Any]]:
         try:
-            return [json.loads(line) for line in self._path.read_text().splitlines()]
+            text = self._path.read_text(encoding="utf-8")
+            lines = [json_file.loads(line) for line in text.splitlines()]
+            if not all(map(_is_line, lines)):
+                raise ValueError("a line without split, index, name and reason")
+            return lines
         except FileNotFoundError:
             return []
         except ValueError as error:
@@ -100,6 +104,13 @@ def replacement(seed: int, index: int, attempt: int, n: int) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{index}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % n
+
+
+def _is_line(line: Any) -> bool:
+    kinds = {"split": str, "index": int, "name": str, "reason": str}
+    return isinstance(line, dict) and all(
+        isinstance(line.get(field), kind) for field, kind in kinds.items()
+    )
 
 
 def _order(line: dict[str, Any]) -> tuple[str, int, str]:

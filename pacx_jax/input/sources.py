@@ -23,11 +23,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax.input import folders, patients, subsets
+from pacx_jax.input import folders, manifest, patients, subsets
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
-MANIFEST = "pacx.json"
 _READ_AT_ONCE = 256  # records
 
 
@@ -110,7 +109,7 @@ def _refuse_folder_fields(data: Any) -> None:
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if getattr(data, "source", "") == "prepared":
-        return tuple(read_manifest(pathlib.Path(data.path))["splits"])
+        return tuple(manifest.read(pathlib.Path(data.path))["splits"])
     return SPLITS
 
 
@@ -180,13 +179,14 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        manifest = read_manifest(folder)
-        sizes = manifest["splits"]
+        about = manifest.read(folder)
+        sizes = about["splits"]
         if split not in sizes:
             raise PacxError(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
         try:
+            manifest.check_features(folder)
             builder = tfds.builder_from_directory(str(folder))
             # Files are decoded by the transform; pixels (--store=raw) come as they are.
             raw = {
@@ -195,6 +195,11 @@ class PreparedSource:
                 if isinstance(feature, tfds.features.Image)
             }
             self._records = builder.as_data_source(split=split, decoders=raw or None)
+            for file in builder.info.splits[split].filepaths:
+                if pathlib.Path(file).parent.resolve() != folder.resolve():
+                    raise ValueError(f"records in another folder, {file}")
+            if set(builder.info.features) != set(about["entries"]):
+                raise ValueError("other entries than in pacx.json")
             if len(self._records) != sizes[split]:
                 raise ValueError(f"{len(self._records)} of {sizes[split]} examples")
         except Exception as error:  # TFDS and ArrayRecord raise many kinds
@@ -203,15 +208,15 @@ class PreparedSource:
                 f"{path}: damaged ({reason}); delete it and prepare it again"
             ) from None
         self._path = path
-        file = manifest["patients"].get(split)
+        file = about["patients"].get(split)
         self._patients = folder / file if file else None
-        self._scale = float(manifest.get("ecg_scale", 1.0))
-        self._lead_order = manifest.get("lead_order", "standard")
-        self.label_names = tuple(manifest["label_names"])
+        self._scale = float(about.get("ecg_scale", 1.0))
+        self._lead_order = about.get("lead_order", "standard")
+        self.label_names = tuple(about["label_names"])
         self.split = split
-        self.entries = tuple(manifest["entries"])
-        self.namespace = manifest["namespace"]
-        self.fingerprint = subsets.digest(manifest["fingerprint"], split)
+        self.entries = tuple(about["entries"])
+        self.namespace = about["namespace"]
+        self.fingerprint = subsets.digest(about["fingerprint"], split)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -275,35 +280,6 @@ class PreparedSource:
             return self[i]
         except PacxError:
             return None
-
-
-def read_manifest(folder: pathlib.Path, sizes: bool = True) -> dict[str, Any]:
-    """What data/prepare.py says of its target.
-
-    PacxError if it is none, and with `sizes` if a file of it is missing or cut off.
-    """
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        raise PacxError(
-            f"{folder}: not a prepared data set (no readable {MANIFEST}); make one by "
-            "data/prepare.py, or give data.source=folder"
-        ) from None
-    fields = {"splits", "files", "sha256", "patients", "entries", "label_names"}
-    fields |= {"fingerprint", "namespace"}
-    if not isinstance(manifest, dict) or fields - set(manifest):
-        raise PacxError(
-            f"{folder}: prepared by another version of data/prepare.py; delete it and "
-            "prepare it again"
-        )
-    for name, size in manifest["files"].items() if sizes else ():
-        file = folder / name
-        if not file.is_file() or file.stat().st_size != size:
-            raise PacxError(
-                f"{file}: missing or cut off ({size} bytes were written); delete "
-                f"{folder} and prepare it again"
-            )
-    return manifest
 
 
 def _text(value: Any) -> Any:

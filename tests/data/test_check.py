@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from data import prepare, records
-from pacx_jax.input import images, sources
+from pacx_jax.input import images
+from pacx_jax.input import manifest as manifests
 
 
 @pytest.fixture
@@ -39,14 +40,14 @@ def check(target, capsys):
 
 def change(target, **fields):
     """Changes fields of the manifest."""
-    path = target / sources.MANIFEST
+    path = target / manifests.FILE
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
 def rewrite(target, file, data):
     """Replaces a file by another one, whose sum the manifest then states."""
     (target / file).write_bytes(data)
-    manifest = json.loads((target / sources.MANIFEST).read_text())
+    manifest = json.loads((target / manifests.FILE).read_text())
     size, digest = len(data), hashlib.sha256(data).hexdigest()
     files, sums = manifest["files"] | {file: size}, manifest["sha256"] | {file: digest}
     change(target, files=files, sha256=sums)

@@ -12,6 +12,7 @@ import pytest
 
 from data import prepare
 from pacx_jax.input import images, pipeline, sources, transforms
+from pacx_jax.input import manifest as manifests
 from pacx_jax.types import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -400,7 +401,7 @@ def test_a_damaged_prepared_set_is_one_line(tmp_path, run):
 def test_a_set_of_another_version_is_one_line(tmp_path, run):
     root, target = draw_folder(tmp_path), tmp_path / "out"
     run("folder", f"--source={root}", f"--target={target}")
-    (target / sources.MANIFEST).write_text('{"splits": {"train": 3}}')
+    (target / manifests.FILE).write_text('{"splits": {"train": 3}}')
     with pytest.raises(PacxError, match="prepared by another version"):
         open_prepared(target)
 

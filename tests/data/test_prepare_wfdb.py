@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from pacx_jax import main
-from pacx_jax.input import ecg, ecg_records, sources
+from pacx_jax.input import ecg, ecg_records
+from pacx_jax.input import manifest as manifests
 from tests import tiny
 from tests.data.prepared_sets import read
 
@@ -53,7 +54,7 @@ def test_records_at_500_hz_come_back_exactly_with_their_diagnoses(tmp_path, run)
     root, target = draw(tmp_path / "in"), tmp_path / "out"
     code, summary, err = run("wfdb", f"--source={root}", f"--target={target}")
     assert code == 0, err
-    manifest = json.loads((target / sources.MANIFEST).read_text())
+    manifest = json.loads((target / manifests.FILE).read_text())
     assert manifest["label_names"] == ["A", "B"]
     assert manifest["entries"] == ["ecg", "path", "labels"]  # no patient is known
     assert "split by recording" in " ".join(summary["notes"])

@@ -9,6 +9,7 @@ import pytest
 
 from data import prepare, published, splits
 from pacx_jax.input import images, pipeline, sources, transforms
+from pacx_jax.input import manifest as manifests
 from tests.data import test_prepare
 from tests.data.published_trees import (
     DRAW,
@@ -362,7 +363,7 @@ def test_a_prepared_set_says_whose_ids_it_has(tmp_path, run):
     draw_tb(tmp_path / "in")
     run("tb", tmp_path / "in", tmp_path / "out")
     data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "out"))
-    path = tmp_path / "out" / sources.MANIFEST
+    path = tmp_path / "out" / manifests.FILE
     manifest = json.loads(path.read_text())
     assert manifest["namespace"] == "tb"
     path.write_text(json.dumps(manifest | {"namespace": "montgomery"}))
@@ -373,7 +374,7 @@ def test_a_target_of_an_older_version_counts_as_made_with_the_defaults(tmp_path,
     draw_tb(tmp_path / "in")
     argv = ("tb", tmp_path / "in", tmp_path / "out")
     run(*argv)
-    path = tmp_path / "out" / sources.MANIFEST
+    path = tmp_path / "out" / manifests.FILE
     manifest = json.loads(path.read_text())
     for option in ("splits", "allow_missing", "task"):
         del manifest["settings"][option]

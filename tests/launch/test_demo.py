@@ -97,6 +97,12 @@ def test_demo_prints_the_comparison_and_where_the_report_is(demo):
     assert "<table" in (target / "report.html").read_text()
 
 
+def test_report_names_no_folder_of_this_machine(demo):
+    target, *_ = demo
+    text = (target / "report.html").read_text()
+    assert "data/prepared" in text and str(target.parent) not in text
+
+
 def test_an_imagenet_vit_is_a_further_arm(demo):
     target, _, second = demo
     rows = [line for line in second.splitlines() if line.startswith("ImageNet ViT")]
