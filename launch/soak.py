@@ -1,13 +1,14 @@
 """Long runs of what CI tests briefly: damaged input, for minutes or for a night.
 
-  python launch/soak.py [--mode=readers|checkpoints] [--minutes=15] [--seed=0] [--target=runs/soak]
-      [--only=NAME,NAME] [--seconds=120] [--replay=FILE]
+  python launch/soak.py [--mode=readers|checkpoints] [--minutes=15] [--seed=0]
+      [--target=runs/soak] [--only=NAME,NAME] [--seconds=120] [--replay=FILE]
 
 `readers` draws damaged files (tests/fuzz) and reads them as the project does. Each
 must give a valid result or one line of error within a time and a memory. The bytes of
 one that does not are kept in --target, with its stack beside them; --replay reads such
-a file again. `checkpoints` damages saved steps and kills processes that save: the newest
-whole one must be found, and be what was saved. The last line printed is JSON; the exit code is 1 where something failed.
+a file again. `checkpoints` damages saved steps and kills processes that save: the
+newest whole one must be found, and be what was saved. The last line printed is JSON;
+the exit code is 1 where something failed.
 """
 
 from __future__ import annotations
