@@ -1,12 +1,14 @@
 """Long runs of what CI tests briefly: damaged input, for minutes or for a night.
 
-  python launch/soak.py [--mode=readers] [--minutes=15] [--seed=0] [--target=runs/soak]
-      [--only=NAME,NAME] [--seconds=120] [--replay=FILE]
+  python launch/soak.py [--mode=readers|checkpoints] [--minutes=15] [--seed=0]
+      [--target=runs/soak] [--only=NAME,NAME] [--seconds=120] [--replay=FILE]
 
 `readers` draws damaged files (tests/fuzz) and reads them as the project does. Each
 must give a valid result or one line of error within a time and a memory. The bytes of
 one that does not are kept in --target, with its stack beside them; --replay reads such
-a file again. The last line printed is JSON; the exit code is 1 where something failed.
+a file again. `checkpoints` damages saved steps and kills processes that save: the
+newest whole one must be found, and be what was saved. The last line printed is JSON;
+the exit code is 1 where something failed.
 """
 
 from __future__ import annotations
@@ -69,7 +71,14 @@ def readers(args: argparse.Namespace) -> dict:
     return {"examples": dict(sorted(counts.items())), "failures": failures}
 
 
-MODES = {"readers": readers}
+def checkpoints(args: argparse.Namespace) -> dict:
+    """Damages saved steps and kills processes that save."""
+    from launch import soak_checkpoints
+
+    return soak_checkpoints.soak(args.minutes, args.seed) | {"failures": {}}
+
+
+MODES = {"readers": readers, "checkpoints": checkpoints}
 
 
 def _keep(target: pathlib.Path, name: str, data: bytes) -> pathlib.Path:
