@@ -11,7 +11,6 @@ threads wait for each other's interpreter (docs/performance.md).
 from __future__ import annotations
 
 import sys
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -32,30 +31,28 @@ _ATTEMPTS = 100
 class Batches:
     """An iterator of batches that tells errors as they are and can be closed."""
 
-    def __init__(self, dataset: grain.IterDataset, shared: bool = False):
-        self._iterator, self._shared = iter(dataset), shared
-        # Also when it is forgotten or Python ends: processes must not stay behind.
-        close = getattr(self._iterator, "close", lambda: None)
-        self._close = weakref.finalize(self, close)
+    def __init__(self, batches: grain.IterDataset | workers_lib.Workers):
+        self._iterator = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
         try:
-            batch = next(self._iterator)
-            return workers_lib.copied(batch) if self._shared else batch
+            return next(self._iterator)
         except StopIteration:
             raise
         except Exception as error:
-            cause = _user_error(error) or workers_lib.death(error)
+            cause = _user_error(error)
             if cause is None:
                 raise
             raise PacxError(str(cause)) from None
 
     def close(self) -> None:
         """Ends threads and processes; the iterator gives nothing afterwards."""
-        self._close()
+        close = getattr(self._iterator, "close", None)
+        if close:
+            close()
 
 
 def train_batches(
@@ -119,10 +116,10 @@ def train_batches(
         start = int(step) * global_batch_size
         return _stack((sample(start + int(row)) for row in rows), len(rows))
 
-    steps = grain.MapDataset.range(int(start_step), sys.maxsize // 2).map(batch)
     if workers:
-        return Batches(workers_lib.prefetched(steps, workers), shared=True)
-    return _prefetched(steps, threads)
+        return Batches(workers_lib.Workers(batch, int(start_step), workers))
+    steps = grain.MapDataset.range(int(start_step), sys.maxsize // 2)
+    return _prefetched(steps.map(batch), threads)
 
 
 def eval_batches(
