@@ -8,7 +8,7 @@ from launch import bench
 from launch.benchmarks import input_pipeline
 from tests.parity import comparing
 
-TINY = ["input", "--batch=2", "--steps=1", "--repeats=2"]
+TINY = ["input", "--batch=2", "--steps=1", "--repeats=2", "--workers=0"]
 
 
 @pytest.fixture
