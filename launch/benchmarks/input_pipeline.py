@@ -18,12 +18,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
-import json
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 import types
@@ -36,10 +32,10 @@ import numpy as np
 from data import prepare
 from data.cohort import latents, xray
 from launch.benchmarks import measure
+from launch.benchmarks.peer import Peer
 from pacx_jax.input import images, normalize, pipeline, sources, transforms
 from pacx_jax.types import PacxError
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = 224
 HEIGHT, WIDTH, QUALITY = 320, 390, 95  # of a film of CheXpert-v1.0-small
 DRAWN = 256  # different films
@@ -68,7 +64,7 @@ def run(options: argparse.Namespace) -> dict:
         files = pathlib.Path(folder) / "files"
         mean_bytes = write_files(files, options.source)
         with contextlib.ExitStack() as stack:
-            peer = None if options.peer == "none" else Peer.start(files, options)
+            peer = None if options.peer == "none" else Peer.start(files, options, SIZE)
             variants = {}
             if peer:
                 stack.callback(peer.close)
@@ -107,55 +103,6 @@ def draw(i: int) -> bytes:
     film = xray.render(latents.study(latents.Key(0, "chexpert_train", i, 0)))
     film = cv2.resize(film, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
     return images.encode_jpeg(film, QUALITY)
-
-
-class Peer:
-    """The PyTorch pipeline in its process; `about` is what it says of itself."""
-
-    LOADERS = ("torch", "torch_uint8")
-
-    def __init__(self, process: subprocess.Popen):
-        self._process = process
-        self.about = self._answer()
-
-    @classmethod
-    def start(cls, files: pathlib.Path, options: argparse.Namespace) -> Peer | None:
-        """None, and a line, where PyTorch is missing."""
-        if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
-            print("PyTorch or torchvision is missing: the peer is not measured")
-            return None
-        numbers = map(str, (options.batch, options.steps, SIZE))
-        command = [sys.executable, "-m", "launch.benchmarks.input_torch", str(files)]
-        process = subprocess.Popen(
-            [*command, *numbers],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return cls(process)
-
-    def turns(self, name: str) -> Callable[[], measure.Turn]:
-        """What measures one turn of a loader."""
-
-        def turn() -> measure.Turn:
-            self._process.stdin.write(f"{name}\n")
-            self._process.stdin.flush()
-            return self._answer()
-
-        return turn
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise PacxError("the PyTorch pipeline ended; --peer=none goes without it")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
 
 
 def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Ours]:
