@@ -22,6 +22,7 @@ setuptools.setup(
         "array-record>=0.8",  # what prepared data sets are stored in
         "einops>=0.8",
         "flax>=0.12",
+        "cloudpickle",
         "grain>=0.2.18",
         "importlib-resources>=6",  # what tensorflow-datasets imports and does not name
         "jax>=0.10",

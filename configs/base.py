@@ -73,7 +73,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.crop_scale = (0.5, 1.0)
     c.data.ecg_decimate = 1
     c.data.cache = False  # keep decoded examples in memory
-    c.data.threads = 8
+    c.data.threads = 8  # that make batches
+    c.data.workers = 0  # > 0: processes make the training batches, instead of threads
     c.data.max_bad_share = 0.01  # unreadable samples above this share stop the run
     c.data.simulated = False
     c.data.namespace = ""  # whose patient ids they are; "": the prepared data set's

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data import durable, records
+from data import durable, parallel
 from pacx_jax.input import images, sources
 from pacx_jax.input import manifest as manifests
 from pacx_jax.types import PacxError
@@ -67,7 +67,7 @@ def _check_files(
     look = functools.partial(_check_file, target, manifest)
     absent, problems = False, []
     bar = tqdm.tqdm(total=sum(files.values()), desc="files", unit="B", unit_scale=True)
-    with bar, contextlib.closing(records.make_all(look, files, workers)) as made:
+    with bar, contextlib.closing(parallel.make_all(look, files, workers)) as made:
         for (found, reason), size in zip(made, files.values(), strict=True):
             bar.update(size)
             if found is None:
@@ -105,7 +105,7 @@ def _check_split(
     positives = np.zeros(len(source.label_names), np.int64)
     count = 0
     read = functools.partial(_read, source, patients)
-    made = records.make_all(read, range(len(source)), workers)
+    made = parallel.make_all(read, range(len(source)), workers)
     with contextlib.closing(made):
         bar = tqdm.tqdm(made, total=len(source), desc=source.split, unit="ex")
         for found, reason in bar:

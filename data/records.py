@@ -1,27 +1,23 @@
-"""What all builders share: a plan of examples, made in parallel, in TFDS's form.
+"""What all builders share: a plan of examples, and their form in TFDS.
 
 A builder says which rows each split has and how one row becomes an example; this file
-runs that in threads and says what an example's features are. data/shards.py writes.
+says what an example's features are. data/parallel.py runs it, data/shards.py writes.
 """
 
 from __future__ import annotations
 
-import collections
-import concurrent.futures
 import dataclasses
 import hashlib
-import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
+from data import parallel
 from pacx_jax.input import images, masks
 from pacx_jax.types import PacxError
-
-_CHUNK = 16  # rows a worker gets at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +139,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
         rows = self.plan.splits[split]
-        made = make_all(self.plan.make, rows, self._workers)
+        made = parallel.make_all(self.plan.make, rows, self._workers)
         yield from ((i, example) for i, (example, _) in enumerate(made) if example)
 
 
@@ -271,43 +267,3 @@ def _digest(example: dict[str, Any]) -> bytes:
 def _tensor(shape: tuple[int, ...], dtype: Any) -> tfds.features.Tensor:
     # Raw bytes are read a hundred times faster than lists of numbers.
     return tfds.features.Tensor(shape=shape, dtype=dtype, encoding="bytes")
-
-
-def _make_chunk(
-    make: Callable[[Any], dict[str, Any]], rows: Iterable[Any]
-) -> list[tuple[dict[str, Any] | None, str]]:
-    made = []
-    for row in rows:
-        try:
-            made.append((make(row), ""))
-        except PacxError as error:
-            made.append((None, str(error)))
-    return made
-
-
-def make_all(
-    make: Callable[[Any], dict[str, Any]], rows: Iterable[Any], workers: int
-) -> Iterator[tuple[dict[str, Any] | None, str]]:
-    """(example, "") or (None, reason) of each row, in order, in constant memory.
-
-    Threads serve as well as processes, which would take seconds to start: decoding,
-    resizing and encoding leave the interpreter free, and one writer limits both.
-    """
-    rows = iter(rows)
-    chunks = iter(lambda: list(itertools.islice(rows, _CHUNK)), [])
-    if workers < 2:
-        for chunk in chunks:
-            yield from _make_chunk(make, chunk)
-        return
-    pool = concurrent.futures.ThreadPoolExecutor(workers)
-    # Only a few chunks are under way, or results would pile up before the writer.
-    waiting: collections.deque = collections.deque()
-    try:
-        for chunk in chunks:
-            waiting.append(pool.submit(_make_chunk, make, chunk))
-            if len(waiting) >= 2 * workers:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)

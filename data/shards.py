@@ -27,7 +27,7 @@ import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
-from data import durable, journal, records
+from data import durable, journal, parallel, records
 from pacx_jax.input import quarantine
 from pacx_jax.types import PacxError
 
@@ -151,7 +151,7 @@ class Preparation:
         """Whether one of the rows left out can be read by now."""
         rows = self._plan.splits[shard.split]
         bad = (rows[row["index"]] for row in unreadable)
-        made = records.make_all(self._plan.make, bad, 1)
+        made = parallel.make_all(self._plan.make, bad, 1)
         return any(example is not None for example, _ in made)
 
     def tidy(self) -> None:
@@ -176,7 +176,7 @@ class Preparation:
             for i in range(shard.start, shard.stop)
         )
         with contextlib.closing(
-            records.make_all(self._builder.record, rows, workers)
+            parallel.make_all(self._builder.record, rows, workers)
         ) as made:
             for split in self._plan.splits:
                 self._write_split(split, made, max_bad_share)

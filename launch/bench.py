@@ -1,7 +1,7 @@
 """Measures speed, beside what it replaces, in one run.
 
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
-      [--peer=torch|none] [--source=DIR]
+      [--peer=torch|none] [--source=DIR] [--workers=N]
 
 MODE input: images a second of the input pipeline, from JPEG and from decoded uint8,
 and of a PIL + torchvision + DataLoader pipeline. docs/performance.md holds figures.
@@ -55,11 +55,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--repeats", type=int, default=5, help="turns of each")
     add("--dtype", choices=DTYPES, default="float32", help="images on the device")
     add("--peer", choices=("torch", "none"), default="torch")
+    add(
+        "--workers",
+        type=int,
+        default=-1,
+        help="input: processes of our pipelines, 0 = threads; -1 = what is fastest",
+    )
     add("--source", default="", help="input: a folder of JPEGs; default: drawn ones")
     options = parser.parse_args(argv)
     for name in ("batch", "steps", "repeats"):
         if getattr(options, name) < 1:
             parser.error(f"--{name} {getattr(options, name)}: give at least 1")
+    if options.workers < -1:
+        parser.error(f"--workers {options.workers}: give -1 or more")
     return options
 
 

@@ -126,6 +126,7 @@ class Data:
             self.transforms[True],
             seed=config.seed,
             start_step=start_step,
+            workers=config.data.get("workers", 0),  # not in older workdirs
             **self._reading(split),
         )
         return self._global(stream, split)

@@ -28,6 +28,7 @@ FREE = frozenset(
         "data.max_bad_share",
         "data.namespace",
         "data.threads",
+        "data.workers",
         "grace_seconds",
         "keep",
         "log_every",

@@ -9,17 +9,17 @@ and flip, to 224 pixels and three channels:
   jpeg_on_device  the same, put on JAX's device and normalised there
   shrunk          pacx_jax from what data/prepare.py writes by default: 256 pixels, JPEG
   decoded         pacx_jax from what --store=raw writes: 256 pixels, decoded
+
+Each of them, as the DataLoader, has the workers that are fastest for it here: a thread,
+a thread a core, or a process a core, tried at the start; --workers=N has N processes.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
-import json
+import contextlib
 import os
 import pathlib
-import subprocess
-import sys
 import tempfile
 import time
 import types
@@ -32,10 +32,10 @@ import numpy as np
 from data import prepare
 from data.cohort import latents, xray
 from launch.benchmarks import measure
+from launch.benchmarks.peer import Peer
 from pacx_jax.input import images, normalize, pipeline, sources, transforms
 from pacx_jax.types import PacxError
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SIZE = 224
 HEIGHT, WIDTH, QUALITY = 320, 390, 95  # of a film of CheXpert-v1.0-small
 DRAWN = 256  # different films
@@ -54,7 +54,8 @@ RATIOS = {  # name -> (one, other, what it must reach)
     "decoded / jpeg": ("decoded", "jpeg", 1.5),
     "decoded / torch": ("decoded", "torch", None),
 }
-_SETTLE = 0.2  # seconds in which a closed pipeline's last batches end
+_SETTLE = 0.3  # seconds in which a pipeline fills its queues, or its threads end
+_TRIED_STEPS = 8
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -62,17 +63,20 @@ def run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="pacx_bench_") as folder:
         files = pathlib.Path(folder) / "files"
         mean_bytes = write_files(files, options.source)
-        variants = {}
-        peer = None if options.peer == "none" else Peer.start(files, options)
-        try:
+        with contextlib.ExitStack() as stack:
+            peer = None if options.peer == "none" else Peer.start(files, options, SIZE)
+            variants = {}
             if peer:
+                stack.callback(peer.close)
                 variants |= {name: peer.turns(name) for name in Peer.LOADERS}
-            variants |= ours(files, options)
+            mine = ours(files, options)
+            for pipe in mine.values():
+                stack.callback(pipe.close)
+            variants |= {name: pipe.turn for name, pipe in mine.items()}
             turns = measure.in_turns(variants, options.repeats)
-        finally:
-            if peer:
-                peer.close()
-    return _result(options, turns, peer.about if peer else None, mean_bytes)
+    about = {"peer": peer.about if peer else None}
+    about["settings"] = {name: pipe.about for name, pipe in mine.items()}
+    return _result(options, turns, about, mean_bytes)
 
 
 def write_files(files: pathlib.Path, source: str) -> float:
@@ -101,106 +105,110 @@ def draw(i: int) -> bytes:
     return images.encode_jpeg(film, QUALITY)
 
 
-class Peer:
-    """The PyTorch pipeline in its process; `about` is what it says of itself."""
-
-    LOADERS = ("torch", "torch_uint8")
-
-    def __init__(self, process: subprocess.Popen):
-        self._process = process
-        self.about = self._answer()
-
-    @classmethod
-    def start(cls, files: pathlib.Path, options: argparse.Namespace) -> Peer | None:
-        """None, and a line, where PyTorch is missing."""
-        if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
-            print("PyTorch or torchvision is missing: the peer is not measured")
-            return None
-        numbers = map(str, (options.batch, options.steps, SIZE))
-        command = [sys.executable, "-m", "launch.benchmarks.input_torch", str(files)]
-        process = subprocess.Popen(
-            [*command, *numbers],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return cls(process)
-
-    def turns(self, name: str) -> Callable[[], measure.Turn]:
-        """What measures one turn of a loader."""
-
-        def turn() -> measure.Turn:
-            self._process.stdin.write(f"{name}\n")
-            self._process.stdin.flush()
-            return self._answer()
-
-        return turn
-
-    def _answer(self) -> dict:
-        line = self._process.stdout.readline()
-        if not line:
-            raise PacxError("the PyTorch pipeline ended; --peer=none goes without it")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait()
-
-
-def ours(
-    files: pathlib.Path, options: argparse.Namespace
-) -> dict[str, Callable[[], measure.Turn]]:
-    """What measures one turn of each of this package's variants."""
+def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Ours]:
+    """This package's variants, each with the workers that suit it best."""
     opened = {}
     for name, flags in FOLDERS.items():
         target = files.parent / name
         argv = ["folder", f"--source={files}", f"--target={target}"]
         prepare.prepare(prepare.parse([*argv, "--val_fraction=0", *flags]))
         opened[name] = sources.PreparedSource(str(target), "train")
-    turn = {
-        name: lambda source=source: _turn(source, options, lambda batch: None)
-        for name, source in opened.items()
-    }
     on_device = jax.jit(lambda x: normalize.normalize(x).astype(options.dtype))
 
-    def use(batch: dict) -> None:
+    def put(batch: dict) -> None:
         on_device(jax.device_put(batch["image"])).block_until_ready()
 
-    use({"image": np.zeros((options.batch, SIZE, SIZE, 3), np.uint8)})  # compiles
-    turn["jpeg_on_device"] = lambda: _turn(opened["jpeg"], options, use)
-    order = ("jpeg", "jpeg_on_device", "shrunk", "decoded")
-    return {name: turn[name] for name in order}
+    def drop(batch: dict) -> None:
+        del batch
+
+    put({"image": np.zeros((options.batch, SIZE, SIZE, 3), np.uint8)})  # compiles
+    jpeg, shrunk, decoded = (opened[name] for name in ("jpeg", "shrunk", "decoded"))
+    return {
+        "jpeg": Ours(jpeg, drop, options),
+        "jpeg_on_device": Ours(jpeg, put, options),
+        "shrunk": Ours(shrunk, drop, options),
+        "decoded": Ours(decoded, drop, options),
+    }
 
 
-def _turn(
-    source: sources.Source, options: argparse.Namespace, use: Callable[[dict], None]
-) -> measure.Turn:
-    threads = measure.cores()
-    data = types.SimpleNamespace(image_size=SIZE, hflip=0.5, crop_scale=(0.5, 1.0))
-    batches = pipeline.train_batches(
-        source,
-        transforms.make("mae", data, train=True),
-        global_batch_size=options.batch,
-        seed=0,
-        threads=threads,
-    )
-    for _ in range(2 * threads):
-        use(next(batches))
-    start, used = time.perf_counter(), time.process_time()
-    for _ in range(options.steps):
-        use(next(batches))
-    seconds, used = time.perf_counter() - start, time.process_time() - used
-    batches.close()
-    time.sleep(_SETTLE)
-    n = options.batch * options.steps
-    return {"images_per_s": n / seconds, "images_per_cpu_s": n / used}
+class Ours:
+    """Turns of one of this package's pipelines, whose workers live on between them."""
+
+    def __init__(
+        self,
+        source: sources.Source,
+        use: Callable[[dict], None],
+        options: argparse.Namespace,
+    ):
+        self._source, self._use, self._options = source, use, options
+        cores, n = measure.cores(), options.workers
+        settings = sorted({(1, 0), (cores, 0), (0, cores)}) if n < 0 else [(cores, n)]
+        self.tried = {}
+        for setting in settings:
+            self._open(*setting)
+            tries = [self.turn(min(options.steps, _TRIED_STEPS)) for _ in range(2)]
+            self.tried[setting] = max(turn["images_per_s"] for turn in tries)
+            self.close()
+        best = max(self.tried, key=self.tried.get)
+        self.threads, self.workers = best if not best[1] else (0, best[1])
+        self._open(*best)
+
+    @property
+    def about(self) -> dict:
+        """The setting, and what all that were tried gave."""
+        names = {
+            setting: f"{n or threads} {'processes' if n else 'threads'}"
+            for setting in self.tried
+            for threads, n in [setting]
+        }
+        tried = {names[s]: round(rate, 1) for s, rate in self.tried.items()}
+        return {
+            "threads": self.threads,
+            "workers": self.workers,
+            "images_per_s_by_setting": tried,
+        }
+
+    def _open(self, threads: int, workers: int) -> None:
+        data = types.SimpleNamespace(image_size=SIZE, hflip=0.5, crop_scale=(0.5, 1.0))
+        self._batches = pipeline.train_batches(
+            self._source,
+            transforms.make("mae", data, train=True),
+            global_batch_size=self._options.batch,
+            seed=0,
+            threads=threads,
+            workers=workers,
+        )
+        # Each worker has two batches ready and a third in its hands; a thread, two.
+        self._ready = 4 * workers if workers else 3 * threads
+        self._take(self._ready)  # starts the workers
+
+    def _take(self, steps: int) -> None:
+        for _ in range(steps):
+            self._use(next(self._batches))
+
+    def turn(self, steps: int | None = None) -> measure.Turn:
+        """Images a second, and a second of processor time, from an empty queue on."""
+        steps = steps or self._options.steps
+        self._take(self._ready)
+        start, used = time.perf_counter(), measure.processor_seconds()
+        self._take(steps)
+        seconds = time.perf_counter() - start
+        used = None if used is None else measure.processor_seconds() - used
+        time.sleep(_SETTLE)  # so that the workers rest until the next turn
+        n = self._options.batch * steps
+        return {
+            "images_per_s": n / seconds,
+            "images_per_cpu_s": n / used if used else None,
+        }
+
+    def close(self) -> None:
+        """Ends the workers."""
+        self._batches.close()
+        time.sleep(_SETTLE)
 
 
 def _result(
-    options: argparse.Namespace, turns: dict, peer: dict | None, mean_bytes: float
+    options: argparse.Namespace, turns: dict, about: dict, mean_bytes: float
 ) -> dict:
     """The JSON's contents, and the table."""
     figures = ("images_per_s", "images_per_cpu_s")
@@ -233,7 +241,7 @@ def _result(
         "jpeg_bytes": round(mean_bytes),
         "variants": variants,
         "ratios": ratios,
-        "peer": peer,
+        **about,
         "versions": measure.versions(),
     }
     return {"table": list(_table(result)), **result}
@@ -252,6 +260,9 @@ def _table(result: dict):
         wall, used = (_cell(figures[f]) for f in figures)
         wall = _cell(figures["images_per_s"], 1 / cores)
         yield f"{name:16} {wall:>24} {used:>28}"
+    for name, setting in result["settings"].items():
+        tried = setting["images_per_s_by_setting"].items()
+        yield f"{name:16} " + ", ".join(f"{one} {rate:,.0f}" for one, rate in tried)
     yield f"{'':24} {'wall clock':>20} {'processor time':>20}"
     by_figure = result["ratios"]
     for name, (_, _, least) in RATIOS.items():

@@ -11,8 +11,6 @@ not. Each line it reads names a loader; it answers with one line of JSON.
 from __future__ import annotations
 
 import json
-import multiprocessing
-import os
 import pathlib
 import sys
 import time
@@ -77,11 +75,11 @@ class Loader:
         batches = iter(self._loader)
         for _ in range(self._around):
             next(batches)
-        start, used = time.perf_counter(), _processor_seconds()
+        start, used = time.perf_counter(), measure.processor_seconds()
         for _ in range(self._steps):
             next(batches)
         seconds = time.perf_counter() - start
-        used = None if used is None else _processor_seconds() - used
+        used = None if used is None else measure.processor_seconds() - used
         for _ in batches:  # so that the workers rest until the next turn
             pass
         n = self._batch * self._steps
@@ -89,20 +87,6 @@ class Loader:
             "images_per_s": n / seconds,
             "images_per_cpu_s": n / used if used else None,
         }
-
-
-def _processor_seconds() -> float | None:
-    """Of this process and its workers; None where Linux does not tell it."""
-    pids = [os.getpid()] + [child.pid for child in multiprocessing.active_children()]
-    ticks = 0
-    for pid in pids:
-        try:
-            text = pathlib.Path(f"/proc/{pid}/stat").read_text()
-        except OSError:
-            return None
-        fields = text.rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # user, system
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def main(argv: list[str]) -> None:

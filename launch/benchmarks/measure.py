@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.metadata
+import multiprocessing
 import os
+import pathlib
 import platform
 import resource
 import statistics
@@ -48,6 +50,20 @@ def cores() -> int:
     if hasattr(os, "sched_getaffinity"):  # not on macOS
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def processor_seconds() -> float | None:
+    """Of this process and its workers; None where Linux does not tell it."""
+    pids = [os.getpid()] + [child.pid for child in multiprocessing.active_children()]
+    ticks = 0
+    for pid in pids:
+        try:
+            text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+        except OSError:
+            return None
+        fields = text.rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])  # user, system
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def peak_mib() -> float:

@@ -4,20 +4,22 @@ Grain orders and prefetches; one map call makes the whole batch of a step, which
 far less a sample than a chain of Grain operations. Position p of the endless shuffled
 stream is row p % b of batch p // b. Which sample stands at p and how it is augmented
 depend on (seed, p) alone, so batches depend on neither hosts nor threads nor on where
-the run was resumed. Threads are the workers (docs/performance.md says how they scale).
+the run was resumed. Threads make batches, or processes of their own, which scale where
+threads wait for each other's interpreter (docs/performance.md).
 """
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grain
 import numpy as np
 
 from pacx_jax.input import quarantine as quarantine_lib
+from pacx_jax.input import workers as workers_lib
+from pacx_jax.input.cache import Cache
 from pacx_jax.input.quarantine import Quarantine
 from pacx_jax.input.transforms import Transform
 from pacx_jax.types import PacxError
@@ -26,48 +28,11 @@ Batch = dict[str, np.ndarray]
 _ATTEMPTS = 100
 
 
-class Cache:
-    """Keeps decoded examples in memory, so that later epochs need not decode again.
-
-    One cache serves one source and one kind of transform, and may be given to several
-    calls, as evaluation wants it. An example takes h * w bytes for a grey image (9 KB
-    at 96 x 96, 125 KB at 320 x 390) and 240 KB for an ECG of 5000 samples; at
-    `max_mib` the cache is full and the remaining examples are decoded every time.
-    """
-
-    def __init__(self, max_mib: float = 2048):
-        self._room = max_mib * 2**20
-        self._examples: dict[int, dict[str, Any]] = {}
-        self._lock = threading.Lock()
-        self._owner: tuple[str, str] | None = None
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def bind(self, source: Any, transform: Transform) -> None:
-        """Ties the cache to what it holds; ValueError if it holds something else."""
-        owner = (getattr(source, "fingerprint", str(id(source))), transform.name)
-        with self._lock:
-            if self._owner not in (None, owner):
-                raise ValueError(f"cache of {self._owner} used for {owner}")
-            self._owner = owner
-
-    def get(self, index: int) -> dict[str, Any] | None:
-        return self._examples.get(index)
-
-    def put(self, index: int, example: dict[str, Any]) -> None:
-        size = sum(np.asarray(value).nbytes for value in example.values())
-        with self._lock:
-            if index not in self._examples and size <= self._room:
-                self._room -= size
-                self._examples[index] = example
-
-
 class Batches:
     """An iterator of batches that tells errors as they are and can be closed."""
 
-    def __init__(self, dataset: grain.IterDataset):
-        self._iterator = iter(dataset)
+    def __init__(self, batches: grain.IterDataset | workers_lib.Workers):
+        self._iterator = iter(batches)
 
     def __iter__(self) -> Iterator[Batch]:
         return self
@@ -84,7 +49,7 @@ class Batches:
             raise PacxError(str(cause)) from None
 
     def close(self) -> None:
-        """Stops the threads; the iterator gives nothing afterwards."""
+        """Ends threads and processes; the iterator gives nothing afterwards."""
         close = getattr(self._iterator, "close", None)
         if close:
             close()
@@ -100,6 +65,7 @@ def train_batches(
     rows: np.ndarray | None = None,
     cache: bool | Cache = False,
     threads: int = 2,
+    workers: int = 0,
     quarantine: Quarantine | None = None,
 ) -> Batches:
     """Endless training batches, shuffled anew in every epoch.
@@ -115,6 +81,8 @@ def train_batches(
       rows: this process's row numbers in each global batch; None = all.
       cache: keep decoded examples, in a cache of its own or in the one given.
       threads: how many batches are made at a time; 0 = none ahead.
+      workers: processes that make the batches, each one at a time, instead of threads;
+        0 = none. They take seconds to start, and need source and transform pickled.
       quarantine: unreadable samples are listed there and replaced; None = the first
         one raises.
 
@@ -128,6 +96,7 @@ def train_batches(
     """
     n = _checked_length(source, transform, global_batch_size)
     rows = _checked_rows(rows, global_batch_size)
+    workers_lib.check(workers, cache)
     load = _loader(source, transform, cache)
     order = grain.MapDataset.range(n).shuffle(seed=seed % 2**32).repeat()
 
@@ -145,8 +114,10 @@ def train_batches(
 
     def batch(step: int) -> Batch:
         start = int(step) * global_batch_size
-        return _stack([sample(start + int(row)) for row in rows])
+        return _stack((sample(start + int(row)) for row in rows), len(rows))
 
+    if workers:
+        return Batches(workers_lib.Workers(batch, int(start_step), workers))
     steps = grain.MapDataset.range(int(start_step), sys.maxsize // 2)
     return _prefetched(steps.map(batch), threads)
 
@@ -191,7 +162,7 @@ def eval_batches(
             )
         padding = {key: np.zeros_like(value) for key, value in real.items()}
         padding["index"] = np.int64(-1)
-        return _stack([padding if s is None else s for s in samples])
+        return _stack((padding if s is None else s for s in samples), len(rows))
 
     steps = grain.MapDataset.range(-(-n // global_batch_size))
     return _prefetched(steps.map(batch), threads)
@@ -281,8 +252,21 @@ def _checked_rows(rows: np.ndarray | None, global_batch_size: int) -> np.ndarray
     return rows
 
 
-def _stack(samples: list[Batch]) -> Batch:
-    return {key: np.stack([s[key] for s in samples]) for key in samples[0]}
+def _stack(samples: Iterable[Batch], n: int) -> Batch:
+    """n samples as one batch; each is copied as it comes, while it is in cache."""
+    batch: Batch = {}
+    for row, sample in enumerate(samples):
+        arrays = {key: np.asarray(value) for key, value in sample.items()}
+        if not row:
+            batch = {k: np.empty((n, *a.shape), a.dtype) for k, a in arrays.items()}
+        for key, filled in batch.items():
+            if arrays[key].shape != filled.shape[1:]:  # would be broadcast
+                raise ValueError(
+                    f"{key} of shape {arrays[key].shape} in a batch of "
+                    f"{filled.shape[1:]}"
+                )
+            filled[row] = arrays[key]
+    return batch
 
 
 def _prefetched(dataset: grain.MapDataset, threads: int) -> Batches:

@@ -21,7 +21,8 @@ class Quarantine:
     file is merged and replaced as a whole, under `quarantine.lock` beside it.
 
     `max_share` is the share of a split that may be unreadable. One sample always may,
-    unless the share is 0; what goes beyond raises PacxError.
+    unless the share is 0; what goes beyond raises PacxError. What others listed in the
+    file counts too, for the pipeline's worker processes each have a copy of this.
     """
 
     def __init__(self, path: str | None, max_share: float = 0.01):
@@ -31,6 +32,12 @@ class Quarantine:
         self._max_share = max_share
         self._bad: dict[tuple[str, str, int], str] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def __len__(self) -> int:
         """How many different samples this process found unreadable."""
@@ -47,11 +54,10 @@ class Quarantine:
             if key in self._bad:
                 return
             self._bad[key] = reason
-            if self._path:
-                self._write(
-                    {"split": key[0], "index": key[2], "name": name, "reason": reason}
-                )
             count = sum(other[:2] == key[:2] for other in self._bad)
+            if self._path:
+                line = {"split": key[0], "index": key[2], "name": name}
+                count = max(count, self._write(line | {"reason": reason}))
         if count > allowed(self._max_share, len(source)):
             listed = f", listed in {self._path}" if self._path else ""
             raise PacxError(
@@ -64,7 +70,8 @@ class Quarantine:
         split = getattr(source, "split", "")
         return split, getattr(source, "fingerprint", ""), int(index)
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def _write(self, line: dict[str, Any]) -> int:
+        """Adds a line; returns how many of its split are listed now."""
         folder = self._path.parent
         with locks.held(folder / "quarantine.lock"):
             # The first reason stays: it was given where the sample itself was read.
@@ -73,6 +80,7 @@ class Quarantine:
             temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
             temporary.write_text(text, encoding="utf-8")
             temporary.replace(self._path)
+        return sum(split == line["split"] for split, *_ in lines)
 
     def _read(self) -> list[dict[str, Any]]:
         try:

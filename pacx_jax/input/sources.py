@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax.input import folders, manifest, patients, subsets
+from pacx_jax.input import folders, manifest, patients, records, subsets
 from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "test")
@@ -188,13 +188,8 @@ class PreparedSource:
         try:
             manifest.check_features(folder)
             builder = tfds.builder_from_directory(str(folder))
-            # Files are decoded by the transform; pixels (--store=raw) come as they are.
-            raw = {
-                entry: tfds.decode.SkipDecoding()
-                for entry, feature in dict(builder.info.features).items()
-                if isinstance(feature, tfds.features.Image)
-            }
-            self._records = builder.as_data_source(split=split, decoders=raw or None)
+            self._forms = records.forms(builder.info.features)
+            self._records = builder.as_data_source(split=split).data_source
             for file in builder.info.splits[split].filepaths:
                 if pathlib.Path(file).parent.resolve() != folder.resolve():
                     raise ValueError(f"records in another folder, {file}")
@@ -223,16 +218,14 @@ class PreparedSource:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         try:
-            record = self._records[int(i)]
+            example = records.parse(self._records[int(i)], self._forms)
         except Exception as error:  # a damaged record, as ArrayRecord words it
             reason = " ".join(str(error).split())[:200]
             raise PacxError(
                 f"{self._path}: {self.split}[{i}] cannot be read ({reason})"
             ) from None
-        texts = ("path", "patient_id", "hadm_id")  # TFDS gives bytes
-        example = {k: _text(v) if k in texts else v for k, v in record.items()}
-        if "ecg" in record:
-            example["ecg"] = record["ecg"].astype(np.float32) * np.float32(self._scale)
+        if "ecg" in example:
+            example["ecg"] = example["ecg"].astype(np.float32) * np.float32(self._scale)
             example["lead_order"] = self._lead_order
         return example
 
@@ -240,7 +233,7 @@ class PreparedSource:
         # The path of the original stands in the record, which may be the very thing
         # that cannot be read.
         try:
-            return f"{self._path}: {self.split}[{i}] {_text(self._records[i]['path'])}"
+            return f"{self._path}: {self.split}[{i}] {self[i]['path']}"
         except Exception:
             return f"{self._path}: {self.split}[{i}]"
 
@@ -270,17 +263,14 @@ class PreparedSource:
         for start in range(0, len(self), _READ_AT_ONCE):
             rows = range(start, min(start + _READ_AT_ONCE, len(self)))
             try:
-                records = self._records.__getitems__(list(rows))
+                read = self._records.__getitems__(list(rows))
+                examples = [records.parse(record, self._forms) for record in read]
             except Exception:  # a damaged one among them, which training leaves out
-                records = [self._or_none(i) for i in rows]
-            yield from records
+                examples = [self._or_none(i) for i in rows]
+            yield from examples
 
     def _or_none(self, i: int) -> dict[str, Any] | None:
         try:
             return self[i]
         except PacxError:
             return None
-
-
-def _text(value: Any) -> Any:
-    return value.decode() if isinstance(value, bytes) else value

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 
-from data import durable, journal, prepare, published, records, shards
+from data import durable, journal, parallel, prepare, published, records, shards
 from data.folder import folder_dataset_builder
 from pacx_jax import locks
 from pacx_jax.input import images, sources
@@ -25,7 +25,7 @@ ROWS = 5  # a shard
 def films(tmp_path, monkeypatch):
     """18 images in two splits, of which the first has three shards."""
     monkeypatch.setattr(shards, "LEAST", ROWS)
-    monkeypatch.setattr(records, "_CHUNK", 2)
+    monkeypatch.setattr(parallel, "_CHUNK", 2)
     root = tmp_path / "films"
     root.mkdir()
     rows = ["path,patient_id,y,split"]

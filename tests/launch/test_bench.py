@@ -5,10 +5,10 @@ import json
 import pytest
 
 from launch import bench
-from launch.benchmarks import input_pipeline
+from launch.benchmarks import input_pipeline, peer
 from tests.parity import comparing
 
-TINY = ["input", "--batch=2", "--steps=1", "--repeats=2"]
+TINY = ["input", "--batch=2", "--steps=1", "--repeats=2", "--workers=0"]
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def few(monkeypatch):
 def test_input_without_pytorch_ends_with_json_whose_peer_is_null(
     few, monkeypatch, capsys
 ):
-    monkeypatch.setattr(input_pipeline.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(peer.importlib.util, "find_spec", lambda name: None)
     assert bench.main(TINY) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])

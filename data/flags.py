@@ -1,0 +1,86 @@
+"""The flags of data/prepare.py, and the data sets that it knows."""
+
+from __future__ import annotations
+
+import argparse
+
+from data import splits
+
+NAMES = (
+    "chexpert",
+    "symile_mimic",
+    "tb",
+    "vindr_cxr",
+    "nih14",
+    "chestx6",
+    "chexchonet",
+    "medmod",
+    "covid_qu_ex",
+    "covidx",
+    "kermany",
+    "qata_cov19",
+    "cxlseg",
+    "folder",
+    "ecg_array",
+    "mimic_labs",
+    "wfdb",
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message}; see --help\n")
+
+
+def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
+    """The command's flags; those of folders stand under their config names."""
+    parser = _Parser(
+        prog="data/prepare.py",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("name", nargs="?", choices=NAMES)
+    add("--source", help="folder of the data set as published")
+    add("--target", required=True, help="folder to write; it must not exist yet")
+    add("--check", action="store_true", help="verify the target, which is finished")
+    add("--size", type=int, default=256, help="shorter side in pixels; 0 = as it is")
+    add(
+        "--store",
+        choices=("encoded", "raw"),
+        default="encoded",
+        help="images as JPEG and PNG, or as pixels: larger, faster to read",
+    )
+    add("--workers", type=int, default=0, help="threads; 0 = one for each core")
+    add(
+        "--max_bad_share",
+        type=float,
+        default=0.01,
+        help="unreadable samples above this share of a split stop it",
+    )
+    add("--splits", choices=splits.POLICIES, default="strict")
+    add("--allow_missing", action="store_true", help="leave out listed, absent images")
+    add("--task", default="", help="of chexchonet or medmod (see data/README.md)")
+    add("--images", default="", help="medmod: MIMIC-CXR-JPG, if not in --source")
+    add("--symile", default="", help="medmod: Symile-MIMIC, which it must not share")
+    add("--lead_order", choices=("standard", "mimic"), default="standard")
+    add("--csv", default="", help="folder, ecg_array, wfdb: CSV of labels, patients")
+    add("--label_columns", default="", help="comma-separated; default: all")
+    add("--label_separator", default="|")
+    add("--patient_column", default="", help="'-' = split by file")
+    add("--path_column", default="")
+    add("--split_column", default="", help="'-' = do not use the CSV's split")
+    add("--masks", default="", help="folder: its folder of masks, to be stored too")
+    add("--val_fraction", type=float, default=0.1)
+    add("--test_fraction", type=float, default=0.0)
+    add("--windows", choices=("first", "all"), default="first", help="wfdb: 10 s each")
+    add("--split_seed", type=int, default=0, help="mimic_labs: draws patients anew")
+    add("--units", choices=("match", "any"), default="match", help="mimic_labs")
+    add("--percentiles", default="", help="mimic_labs: those of this set, not train's")
+    options = parser.parse_args(argv)
+    if not options.check and not options.name:
+        parser.error(f"NAME is missing: one of {', '.join(NAMES)}")
+    if not options.check and options.source is None:
+        parser.error("--source is missing")
+    return options
