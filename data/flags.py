@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data import splits
+from pacx_jax.types import PacxError
 
 NAMES = (
     "chexpert",
@@ -25,6 +26,29 @@ NAMES = (
     "mimic_labs",
     "wfdb",
 )
+_TABLES = ("folder", "ecg_array", "wfdb")  # with a CSV of the user's
+_IMAGES = tuple(n for n in NAMES if n not in ("ecg_array", "mimic_labs", "wfdb"))
+_LISTED = tuple(n for n in _IMAGES if n != "symile_mimic")
+# The data sets for which a flag means something; those not named here it does for all.
+APPLIES = {
+    "size": _IMAGES,
+    "store": _IMAGES,
+    "splits": tuple(n for n in _IMAGES if n != "folder"),  # for some both are one
+    "allow_missing": _LISTED,
+    "task": ("chexchonet", "medmod"),
+    "images": ("medmod",),
+    "symile": ("medmod",),
+    "lead_order": ("ecg_array",),
+    "masks": ("folder",),
+    "windows": ("wfdb",),
+    "split_seed": ("mimic_labs",),
+    "units": ("mimic_labs",),
+    "percentiles": ("mimic_labs",),
+    "val_fraction": (*_TABLES, "mimic_labs"),
+    "test_fraction": (*_TABLES, "mimic_labs"),
+    **dict.fromkeys(("csv", "label_columns", "label_separator"), _TABLES),
+    **dict.fromkeys(("patient_column", "path_column", "split_column"), _TABLES),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,4 +107,17 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
         parser.error(f"NAME is missing: one of {', '.join(NAMES)}")
     if not options.check and options.source is None:
         parser.error("--source is missing")
+    options.given = {
+        flag for flag in APPLIES if getattr(options, flag) != parser.get_default(flag)
+    }
     return options
+
+
+def check(options: argparse.Namespace) -> None:
+    """PacxError for a flag that would be ignored."""
+    for flag in sorted(options.given):
+        if options.name and options.name not in APPLIES[flag]:
+            raise PacxError(
+                f"--{flag} means nothing for {options.name}, but for "
+                f"{', '.join(APPLIES[flag])}: leave it out"
+            )

@@ -66,6 +66,7 @@ def prepare(options: argparse.Namespace) -> dict:
     Raises:
       PacxError: bad input, or a target that holds something else.
     """
+    flags.check(options)
     target = pathlib.Path(options.target)
     if options.size < 0:
         raise PacxError(f"--size {options.size}: give pixels, or 0 for no shrinking")
@@ -88,8 +89,9 @@ def prepare(options: argparse.Namespace) -> dict:
     )
     tasks = tuple(getattr(module, "TASKS", ()))
     if options.task and options.task not in tasks:
-        known = f"give one of {', '.join(tasks)}" if tasks else "it has none to choose"
-        raise PacxError(f"--task {options.task}: {options.name}: {known}")
+        raise PacxError(
+            f"--task {options.task}: {options.name}: give one of {', '.join(tasks)}"
+        )
     try:
         plan = module.make_plan(pathlib.Path(options.source), options)
     except PacxError:
@@ -114,7 +116,7 @@ def prepare(options: argparse.Namespace) -> dict:
 
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
-    ignored = {"source", "target", "check", "workers", "max_bad_share"}
+    ignored = {"source", "target", "check", "given", "workers", "max_bad_share"}
     ignored |= {"percentiles", "images", "symile"}  # folders: their contents count
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 

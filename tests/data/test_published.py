@@ -342,7 +342,7 @@ BAD = {
         lambda r: draw_chexchonet(r) or edit(r / "metadata.csv", "F,1", "F,7"),
         "row 2 has '7' in the label column 'slvh'",
     ),
-    "task": ("tb", draw_tb, "--task echo: tb: it has none"),
+    "task": ("tb", draw_tb, "--task means nothing for tb, but for chexchonet, medmod"),
     "other task": ("chexchonet", draw_chexchonet, "give one of composite, echo"),
 }
 
