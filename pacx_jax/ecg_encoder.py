@@ -16,12 +16,11 @@ from pacx_jax.types import PacxError
 class EcgEncoder:
     """Callable: windows as from `ecg.windows` -> (n, width) float32.
 
-    The same window gives the same embedding whatever else is in the call: batches are
-    padded to one size. Their rows are split over the devices.
+    Rows are padded and split over the devices as `encoder.Encoder` says.
 
     Args:
       folder: an "ecg_net1d", as read by `model_folder.load`.
-      batch_size: windows a call of all devices, rounded up to a multiple of them.
+      batch_size: most windows a step of all devices, rounded up to a multiple of them.
       dtype: of the convolutions.
     """
 
@@ -32,8 +31,8 @@ class EcgEncoder:
         dtype: str = "float32",
     ):
         self.width = folder.width
-        mesh = sharding.make_mesh()
-        self.batch_size = sharding.padded_size(batch_size, mesh)
+        self.mesh = sharding.make_mesh()
+        self.batch_size = sharding.padded_size(batch_size, self.mesh)
         self._decimate = folder.preprocessing.get("decimate", 1)
         rate = folder.preprocessing.get("sampling_rate", ecg.FS)
         if rate != ecg.FS:
@@ -41,7 +40,7 @@ class EcgEncoder:
                 f"the encoder's sampling_rate is {rate!r} Hz; the ECG chain gives "
                 f"{ecg.FS} Hz"
             )
-        everywhere = sharding.replicated(mesh)
+        everywhere = sharding.replicated(self.mesh)
         self._params = jax.device_put(folder.params, everywhere)
         module = folder.module(dtype)
 
@@ -50,7 +49,7 @@ class EcgEncoder:
 
         self._forward = jax.jit(
             forward,
-            in_shardings=(everywhere, sharding.batch_sharding(mesh)),
+            in_shardings=(everywhere, sharding.batch_sharding(self.mesh)),
             out_shardings=everywhere,
         )
 
@@ -68,7 +67,8 @@ class EcgEncoder:
         return np.concatenate(out)
 
     def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
-        rows = sharding.pad_rows(np.stack(chunk), self.batch_size)
+        size = sharding.call_size(len(chunk), self.batch_size, self.mesh)
+        rows = sharding.pad_rows(np.stack(chunk), size)
         return np.asarray(self._forward(self._params, rows))[: len(chunk)]
 
 

@@ -115,6 +115,30 @@ def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             raise PacxError(f"--{name} goes with {other}: leave it away")
 
 
+def _refuse_without_arrays(parser: argparse.ArgumentParser, args) -> None:
+    """Refuses what speaks of arrays, where all records have headers of their own."""
+    given = [
+        n for n in ("fs", "lead_order") if getattr(args, n) != parser.get_default(n)
+    ]
+    if given and all(map(ecg_records.header_of, ecg_records.find(args.ecgs))):
+        raise PacxError(
+            f"--{given[0]} is of arrays, and {args.ecgs} holds WFDB records alone, "
+            "whose headers tell it: leave it away"
+        )
+
+
+def _write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes the file whole or not at all."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(out.name + ".tmp")
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def main(argv: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = command.Parser(prog="pacx_jax.embed", description=__doc__)
@@ -162,6 +186,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.batch_size < 1:
             raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
         if args.ecgs is not None:
+            _refuse_without_arrays(parser, args)
             encoder = load_ecg_encoder(args.encoder, args.batch_size, args.dtype)
             arrays, skipped = embed_ecgs(encoder, args.ecgs, args)
         else:
@@ -181,11 +206,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{arrays['path'][bad][0]}: its embedding is not finite ({bad.sum()} "
                 f"such of {len(bad)}): remove it, or use --dtype=float32"
             )
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary = out.with_name(out.name + ".tmp")
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(out)
+        _write(out, arrays)
     except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         return 2

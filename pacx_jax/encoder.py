@@ -21,14 +21,16 @@ Image = np.ndarray | str | os.PathLike | PIL.Image.Image
 class Encoder:
     """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
 
-    Only the X-ray is needed. The same image gives the same embedding whatever else is
-    in the call: batches are padded to one size. Their rows are split over the devices,
-    the parameters are on each.
+    Only the X-ray is needed. A call of less than `batch_size` images is padded to the
+    next power of two a device, so that one image does not cost a batch; each such size
+    is compiled when it first comes. An image's embedding does not depend on the others
+    in the call, beyond the rounding of another size (below 1e-6 of it). Rows are split
+    over the devices, the parameters are on each.
 
     Args:
       folder: as read by `model_folder.load`.
-      batch_size: images a call of all devices, rounded up to a multiple of them; lower
-        it where memory is short.
+      batch_size: most images a step of all devices, rounded up to a multiple of them;
+        lower it where memory is short.
       dtype: of the matrix products.
       num_devices: how many devices to use; 0 = all.
     """
@@ -115,7 +117,8 @@ class Encoder:
         return [np.asarray(a)[:n] for a in self._attentions(self._params, images)]
 
     def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
-        batch = sharding.pad_rows(np.stack(chunk), self.batch_size)
+        size = sharding.call_size(len(chunk), self.batch_size, self.mesh)
+        batch = sharding.pad_rows(np.stack(chunk), size)
         return np.asarray(self._forward(self._params, batch))[: len(chunk)]
 
 

@@ -79,6 +79,16 @@ def padded_size(n: int, mesh: Mesh) -> int:
     return -(-n // devices) * devices
 
 
+def call_size(n: int, most: int, mesh: Mesh) -> int:
+    """To how many rows n of them are padded: a power of two a device, at most `most`.
+
+    Few rows cost little then, and few sizes are compiled.
+    """
+    devices = mesh.shape["data"]
+    rows = -(-n // devices)
+    return min(devices * 2 ** (rows - 1).bit_length(), most)
+
+
 def pad_rows(array: np.ndarray, n: int) -> np.ndarray:
     """The array with rows of zeros after its own, n in all."""
     return np.pad(array, [(0, n - len(array))] + [(0, 0)] * (array.ndim - 1))

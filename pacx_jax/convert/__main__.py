@@ -19,7 +19,7 @@ import sys
 import numpy as np
 
 from pacx_jax import finished_run, model_folder
-from pacx_jax.convert import beside, files, kinds, layouts
+from pacx_jax.convert import beside, files, kinds, layouts, tables
 from pacx_jax.convert.layouts import KINDS, MODELS
 from pacx_jax.convert.sizes import Options
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -100,7 +100,22 @@ def from_torch(args) -> None:
         f"{args.kind}: {len(leaves)} tensors, {count:,} values -> a {folder.kind} "
         f"model{beside} in {args.target}"
         + (f"; left out: {', '.join(left)}" if left else "")
+        + _learned(folder, args.kind)
     )
+
+
+def _learned(folder: model_folder.ModelFolder, kind: str) -> str:
+    """Says that an MAE's positions are not the fixed ones, which nobody may expect."""
+    a, heads = folder.architecture, folder.heads
+    of_mae = kind in ("mae", "pacx") or (heads and heads.kind == "mae")
+    if not of_mae or "posemb_grid" not in a:
+        return ""
+    told = ""
+    if a["width"] % 4 == 0:
+        fixed = tables.positions(a["posemb_grid"][0], a["width"])
+        error = np.abs(folder.params["pos_embed"] - fixed).max()
+        told = f", which differ from MAE's fixed sin-cos ones by up to {error:.2g}"
+    return f"; kept as learned: its positions{told}"
 
 
 def to_torch(args) -> None:
@@ -163,6 +178,21 @@ def _refuse_unused(args, folder: model_folder.ModelFolder) -> None:
             raise PacxError(f"--{name} is given, and {args.source} holds no {part}")
 
 
+def _check_statistics(args, fields: dict, weights: pathlib.Path) -> None:
+    """Refuses mean and std that pixels in [0, 1] cannot have."""
+    for name in ("mean", "std"):
+        value = fields.get(name, ())
+        good = all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in value)  # no NaN
+        if not good or (name == "std" and 0 in value):
+            where = f"--{name}"
+            if not getattr(args, name):
+                where = f"the config beside {weights} has {name}"
+            raise PacxError(
+                f"{where} {' '.join(map(str, value))}: give --{name} in [0, 1], of "
+                "pixels divided by 255, and std above 0"
+            )
+
+
 def _options(args, weights: pathlib.Path) -> tuple[Options, dict]:
     """What files beside the weights and the command line tell; the latter wins.
 
@@ -177,6 +207,7 @@ def _options(args, weights: pathlib.Path) -> tuple[Options, dict]:
     names = ("num_heads", "decoder_num_heads", "ln_eps", "alpha", "decimate", "task")
     fields |= {k: getattr(args, k) for k in names if getattr(args, k) is not None}
     fields |= {k: tuple(getattr(args, k)) for k in ("mean", "std") if getattr(args, k)}
+    _check_statistics(args, fields, weights)
     if args.labels is not None:
         fields["labels"] = _labels(args.labels)
     return Options(**fields), sizes
@@ -219,8 +250,8 @@ def parser() -> argparse.ArgumentParser:
     add("--decoder_num_heads", type=int)
     add("--ln_eps", type=float, help="default: the kind's published one")
     add("--alpha", type=float, help="of LoRA (pacx; default 16)")
-    add("--mean", type=float, nargs=3, help="of the images' channels, in [0, 1]")
-    add("--std", type=float, nargs=3)
+    add("--mean", type=float, nargs=3, help="of red, green and blue, in [0, 1]")
+    add("--std", type=float, nargs=3, help="of them, above 0, to 1")
     add("--decimate", type=int, help="of an ECG encoder (ecgfounder; default 1)")
     add("--labels", help="comma-separated names of a classifier's outputs")
     add("--task", choices=("multilabel", "multiclass"), help="of a classifier")

@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import re
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -30,6 +31,26 @@ RESAVE = (
     "those: python -c \"import torch; x = torch.load('{file}', map_location='cpu', "
     "weights_only=False); torch.save(x['state_dict'], 'weights.pt')\" "
     "(or x['model'], or x.state_dict() of a whole module)"
+)
+
+# What hyper-parameters hold of the standard library. Whatever else a pickle names of it
+# (os.system, eval, getattr) is there to run something.
+PLAIN = {
+    *(f"builtins.{name}" for name in (
+        "bool", "bytes", "dict", "float", "frozenset", "int", "list", "object", "set",
+        "str", "tuple",
+    )),
+    *(f"pathlib{part}.{kind}Path" for part in ("", "._local")
+      for kind in ("", "Posix", "Windows", "PurePosix", "PureWindows")),
+    "argparse.Namespace", "collections.OrderedDict", "collections.defaultdict",
+    "collections.deque", "copyreg._reconstructor", "_codecs.encode",
+    "datetime.date", "datetime.datetime", "datetime.timedelta", "decimal.Decimal",
+    "functools.partial", "typing.Any", "uuid.UUID",
+}  # fmt: skip
+ATTACK = (
+    "names {name}, to be called where the file is read; weights need no such thing. It "
+    "is refused, and nothing of it ran. Open it in no other way: get the weights anew "
+    "from those who made them, as safetensors if they can"
 )
 
 
@@ -125,13 +146,33 @@ def _read_pickle(path: pathlib.Path):
     except Exception as e:  # torch raises whatever the damage makes it raise
         reason = " ".join(str(e).split())
         if found := re.search(r"GLOBAL (\S+)", reason):
-            resave = RESAVE.format(name=found[1], file=path.name)
-            raise PacxError(f"{path} {resave}") from None
+            first = found[1] if "." in found[1] else f"builtins.{found[1]}"
+            bad = [name for name in _named(path, torch, first) if _attacks(name)]
+            text = ATTACK if bad else RESAVE
+            name = bad[0] if bad else first
+            raise PacxError(
+                f"{path} {text.format(name=name, file=path.name)}"
+            ) from None
         reason = reason.split("WeightsUnpickler error: ")[-1]
         raise PacxError(
             f"{path} is no whole PyTorch checkpoint, as torch.save writes them: "
             f"{reason.split(' Check the documentation')[0][:200]}"
         ) from None
+
+
+def _named(path: pathlib.Path, torch, first: str) -> list[str]:
+    """What a pickle names of modules; of an older file, the first that was refused."""
+    try:
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # as above; what is damaged is no less refused
+        names = []
+    return sorted({first, *names})
+
+
+def _attacks(name: str) -> bool:
+    top = name.partition(".")[0]
+    standard = top in sys.stdlib_module_names or top == "__builtin__"  # Python 2's name
+    return standard and name not in PLAIN
 
 
 def _check_archive(path: pathlib.Path) -> None:

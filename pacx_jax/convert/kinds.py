@@ -47,6 +47,12 @@ def read(kind: str, found: dict, options: Options, source: str):
         buffers = {k: v for k, v in found.items() if k in ("mean", "std")}
         if len(buffers) == 1:
             raise PacxError(f"{source} has one of mean and std alone")
+        for key, value in buffers.items():
+            if np.size(value) != 3 or not np.isfinite(value).all():
+                raise PacxError(
+                    f"{source} does not fit: {key} {np.shape(value)} must be three "
+                    "finite numbers"
+                )
     kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
     encoder = model_folder.shapes_of(spec.model, spec.architecture)
     shapes = {f"encoder.{k}": v for k, v in encoder.items()}

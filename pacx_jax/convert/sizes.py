@@ -93,11 +93,17 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
         heads, h = _vit_heads(kind, state, prefix, names, a, options)
     except _Odd as e:
         raise PacxError(f"{source} is no {kind} checkpoint: {e}") from None
+    except _Untold as e:
+        raise PacxError(f"{source}: {e}") from None
     return Spec(kind, model, a, heads, h, prefix, names)
 
 
 class _Odd(Exception):
     """A key that is missing or of a wrong shape."""
+
+
+class _Untold(Exception):
+    """An option that the file needs, or that does not go with it."""
 
 
 def _shape(state: dict, key: str, axes: str) -> tuple[int, ...]:
@@ -124,18 +130,26 @@ def _vit(state, prefix, names, options, kind) -> dict:
             f"{pos} is {shape}: positions of a square grid and a CLS token are "
             f"needed, (1, 1 + n, {width})"
         )
-    if not (options.num_heads or width in NUM_HEADS):
-        raise PacxError(f"give --num_heads: a width of {width} tells none")
     a = {
         "patch_size": patch,
         "width": width,
         "depth": depth,
-        "num_heads": options.num_heads or NUM_HEADS[width],
+        "num_heads": _heads("num_heads", width, options.num_heads, NUM_HEADS),
         "ln_eps": options.ln_eps or EPS.get(kind, 1e-6),
         "image_size": side * patch,
     }
     fixed = width % 4 == 0 and is_fixed(state[pos], tables.positions(side, width))
     return a if fixed else a | {"posemb_grid": [side, side]}
+
+
+def _heads(name: str, width: int, given: int, known: dict[int, int]) -> int:
+    """Heads of attention: as given, or as published for the width."""
+    if not (given or width in known):
+        raise _Untold(f"a width of {width} tells no number of heads: give --{name}")
+    count = given or known[width]
+    if width % count:
+        raise _Untold(f"its width {width} is not divisible by {name} {count}")
+    return count
 
 
 def _vit_heads(kind, state, prefix, names, a, options) -> tuple[str, dict]:
@@ -144,14 +158,13 @@ def _vit_heads(kind, state, prefix, names, a, options) -> tuple[str, dict]:
     embed = f"{decoder}{names.decoder}decoder_embed.weight"
     if kind in ("mae", "vit_hf") and embed in state:
         width, _ = _shape(state, embed, "width encoder_width")
-        if not (options.decoder_num_heads or width in DECODER_NUM_HEADS):
-            raise PacxError(f"give --decoder_num_heads: width {width} tells none")
+        given, known = options.decoder_num_heads, DECODER_NUM_HEADS
         return "mae", {
             "encoder_width": a["width"],
             "patch_pixels": 3 * a["patch_size"] ** 2,
             "width": width,
             "depth": _count(state, decoder + names.decoder + names.decoder_blocks),
-            "num_heads": options.decoder_num_heads or DECODER_NUM_HEADS[width],
+            "num_heads": _heads("decoder_num_heads", width, given, known),
             "ln_eps": a["ln_eps"],
         }
     if kind == "pacx":
@@ -235,7 +248,7 @@ def _net1d(state, prefix, options):
 
 def _labels(count: int, options: Options) -> list[str]:
     if options.labels and len(options.labels) != count:
-        raise PacxError(
+        raise _Untold(
             f"{len(options.labels)} labels are given, and the head has {count} outputs"
         )
     return list(options.labels) or [f"class_{i:03d}" for i in range(count)]

@@ -135,9 +135,13 @@ def _differs(entry: Entry, value: np.ndarray) -> list[str]:
         return [f"{entry.keys[0]} is {value.shape}, not {wanted.shape}"]
     if not is_fixed(value, wanted):
         error = float(np.abs(value - wanted).max())
-        return [
-            f"{entry.keys[0]} is not the fixed sin-cos positions (differs by {error:g})"
-        ]
+        told = f"differs by {error:g}"
+        if not value.any():
+            told = (
+                "all are 0, as of a ViTMAE that transformers 5 made anew; published "
+                "ones have them. For the encoder alone: model.vit.save_pretrained(DIR)"
+            )
+        return [f"{entry.keys[0]} is not the fixed sin-cos positions ({told})"]
     return []
 
 

@@ -80,6 +80,12 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     return found
 
 
+def header_of(path: pathlib.Path) -> pathlib.Path | None:
+    """The WFDB header that is, or lies beside, a file; None of a plain array."""
+    beside = path if path.suffix.lower() == ".hea" else path.with_suffix(".hea")
+    return beside if beside.is_file() else None
+
+
 def read(
     path: str | os.PathLike, fs: float = 500.0, lead_order: str = "standard"
 ) -> Iterator[Record]:
@@ -96,9 +102,8 @@ def read(
         clearly which leads it holds, at which rate, in which unit.
     """
     path = pathlib.Path(path)
-    header = path if path.suffix.lower() == ".hea" else path.with_suffix(".hea")
-    if header.is_file():
-        yield read_wfdb(header)
+    if found := header_of(path):
+        yield read_wfdb(found)
     elif path.suffix.lower() in ecg_arrays.SUFFIXES:
         for name, array in ecg_arrays.read(path, fs, lead_order):
             yield Record(name, array, float(fs), {})

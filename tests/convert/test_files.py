@@ -191,7 +191,8 @@ def test_a_hostile_pickle_runs_no_code(tmp_path, capsys, state):
             capsys, "--kind=mae", f"--source={file}", f"--target={tmp_path}/f"
         )
         assert code == 2 and file.name in text
-        assert "run code" in text or "no whole PyTorch" in text
+        assert "nothing of it ran" in text or "no whole PyTorch" in text
+        assert "torch.load" not in text
         assert not trap.exists() and not (tmp_path / "f").exists()
 
 
@@ -262,13 +263,17 @@ def test_a_converted_folder_is_not_replaced_either(tmp_path, capsys, source):
 @pytest.mark.parametrize(
     "flags, says",
     [
-        (["--num_heads=5"], "width 32 is not divisible by num_heads 5"),
+        (
+            ["--num_heads=5"],
+            "m.safetensors: its width 32 is not divisible by num_heads 5",
+        ),
         (["--num_heads=-2"], "--num_heads -2: give 0 to 1024"),
-        (["--decoder_num_heads=3"], "width 16 is not divisible by num_heads 3"),
+        (["--decoder_num_heads=3"], "width 16 is not divisible by decoder_num_heads 3"),
         (["--ln_eps=-1"], "--ln_eps -1.0: give 0 to 0.1"),
         (["--ln_eps=nan"], "--ln_eps nan: give 0 to 0.1"),
-        (["--std", "0", "0", "0"], "preprocessing.std is"),
-        (["--mean", "nan", "0", "0"], "preprocessing.mean is"),
+        (["--std", "0", "0", "0"], "--std 0.0 0.0 0.0: give --std in [0, 1]"),
+        (["--mean", "nan", "0", "0"], "--mean nan 0.0 0.0: give"),
+        (["--mean", "5", "5", "5"], "--mean 5.0 5.0 5.0: give --mean in [0, 1]"),
     ],
 )
 def test_senseless_numbers_are_one_line(tmp_path, capsys, source, flags, says):
@@ -317,6 +322,17 @@ def test_positions_in_half_precision_are_still_fixed(state, half):
     moved["model.pos_embed"][0, 3, 4] += 0.01  # learned, then
     found, _ = kinds.read("mae", moved, OPTIONS, "file")
     assert found.architecture["posemb_grid"] == [4, 4]
+
+
+def test_learned_positions_of_a_mae_are_told(tmp_path, capsys, state):
+    state["model.pos_embed"] = state["model.pos_embed"].copy()
+    state["model.pos_embed"][0, 3, 4] += 0.01
+    files.write(tmp_path / "m.safetensors", state, "")
+    args = [f"--source={tmp_path}/m.safetensors", f"--target={tmp_path}/f", *HEADS]
+    code, text = run(capsys, "--kind=mae", *args)
+    assert code == 0
+    assert "kept as learned: its positions, which differ from" in text
+    assert "sin-cos ones by up to 0.01\n" in text
 
 
 def test_a_page_or_a_pointer_is_not_accused_of_running_code(tmp_path, capsys):

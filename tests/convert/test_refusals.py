@@ -169,10 +169,35 @@ def test_options_of_a_part_that_the_file_lacks_are_refused(tmp_path, capsys):
 
 def test_heads_are_never_guessed_from_a_width_that_nobody_published():
     state = kinds.write("mae", folder("mae"))
-    with pytest.raises(PacxError, match="give --num_heads: a width of 32 tells none"):
+    with pytest.raises(
+        PacxError, match="file: a width of 32 tells no .*: give --num_heads"
+    ):
         kinds.read("mae", state, Options(decoder_num_heads=2), "file")
-    with pytest.raises(PacxError, match="give --decoder_num_heads: width 16 tells"):
+    with pytest.raises(
+        PacxError, match="file: .* 16 tells no .*: give --decoder_num_heads"
+    ):
         kinds.read("mae", state, Options(num_heads=2), "file")
+
+
+def test_options_that_do_not_fit_the_file_name_it():
+    state = kinds.write("probe", folder("probe"))
+    with pytest.raises(
+        PacxError, match="^file: 3 labels are given, and the head has 2"
+    ):
+        kinds.read("probe", state, Options(num_heads=2, labels=tuple("abc")), "file")
+
+
+def test_positions_or_statistics_that_are_not_there_are_told():
+    state = kinds.write("mae", folder("mae"))
+    state["model.decoder_pos_embed"] = np.zeros((1, 17, 16), np.float32)
+    with pytest.raises(
+        PacxError, match="decoder_pos_embed.*all are 0.*save_pretrained"
+    ):
+        kinds.read("mae", state, OPTIONS, "file")
+    state = kinds.write("segment", folder("segment"))
+    state["std"] = np.full((1, 3, 1, 1), np.nan, np.float32)
+    with pytest.raises(PacxError, match="^file does not fit: std "):
+        kinds.read("segment", state, OPTIONS, "file")
 
 
 def test_keys_under_several_prefixes_are_refused():

@@ -166,3 +166,19 @@ def test_nothing_to_embed_is_one_line(folder, tmp_path, capsys):
 def test_flags_of_the_other_kind_are_refused_by_name(capsys, args, says):
     assert embed.main(["--encoder=x", "--out=x.npz", *args.split()]) == 2
     assert says in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", ["--fs=250", "--lead_order=mimic"])
+def test_flags_of_arrays_are_refused_where_all_records_have_headers(
+    folder, ecgs, tmp_path, capsys, flag
+):
+    for name in ("a", "b/long"):
+        (ecgs / f"{name}.hea").touch()
+    assert call(folder, ecgs, tmp_path / "z.npz", flag) == 2
+    assert f"{flag.split('=')[0]} is of arrays, and {ecgs} holds WFDB" in (
+        capsys.readouterr().err
+    )
+    (ecgs / "a.hea").unlink()  # one is an array again: past the flags, at the other
+    assert call(folder, ecgs, tmp_path / "z.npz", flag) == 2
+    error = capsys.readouterr().err
+    assert "long.hea: " in error and "is of arrays" not in error
