@@ -157,7 +157,10 @@ def newest(folder: pathlib.Path, before: int = sys.maxsize):
     damaged = []
     for number in sorted((i for i in _numbers(folder) if i < before), reverse=True):
         try:
-            return number, manifest.verify(folder / str(number)), damaged
+            about = manifest.verify(folder / str(number))
+            if about["step"] != number:  # a folder that somebody renamed
+                raise manifest.Damaged(f"it holds step {about['step']}")
+            return number, about, damaged
         except manifest.Damaged as e:
             damaged.append((number, str(e)))
     return None, None, damaged
