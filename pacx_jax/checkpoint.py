@@ -14,7 +14,6 @@ restored.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pacx_jax import manifest, processes, saved_steps
+from pacx_jax import json_file, manifest, processes, saved_steps
 from pacx_jax.types import PacxError
 
 
@@ -91,7 +90,7 @@ class Checkpointer:
             )
         marker = self._workdir / "best.json"
         if marker.exists():
-            best = json.loads(marker.read_text())
+            best = self._so_far(marker)
             # A resumed run passes its own best again; later ones are not yet reached.
             if (
                 best["step"] <= step
@@ -103,6 +102,15 @@ class Checkpointer:
         if self._best.holds(step) and processes.is_first():
             row = {"step": step, "metric": self._metric, "value": value}
             manifest.write_json(marker, row)
+
+    def _so_far(self, marker: pathlib.Path) -> dict[str, Any]:
+        remedy = "restore it from a copy, or delete it to take the next as the best"
+        best = json_file.read_own(marker, remedy)
+        if not isinstance(best.get("step"), int) or not isinstance(
+            best.get("value"), (int, float)
+        ):
+            raise PacxError(f"{marker} is damaged (no step and value): {remedy}")
+        return best
 
     def close(self) -> None:
         """Waits for saves under way."""

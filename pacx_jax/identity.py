@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 
-from pacx_jax import manifest, processes, sharding
+from pacx_jax import json_file, manifest, processes, sharding
 from pacx_jax.types import PacxError
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
@@ -43,10 +43,7 @@ FREE = frozenset(
 def check_config(config, workdir: str, *, force: bool = False) -> None:
     """A workdir belongs to one config: refuses another, and lists what differs."""
     path = pathlib.Path(workdir) / CONFIG
-    try:
-        old = flat(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as e:
-        raise PacxError(f"{path} is damaged ({e}): restore it from a copy") from None
+    old = flat(json_file.read_own(path, "restore it from a copy"))
     new = flat(json.loads(json.dumps(config.to_dict())))
     refuse(old, new, FREE, workdir, "config", force)
 
@@ -68,7 +65,7 @@ def check_data(
     processes.check_agreement("the data", sorted(fingerprints.items()))
     path = pathlib.Path(workdir) / DATA
     if started and path.is_file():
-        old = json.loads(path.read_text("utf-8"))
+        old = json_file.read_own(path, "restore it from a copy")
         refuse(old, fingerprints, frozenset(), workdir, "data", force)
     if processes.is_first():
         manifest.write_json(path, fingerprints)
