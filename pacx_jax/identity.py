@@ -64,6 +64,8 @@ def check_data(
     """
     processes.check_agreement("the data", sorted(fingerprints.items()))
     path = pathlib.Path(workdir) / DATA
+    if started and not path.is_file() and processes.is_first():
+        _warn(f"{path} is missing: whether the data are the run's cannot be checked")
     if started and path.is_file():
         old = json_file.read_own(path, "restore it from a copy")
         refuse(old, fingerprints, frozenset(), workdir, "data", force)
@@ -87,9 +89,13 @@ def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> 
             "the same, and the run is no longer what its records say)"
         )
     if processes.is_first():
-        print(f"warning: {text}. Forced to go on", file=sys.stderr, flush=True)
+        _warn(f"{text}. Forced to go on")
         with (pathlib.Path(workdir) / FORCED).open("a", encoding="utf-8") as file:
             file.write(json.dumps({what: differing}) + "\n")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -114,6 +114,12 @@ def _step(path: pathlib.Path, number: int, line: bytes) -> int:
         ) from None
 
 
+def has_rows(workdir: str | os.PathLike) -> bool:
+    """Whether a run has written metrics down."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
+
+
 def read_rows(workdir: str | os.PathLike) -> list[dict]:
     """The rows of a workdir's metrics.jsonl."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
