@@ -97,6 +97,9 @@ class Checkpointer:
                 and self._sign * value <= self._sign * best["value"]
             ):
                 return
+        # Two saves at once would meet at each other's barriers: Orbax names them by the
+        # folder, which is `state` for both.
+        self._latest.settle()
         self._best.save(state, step, metrics)
         self._best.settle()
         if self._best.holds(step) and processes.is_first():
