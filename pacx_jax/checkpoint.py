@@ -14,7 +14,6 @@ restored.
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
@@ -23,7 +22,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pacx_jax import manifest, processes, saved_steps
+from pacx_jax import json_file, manifest, processes, saved_steps
 from pacx_jax.types import PacxError
 
 
@@ -91,18 +90,30 @@ class Checkpointer:
             )
         marker = self._workdir / "best.json"
         if marker.exists():
-            best = json.loads(marker.read_text())
+            best = self._so_far(marker)
             # A resumed run passes its own best again; later ones are not yet reached.
             if (
                 best["step"] <= step
                 and self._sign * value <= self._sign * best["value"]
             ):
                 return
+        # Two saves at once would meet at each other's barriers: Orbax names them by the
+        # folder, which is `state` for both.
+        self._latest.settle()
         self._best.save(state, step, metrics)
         self._best.settle()
         if self._best.holds(step) and processes.is_first():
             row = {"step": step, "metric": self._metric, "value": value}
             manifest.write_json(marker, row)
+
+    def _so_far(self, marker: pathlib.Path) -> dict[str, Any]:
+        remedy = "restore it from a copy, or delete it to take the next as the best"
+        best = json_file.read_own(marker, remedy)
+        if not isinstance(best.get("step"), int) or not isinstance(
+            best.get("value"), (int, float)
+        ):
+            raise PacxError(f"{marker} is damaged (no step and value): {remedy}")
+        return best
 
     def close(self) -> None:
         """Waits for saves under way."""

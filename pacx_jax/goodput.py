@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import time
 
 import jax
 
-from pacx_jax import manifest
+from pacx_jax import json_file, manifest
+from pacx_jax.types import PacxError
 
 FILE = "goodput.json"
 KINDS = (
@@ -96,4 +96,12 @@ class Ledger:
 
 def read(workdir: str) -> dict:
     """The file's content: `goodput` (productive share), `seconds` by kind, ..."""
-    return json.loads((pathlib.Path(workdir) / FILE).read_text("utf-8"))
+    path = pathlib.Path(workdir) / FILE
+    remedy = "delete it, and the times of earlier sessions are forgotten"
+    content = json_file.read_own(path, remedy)
+    missing = {"goodput", "seconds", "sessions", "reached_step"} - set(content)
+    if missing or not isinstance(content["seconds"], dict):
+        raise PacxError(
+            f"{path} is damaged (no {min(missing, default='times')}): {remedy}"
+        )
+    return content

@@ -15,7 +15,7 @@ import sys
 import jax
 import numpy as np
 
-from pacx_jax import manifest, processes, sharding
+from pacx_jax import json_file, manifest, processes, sharding
 from pacx_jax.types import PacxError
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
@@ -43,10 +43,7 @@ FREE = frozenset(
 def check_config(config, workdir: str, *, force: bool = False) -> None:
     """A workdir belongs to one config: refuses another, and lists what differs."""
     path = pathlib.Path(workdir) / CONFIG
-    try:
-        old = flat(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError) as e:
-        raise PacxError(f"{path} is damaged ({e}): restore it from a copy") from None
+    old = flat(json_file.read_own(path, "restore it from a copy"))
     new = flat(json.loads(json.dumps(config.to_dict())))
     refuse(old, new, FREE, workdir, "config", force)
 
@@ -67,8 +64,10 @@ def check_data(
     """
     processes.check_agreement("the data", sorted(fingerprints.items()))
     path = pathlib.Path(workdir) / DATA
+    if started and not path.is_file() and processes.is_first():
+        _warn(f"{path} is missing: whether the data are the run's cannot be checked")
     if started and path.is_file():
-        old = json.loads(path.read_text("utf-8"))
+        old = json_file.read_own(path, "restore it from a copy")
         refuse(old, fingerprints, frozenset(), workdir, "data", force)
     if processes.is_first():
         manifest.write_json(path, fingerprints)
@@ -90,9 +89,13 @@ def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> 
             "the same, and the run is no longer what its records say)"
         )
     if processes.is_first():
-        print(f"warning: {text}. Forced to go on", file=sys.stderr, flush=True)
+        _warn(f"{text}. Forced to go on")
         with (pathlib.Path(workdir) / FORCED).open("a", encoding="utf-8") as file:
             file.write(json.dumps({what: differing}) + "\n")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def flat(tree: dict, prefix: str = "") -> dict:

@@ -7,6 +7,8 @@ import os
 import pathlib
 from typing import Any
 
+from pacx_jax.types import PacxError
+
 
 def read(path: str | os.PathLike) -> dict[str, Any]:
     """The object in a file.
@@ -20,6 +22,14 @@ def read(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"a {type(found).__name__} instead of a JSON object")
     return found
+
+
+def read_own(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """The object in a file that the run itself wrote; PacxError if it is damaged."""
+    try:
+        return read(path)
+    except (OSError, ValueError) as e:
+        raise PacxError(f"{path} is damaged ({e}): {remedy}") from None
 
 
 def loads(text: str) -> Any:

@@ -59,10 +59,13 @@ def run(
       Preempted: asked to end by SIGTERM; the state is saved.
     """
     check_values(config)
-    processes.check_agreement("the config", sorted(identity.flat(config.to_dict())))
+    processes.check_agreement(
+        "the config", sorted(identity.flat(config.to_dict()).items())
+    )
+    processes.check_agreement("--workdir", os.path.abspath(workdir))
     path = pathlib.Path(workdir)
     # A run that stopped at its first error has claimed nothing: it may be mended.
-    if (path / identity.CONFIG).exists() and (path / "metrics.jsonl").exists():
+    if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
         identity.check_config(config, workdir, force=force)
     if (path / "done.json").exists():
         print(f"{config.name}: {workdir} is finished, nothing to do")

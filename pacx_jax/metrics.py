@@ -14,7 +14,7 @@ import pathlib
 
 import tensorboardX
 
-from pacx_jax import processes
+from pacx_jax import json_file, processes
 from pacx_jax.types import PacxError
 
 
@@ -95,13 +95,29 @@ def keep_rows(path: pathlib.Path, last_step: int) -> None:
     """Drops rows past `last_step`, and a half-written last line, from a JSONL file."""
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-        if line.endswith("\n") and json.loads(line)["step"] <= last_step:
-            kept.append(line)
+    lines = path.read_bytes().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith(b"\n")]
+    kept = [x for i, x in enumerate(whole, 1) if _step(path, i, x) <= last_step]
     temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept), encoding="utf-8")
+    temporary.write_bytes(b"".join(kept))
     temporary.replace(path)
+
+
+def _step(path: pathlib.Path, number: int, line: bytes) -> int:
+    """The step of a row; PacxError where line `number` of the file is no row."""
+    try:
+        return int(json_file.loads(line.decode("utf-8"))["step"])
+    except (ValueError, TypeError, KeyError):
+        raise PacxError(
+            f"{path}: line {number} is damaged: restore the file from a copy, or "
+            "delete that line"
+        ) from None
+
+
+def has_rows(workdir: str | os.PathLike) -> bool:
+    """Whether a run has written metrics down."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    return path.exists() and path.stat().st_size > 0
 
 
 def read_rows(workdir: str | os.PathLike) -> list[dict]:

@@ -45,8 +45,14 @@ class Numbers:
         self._skipped = 0
         if processes.is_first():
             metrics.keep_rows(self._path, start)
-        if self._path.exists():
-            self._skipped = len(self._path.read_text("utf-8").splitlines())
+        # Others wait for the first's rows, or they would count later ones as well.
+        self._skipped = processes.agreed(self._listed() if processes.is_first() else 0)
+
+    def _listed(self) -> int:
+        """How many steps the file names."""
+        if not self._path.exists():
+            return 0
+        return len(self._path.read_text("utf-8").splitlines())
 
     def add(self, n: int, values: dict[str, jax.Array]) -> None:
         """Remembers the values of update number n, still on the device."""

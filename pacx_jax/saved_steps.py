@@ -59,7 +59,10 @@ class Steps:
                 f"it from a copy, or delete {self.folder} to begin at step 0"
             )
         if step >= 0:
-            return step, about or manifest.verify(self.folder / str(step))
+            folder = self.folder / str(step)
+            if not folder.is_dir():
+                raise PacxError(_not_shared(folder))
+            return step, about or manifest.verify(folder)
         return None
 
     def holds(self, step: int) -> bool:
@@ -71,12 +74,11 @@ class Steps:
         self.settle()
         folder = self.folder / str(step)
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        if not self._has_room(size, folder):
-            return
         saving = folder.with_name(f"{step}.saving")
-        if processes.is_first():
-            _remove(saving)
-            saving.mkdir()
+        if not self._begin(size, saving):
+            return
+        if not saving.is_dir():
+            raise PacxError(_not_shared(saving))
         about = {"step": step, "leaves": leaves(state), "metrics": metrics}
         self._writer.save(saving / "state", args=ocp.args.StandardSave(state))
         self._commit = threading.Thread(
@@ -84,13 +86,15 @@ class Steps:
         )
         self._commit.start()
 
-    def _has_room(self, size: int, folder: pathlib.Path) -> bool:
-        """Whether the first process's disk has room; a line where it has not."""
+    def _begin(self, size: int, saving: pathlib.Path) -> bool:
+        """Whether the first process's disk has room: then the folder is made there."""
         reason = None
         if processes.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                disk.check_room(self.folder, size, f"the checkpoint {folder.name}")
+                disk.check_room(self.folder, size, f"the checkpoint {saving.stem}")
+                _remove(saving)
+                saving.mkdir()
             except PacxError as e:
                 reason = e
                 warn(f"{e}. The run goes on without this checkpoint")
@@ -129,6 +133,13 @@ class Steps:
         self._writer.close()
 
 
+def _not_shared(folder: pathlib.Path) -> str:
+    return (
+        f"{folder}, which process 0 has, is not there for process "
+        f"{jax.process_index()}: --workdir must be one folder that all of them share"
+    )
+
+
 def leaves(tree: Any) -> dict[str, list]:
     """Slash-joined path -> [shape, dtype] of every leaf."""
     found, _ = jax.tree_util.tree_flatten_with_path(tree)
@@ -146,7 +157,10 @@ def newest(folder: pathlib.Path, before: int = sys.maxsize):
     damaged = []
     for number in sorted((i for i in _numbers(folder) if i < before), reverse=True):
         try:
-            return number, manifest.verify(folder / str(number)), damaged
+            about = manifest.verify(folder / str(number))
+            if about["step"] != number:  # a folder that somebody renamed
+                raise manifest.Damaged(f"it holds step {about['step']}")
+            return number, about, damaged
         except manifest.Damaged as e:
             damaged.append((number, str(e)))
     return None, None, damaged

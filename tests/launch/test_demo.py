@@ -11,9 +11,12 @@ import subprocess
 import sys
 import time
 
+import numpy as np
+import PIL.Image
 import psutil
 import pytest
 
+from data import prepare
 from pacx_jax import model_folder
 from pacx_jax.convert import kinds
 from tests.convert.test_kinds import OPTIONS, folder
@@ -189,7 +192,23 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
             "data.path": prepared / "probe",
             "model_init": target / "distill",
         },
+        "segment": {"data.path": masked(target), "model_init": target / "distill"},
     }
+
+
+def masked(target) -> pathlib.Path:
+    """A small prepared set of images with masks, which the demo does not make."""
+    source = target / "masked"
+    (source / "masks").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(20):
+        image = rng.integers(0, 256, (48, 48), dtype=np.uint8)
+        PIL.Image.fromarray(image).save(source / f"{i}.png")
+        mask = np.uint8(255 * (image > 128))
+        PIL.Image.fromarray(mask).save(source / "masks" / f"{i}.png")
+    flags = ["--masks=masks", "--val_fraction=0.4", f"--source={source}"]
+    prepare.prepare(prepare.parse(["folder", *flags, f"--target={target}/masked_set"]))
+    return target / "masked_set"
 
 
 @pytest.fixture(scope="module")

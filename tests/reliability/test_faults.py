@@ -44,6 +44,14 @@ def test_step_without_manifest_is_no_checkpoint_and_moved_aside(
     assert (folder / "9.damaged" / "state").is_dir() and not (folder / "9").exists()
 
 
+def test_step_under_the_name_of_another_is_damage(pristine, tmp_path, capsys):
+    folder = tmp_path / "checkpoints"
+    soak.shutil.copytree(pristine, folder)
+    (folder / "9").rename(folder / "12")
+    assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
+    assert "12 is damaged (it holds step 9)" in capsys.readouterr().err
+
+
 def test_manifest_of_another_version_or_with_a_changed_word_is_damage(
     pristine, tmp_path
 ):

@@ -1,0 +1,77 @@
+"""Files of a workdir that are damaged or gone: one line that names them."""
+
+import json
+import types
+
+import pytest
+
+from pacx_jax import checkpoint, goodput, identity, main, metrics, numbers, processes
+from pacx_jax.types import PacxError
+from tests import tiny
+
+
+def test_each_damaged_record_is_one_line_that_names_it(tmp_path):
+    for name in ("data.json", "goodput.json", "best.json"):
+        (tmp_path / name).write_text('{"step": ')
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\x00\n{"step": 3}\n')
+    reads = {
+        "data.json": lambda: identity.check_data(
+            str(tmp_path), {}, started=True, force=False
+        ),
+        "goodput.json": lambda: goodput.Ledger(str(tmp_path)),
+        "best.json": lambda: checkpoint.Checkpointer(
+            tmp_path, best="val/loss"
+        ).save_if_best({}, 1, {"val/loss": 1.0}),
+        "metrics.jsonl: line 2": lambda: metrics.MetricsWriter(tmp_path, 3),
+    }
+    for name, read in reads.items():
+        with pytest.raises(PacxError, match=f"{name} is damaged") as error:
+            read()
+        assert "from a copy" in str(error.value) or "delete it" in str(error.value)
+    (tmp_path / "goodput.json").write_text("{}")
+    with pytest.raises(PacxError, match="goodput.json is damaged"):
+        goodput.read(str(tmp_path))
+
+
+def test_run_with_checkpoints_and_without_metrics_keeps_its_config(tmp_path):
+    config = tiny.config("labs_dae")
+    identity.write_config(config, str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    config.seed = 3
+    with pytest.raises(PacxError, match="another config: seed was 0, is 3"):
+        main.run(config, str(tmp_path))
+    (tmp_path / identity.CONFIG).unlink()
+    with pytest.raises(PacxError, match=r"config.json is damaged .*No such file"):
+        main.run(config, str(tmp_path))
+
+
+@pytest.mark.parametrize("differs", ["the config", "--workdir"])
+def test_processes_compare_the_values_of_their_configs(tmp_path, monkeypatch, differs):
+    class Compared(Exception):
+        pass
+
+    seen = {}
+
+    def check_agreement(what, content):
+        seen.setdefault(what, []).append(repr(content))
+        if what == "--workdir":
+            raise Compared
+
+    monkeypatch.setattr(processes, "check_agreement", check_agreement)
+    for seed, name in ((0, "a"), (1, "b")):
+        config = tiny.config("labs_dae")
+        config.seed = seed
+        with pytest.raises(Compared):
+            main.run(config, str(tmp_path / name))
+    assert seen[differs][0] != seen[differs][1]
+
+
+def test_every_process_counts_the_skipped_steps_of_the_first(tmp_path, monkeypatch):
+    (tmp_path / numbers.FILE).write_text("".join(f'{{"step": {n}}}\n' for n in (1, 9)))
+    config = types.SimpleNamespace(nonfinite="skip", max_skipped=3)
+    monkeypatch.setattr(processes, "is_first", lambda: False)
+    monkeypatch.setattr(processes, "agreed", lambda value: 1)  # 9 is not yet dropped
+    assert numbers.Numbers(config, str(tmp_path), 5, list)._skipped == 1
+    monkeypatch.undo()
+    assert numbers.Numbers(config, str(tmp_path), 5, list)._skipped == 1
+    assert json.loads((tmp_path / numbers.FILE).read_text()) == {"step": 1}
