@@ -124,7 +124,8 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
     ):
         argv = ["data/prepare.py", builder, f"--source={raw / folder}", "--workers=1"]
         argv += [f"--target={prepared / pathlib.Path(folder).name}"]
-        argv += [f"--size={plan['size']}"]
+        if builder != "ecg_array":
+            argv += [f"--size={plan['size']}"]
         needs = (f"cohort_{folder.split('/')[0]}",)
         stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
     mae = {"data.path": f"{prepared}/chexpert"}
