@@ -148,18 +148,17 @@ def interrupt_at(monkeypatch, n):
     monkeypatch.setattr(step, "make_train_step", make_train_step)
 
 
-@pytest.mark.parametrize("at", [2, 4], ids=["before the first save", "after one"])
 def test_interrupted_run_gives_the_bytes_of_the_straight_one(
-    finished, config, tmp_path, monkeypatch, at
+    finished, config, tmp_path, monkeypatch
 ):
     with monkeypatch.context() as patched:
-        interrupt_at(patched, at)
+        interrupt_at(patched, 4)
         with pytest.raises(KeyboardInterrupt):
             main.run(config, str(tmp_path))
-    assert [r["step"] for r in rows(tmp_path)] == list(range(1, at))
+    assert [r["step"] for r in rows(tmp_path)] == [1, 2, 3]
     assert not (tmp_path / "done.json").exists()
     main.run(config, str(tmp_path))
-    assert started_at(tmp_path) == ([0, 0] if at == 2 else [0, 2])
+    assert started_at(tmp_path) == [0, 2]
     assert_same_run(tmp_path, finished)
 
 
@@ -184,17 +183,6 @@ def assert_same_run(workdir, finished):
             np.testing.assert_array_equal(a[leaf], b[leaf])
     name = "export/model.safetensors"
     assert (workdir / name).read_bytes() == (finished / name).read_bytes()
-
-
-def test_run_on_two_devices_gives_the_numbers_of_eight(finished, config, tmp_path):
-    # Sums run in another order. Bound 1e-5 over 4 steps; measured 7.6e-8.
-    other = tiny.copy_of(config)
-    other.num_devices = 2
-    main.run(other, str(tmp_path))
-    for a, b in zip(rows(tmp_path), rows(finished), strict=True):
-        assert a.keys() == b.keys()
-        for name in a:
-            assert abs(a[name] - b[name]) <= 1e-5 * abs(b[name]), name
 
 
 def test_continued_training_starts_from_the_parts_of_another_run(

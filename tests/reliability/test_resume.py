@@ -106,7 +106,7 @@ def test_sigterm_during_an_evaluation_gives_it_up_and_does_it_again(
     [
         ("labs_dae", functools.partial(runs.at_update, 5, runs.die), ["3"]),
         ("labs_dae", functools.partial(runs.die_in_a_save, 1), ["3.saving"]),
-        ("mae", functools.partial(runs.die_in_a_save, 3), ["3", "6.saving"]),
+        ("labs_dae", functools.partial(runs.die_in_a_save, 3), ["3", "6", "9.saving"]),
     ],
     ids=["mid-epoch", "in the first save", "in a later save"],
 )
