@@ -202,7 +202,11 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
 
 def collect(eval_step, state, val_batches, key, mesh, between=lambda: None):
     """Every real example's outputs, {name: (n, ...)}, and its index in the source."""
-    gather = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))
+    gather = jax.jit(
+        lambda x: x,
+        in_shardings=sharding.batch_sharding(mesh),
+        out_shardings=sharding.replicated(mesh),
+    )
     collected = []
     for i, batch in enumerate(val_batches):
         between()

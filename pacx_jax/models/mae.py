@@ -125,5 +125,6 @@ def reconstruction_loss(pred: Array, target: Array, mask: Array) -> Array:
     Every image masks the same number of patches, so the batch mean of this equals the
     reference's sum(loss * mask) / sum(mask) (D20).
     """
-    error = (pred.astype(target.dtype) - target) ** 2
+    wide = jnp.promote_types(pred.dtype, target.dtype)
+    error = (pred.astype(wide) - target) ** 2
     return (error.mean(-1) * mask).sum(-1) / mask.sum(-1)

@@ -78,9 +78,9 @@ def make(config) -> Objective:
 
 
 def one_class(batch: Batch) -> Array:
-    """(b,) float32, 1 where a row has one class; other rows have no loss."""
+    """(b,), 1 where a row has one class; other rows have no loss."""
     one = (batch["labels"].sum(-1) == 1) & (batch["label_mask"].min(-1) > 0)
-    return one.astype(jnp.float32)
+    return one.astype(batch["label_mask"].dtype)
 
 
 def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):

@@ -63,7 +63,7 @@ def make(config) -> Objective:
         outputs=outputs,
         summarize=summarize,
         pretrained={part: config.model_init for part in parts},
-        weight=lambda batch: jnp.float32(len(batch["image"])),
+        weight=lambda batch: len(batch["image"]),
     )
 
 

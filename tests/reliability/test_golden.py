@@ -42,4 +42,5 @@ def test_workdir_of_an_earlier_version_is_read_and_goes_on(
     assert json.loads((workdir / "done.json").read_text())["step"] == runs.STEPS
     want = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     got = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
-    np.testing.assert_allclose(got["val/loss"], want["val/loss"], rtol=BOUND)
+    name = "val/clean_recon_mse"  # drawn from nothing: how noise is drawn may change
+    np.testing.assert_allclose(got[name], want[name], rtol=BOUND)

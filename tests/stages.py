@@ -1,0 +1,93 @@
+"""One train step of every stage at "mu" size, on any mesh: what mesh tests compare."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from pacx_jax import objectives, optim, sharding, step
+from tests import tiny
+from tests.reliability import runs
+
+STAGES = ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
+
+
+def config(stage: str, folders: dict[str, str], **fields):
+    """A tiny config; LoRA's and the heads' dropout are on."""
+    c = runs.config(stage, folders, **({"global_batch_size": 16} | fields))
+    if stage in ("ecg", "classify"):
+        c.data.label_columns = ("a", "b")
+    return c
+
+
+def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random examples, as `config`'s objective takes them; masks are uneven."""
+    rng = np.random.default_rng(seed)
+    size = 16 if stage == "mae" else 32
+    entries = {
+        "image": rng.integers(0, 256, (b, size, size, 3), dtype=np.uint8),
+        "target": np.uint8(rng.random((b, 32, 32)) < 0.4),
+        "labs": rng.random((b, 50)),
+        "labs_mask": (rng.random((b, 50)) < rng.random((b, 1))) * 1.0,
+        "ecg": rng.normal(size=(b, 64, 12)),
+        "ecg_embedding": rng.normal(size=(b, 16)),
+        "labs_embedding": rng.normal(size=(b, 8)),
+        "labels": rng.integers(0, 2, (b, 2)) * 1.0,
+        "label_mask": (rng.random((b, 2)) < 0.6) * 1.0,
+    }
+    of = {
+        "mae": ("image",),
+        "labs_dae": ("labs", "labs_mask"),
+        "ecg": ("ecg", "labels", "label_mask"),
+        "distill": ("image", "ecg_embedding", "labs_embedding"),
+        "classify": ("image", "labels", "label_mask"),
+        "segment": ("image", "target"),
+    }
+    return {name: entries[name] for name in of[stage]}
+
+
+def keep_gradients():
+    """Hands gradients on unchanged, with a copy in its state."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda grads, state, params=None: (grads, grads),
+    )
+
+
+def jitted(c, mesh, dtype: str = "float32"):
+    """(train step, its arguments) of a config on a mesh; in float64 under x64."""
+    c = tiny.copy_of(c)
+    c.dtype = dtype
+    objective = objectives.make(c, mesh)
+    tx = optax.chain(keep_gradients(), optim.make(c.optim, c.total_steps))
+    wide = "float64" if dtype == "float64" else "float32"
+    params = jax.tree.map(lambda p: p.astype(wide), tiny.random_start(objective))
+    state = step.make_state(params, objective, tx)
+    shardings = sharding.tree_shardings(state, mesh)
+    update = step.make_train_step(objective, tx, mesh, shardings, c.accumulate)
+    examples = {
+        k: v if v.dtype == np.uint8 else v.astype(wide)
+        for k, v in batch(c.objective, c.global_batch_size).items()
+    }
+    state = jax.device_put(state, shardings)
+    return update, (state, sharding.put_batch(examples, mesh), jax.random.key(1))
+
+
+def one_step(c, mesh, dtype: str = "float32"):
+    """(metrics, gradients by path, state after it) of one real train step."""
+    update, args = jitted(c, mesh, dtype)
+    state, metrics = update(*args)
+    grads = tiny.flat(jax.device_get(state.opt_state[0]))
+    return {k: float(v) for k, v in metrics.items()}, grads, state
+
+
+def differences(got, want) -> tuple[float, float]:
+    """Largest relative difference of the metrics, and of gradients by leaf norm."""
+    (metrics, grads, _), (metrics_want, grads_want, _) = got, want
+    assert metrics.keys() == metrics_want.keys() and grads.keys() == grads_want.keys()
+    values = [abs(metrics[k] - v) / abs(v) for k, v in metrics_want.items()]
+    leaves = [tiny.relative(grads[k], grads_want[k]) for k in grads]
+    assert all(np.linalg.norm(g) > 0 for g in grads_want.values())
+    return max(values), max(leaves)
