@@ -46,12 +46,12 @@ def found(stage: str, folders: dict[str, str]) -> dict[str, dict[str, list[str]]
         specs = {}
         for path, s in arrays:
             name = re.sub(r"block_\d+", "block_NN", sharding.path_name(path))
-            specs.setdefault(name, set()).add(str(s.spec))
+            specs.setdefault(name, set()).add(str(tuple(s.spec)))
         rows = {}
         for name, each in sorted(specs.items()):
             assert len(each) == 1, f"blocks differ in {name}: {each}"
             (spec,) = each
-            split = spec != "PartitionSpec()"
+            split = spec != "()"
             rows.setdefault(spec, set()).add(name if split else "...")
         rows = {spec: sorted(names) for spec, names in sorted(rows.items())}
         table[f"data={mesh.shape['data']} fsdp={fsdp} tensor={tensor}"] = rows

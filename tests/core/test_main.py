@@ -128,7 +128,18 @@ def test_another_config_is_refused_with_the_fields_that_differ(finished, config)
 def test_what_changes_no_number_may_differ(finished, config):
     other = tiny.copy_of(config)
     other.data.threads, other.num_devices, other.keep = 2, 2, 5
+    other.mesh.fsdp, other.accumulate, other.remat = 2, 2, "full"
     main.run(other, str(finished))
+
+
+def test_run_from_before_there_was_a_mesh_is_this_config_s(finished, config, tmp_path):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    record = json.loads((workdir / "config.json").read_text())
+    for name in ("mesh", "accumulate", "remat"):
+        del record[name]
+    (workdir / "config.json").write_text(json.dumps(record))
+    main.run(config, str(workdir))
 
 
 def interrupt_at(monkeypatch, n):

@@ -1,84 +1,29 @@
-"""Batches taken in parts, and blocks computed again: the numbers of the whole batch."""
+"""Batches taken in parts, and blocks computed again; test_meshes.py has the numbers."""
 
 import jax
 import numpy as np
 import pytest
 
 from pacx_jax import objectives, sharding, step
+from pacx_jax.models import mae
 from pacx_jax.types import PacxError
 from tests import stages, tiny
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return tiny.write_folders(tmp_path_factory.mktemp("models"))
-
-
-def in_float64(stage, mesh, folders, **fields):
-    with jax.enable_x64(True):
-        config = stages.config(stage, folders, **fields)
-        return stages.one_step(config, mesh, "float64")
-
-
-FULL = pytest.mark.full
-
-
-@pytest.mark.parametrize(
-    ("stage", "count", "fields"),
-    [
-        ("mae", 4, {}),
-        ("labs_dae", 2, {}),
-        pytest.param("mae", 2, {"remat": "dots"}, marks=FULL),
-        pytest.param("ecg", 4, {}, marks=FULL),
-        ("classify", 2, {"tuning": "full", "task": "multiclass"}),
-        pytest.param("classify", 4, {}, marks=FULL),
-    ],
-)
-def test_accumulated_step_equals_that_of_the_whole_batch(
-    stage, count, fields, meshes, folders
-):
-    whole = in_float64(stage, meshes[2], folders, **fields)
-    parts = in_float64(stage, meshes[2], folders, accumulate=count, **fields)
-    value, gradient = stages.differences(parts, whole)
-    print(f"{stage} in {count}: loss {value:.1e}, gradients {gradient:.1e}")
-    assert value < 1e-12 and gradient < 1e-12
-
-
 @pytest.mark.parametrize("stage", ["distill", "segment"])
-def test_accumulation_that_would_change_the_loss_is_refused(stage, meshes, folders):
-    config = stages.config(stage, folders)
+def test_accumulation_that_would_change_the_loss_is_refused(
+    stage, meshes, stage_folders
+):
+    config = stages.config(stage, stage_folders)
     objective = objectives.make(config, meshes[1])
     with pytest.raises(PacxError, match="config.accumulate is 2, but this objective"):
         step.make_train_step(objective, None, meshes[1], None, 2)
 
 
-def test_encoder_in_chunks_gives_the_step_of_the_whole_batch(meshes, folders):
-    # LoRA's and the heads' dropout are on; chunked logits and remat join in.
-    whole = in_float64("distill", meshes[2], folders)
-    fields = {"encoder_chunks": 4, "loss__chunk": 8, "remat": "full"}
-    parts = in_float64("distill", meshes[2], folders, **fields)
-    value, gradient = stages.differences(parts, whole)
-    print(f"loss {value:.1e}, gradients {gradient:.1e}")
-    assert value < 1e-12 and gradient < 1e-12
-    other = in_float64("distill", meshes[2], folders, lora__dropout=0.0)
-    assert abs(other[0]["loss"] - whole[0]["loss"]) > 1e-4  # dropout was on
-
-
-@pytest.mark.parametrize(
-    ("stage", "remat"),
-    [("mae", "dots"), pytest.param("mae", "full", marks=FULL)],
-)
-def test_blocks_computed_again_give_the_same_numbers(stage, remat, meshes, folders):
-    plain = in_float64(stage, meshes[1], folders)
-    again = in_float64(stage, meshes[1], folders, remat=remat)
-    value, gradient = stages.differences(again, plain)
-    assert value < 1e-12 and gradient < 1e-12
-
-
-def test_remat_computes_again_and_keeps_the_names(meshes, folders):
+def test_remat_computes_again_and_keeps_the_names(meshes, stage_folders):
     trees, dots = {}, {}
     for remat in ("none", "dots", "full"):
-        config = stages.config("mae", folders, remat=remat)
+        config = stages.config("mae", stage_folders, remat=remat)
         objective = objectives.make(config, meshes[1])
         params = jax.eval_shape(objective.init, jax.random.key(0))
         trees[remat] = sorted(tiny.flat(params))
@@ -91,8 +36,8 @@ def test_remat_computes_again_and_keeps_the_names(meshes, folders):
     assert dots["none"] < dots["dots"] < dots["full"]
 
 
-def test_unknown_remat_is_an_error(meshes, folders):
-    config = stages.config("mae", folders, remat="some")
+def test_unknown_remat_is_an_error(meshes, stage_folders):
+    config = stages.config("mae", stage_folders, remat="some")
     objective = objectives.make(config, meshes[1])
     with pytest.raises(PacxError, match="config.remat 'some': choose none, dots, full"):
         jax.eval_shape(objective.init, jax.random.key(0))
@@ -118,8 +63,6 @@ def test_parts_of_a_batch_stay_on_their_devices_and_join_again(meshes):
 
 
 def test_masks_key_on_the_row_of_the_global_batch():
-    from pacx_jax.models import mae
-
     whole = mae.random_masking(jax.random.key(3), np.arange(8), 16, 0.75)
     some = mae.random_masking(jax.random.key(3), np.array([6, 1]), 16, 0.75)
     for a, b in zip(whole, some, strict=True):

@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 import pacx_jax
-from tests import stages, tiny
+from tests import stages
 from tests.core import record_shardings
 
 ROOT = pathlib.Path(pacx_jax.__file__).parent
@@ -15,16 +15,11 @@ JITS = {p.relative_to(ROOT).as_posix(): ast.parse(p.read_text("utf-8"))
         for p in sorted(ROOT.rglob("*.py"))}  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    return tiny.write_folders(tmp_path_factory.mktemp("models"))
-
-
 @pytest.mark.parametrize("stage", stages.STAGES)
-def test_arrays_lie_as_recorded(stage, folders):
+def test_arrays_lie_as_recorded(stage, stage_folders):
     # After a change that is meant: python -m tests.core.record_shardings
     want = json.loads(record_shardings.GOLDEN.read_text())[stage]
-    assert record_shardings.found(stage, folders) == want
+    assert record_shardings.found(stage, stage_folders) == want
 
 
 def is_jit(node) -> bool:

@@ -120,6 +120,10 @@ def test_labels_that_are_no_labels_are_refused(config, tmp_path):
     ("field", "value", "expected"),
     [
         ("log_every", 0, "config.log_every is 0: give at least 1"),
+        ("mesh.fsdp", -1, "config.mesh.fsdp is -1: give at least 0"),
+        ("mesh.tensor", 3, "config.mesh.tensor 3 does not divide the 8 devices"),
+        ("accumulate", 7, "is not divisible by 8 devices x config.accumulate 7: set"),
+        ("remat", "all", "config.remat 'all': choose none, dots, full"),
         ("dtype", "float99", "config.dtype 'float99'"),
         ("best", "", "config.export=best needs config.best"),
         ("data.image_size", 96, "config.data.image_size is 96, but the encoder"),

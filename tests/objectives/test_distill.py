@@ -175,6 +175,14 @@ def test_unknown_modalities_are_an_error(folders, meshes, modalities):
         objectives.make(config, meshes[1])
 
 
+@pytest.mark.parametrize("chunk", [5, -4])
+def test_chunk_that_does_not_divide_the_batch_is_an_error(folders, meshes, chunk):
+    config = tiny.distill_config(folders, loss__chunk=chunk)
+    with pytest.raises(PacxError, match=f"config.loss.chunk {chunk} does not divide "
+                       "config.global_batch_size 16: give a divisor"):  # fmt: skip
+        objectives.make(config, meshes[1])
+
+
 @pytest.mark.parametrize("field", ["model_init", "ecg_init", "labs_init"])
 def test_empty_initial_folder_is_an_error_that_names_its_field(folders, meshes, field):
     config = tiny.distill_config(folders | {field: ""})

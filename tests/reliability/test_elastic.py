@@ -1,4 +1,4 @@
-"""A run saved on 8 devices goes on with other numbers of devices and processes."""
+"""A run saved on 8 devices goes on with other numbers of devices, meshes, processes."""
 
 import functools
 import json
@@ -15,14 +15,15 @@ SAVED, MORE = 4, 20
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """stage -> (config, workdir with step 4 alone, metrics, rows of the batches)."""
+    """(stage, fsdp, tensor) -> (config, workdir with step 4 alone, metrics, rows)."""
     folders = tiny.write_folders(tmp_path_factory.mktemp("models"))
 
     @functools.cache
-    def run(stage):
+    def run(stage, fsdp=1, tensor=1):
         workdir = tmp_path_factory.mktemp("saved") / stage
         fields = {"total_steps": SAVED + MORE, "save_every": SAVED, "keep": 99}
         fields |= {"eval_every": 99}
+        fields |= {"mesh__fsdp": fsdp, "mesh__tensor": tensor}
         config = runs.config(stage, folders, **fields)
         rows = workdir.parent / "rows.json"
         with pytest.MonkeyPatch.context() as patched:
@@ -73,17 +74,46 @@ def assert_goes_on(workdir, metrics, bound_of_all: float) -> None:
 def test_run_of_8_devices_goes_on_with_fewer(
     stage, devices, saved, tmp_path, monkeypatch
 ):
-    config, origin, metrics, rows = saved(stage)
+    go_on(saved(stage), tmp_path, monkeypatch, num_devices=devices)
+
+
+def go_on(saved, tmp_path, monkeypatch, **fields) -> None:
+    """The run goes on with other devices: the same batches, and losses to 1e-5."""
+    config, origin, metrics, rows = saved
     workdir = tmp_path / "run"
     shutil.copytree(origin, workdir)
     config = tiny.copy_of(config)
-    config.num_devices = devices
+    config.update_from_flattened_dict(fields)
     runs.use_patients(monkeypatch)
     monkeypatch.setattr(step, "make_train_step", step.make_train_step)
     runs.record_rows(tmp_path / "rows.json")
     main.run(config, str(workdir))
     assert json.loads((tmp_path / "rows.json").read_text()) == rows
     assert_goes_on(workdir, metrics, 1e-5)
+
+
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(
+    ("stage", "before", "after"),
+    [  # before: fsdp, tensor on 8 devices; after: devices, fsdp, tensor
+        ("mae", (1, 1), (8, 4, 1)),
+        pytest.param("mae", (4, 1), (8, 1, 1), marks=FULL),
+        pytest.param("mae", (8, 1), (4, 2, 1), marks=FULL),
+        pytest.param("mae", (4, 1), (8, 2, 2), marks=FULL),
+        pytest.param("mae", (1, 2), (1, 1, 1), marks=FULL),
+        pytest.param("distill", (1, 1), (8, 4, 1), marks=FULL),
+        pytest.param("distill", (4, 1), (8, 1, 1), marks=FULL),
+        pytest.param("distill", (2, 2), (2, 2, 1), marks=FULL),
+    ],
+)
+def test_run_goes_on_on_another_mesh(
+    stage, before, after, saved, tmp_path, monkeypatch
+):
+    devices, fsdp, tensor = after
+    fields = {"num_devices": devices, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+    go_on(saved(stage, *before), tmp_path, monkeypatch, **fields)
 
 
 def record(folder, number: int) -> None:
