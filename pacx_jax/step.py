@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from pacx_jax import sharding
-from pacx_jax.types import Metrics, Objective, PacxError, Params
+from pacx_jax.types import Batch, Metrics, Objective, PacxError, Params
 
 
 @flax.struct.dataclass
@@ -79,22 +79,24 @@ def make_train_step(
     def train_step(state, batch, key):
         rng = jax.random.fold_in(key, state.step)
 
-        def loss_fn(params, batch):
+        def loss_fn(params, batch, share):
             everything = merge_params(params, state.frozen)
-            return objective.loss(everything, batch, rng, train=True)
+            found = objective.loss(everything, batch, rng, train=True)
+            return jax.tree.map(lambda x: share * x, found)
 
-        def gradient(batch):
-            found = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+        def gradient(batch, share=1.0):
+            differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+            found, grads = differentiate(state.params, batch, share)
             # Of a parameter that is split, a device needs its share of the gradient.
-            return found[0], jax.lax.with_sharding_constraint(
-                found[1], state_shardings.params
+            return found, jax.lax.with_sharding_constraint(
+                grads, state_shardings.params
             )
 
         with sharding.tracing(mesh):
             if accumulate == 1:
                 (loss, metrics), grads = gradient(batch)
             else:
-                (loss, metrics), grads = averaged(
+                (loss, metrics), grads = summed(
                     gradient, batch, accumulate, objective.weight
                 )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
@@ -130,20 +132,24 @@ def check_accumulate(objective: Objective, accumulate: int) -> None:
         )
 
 
-def averaged(function, batch, count: int, weight: Callable):
-    """function(batch) as the weighted mean of its values over `count` parts.
+def summed(function: Callable, batch: Batch, count: int, weight: Callable):
+    """The sum of function(part, share) over `count` parts of a batch.
 
     Args:
-      function: batch -> tree of arrays, such as a loss and its gradient.
+      function: (part of the batch, its share of the whole) -> tree of arrays, such as
+        the share of the loss and its gradient. A share that is a factor of the loss,
+        and not of the gradient, lets XLA reduce the gradients' sum over devices once.
       weight: part of a batch -> its weight, see `Objective`.
     """
     parts, total = sharding.split_rows(batch, count), weight(batch)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+
+    def values(part):
+        return function(part, weight(part) / total)
 
     def add(so_far, part):
-        share = weight(part) / total
-        return jax.tree.map(lambda s, v: s + share * v, so_far, function(part)), None
+        return jax.tree.map(jnp.add, so_far, values(part)), None
 
+    shapes = jax.eval_shape(values, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.scan(add, zeros, parts)[0]
 
