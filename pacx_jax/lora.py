@@ -18,6 +18,7 @@ training cannot be written as a change of weights.
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Sequence
 
@@ -26,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pacx_jax.dropout import drop, row_seeds
 from pacx_jax.types import PacxError, Params
 
 
@@ -91,47 +93,52 @@ def applied(
             return y
         if not isinstance(context.module, nn.Dense):
             return y
-        x, a, b = args[0], pairs[path + ("a",)], pairs[path + ("b",)]
-        if dropout:
-            k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-            numbers = jnp.arange(len(x)) if rows is None else rows
-            each = jax.vmap(jax.random.fold_in, (None, 0))(k, numbers)
-            keep = jax.vmap(
-                lambda k: jax.random.bernoulli(k, 1 - dropout, x.shape[1:])
-            )(each)
-            x = jnp.where(keep, x / (1 - dropout), 0)
-        x, a, b = (v.astype(y.dtype) for v in (x, a, b))
-        return y + _scale(a, alpha) * low_rank(x, a, b)
+        x, a, b = (
+            v.astype(y.dtype)
+            for v in (args[0], pairs[path + ("a",)], pairs[path + ("b",)])
+        )
+        if not dropout:
+            return y + _scale(a, alpha) * low_rank(x, a, b)
+        k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
+        seeds = row_seeds(k, jnp.arange(len(x)) if rows is None else rows)
+        return y + _scale(a, alpha) * dropped_low_rank(x, a, b, seeds, dropout)
 
     with nn.intercept_methods(interceptor):
         yield
 
 
-@jax.custom_vjp
 def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
-    """(x a) b for x (..., in), a (in, r), b (r, out), with a backward of its own.
+    """(x a) b for x (..., in), a (in, r), b (r, out)."""
+    return dropped_low_rank(x, a, b, jnp.zeros((0, 2), jnp.uint32), 0.0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def dropped_low_rank(x, a, b, seeds, rate):
+    """`low_rank` of drop(x), with a backward of its own; seeds as in `dropout.drop`.
 
     Its gradient is the usual one; what differs is which operand of each product is
     transposed. XLA on CPU would transpose the wide cotangent, together with all the
-    elementwise work fused into it; here only (n, r) arrays are. It halves the step.
+    elementwise work fused into it; here only (n, r) arrays are. It halves the step. The
+    mask is computed again instead of kept.
     """
-    return (x @ a) @ b
+    return _forward(x, a, b, seeds, rate)[0]
 
 
-def _low_rank_forward(x, a, b):
-    h = x @ a
-    return h @ b, (x, a, b, h)
+def _forward(x, a, b, seeds, rate):
+    h = drop(x, seeds, rate) @ a
+    return h @ b, (x, a, b, seeds, h)
 
 
-def _low_rank_backward(residuals, g):
-    x, a, b, h = residuals
+def _backward(rate, residuals, g):
+    x, a, b, seeds, h = residuals
     dh = jnp.einsum("...d,rd->...r", g, b)
     db = jnp.einsum("...r,...d->rd", h, g)
-    da = jnp.einsum("...r,...i->ri", dh, x).T
-    return jnp.einsum("...r,ir->...i", dh, a), da, db
+    da = jnp.einsum("...r,...i->ri", dh, drop(x, seeds, rate)).T
+    dx = drop(jnp.einsum("...r,ir->...i", dh, a), seeds, rate)
+    return dx, da, db, None
 
 
-low_rank.defvjp(_low_rank_forward, _low_rank_backward)
+dropped_low_rank.defvjp(_forward, _backward)
 
 
 def _scale(a: jax.Array, alpha: float) -> float:

@@ -119,7 +119,19 @@ def make_train_step(
         in_shardings=(state_shardings, sharding.batch_sharding(mesh), everywhere),
         out_shardings=(state_shardings, everywhere),
         donate_argnums=0,
+        compiler_options=compiler_options(mesh),
     )
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """XLA's options for a train step on these devices.
+
+    On CPU its default order of operations is for running several at once, which on the
+    cores of one machine gains nothing and takes a third more memory.
+    """
+    if mesh.devices.flat[0].platform != "cpu":
+        return None
+    return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 def check_accumulate(objective: Objective, accumulate: int) -> None:

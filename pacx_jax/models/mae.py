@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from pacx_jax.models import vit
+from pacx_jax.models.dense import dense
 from pacx_jax.types import Array, PacxError
 
 
@@ -54,9 +55,9 @@ class Decoder(nn.Module):
         self, tokens: Array, ids_restore: Array, grid: tuple[int, int]
     ) -> Array:
         """Encoder tokens (b, 1 + k, d), ids_restore (b, n) -> pixels (b, n, p)."""
-        x = nn.Dense(
-            self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed"
-        )(tokens)
+        x = dense(self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed")(
+            tokens
+        )
         b, n = ids_restore.shape
         mask_token = self.param(
             "mask_token", nn.initializers.normal(0.02), (1, 1, self.width)
@@ -70,7 +71,7 @@ class Decoder(nn.Module):
         x = vit.stack(
             x, self.depth, self.num_heads, self.ln_eps, self.dtype, self.remat
         )
-        x = nn.Dense(
+        x = dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
         )(x)
         return x[:, 1:]

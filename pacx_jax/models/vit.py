@@ -14,6 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax import sharding
+from pacx_jax.models import attention
+from pacx_jax.models.dense import dense, gelu
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array, PacxError
 
@@ -102,17 +104,15 @@ class Attention(nn.Module):
         d = x.shape[-1]
         if self.num_heads < 1 or d % self.num_heads:
             raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
-        qkv = nn.Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
-        # Heads move out before the products: four times faster on CPU than bnhd.
-        q, k, v = einops.rearrange(
-            qkv, "b n (qkv h c) -> qkv b h n c", qkv=3, h=self.num_heads
-        )
-        logits = jnp.einsum("bhqc,bhkc->bhqk", q * (d // self.num_heads) ** -0.5, k)
-        probs = nn.softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
-        self.sow("intermediates", "attention", probs)
-        x = jnp.einsum("bhqk,bhkc->bhqc", probs.astype(v.dtype), v)
-        x = einops.rearrange(x, "b h n c -> b n (h c)")
-        return nn.Dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
+        qkv = dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
+        if self.is_mutable_collection("intermediates"):  # probabilities are wanted
+            q, k, v = attention.split_heads(qkv, self.num_heads)
+            probs = attention.probabilities(q, k)
+            self.sow("intermediates", "attention", probs)
+            x = attention.join_heads(attention.weighted(probs, v))
+        else:
+            x = attention.attend(qkv, self.num_heads)
+        return dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -124,9 +124,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         d = x.shape[-1]
-        x = nn.Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
-        x = nn.gelu(x, approximate=False)
-        return nn.Dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(x)
+        x = dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
+        return dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(gelu(x))
 
 
 class Block(nn.Module):
@@ -214,7 +213,7 @@ class ViT(nn.Module):
         if ids_keep is not None:  # before the projection: masked patches cost nothing
             x = jnp.take_along_axis(x, ids_keep[..., None], axis=1)
             posemb = jnp.take(posemb[0], ids_keep, axis=0)
-        x = nn.Dense(
+        x = dense(
             self.width,
             kernel_init=xavier,
             bias_init=fan_in_uniform(x.shape[-1]),

@@ -37,8 +37,22 @@ def test_recorded_case_equals_what_pytorch_gives_now(name, measure):
                         ("final/", 1e-3), ("final64/", 1e-8)):  # fmt: skip
         keys = [k for k in computed if k.startswith(kind)]
         if keys:
-            pair = ({k: x[k] for k in keys} for x in (live, recorded))
+            pair = (
+                {k: without_key_bias(k, x[k]) for k in keys} for x in (live, recorded)
+            )
             measure(f"{name} {kind}", *pair, bound, relative=kind == "grad/")
+
+
+def without_key_bias(name, value):
+    """A fused qkv bias without its middle third, where 20 updates made it in float32.
+
+    It adds the same to all scores of a query, which the softmax does not see: its
+    gradient is rounding alone, of which Adam makes steps as large as of any other.
+    """
+    if not (name.startswith("final/") and name.endswith("qkv.bias")):
+        return value
+    third = len(value) // 3
+    return np.delete(value, slice(third, 2 * third))
 
 
 def test_recorded_files_name_the_version_of_pytorch():

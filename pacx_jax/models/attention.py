@@ -1,0 +1,156 @@
+"""Softmax attention: one function, computed as each kind of device does it well.
+
+  o = softmax(q k^T / sqrt(c)) v,  the softmax in float32
+
+Shape letters: b batch, n tokens, h heads, c channels of a head.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import einops
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from pacx_jax.types import Array
+
+# Bytes of all images' scores from which on a CPU takes one image at a time.
+CACHE_BYTES = 2**24
+
+
+def attend(qkv: Array, num_heads: int) -> Array:
+    """Multi-head self-attention of fused projections, (b, n, 3 h c) -> (b, n, h c).
+
+    On a GPU in bfloat16 or float16 by cuDNN's flash attention, on one CPU device an
+    image at a time where that is faster, otherwise as written.
+    """
+    b, n, d3 = qkv.shape
+    c = d3 // 3 // num_heads
+    kind = device_kind()
+    if "nvidia" in kind and qkv.dtype.itemsize == 2 and cudnn_runs(c, str(qkv.dtype)):
+        q, k, v = einops.rearrange(
+            qkv, "b n (qkv h c) -> qkv b n h c", qkv=3, h=num_heads
+        )
+        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+        return einops.rearrange(out, "b n h c -> b n (h c)")
+    small = b * num_heads * n * n * 4 <= CACHE_BYTES or c > 32
+    if kind != "cpu" or small or device_count() > 1:
+        q, k, v = split_heads(qkv, num_heads)
+        return join_heads(weighted(probabilities(q, k), v))
+    return by_image(qkv, num_heads)
+
+
+def split_heads(qkv: Array, num_heads: int) -> Array:
+    """(..., n, 3 h c) -> (3, ..., h, n, c): heads first, four times faster on CPU."""
+    return einops.rearrange(qkv, "... n (qkv h c) -> qkv ... h n c", qkv=3, h=num_heads)
+
+
+def join_heads(x: Array) -> Array:
+    """(..., h, n, c) -> (..., n, h c)."""
+    return einops.rearrange(x, "... h n c -> ... n (h c)")
+
+
+def probabilities(q: Array, k: Array) -> Array:
+    """(..., n, c) each -> softmax of scaled scores, (..., n, n), float32 or wider."""
+    scores = _scores(q * q.shape[-1] ** -0.5, k)
+    return jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+
+
+def weighted(probs: Array, v: Array) -> Array:
+    """Sums of values (..., n, c) by (..., n, n), in the dtype of v."""
+    return jnp.einsum("...qk,...kc->...qc", probs.astype(v.dtype), v)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def by_image(qkv: Array, num_heads: int) -> Array:
+    """`attend` with an image's scores at a time, which stay in a CPU's cache.
+
+    The backward pass keeps no probabilities: it computes an image's again (Dao 2022).
+    Where nothing is differentiated, all images are taken at once: XLA then makes one
+    loop of it.
+    """
+    q, k, v = split_heads(qkv, num_heads)
+    return join_heads(_image(q, k, v)[0])
+
+
+def _by_image_forward(qkv, num_heads):
+    def one(qkv):
+        out, most, total = _image(*split_heads(qkv, num_heads))
+        return join_heads(out), most, total
+
+    out, most, total = jax.lax.map(one, qkv)
+    return out, (qkv, out, most, total)
+
+
+def _by_image_backward(num_heads, residuals, g):
+    def one(residuals):
+        qkv, out, most, total, g = residuals
+        q, k, v = split_heads(qkv, num_heads)
+        out, g = (
+            einops.rearrange(x, "n (h c) -> h n c", h=num_heads) for x in (out, g)
+        )
+        scale = q.shape[-1] ** -0.5
+        exps = jnp.exp(_wide(_scores(q * scale, k)) - most)
+        # Divided by `total` here, (h, n, c), and not where it is (h, n, n).
+        g = _wide(g) / total
+        along = (g * _wide(out)).sum(-1, keepdims=True)
+        exps, g = exps.astype(qkv.dtype), g.astype(qkv.dtype)
+        dv = jnp.einsum("hqk,hqc->hkc", exps, g)
+        dscores = exps * (_scores(g, v) - along.astype(qkv.dtype))
+        dq = jnp.einsum("hqk,hkc->hqc", dscores, k) * scale
+        dk = jnp.einsum("hqk,hqc->hkc", dscores, q) * scale
+        return einops.rearrange(jnp.stack([dq, dk, dv]), "qkv h n c -> n (qkv h c)")
+
+    return (jax.lax.map(one, (*residuals, g)),)
+
+
+by_image.defvjp(_by_image_forward, _by_image_backward)
+
+
+def _image(q, k, v):
+    """Output (..., n, c) and each row's maximum score and sum of exps."""
+    scores = _wide(_scores(q * q.shape[-1] ** -0.5, k))
+    most = scores.max(-1, keepdims=True)
+    exps = jnp.exp(scores - most)
+    total = exps.sum(-1, keepdims=True)
+    return (weighted(exps, v) / total).astype(v.dtype), most, total
+
+
+def _scores(q, k):
+    return jnp.einsum("...qc,...kc->...qk", q, k)
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def device_kind() -> str:
+    """What is compiled for, in lower case: "cpu", "nvidia ...", "tpu ..."."""
+    mesh = jax.sharding.get_abstract_mesh()
+    named = None if mesh.empty else mesh.abstract_device
+    return (named.device_kind if named else jax.devices()[0].device_kind).lower()
+
+
+def device_count() -> int:
+    """How many devices the mesh of `sharding.tracing` has; without one, one."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.size
+
+
+@functools.cache
+def cudnn_runs(channels: int, dtype: str) -> bool:
+    """Whether cuDNN's attention can be compiled here; if not, that is said once."""
+    x = jax.ShapeDtypeStruct((1, 8, 1, channels), dtype)
+    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    try:
+        jax.jit(jax.grad(lambda x: attention(x, x, x).sum())).lower(x).compile()
+    except Exception as error:  # whatever the installed cuDNN says
+        logging.warning(
+            "cuDNN attention does not run here (%s): XLA's is used, with the same "
+            "results but for rounding",
+            " ".join(str(error).split())[:200],
+        )
+        return False
+    return True

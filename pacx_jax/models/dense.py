@@ -1,0 +1,82 @@
+"""Dense layers and GELU with backward passes of their own.
+
+The numbers are the usual ones; what differs is what XLA makes of them.
+docs/performance.md says what each gave.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pacx_jax.types import Array
+
+
+def dense(features: int, *, dtype, name: str, **inits) -> nn.Dense:
+    """`nn.Dense` whose weight gradient is x^T g, with x transposed and never g.
+
+    XLA's own rule for CPU transposes the cotangent g, together with all the elementwise
+    work fused into it, which is then done again for each use.
+    """
+    return nn.Dense(features, dtype=dtype, dot_general=_dot_general, name=name, **inits)
+
+
+def _dot_general(x, kernel, dims, precision=None, preferred_element_type=None):
+    del dims, preferred_element_type  # nn.Dense: the last axis with the first
+    return matmul(x, kernel) if precision is None else jnp.matmul(x, kernel, precision)
+
+
+@jax.custom_vjp
+def matmul(x: Array, kernel: Array) -> Array:
+    """(..., i) and (i, o) -> (..., o)."""
+    return x @ kernel
+
+
+def _matmul_forward(x, kernel):
+    return x @ kernel, (x, kernel)
+
+
+def _matmul_backward(residuals, g):
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - 1))
+    dkernel = jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+    return jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ()))), dkernel
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+@jax.custom_vjp
+def gelu(x: Array) -> Array:
+    """Exact GELU, x Phi(x), in float32 or wider; the result has the dtype of x.
+
+    Phi by 1 + erf: for x below -3 its error is that of 1 (6e-8), as PyTorch's. Flax's
+    form by erfc computes two series and a choice. The backward pass keeps x alone.
+    """
+    wide = _wide(x)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_forward(x):
+    return gelu(x), x
+
+
+def _gelu_backward(x, g):
+    wide = _wide(x)
+    density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
+    slope = _normal_cdf(wide) + wide * density
+    return ((g * slope).astype(x.dtype),)
+
+
+gelu.defvjp(_gelu_forward, _gelu_backward)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+def _wide(x):
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
