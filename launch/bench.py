@@ -73,6 +73,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--devices", type=int, default=0, help="of the mesh; 0 = all")
     add("--train", action="store_true", help="ecg: a training step, not a forward pass")
     add("--peak_flops", type=float, default=0.0, help="FLOP/s of a device, for MFU")
+    add("--input", default="synthetic", help="or drawn (X-rays), or a folder: the loop")
+    add("--saves", action="store_true", help="with --input: what a checkpoint costs")
     add("--profile", default="", help="folder for a trace of three steps of ours")
     add(
         "--workers",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.util
 import json
 import os
@@ -24,6 +25,10 @@ _FIGURES = ("step_s", "images_per_s", "images_per_cpu_s")
 
 def run(options: argparse.Namespace) -> dict:
     """Measures in turns; returns what goes into the JSON, and `table`."""
+    if options.input != "synthetic":
+        return importlib.import_module("launch.benchmarks.loop").run(options)
+    if options.saves:
+        raise PacxError("--saves is of the loop: give --input=drawn or a folder")
     with contextlib.ExitStack() as stack:
         names = ("mode", "batch", "variant", "image_size", "mask_ratio", "devices")
         asked = {name: getattr(options, name) for name in (*names, "dtype", "train")}

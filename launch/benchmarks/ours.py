@@ -20,7 +20,13 @@ MISSING = stand_ins.install()  # before what imports those packages
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from configs import base, distill_vitb16, ecg_net1d, mae_vitb16  # noqa: E402
+from configs import (  # noqa: E402
+    base,
+    distill_vitb16,
+    ecg_net1d,
+    labs_dae,
+    mae_vitb16,
+)
 from launch.benchmarks import worker  # noqa: E402
 from pacx_jax import (  # noqa: E402
     forward,
@@ -93,12 +99,13 @@ def image_encoder(config) -> model_folder.ModelFolder:
 
 
 def physiology_sources(config) -> dict[str, model_folder.ModelFolder]:
-    """Descriptions of the published ECG and labs encoders."""
-    m = ecg_net1d.get_config().model
+    """Descriptions of an ECG and a labs encoder, of the sizes of their recipes."""
+    small = config.model.variant in SMALL
+    m = ecg_net1d.get_config("runlocal" if small else None).model
     sizes = {
         "ecg": {k: getattr(m, k) for k in ("base_filters", "kernel", "groups_width")}
         | {"filters": list(m.filters), "blocks": list(m.blocks)},
-        "labs": {"features": 50, "hidden": 512, "latent": 256},
+        "labs": labs_dae.get_config().model.to_dict(),
     }
     return {
         name: model_folder.ModelFolder(distill.SOURCES[name], sizes[name], {}, {})
