@@ -31,7 +31,13 @@ from pacx_jax.types import PacxError  # noqa: E402
 
 # Mode -> its module, which has `run(options)`: a dict for the JSON, which begins with
 # `table`, the lines for people. Each imports what it needs and no more.
-MODES = {"input": "launch.benchmarks.input_pipeline"}
+MODES = {
+    "mae": "launch.benchmarks.models",
+    "distill": "launch.benchmarks.models",
+    "embed": "launch.benchmarks.models",
+    "ecg": "launch.benchmarks.models",
+    "input": "launch.benchmarks.input_pipeline",
+}
 DTYPES = ("float32", "bfloat16")
 
 
@@ -50,11 +56,26 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("mode", choices=tuple(MODES))
-    add("--batch", type=int, default=64, help="images a batch")
-    add("--steps", type=int, default=12, help="timed batches a turn")
+    add("--batch", type=int, default=0, help="images of a step; 0 = the mode's own")
+    add("--steps", type=int, default=0, help="of a turn; 0 = the mode's own")
     add("--repeats", type=int, default=5, help="turns of each")
-    add("--dtype", choices=DTYPES, default="float32", help="images on the device")
+    add("--dtype", choices=DTYPES, default="", help="default: float32 on CPU")
     add("--peer", choices=("torch", "none"), default="torch")
+    add(
+        "--peer_mode",
+        choices=("best", "eager", "compile", "reference"),
+        default="best",
+        help="best: the faster of eager and compile; on a GPU all three in turns",
+    )
+    add("--variant", default="B", help="mae, distill, embed: of the ViT; mu is tiny")
+    add("--image_size", type=int, default=0, help="pixels a side; 0 = the recipe's")
+    add("--mask_ratio", type=float, default=0.0, help="mae; 0 = the recipe's")
+    add("--devices", type=int, default=0, help="of the mesh; 0 = all")
+    add("--train", action="store_true", help="ecg: a training step, not a forward pass")
+    add("--peak_flops", type=float, default=0.0, help="FLOP/s of a device, for MFU")
+    add("--input", default="synthetic", help="or drawn (X-rays), or a folder: the loop")
+    add("--saves", action="store_true", help="with --input: what a checkpoint costs")
+    add("--profile", default="", help="folder for a trace of three steps of ours")
     add(
         "--workers",
         type=int,
@@ -63,11 +84,19 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--source", default="", help="input: a folder of JPEGs; default: drawn ones")
     options = parser.parse_args(argv)
-    for name in ("batch", "steps", "repeats"):
-        if getattr(options, name) < 1:
-            parser.error(f"--{name} {getattr(options, name)}: give at least 1")
+    if options.repeats < 1:
+        parser.error(f"--repeats {options.repeats}: give at least 1")
+    for name in ("batch", "steps", "image_size", "devices", "peak_flops"):
+        if getattr(options, name) < 0:
+            parser.error(f"--{name} {getattr(options, name)}: give 0 or more")
+    if not 0 <= options.mask_ratio < 1:
+        parser.error(f"--mask_ratio {options.mask_ratio}: give 0 or more, below 1")
     if options.workers < -1:
         parser.error(f"--workers {options.workers}: give -1 or more")
+    if options.mode == "input":
+        options.batch = options.batch or 64
+        options.steps = options.steps or 12
+        options.dtype = options.dtype or "float32"
     return options
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from pacx_jax import model_folder, sharding
+from pacx_jax import forward, model_folder, sharding
 from pacx_jax.input import ecg
 from pacx_jax.types import PacxError
 
@@ -42,16 +42,7 @@ class EcgEncoder:
             )
         everywhere = sharding.replicated(self.mesh)
         self._params = jax.device_put(folder.params, everywhere)
-        module = folder.module(dtype)
-
-        def forward(params, ecgs):
-            return module.apply({"params": params}, ecgs).astype(np.float32)
-
-        self._forward = jax.jit(
-            forward,
-            in_shardings=(everywhere, sharding.batch_sharding(self.mesh)),
-            out_shardings=everywhere,
-        )
+        self._forward = forward.ecgs(folder.module(dtype), self.mesh)
 
     def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
         """Embeds windows (5000, 12), an array of them or any iterable."""

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import PIL.Image
 
-from pacx_jax import model_folder, sharding
+from pacx_jax import forward, model_folder, sharding
 from pacx_jax.input import images as imageio
 from pacx_jax.input.normalize import normalize
 from pacx_jax.types import PacxError
@@ -53,10 +53,6 @@ class Encoder:
         module = folder.module(dtype)
         mean, std = folder.preprocessing["mean"], folder.preprocessing["std"]
 
-        def forward(params, images):
-            x = normalize(images, mean, std)
-            return module.apply({"params": params}, x)[:, 0].astype(np.float32)
-
         def attentions(params, images):
             x = normalize(images, mean, std)
             _, state = module.apply({"params": params}, x, mutable="intermediates")
@@ -68,7 +64,7 @@ class Encoder:
 
         split = sharding.batch_sharding(self.mesh)
         shardings = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
-        self._forward = jax.jit(forward, **shardings)
+        self._forward = forward.images(module, mean, std, self.mesh)
         self._attentions = jax.jit(attentions, **shardings)
 
     def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:

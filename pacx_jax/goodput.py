@@ -20,6 +20,7 @@ KINDS = (
     "data_stall",  # waiting for a batch while the devices had nothing to do
     "evaluation",
     "checkpoint",  # what saving held the loop up
+    "metrics",  # writing them down
 )
 
 
@@ -73,6 +74,11 @@ class Ledger:
     def enter_step(self, step: int) -> None:
         """Update number `step` happens from now on."""
         self.enter("recomputed" if step <= self._reached else "productive")
+
+    def spent(self, *kinds: str) -> dict[str, float]:
+        """Seconds so far of some kinds, over all sessions."""
+        self.enter(self._kind)
+        return {kind: self._seconds[kind] for kind in kinds}
 
     def write(self, step: int) -> None:
         """Writes the file; `step` updates are done."""

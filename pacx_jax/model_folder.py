@@ -23,7 +23,6 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from pacx_jax import image_statistics, json_file, model_heads, model_sizes
 from pacx_jax.model_heads import Heads
@@ -148,6 +147,8 @@ def is_ours(path: pathlib.Path) -> bool:
 
 
 def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> None:
+    import safetensors.numpy  # here: models that come from no folder need it not
+
     safetensors.numpy.save_file(flat, folder / "model.safetensors")
     description = {
         "format": FORMAT,
@@ -289,6 +290,8 @@ def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads |
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors.numpy
+
     try:
         return safetensors.numpy.load_file(file)
     except Exception as e:  # a header may claim what NumPy then refuses in its way

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,8 +17,6 @@ from absl import logging
 from jax.sharding import Mesh
 
 from pacx_jax import (
-    batches,
-    checkpoint,
     identity,
     model_folder,
     objectives,
@@ -28,6 +26,9 @@ from pacx_jax import (
 )
 from pacx_jax.types import Metrics, Objective, PacxError
 
+if TYPE_CHECKING:  # a stage on synthetic batches needs no readers of data
+    from pacx_jax import batches
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -36,7 +37,7 @@ class Stage:
     Attributes:
       config: with `data.label_columns` filled in.
       objective: what is trained.
-      data: its batches.
+      data: its batches; None where the caller has its own.
       mesh: its devices.
       abstract: the TrainState's shapes, dtypes and shardings.
       init: () -> the state before the first step.
@@ -49,7 +50,7 @@ class Stage:
 
     config: Any
     objective: Objective
-    data: batches.Data
+    data: batches.Data | None
     mesh: Mesh
     abstract: step.TrainState
     init: Callable[[], step.TrainState]
@@ -86,9 +87,20 @@ def set_up(config, workdir: str, opened: dict) -> Stage:
     Raises:
       PacxError: whatever is wrong with the config, the data or the weights.
     """
+    from pacx_jax import batches
+
     config = batches.with_label_names(config, opened)
     mesh, objective = place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)
+    return assemble(config, mesh, objective, data)
+
+
+def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Stage:
+    """The steps of an objective, and the weights that it starts from.
+
+    Args:
+      data: the stage's batches.
+    """
     tx = optim.make(optim.settings(config), config.total_steps)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
 
@@ -162,6 +174,8 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     Raises:
       PacxError: a folder without that part, or with one of another architecture.
     """
+    from pacx_jax import checkpoint
+
     loaded = {}
     if not objective.pretrained:
         return loaded

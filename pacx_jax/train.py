@@ -127,9 +127,11 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
             if log or check or save:
                 now = session.watch.fetch(values)
             if log:
+                ledger.enter("metrics")
                 bar.set_postfix(loss=f"{now['loss']:.4f}", refresh=False)
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                session.writer.write_timing(n, {"seconds": seconds})
+                lost = ledger.spent("data_stall", "checkpoint", "metrics")
+                session.writer.write_timing(n, {"seconds": seconds} | lost)
                 ledger.write(n)
             if save:
                 session.writer.flush()
@@ -158,6 +160,7 @@ def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
         session.ledger.enter("evaluation")
         val = session.run.evaluate(state, between=session.preemption.check)
     if val or due(config, n, config.log_every):
+        session.ledger.enter("metrics")
         session.writer.write(n, now | val)
     if val:
         session.writer.flush()

@@ -257,8 +257,8 @@ def _table(result: dict):
     )
     yield f"{'':16} {'images/s/core':>24} {'images/s of processor time':>28}"
     for name, figures in result["variants"].items():
-        wall, used = (_cell(figures[f]) for f in figures)
-        wall = _cell(figures["images_per_s"], 1 / cores)
+        wall, used = (measure.cell(figures[f]) for f in figures)
+        wall = measure.cell(figures["images_per_s"], 1 / cores)
         yield f"{name:16} {wall:>24} {used:>28}"
     for name, setting in result["settings"].items():
         tried = setting["images_per_s_by_setting"].items()
@@ -266,15 +266,6 @@ def _table(result: dict):
     yield f"{'':24} {'wall clock':>20} {'processor time':>20}"
     by_figure = result["ratios"]
     for name, (_, _, least) in RATIOS.items():
-        wall, used = (_cell(by_figure[f][name], digits=2) for f in by_figure)
+        wall, used = (measure.cell(by_figure[f][name], digits=2) for f in by_figure)
         must = f"   must reach {least}" if least else ""
         yield f"{name:24} {wall:>20} {used:>20}{must}"
-
-
-def _cell(figure: dict | None, scale: float = 1.0, digits: int = 0) -> str:
-    if figure is None:
-        return "not measured"
-    median, low, high = (
-        f"{scale * figure[name]:,.{digits}f}" for name in ("median", "min", "max")
-    )
-    return f"{median} ({low}–{high})"

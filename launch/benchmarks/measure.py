@@ -45,6 +45,21 @@ def ratio(one: list[Turn], other: list[Turn], figure: str) -> dict[str, float] |
     return spread([None if None in pair else pair[0] / pair[1] for pair in pairs])
 
 
+def largest(values: list[float | None]) -> float | None:
+    """None where one was not measured."""
+    return None if None in values else round(max(values), 4)
+
+
+def cell(figure: dict | None, scale: float = 1.0, digits: int = 0) -> str:
+    """A spread as text: median (least to most)."""
+    if figure is None:
+        return "not measured"
+    median, low, high = (
+        f"{scale * figure[name]:,.{digits}f}" for name in ("median", "min", "max")
+    )
+    return f"{median} ({low}–{high})"
+
+
 def cores() -> int:
     """How many cores this process may use."""
     if hasattr(os, "sched_getaffinity"):  # not on macOS
@@ -67,9 +82,37 @@ def processor_seconds() -> float | None:
 
 
 def peak_mib() -> float:
-    """The most memory this process has held so far."""
+    """The most memory this process has held so far, or since `Peaks.reset`."""
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # getrusage counts what the parent held when it forked
+        line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
+        return round(int(line.split()[1]) / 2**10, 1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+
+
+class Peaks:
+    """The most memory of this process as a whole, and since it was ready."""
+
+    def __init__(self):
+        self._before, self._reset = 0.0, False
+
+    def reset(self) -> None:
+        """The process is ready: what it holds at most is counted anew (Linux alone)."""
+        self._before = self.whole()
+        try:
+            pathlib.Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            return
+        self._reset = True
+
+    def whole(self) -> float:
+        """MiB."""
+        return max(self._before, peak_mib())
+
+    def since_reset(self) -> float | None:
+        """MiB; None where it cannot be counted anew."""
+        return peak_mib() if self._reset else None
 
 
 def versions() -> dict[str, str | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sklearn.metrics
 
 from pacx_jax import image_statistics, losses, model_folder
 from pacx_jax.input.normalize import normalize
@@ -93,6 +92,8 @@ def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):
         raise PacxError(f"config.undefined_auroc {undefined!r}: choose skip or zero")
 
     def summarize(outputs):
+        import sklearn.metrics  # here: a step needs it not
+
         y, mask = outputs["labels"], outputs["label_mask"] > 0
         x = outputs["logits"].astype(np.float64)
         bce = np.maximum(x, 0) - x * y + np.log1p(np.exp(-np.abs(x)))
@@ -124,6 +125,8 @@ def summarize_multiclass(names: tuple[str, ...]):
     """Cross-entropy, one-vs-rest macro AUROC, balanced accuracy, macro F1."""
 
     def summarize(outputs):
+        import sklearn.metrics
+
         known = outputs["label_mask"].min(-1) > 0
         known &= outputs["labels"].sum(-1) == 1
         x = outputs["logits"][known].astype(np.float64)

@@ -31,9 +31,21 @@ SOURCES = {"ecg": "ecg_net1d", "labs": "labs_dae"}  # modality -> model kind
 def make(config, mesh: Mesh) -> Objective:
     """The distillation objective; `mesh` is where InfoNCE gathers its negatives."""
     modalities = _check(config)
-    encoder = load_image_encoder(config).module(config.dtype)
-    encoder = encoder.clone(remat=config.get("remat", "none"))
-    sources = {m: load_source(config, m) for m in modalities}
+    folder = load_image_encoder(config)
+    return from_folders(
+        config, mesh, folder, {m: load_source(config, m) for m in modalities}
+    )
+
+
+def from_folders(
+    config,
+    mesh: Mesh,
+    folder: model_folder.ModelFolder,
+    sources: dict[str, model_folder.ModelFolder],
+) -> Objective:
+    """As `make`, of an image encoder and of encoders of the modalities at hand."""
+    modalities = _check(config)
+    encoder = folder.module(config.dtype).clone(remat=config.get("remat", "none"))
     heads = _heads(config, {m: s.width for m, s in sources.items()})
     parts = Parts(config, encoder, sources, heads)
     count, weights = _count(config), config.loss

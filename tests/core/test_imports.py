@@ -35,6 +35,7 @@ LAYERS = {
     "checkpoint": 3,
     "numbers": 3,
     "image_statistics": 3,
+    "forward": 4,
     "model_heads": 3,
     "model_folder": 3,
     "objectives": 4,

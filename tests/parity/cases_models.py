@@ -12,7 +12,7 @@ from tests.parity.making import Case
 
 def mae_model(rng, **fields):
     """A checkpointed MAE with random weights, at our sizes but for `fields`."""
-    from tests.parity import torch_modules as tm
+    from launch.benchmarks import torch_modules as tm
 
     model = tm.Lightning(tm.MAE(sizes.MAE_GRID, **(sizes.MAE | fields)))
     making.fill(model, rng)
@@ -58,7 +58,7 @@ def labs_inputs(rng, b: int):
 
 def labs() -> Case:
     """Latents with missing values zeroed and raw (D7), corrupted reconstruction."""
-    from tests.parity import torch_modules as tm
+    from launch.benchmarks import torch_modules as tm
 
     rng = making.rng("labs")
     model = tm.Lightning(tm.LabsDAE(**sizes.LABS))
@@ -89,7 +89,7 @@ def ecg() -> Case:
     """Embeddings at 5000 samples and odd lengths; logits and their loss at one."""
     import torch.nn.functional as F
 
-    from tests.parity import torch_modules as tm
+    from launch.benchmarks import torch_modules as tm
 
     rng = making.rng("ecg")
     model = tm.Net1D(**sizes.ECG)
@@ -119,8 +119,8 @@ def ecg() -> Case:
 
 def rollout() -> Case:
     """Attention of every block, and the map that is rolled out of it."""
-    from tests.parity import torch_modules as tm
-    from tests.parity import torch_stage_two as ts
+    from launch.benchmarks import torch_modules as tm
+    from launch.benchmarks import torch_stage_two as ts
 
     rng = making.rng("rollout")
     encoder = tm.Encoder(sizes.ROLLOUT_GRID, **sizes.ROLLOUT)
@@ -145,7 +145,7 @@ def classifier() -> Case:
     """Linear probe: logits, and the gradients of the head and of the backbone."""
     import torch.nn.functional as F
 
-    from tests.parity import torch_modules as tm
+    from launch.benchmarks import torch_modules as tm
 
     rng = making.rng("classifier")
     encoder = tm.Encoder(sizes.ROLLOUT_GRID, **sizes.ROLLOUT)
@@ -166,7 +166,7 @@ def classifier() -> Case:
 
 def segmenter() -> Case:
     """The decoder's logits from the patch tokens."""
-    from tests.parity import torch_modules as tm
+    from launch.benchmarks import torch_modules as tm
 
     rng = making.rng("segmenter")
     encoder = tm.Encoder((2, 3), 16, 8, 1, 2)

@@ -1,8 +1,8 @@
-"""The published models as PyTorch modules, written for the tests from reference.md.
+"""The published models as PyTorch modules, written from reference.md.
 
 Names, order and shapes of every state dict are those of the published checkpoints
 (reference.md section 8). Written from the facts, not copied; sizes are arguments.
-Only the tests' live cases import this file: PyTorch is an extra.
+The tests' live cases and the bench import this file: PyTorch is an extra.
 
 Shape letters: b batch, n tokens, k kept tokens, d width, c channels, t time.
 """
@@ -17,7 +17,12 @@ from torch import nn
 
 
 class Attention(nn.Module):
-    """Fused qkv, rows [q | k | v], each (heads, d / heads); keeps its softmax."""
+    """Fused qkv, rows [q | k | v], each (heads, d / heads).
+
+    Keeps its softmax, as rollout needs; where `fused`, PyTorch's own kernel runs.
+    """
+
+    fused = False
 
     def __init__(self, d: int, heads: int):
         super().__init__()
@@ -29,6 +34,9 @@ class Attention(nn.Module):
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        if self.fused:
+            x = F.scaled_dot_product_attention(q, k, v)
+            return self.proj(x.transpose(1, 2).reshape(b, n, d))
         logits = q @ k.transpose(-2, -1) * (d // self.heads) ** -0.5
         probs = logits.softmax(dim=-1)
         self.last = probs.detach()

@@ -1,7 +1,7 @@
-"""Stage 2 and the training rules in PyTorch, written for the tests from reference.md.
+"""Stage 2 and the training rules in PyTorch, written from reference.md.
 
 LoRA with peft's names, heads, losses, optimizer groups, schedules, attention rollout.
-Only the tests' live cases import this file: PyTorch is an extra.
+The tests' live cases and the bench import this file: PyTorch is an extra.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.parity.torch_modules import Encoder
+from launch.benchmarks.torch_modules import Encoder
 
 TARGETS = ("qkv", "fc1", "fc2")
 
@@ -148,7 +148,7 @@ def info_nce(za, zb, logit_scale, smoothing):
     """Symmetric, over the whole batch; the scale is clamped, not its parameter."""
     scale = logit_scale.exp().clamp(1, 100)
     za, zb = (F.normalize(z, dim=-1, eps=1e-6) for z in (za, zb))
-    logits, labels = scale * za @ zb.T, torch.arange(len(za))
+    logits, labels = scale * za @ zb.T, torch.arange(len(za), device=za.device)
     return 0.5 * sum(
         F.cross_entropy(x, labels, label_smoothing=smoothing)
         for x in (logits, logits.T)

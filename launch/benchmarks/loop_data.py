@@ -1,0 +1,83 @@
+"""Data for the loop: a folder that the user names, or simulated patients drawn here."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import pathlib
+import sys
+
+import flax
+import numpy as np
+
+from data import prepare
+from data.cohort import generate
+from launch.benchmarks import input_pipeline, ours
+from pacx_jax import model_folder
+from pacx_jax.input import manifest
+from pacx_jax.types import PacxError
+
+DRAWN = {  # mode -> sizes of the cohort, builder; of chest X-rays alone, JPEGs do
+    "distill": (
+        ("--symile=200", "--symile_val=20", "--symile_test=10"),
+        "symile_mimic",
+    ),
+    "ecg": (("--ecg=200",), "ecg_array"),
+}
+NOTHING = ("pretrain", "symile", "ecg", "probe_train", "probe_val", "probe_test")
+
+
+def point_at(config, options: argparse.Namespace, folder: pathlib.Path) -> None:
+    """Sets config.data to what --input says, and draws it in `folder` if it says so."""
+    data, path = config.data, options.input
+    if path == "drawn":
+        path = str(draw(options.mode, folder))
+    elif not pathlib.Path(path).is_dir():
+        raise PacxError(f"--input={path}: no such folder; or give synthetic or drawn")
+    prepared = (pathlib.Path(path) / manifest.FILE).is_file()
+    data.source, data.path = "prepared" if prepared else "folder", path
+    data.simulated, data.cache = options.input == "drawn", False
+    if options.mode == "ecg":
+        data.label_columns = ()  # all that there are
+    if not prepared:
+        data.val_fraction = 0.02  # the loop ends with an evaluation, which is not timed
+    if options.workers > 0:
+        data.workers = options.workers
+
+
+def draw(mode: str, folder: pathlib.Path) -> pathlib.Path:
+    """Simulated patients of a mode, prepared; X-rays alone as a folder of JPEGs."""
+    if mode not in DRAWN:
+        input_pipeline.write_files(folder / "films", "")
+        return folder / "films"
+    sizes, builder = DRAWN[mode]
+    source = {"distill": "symile_mimic", "ecg": "ecg"}[mode]
+    argv = [f"--{name}=0" for name in NOTHING]
+    with contextlib.redirect_stdout(sys.stderr):
+        generate.generate(generate.parse([f"--target={folder}", *argv, *sizes]))
+        argv = [builder, f"--source={folder / source}", f"--target={folder / 'drawn'}"]
+        prepare.prepare(prepare.parse(argv))
+    return folder / "drawn"
+
+
+def write_starts(config, folder: pathlib.Path) -> None:
+    """Folders of random weights that distillation starts from, named in the config."""
+    ecg = {"sampling_rate": 500, "decimate": config.data.ecg_decimate}
+    config.model_init = _write(ours.image_encoder(config), folder / "mae")
+    for name, source in ours.physiology_sources(config).items():
+        preprocessing = ecg if name == "ecg" else {}
+        source = dataclasses.replace(source, preprocessing=preprocessing)
+        setattr(config, f"{name}_init", _write(source, folder / name))
+
+
+def _write(model: model_folder.ModelFolder, path: pathlib.Path) -> str:
+    rng = np.random.default_rng(0)
+    shapes = model_folder.shapes_of(model.kind, model.architecture)
+    flat = {
+        name: rng.normal(0, max(shape[:-1], default=1) ** -0.5, shape)
+        for name, shape in shapes.items()
+    }
+    params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    model_folder.save(path, dataclasses.replace(model, params=params), "random weights")
+    return str(path)

@@ -1,0 +1,48 @@
+"""Encoders' forward passes, jitted: rows split over the devices, parameters on each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from pacx_jax import sharding
+from pacx_jax.input.normalize import normalize
+from pacx_jax.types import Array, Params
+
+Forward = Callable[[Params, Array], jax.Array]
+
+
+def images(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh) -> Forward:
+    """(params, uint8 images (n, h, w, 3)) -> CLS tokens (n, d) float32, on all devices.
+
+    Args:
+      module: a `models.vit.ViT`.
+      mean, std: of the pixels, by which images are normalised.
+    """
+
+    def forward(params, images):
+        x = normalize(images, mean, std)
+        return module.apply({"params": params}, x)[:, 0].astype(jnp.float32)
+
+    return _jitted(forward, mesh)
+
+
+def ecgs(module, mesh: Mesh) -> Forward:
+    """(params, ECGs (n, t, 12)) -> embeddings (n, d) float32, on all devices."""
+
+    def forward(params, ecgs):
+        return module.apply({"params": params}, ecgs).astype(jnp.float32)
+
+    return _jitted(forward, mesh)
+
+
+def _jitted(forward: Forward, mesh: Mesh) -> Forward:
+    everywhere = sharding.replicated(mesh)
+    return jax.jit(
+        forward,
+        in_shardings=(everywhere, sharding.batch_sharding(mesh)),
+        out_shardings=everywhere,
+    )
