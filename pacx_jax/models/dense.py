@@ -16,10 +16,10 @@ from pacx_jax.types import Array
 
 
 def dense(features: int, *, dtype, name: str, **inits) -> nn.Dense:
-    """`nn.Dense` whose weight gradient is x^T g, with x transposed and never g.
+    """`nn.Dense` whose weight gradient x^T g transposes the narrower of x and g.
 
-    XLA's own rule for CPU transposes the cotangent g, together with all the elementwise
-    work fused into it, which is then done again for each use.
+    JAX's own rule leaves it to XLA, which on CPU transposes g, together with all the
+    elementwise work fused into it, which is then done again for each use.
     """
     return nn.Dense(features, dtype=dtype, dot_general=_dot_general, name=name, **inits)
 
@@ -42,7 +42,11 @@ def _matmul_forward(x, kernel):
 def _matmul_backward(residuals, g):
     x, kernel = residuals
     rows = tuple(range(x.ndim - 1))
-    dkernel = jax.lax.dot_general(x, g, ((rows, rows), ((), ())))
+    over_rows = ((rows, rows), ((), ()))
+    if x.shape[-1] <= g.shape[-1]:
+        dkernel = jax.lax.dot_general(x, g, over_rows)
+    else:
+        dkernel = jax.lax.dot_general(g, x, over_rows).T
     return jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ()))), dkernel
 
 
