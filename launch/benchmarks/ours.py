@@ -183,13 +183,17 @@ class Forward:
             mean, std = config.data.mean, config.data.std
             function, name = forward.images(module, mean, std, mesh), "image"
         rows = _batch(config, work)[name]
-        everywhere = sharding.replicated(mesh)
         example = jax.ShapeDtypeStruct((1, *rows.shape[1:]), np.float32)
-        init = jax.jit(
-            lambda key: module.init(key, np.zeros(example.shape, np.float32))["params"],
-            out_shardings=everywhere,
+        shapes = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+        # As if read from a file: to compile their drawing takes more memory than they.
+        rng = np.random.default_rng(0)
+        self._params = jax.tree.map(
+            lambda leaf: jax.device_put(
+                rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype),
+                sharding.replicated(mesh),
+            ),
+            shapes,
         )
-        self._params = init(jax.random.key(0))
         self._input = jax.device_put(rows, sharding.batch_sharding(mesh))
         self._step, self.about = _compile(function, self._params, self._input)
 

@@ -65,42 +65,39 @@ def weighted(probs: Array, v: Array) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def by_image(qkv: Array, num_heads: int) -> Array:
-    """`attend` with an image's scores at a time, which stay in a CPU's cache.
+    """`attend` whose backward pass takes an image at a time, in a CPU's cache.
 
-    The backward pass keeps no probabilities: it computes an image's again (Dao 2022).
-    Where nothing is differentiated, all images are taken at once: XLA then makes one
+    It keeps no probabilities, but computes an image's again (Dao 2022), with the row's
+    maximum and sum: were these results of the forward pass, XLA would not make one
     loop of it.
     """
     q, k, v = split_heads(qkv, num_heads)
-    return join_heads(_image(q, k, v)[0])
+    exps, total = _exponentials(q, k)
+    return join_heads((weighted(exps, v) / total).astype(v.dtype))
 
 
 def _by_image_forward(qkv, num_heads):
-    def one(qkv):
-        out, most, total = _image(*split_heads(qkv, num_heads))
-        return join_heads(out), most, total
-
-    out, most, total = jax.lax.map(one, qkv)
-    return out, (qkv, out, most, total)
+    out = by_image(qkv, num_heads)
+    return out, (qkv, out)
 
 
 def _by_image_backward(num_heads, residuals, g):
     def one(residuals):
-        qkv, out, most, total, g = residuals
+        qkv, out, g = residuals
         q, k, v = split_heads(qkv, num_heads)
         out, g = (
-            einops.rearrange(x, "n (h c) -> h n c", h=num_heads) for x in (out, g)
+            _wide(einops.rearrange(x, "n (h c) -> h n c", h=num_heads))
+            for x in (out, g)
         )
+        exps, total = _exponentials(q, k)
+        g = g / total  # here, (h, n, c), and not where it is (h, n, n)
+        along = (g * out).sum(-1, keepdims=True)
+        exps, g, along = (x.astype(qkv.dtype) for x in (exps, g, along))
+        dscores = exps * (_scores(g, v) - along)
         scale = q.shape[-1] ** -0.5
-        exps = jnp.exp(_wide(_scores(q * scale, k)) - most)
-        # Divided by `total` here, (h, n, c), and not where it is (h, n, n).
-        g = _wide(g) / total
-        along = (g * _wide(out)).sum(-1, keepdims=True)
-        exps, g = exps.astype(qkv.dtype), g.astype(qkv.dtype)
-        dv = jnp.einsum("hqk,hqc->hkc", exps, g)
-        dscores = exps * (_scores(g, v) - along.astype(qkv.dtype))
-        dq = jnp.einsum("hqk,hkc->hqc", dscores, k) * scale
+        dq = weighted(dscores, k) * scale
         dk = jnp.einsum("hqk,hqc->hkc", dscores, q) * scale
+        dv = jnp.einsum("hqk,hqc->hkc", exps, g)
         return einops.rearrange(jnp.stack([dq, dk, dv]), "qkv h n c -> n (qkv h c)")
 
     return (jax.lax.map(one, (*residuals, g)),)
@@ -109,13 +106,11 @@ def _by_image_backward(num_heads, residuals, g):
 by_image.defvjp(_by_image_forward, _by_image_backward)
 
 
-def _image(q, k, v):
-    """Output (..., n, c) and each row's maximum score and sum of exps."""
+def _exponentials(q, k):
+    """exp(scores - their row's maximum), (..., n, n), and its sums, (..., n, 1)."""
     scores = _wide(_scores(q * q.shape[-1] ** -0.5, k))
-    most = scores.max(-1, keepdims=True)
-    exps = jnp.exp(scores - most)
-    total = exps.sum(-1, keepdims=True)
-    return (weighted(exps, v) / total).astype(v.dtype), most, total
+    exps = jnp.exp(scores - scores.max(-1, keepdims=True))
+    return exps, exps.sum(-1, keepdims=True)
 
 
 def _scores(q, k):
