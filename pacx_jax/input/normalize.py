@@ -14,6 +14,10 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images: Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Array:
-    """uint8 (..., h, w, 3) -> float32, (x / 255 - mean) / std a channel."""
-    mean, std = jnp.asarray(mean, jnp.float32), jnp.asarray(std, jnp.float32)
-    return (images.astype(jnp.float32) / 255 - mean) / std
+    """uint8 (..., h, w, 3) -> float32, (x / 255 - mean) / std a channel.
+
+    Of float64 images, which tests have, float64.
+    """
+    wide = jnp.promote_types(images.dtype, jnp.float32)
+    mean, std = jnp.asarray(mean, wide), jnp.asarray(std, wide)
+    return (images.astype(wide) / 255 - mean) / std

@@ -73,9 +73,10 @@ def corrupt(key: jax.Array, rows: Array, labs: Array, labs_mask: Array, rate: fl
     What is dropped depends on the key and on `rows`, (b,) row numbers of the global
     batch, alone.
     """
-    f = labs.shape[1]
-    noise = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (f,)))
-    drop = (noise(jnp.asarray(rows)) < rate) & (labs_mask > 0.5)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows))
+    shape = labs.shape[1:]
+    noise = jax.vmap(lambda k: jax.random.uniform(k, shape, jnp.float32))(keys)
+    drop = (noise < rate) & (labs_mask > 0.5)
     keep = 1.0 - drop.astype(labs.dtype)
     return labs * labs_mask * keep, labs_mask * keep, drop
 

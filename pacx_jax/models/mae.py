@@ -32,8 +32,9 @@ def random_masking(key: jax.Array, rows: Array, n: int, mask_ratio: float):
             f"mask_ratio {mask_ratio} keeps {k} of {n} patches: keep at least one and "
             "mask at least one"
         )
-    noise = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (n,)))
-    ids_shuffle = jnp.argsort(noise(jnp.asarray(rows)), axis=1)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows))
+    noise = jax.vmap(lambda k: jax.random.uniform(k, (n,), jnp.float32))(keys)
+    ids_shuffle = jnp.argsort(noise, axis=1)
     ids_restore = jnp.argsort(ids_shuffle, axis=1)
     mask = (ids_restore >= k).astype(jnp.float32)
     return ids_shuffle[:, :k], ids_restore, mask
