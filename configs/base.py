@@ -35,6 +35,11 @@ def get_config() -> ml_collections.ConfigDict:
     c.dtype = "float32"  # of matrix products; parameters and losses are float32
     c.num_devices = 0  # 0: all
     c.global_batch_size = 256  # over all devices and hosts
+    c.mesh = ml_collections.ConfigDict()  # docs/sharding.md
+    c.mesh.fsdp = 0  # devices that share a layer's parameters; 0: by the model's size
+    c.mesh.tensor = 1  # devices that share a layer's heads and hidden units
+    c.accumulate = 1  # parts that a batch is taken in: memory of one, loss of the whole
+    c.remat = "none"  # of each block, in the backward pass: or dots, full
     c.total_steps = 1000
     c.log_every = 50
     c.eval_every = 1000

@@ -34,6 +34,7 @@ def get_config(arg=None):
     c.cache_dir = ""  # "": WORKDIR/cache
     c.ln_eps = 0.0  # 0: as the encoder's folder says (D6)
 
+    c.encoder_chunks = 1  # parts that the batch passes the encoder in; exact, see docs
     c.tuning = "lora"  # or last_n_blocks, full, norms
     c.last_n_blocks = 4
     c.train_norms = "all"  # D2; or final, none
@@ -54,6 +55,7 @@ def get_config(arg=None):
     c.loss.temperature = 0.07
     c.loss.learn_temperature = True
     c.loss.label_smoothing = 0.02
+    c.loss.chunk = 0  # columns of logits that exist at a time; 0: all
 
     c.data.transform = "distill"  # never flips: the heart stays on the left
     c.data.shuffle_pairs = False  # a control: breaks the pairing of the modalities

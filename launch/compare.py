@@ -250,7 +250,7 @@ def reconstructions(target: pathlib.Path, test, count: int = 4) -> list[tuple]:
     grid = (size // patch, size // patch)
     x = np.stack([images.resize(image, size) for image in test.images[:count]])
     ids_keep, ids_restore, mask = mae.random_masking(
-        jax.random.key(0), count, grid[0] * grid[1], config.loss.mask_ratio
+        jax.random.key(0), np.arange(count), grid[0] * grid[1], config.loss.mask_ratio
     )
     inputs = normalize(x, config.data.mean, config.data.std)
     params = checkpoint.read_params(target / "mae")

@@ -19,9 +19,10 @@ from pacx_jax import json_file, manifest, processes, sharding
 from pacx_jax.types import PacxError
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
-# Fields that change no number of a run.
+# Fields that change no number of a run, but for the order of sums.
 FREE = frozenset(
     (
+        "accumulate",
         "cache_dir",
         "data.allow_overlap",
         "data.cache",
@@ -29,12 +30,17 @@ FREE = frozenset(
         "data.namespace",
         "data.threads",
         "data.workers",
+        "encoder_chunks",
         "grace_seconds",
         "keep",
         "log_every",
+        "loss.chunk",
         "max_skipped",
+        "mesh.fsdp",
+        "mesh.tensor",
         "nonfinite",
         "num_devices",
+        "remat",
         "watchdog_seconds",
     )
 )

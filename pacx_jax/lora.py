@@ -73,10 +73,12 @@ def applied(
     alpha: float,
     dropout: float = 0.0,
     key: jax.Array | None = None,
+    rows: jax.Array | None = None,
 ):
     """Within this context, `model.apply` runs with the adapters added.
 
-    `dropout` > 0 needs `key`; each module draws its mask from the key and its name.
+    `dropout` > 0 needs `key`. A row's mask depends on the key, the module's name and
+    the row's number in the global batch, `rows` (b,) (default: 0 to b - 1), alone.
     """
     pairs = flax.traverse_util.flatten_dict(adapters)
     if dropout and key is None:
@@ -92,7 +94,11 @@ def applied(
         x, a, b = args[0], pairs[path + ("a",)], pairs[path + ("b",)]
         if dropout:
             k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
-            keep = jax.random.bernoulli(k, 1 - dropout, x.shape)
+            numbers = jnp.arange(len(x)) if rows is None else rows
+            each = jax.vmap(jax.random.fold_in, (None, 0))(k, numbers)
+            keep = jax.vmap(
+                lambda k: jax.random.bernoulli(k, 1 - dropout, x.shape[1:])
+            )(each)
             x = jnp.where(keep, x / (1 - dropout), 0)
         x, a, b = (v.astype(y.dtype) for v in (x, a, b))
         return y + _scale(a, alpha) * low_rank(x, a, b)

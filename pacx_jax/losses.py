@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
+from pacx_jax import sharding
 from pacx_jax.types import Array
 
 
@@ -45,22 +46,67 @@ def cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> Arra
     return -smooth.mean()
 
 
+def chunked_cross_entropy(
+    rows: Array, columns: Array, targets: Array, label_smoothing: float, chunk: int
+) -> Array:
+    """`cross_entropy` of rows columns^T, of which (m, chunk) exist at a time.
+
+    A row's loss is lse - (1 - e) positive - e mean, and only lse, the logarithm of its
+    sum of exponentials, needs all of its logits: it is the logsumexp of those of blocks
+    of columns. The backward pass computes each block again, so that the gradient is
+    exact and takes no more memory: O(m chunk + m b / chunk).
+
+    Args:
+      rows: (m, d), times the scale.
+      columns: (b, d); `chunk` divides b.
+      targets: (m,) column of each row's positive.
+      label_smoothing: as in `cross_entropy`.
+    """
+    b, d = columns.shape
+
+    @jax.checkpoint
+    def block_lse(block):
+        logits = jnp.matmul(rows, block.T, precision="highest")
+        return jax.nn.logsumexp(logits, axis=1)
+
+    parts = jax.lax.map(block_lse, columns.reshape(b // chunk, chunk, d))
+    lse = jax.nn.logsumexp(parts, axis=0)
+    positive = (rows * columns[targets]).sum(-1)
+    mean = jnp.matmul(rows, columns.mean(0), precision="highest")
+    return (lse - (1 - label_smoothing) * positive - label_smoothing * mean).mean()
+
+
 def info_nce(
-    za: Array, zb: Array, scale: Array, *, label_smoothing: float, mesh: Mesh
+    za: Array,
+    zb: Array,
+    scale: Array,
+    *,
+    label_smoothing: float,
+    mesh: Mesh,
+    chunk: int = 0,
 ) -> Array:
     """Symmetric InfoNCE over the global batch with gathered negatives.
 
       1/2 [CE(scale za zb^T) + CE(scale zb za^T)],  rows L2-normalised
 
     Each device holds its rows and gathers the others' embeddings, (b, d), so its logits
-    are (m, b). Gradients flow through the gather; the result is that of one device.
+    are (m, b), or (m, chunk) at a time. Gradients flow through the gather; the result
+    is that of one device.
 
     Args:
       za, zb: (b, d) embeddings of two modalities, row i of both from one patient.
       scale: () positive factor, as from `temperature_scale`.
-      mesh: the batch is split over its "data" axis.
+      mesh: the batch is split over its axes `sharding.ROWS`.
+      chunk: how many columns of logits exist at a time, a divisor of b; 0: all.
     """
-    rows = PartitionSpec("data")
+    rows, axes = PartitionSpec(sharding.ROWS), sharding.ROWS
+
+    def entropy(x, columns, targets):
+        if chunk:
+            return chunked_cross_entropy(x, columns, targets, label_smoothing, chunk)
+        # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
+        logits = jnp.matmul(x, columns.T, precision="highest")
+        return cross_entropy(logits, targets, label_smoothing)
 
     @functools.partial(
         jax.shard_map,
@@ -69,16 +115,13 @@ def info_nce(
         out_specs=PartitionSpec(),
     )
     def local(za, zb, scale):
-        all_a = jax.lax.all_gather(za, "data", tiled=True)
-        all_b = jax.lax.all_gather(zb, "data", tiled=True)
+        all_a = jax.lax.all_gather(za, axes, tiled=True)
+        all_b = jax.lax.all_gather(zb, axes, tiled=True)
         m = za.shape[0]
-        targets = jnp.arange(m) + jax.lax.axis_index("data") * m
-        # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
-        a_to_b = jnp.matmul(scale * za, all_b.T, precision="highest")
-        b_to_a = jnp.matmul(scale * zb, all_a.T, precision="highest")
-        loss = cross_entropy(a_to_b, targets, label_smoothing)
-        loss += cross_entropy(b_to_a, targets, label_smoothing)
-        return jax.lax.pmean(loss / 2, "data")
+        targets = jnp.arange(m) + jax.lax.axis_index(axes) * m
+        loss = entropy(scale * za, all_b, targets)
+        loss += entropy(scale * zb, all_a, targets)
+        return jax.lax.pmean(loss / 2, axes)
 
     return local(l2_normalize(za), l2_normalize(zb), scale)
 
@@ -94,4 +137,9 @@ def masked_bce(logits: Array, labels: Array, mask: Array) -> Array:
     logits = wide(logits)
     loss = jnp.maximum(logits, 0) - logits * labels
     loss += jnp.log1p(jnp.exp(-jnp.abs(logits)))
-    return (loss * mask).sum() / jnp.maximum(mask.sum(), 1)
+    return (loss * mask).sum() / known(mask)
+
+
+def known(mask: Array) -> Array:
+    """By what `masked_bce` divides: the entries whose mask is 1, at least one."""
+    return jnp.maximum(mask.sum(), 1)

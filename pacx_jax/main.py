@@ -118,7 +118,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     least = dict.fromkeys(("global_batch_size", "total_steps", "keep"), 1)
     least |= dict.fromkeys(("log_every", "eval_every", "save_every", "lora.rank"), 1)
     least |= dict.fromkeys(("model.patch_size", "data.image_size"), 1)
-    least |= dict.fromkeys(("num_devices", "data.threads", "optim.peak_lr"), 0)
+    least |= dict.fromkeys(("mesh.tensor", "accumulate", "encoder_chunks"), 1)
+    least |= dict.fromkeys(("num_devices", "mesh.fsdp", "loss.chunk"), 0)
+    least |= dict.fromkeys(("data.threads", "optim.peak_lr"), 0)
     least |= dict.fromkeys(("optim.warmup_steps", "optim.weight_decay"), 0)
     for name, low in least.items():
         if flat.get(name, low) < low:

@@ -1,39 +1,120 @@
-"""Mesh, parameter rules, and host batches as global arrays."""
+"""Mesh, parameter rules, activations, and host batches as global arrays.
+
+The mesh has three axes, "data", "fsdp" and "tensor", whatever their sizes. Rows of a
+batch are split over the first two; parameters over the last two, by RULES.
+docs/sharding.md explains both.
+"""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Mapping
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from pacx_jax.types import Batch, PacxError, Params
+from pacx_jax.types import Array, Batch, PacxError, Params
 
-# (regex on the slash-joined path, spec); the first match decides. ViT-B fits every
-# chip, so parameters are replicated by default and only the batch is split.
-DEFAULT_RULES = ((r".*", PartitionSpec()),)
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
+
+# (regex on the slash-joined path, spec); the first match decides, for what is trained,
+# what is frozen and moments alike: their paths end alike. The kernels of transformer
+# blocks are 99% of a ViT; the rest, and all of the ECG's and labs' networks, is
+# replicated.
+RULES = (
+    # Megatron's layout: qkv and fc1 by their outputs, proj and fc2 by their inputs.
+    (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/kernel", PartitionSpec("fsdp", "tensor")),
+    (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/bias", PartitionSpec("tensor")),
+    (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/kernel", PartitionSpec("tensor", "fsdp")),
+    # LoRA: the side that meets a split one. To gather 1% would cost more than it saves.
+    (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/b", PartitionSpec(None, "tensor")),
+    (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/a", PartitionSpec("tensor")),
+    (r".*", PartitionSpec()),
+)
+
+# Automatic "fsdp": parameters a device. ViT-B's MAE has 112 million, in training 1.8 GB
+# with its gradient and two moments.
+MOST_PARAMETERS = 2**27
 
 
-def make_mesh(num_devices: int = 0) -> Mesh:
-    """A mesh with one axis, "data", over the first `num_devices` (0 = all) devices."""
+def make_mesh(num_devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """The mesh over the first `num_devices` (0 = all) devices.
+
+    Args:
+      fsdp: over how many devices each block's parameters are split.
+      tensor: over how many each layer's heads and hidden units are. "data" is what
+        is left.
+
+    Raises:
+      PacxError: too few devices, or a number of them that the axes do not divide.
+    """
     devices = jax.devices()
     if num_devices > len(devices):
         raise PacxError(
             f"config.num_devices is {num_devices} but there are {len(devices)} devices"
         )
     devices = devices[: num_devices or None]
+    for name, size in (("fsdp", fsdp), ("tensor", tensor)):
+        if size < 1:
+            raise PacxError(f"config.mesh.{name} is {size}: give at least 1")
+    if len(devices) % (fsdp * tensor):
+        raise PacxError(
+            f"config.mesh.fsdp {fsdp} x config.mesh.tensor {tensor} does not divide "
+            f"the {len(devices)} devices"
+        )
     return jax.make_mesh(
-        (len(devices),), ("data",), devices=devices, axis_types=(AxisType.Auto,)
+        (len(devices) // (fsdp * tensor), fsdp, tensor),
+        AXES,
+        devices=devices,
+        axis_types=(AxisType.Auto,) * 3,
     )
 
 
-def check_batch_size(global_batch_size: int, mesh: Mesh) -> None:
-    """Raises PacxError unless every device gets as many rows as every other."""
-    n = mesh.shape["data"]
+def automatic_fsdp(params: Params, mesh: Mesh) -> int:
+    """The least "fsdp" that leaves a device at most MOST_PARAMETERS of a tree's.
+
+    1 up to ViT-B's size; the most there can be where none is enough. It divides the
+    mesh's "data" axis, and every axis that RULES split by it.
+    """
+    tensor, count = mesh.shape["tensor"], mesh.shape["data"]
+    total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+    sizes = [
+        n
+        for n in range(1, count + 1)
+        if count % n == 0 and misfit(params, {"fsdp": n}) is None
+    ]
+    enough = [n for n in sizes if total <= n * tensor * MOST_PARAMETERS]
+    return (enough or sizes[-1:])[0]
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """In how many parts the rows of a batch lie."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
+def check_batch_size(
+    global_batch_size: int, mesh: Mesh, parts: Mapping[str, int] | None = None
+) -> None:
+    """Raises PacxError unless every device gets as many rows as every other.
+
+    Args:
+      parts: config field -> number of parts that the batch is taken in, such as
+        {"accumulate": 4}; each of them must be split evenly too.
+    """
+    n, tensor = batch_shards(mesh), mesh.shape["tensor"]
+    what = f"{n} devices" if tensor == 1 else f"{n} groups of {tensor} devices"
+    for field, count in (parts or {}).items():
+        if count < 1:
+            raise PacxError(f"config.{field} is {count}: give at least 1")
+        if count > 1:
+            n, what = n * count, f"{what} x config.{field} {count}"
     if global_batch_size < 1 or global_batch_size % n:
         raise PacxError(
-            f"global_batch_size {global_batch_size} is not divisible by {n} devices: "
+            f"global_batch_size {global_batch_size} is not divisible by {what}: "
             f"set config.global_batch_size to a multiple of {n}"
         )
 
@@ -43,17 +124,58 @@ def path_name(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
 
 
-def tree_shardings(tree: Params, mesh: Mesh, rules=DEFAULT_RULES):
-    """The NamedSharding of every leaf, by the first rule that matches its path."""
+def rule(name: str, rules=RULES) -> PartitionSpec:
+    """The spec of the first rule that matches the whole of a slash-joined path."""
+    for pattern, spec in rules:
+        if re.fullmatch(pattern, name):
+            return spec
+    raise PacxError(f"no sharding rule matches the parameter {name}")
 
-    def one(path, leaf):
+
+def misfit(tree: Params, sizes: Mapping[str, int], rules=RULES):
+    """The first (path, length, mesh axis) that the mesh axis does not divide, or None.
+
+    Args:
+      sizes: of mesh axes; what is not in it has size 1.
+    """
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = path_name(path)
-        for pattern, spec in rules:
-            if re.fullmatch(pattern, name):
-                return NamedSharding(mesh, spec)
-        raise PacxError(f"no sharding rule matches the parameter {name}")
+        for axis, length in zip(rule(name, rules), np.shape(leaf), strict=False):
+            if axis is not None and length % sizes.get(axis, 1):
+                return name, length, axis
+    return None
 
-    return jax.tree_util.tree_map_with_path(one, tree)
+
+def tree_shardings(tree: Params, mesh: Mesh, rules=RULES):
+    """The NamedSharding of every leaf, by the first rule that matches its path.
+
+    Axes of the mesh that have size 1 do not appear: then a leaf is replicated.
+
+    Raises:
+      PacxError: a mesh axis that does not divide what it would split. To replicate
+        that leaf instead would take the memory that the axis was chosen to save.
+    """
+    wrong = misfit(tree, mesh.shape, rules)
+    if wrong:
+        name, length, axis = wrong
+        raise PacxError(
+            f"config.mesh.{axis} {mesh.shape[axis]} does not divide the length "
+            f"{length} of {name}: choose a divisor of it"
+        )
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: NamedSharding(
+            mesh, _present(rule(path_name(path), rules), mesh)
+        ),
+        tree,
+    )
+
+
+def _present(spec: PartitionSpec, mesh) -> PartitionSpec:
+    """The spec without axes of size 1."""
+    axes = [None if axis and mesh.shape[axis] == 1 else axis for axis in spec]
+    while axes and axes[-1] is None:
+        axes.pop()
+    return PartitionSpec(*axes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -62,8 +184,69 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over the devices."""
-    return NamedSharding(mesh, PartitionSpec("data"))
+    """Rows split over the devices: every batch of every jit lies so."""
+    return NamedSharding(mesh, PartitionSpec(ROWS))
+
+
+def tracing(mesh: Mesh):
+    """Within this context, functions being traced constrain their activations to it."""
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+
+
+def constrain(x: Array, *axes) -> Array:
+    """x, laid out as PartitionSpec(*axes) on the mesh of `tracing`, if there is one."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def constrain_rows(x: Array) -> Array:
+    """x (b, ...) split by rows alone; a batch too small for it, as in `init`, stays."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % batch_shards(mesh):
+        return x
+    return constrain(x, ROWS)
+
+
+def check_heads(num_heads: int) -> None:
+    """PacxError unless the "tensor" axis of `tracing` divides the attention heads."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and num_heads % mesh.shape["tensor"]:
+        raise PacxError(
+            f"config.mesh.tensor {mesh.shape['tensor']} does not divide the "
+            f"{num_heads} heads of the model's attention: choose a divisor of it"
+        )
+
+
+def row_numbers(batch: Batch) -> Array:
+    """(b,) int32: which rows of the global batch these are. Randomness keys on them.
+
+    Where a batch is taken in parts, `split_rows` has put them beside the examples.
+    """
+    if "row_numbers" in batch:
+        return batch["row_numbers"]
+    return jnp.arange(len(next(iter(batch.values()))), dtype=jnp.int32)
+
+
+def split_rows(batch: Batch, count: int) -> Batch:
+    """A batch as `count` parts, (count, b / count, ...) each, with their row numbers.
+
+    Part i holds the rows whose number is i modulo `count`: each device takes a share of
+    its own rows, and nothing is sent.
+    """
+    batch = {**batch, "row_numbers": row_numbers(batch)}
+
+    def one(x):
+        x = x.reshape(x.shape[0] // count, count, *x.shape[1:])
+        return constrain(x.swapaxes(0, 1), None, ROWS)
+
+    return jax.tree.map(one, batch)
+
+
+def join_rows(x: Array) -> Array:
+    """Inverse of `split_rows` for one array: (count, b / count, ...) -> (b, ...)."""
+    x = x.swapaxes(0, 1)
+    return constrain(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), ROWS)
 
 
 def local_rows(global_batch_size: int, mesh: Mesh) -> np.ndarray:
@@ -75,7 +258,7 @@ def local_rows(global_batch_size: int, mesh: Mesh) -> np.ndarray:
 
 def padded_size(n: int, mesh: Mesh) -> int:
     """The least number of rows from n on that the mesh's devices share evenly."""
-    devices = mesh.shape["data"]
+    devices = batch_shards(mesh)
     return -(-n // devices) * devices
 
 
@@ -84,7 +267,7 @@ def call_size(n: int, most: int, mesh: Mesh) -> int:
 
     Few rows cost little then, and few sizes are compiled.
     """
-    devices = mesh.shape["data"]
+    devices = batch_shards(mesh)
     rows = -(-n // devices)
     return min(devices * 2 ** (rows - 1).bit_length(), most)
 
@@ -92,6 +275,15 @@ def call_size(n: int, most: int, mesh: Mesh) -> int:
 def pad_rows(array: np.ndarray, n: int) -> np.ndarray:
     """The array with rows of zeros after its own, n in all."""
     return np.pad(array, [(0, n - len(array))] + [(0, 0)] * (array.ndim - 1))
+
+
+def put_tree(tree: Params, shardings) -> Params:
+    """A tree that every process holds whole -> global arrays, laid out as stated."""
+    return jax.tree.map(
+        lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: x[i]),
+        tree,
+        shardings,
+    )
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:

@@ -86,10 +86,8 @@ def set_up(config, workdir: str, opened: dict) -> Stage:
     Raises:
       PacxError: whatever is wrong with the config, the data or the weights.
     """
-    mesh = sharding.make_mesh(config.num_devices)
-    sharding.check_batch_size(config.global_batch_size, mesh)
     config = batches.with_label_names(config, opened)
-    objective = objectives.make(config, mesh)
+    mesh, objective = place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)
     tx = optim.make(optim.settings(config), config.total_steps)
     init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
@@ -99,7 +97,8 @@ def set_up(config, workdir: str, opened: dict) -> Stage:
         return step.make_state({**params, **loaded}, objective, tx)
 
     loaded = load_parts(objective, init_key)
-    abstract = jax.eval_shape(init, init_key, loaded)
+    with sharding.tracing(mesh):
+        abstract = jax.eval_shape(init, init_key, loaded)
     shardings = sharding.tree_shardings(abstract, mesh)
     return Stage(
         config=config,
@@ -111,13 +110,50 @@ def set_up(config, workdir: str, opened: dict) -> Stage:
             abstract,
             shardings,
         ),
-        init=lambda: jax.jit(init, out_shardings=shardings)(init_key, loaded),
-        train_step=step.make_train_step(objective, tx, mesh, shardings),
+        init=lambda: first_state(init, init_key, loaded, shardings, mesh),
+        train_step=step.make_train_step(
+            objective, tx, mesh, shardings, config.get("accumulate", 1)
+        ),
         eval_step=step.make_eval_step(objective, mesh, shardings),
         step_key=step_key,
         eval_key=eval_key,
         weights={part: identity.of_tree(tree) for part, tree in loaded.items()},
     )
+
+
+def first_state(init, key, loaded: dict, shardings, mesh: Mesh) -> step.TrainState:
+    """init(key, loaded), made where it shall lie."""
+    split = sharding.tree_shardings(loaded, mesh)
+    jitted = jax.jit(
+        init,
+        in_shardings=(sharding.replicated(mesh), split),
+        out_shardings=shardings,
+    )
+    return jitted(key, sharding.put_tree(loaded, split))
+
+
+def place(config) -> tuple[Mesh, Objective]:
+    """The mesh that `config.mesh` describes, and the objective on it.
+
+    A config from before there was `mesh` has the automatic one.
+
+    Raises:
+      PacxError: the mesh does not match the devices, the batch or the model.
+    """
+    wanted = config.get("mesh") or {}
+    fsdp, tensor = wanted.get("fsdp", 0), wanted.get("tensor", 1)
+    mesh = sharding.make_mesh(config.num_devices, fsdp or 1, tensor)
+    parts = ("accumulate", "encoder_chunks")
+    parts = {name: config.get(name, 1) for name in parts}
+    sharding.check_batch_size(config.global_batch_size, mesh, parts)
+    objective = objectives.make(config, mesh)
+    if not fsdp:
+        shapes = jax.eval_shape(objective.init, jax.random.key(0))
+        fsdp = sharding.automatic_fsdp(shapes, mesh)
+        if fsdp > 1:
+            mesh = sharding.make_mesh(config.num_devices, fsdp, tensor)
+            objective = objectives.make(config, mesh)
+    return mesh, objective
 
 
 def load_parts(objective: Objective, key: jax.Array) -> dict:
@@ -127,6 +163,8 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
       PacxError: a folder without that part, or with one of another architecture.
     """
     loaded = {}
+    if not objective.pretrained:
+        return loaded
     expected = jax.eval_shape(objective.init, key)
     for part, folder in objective.pretrained.items():
         model = model_folder.load(folder)

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from pacx_jax import sharding
-from pacx_jax.types import Metrics, Objective, Params
+from pacx_jax.types import Metrics, Objective, PacxError, Params
 
 
 @flax.struct.dataclass
@@ -63,21 +63,40 @@ def make_train_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     state_shardings: TrainState,
+    accumulate: int = 1,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """(state, batch, key) -> (state, metrics); the state is donated.
 
     The step's randomness is `fold_in(key, step)`, so a resumed run draws the same.
     Metrics hold the loss, the objective's own values and the gradient's norm.
+
+    Args:
+      accumulate: in how many parts the batch is taken, for the memory of one; loss and
+        gradient are those of the whole batch.
     """
+    check_accumulate(objective, accumulate)
 
     def train_step(state, batch, key):
         rng = jax.random.fold_in(key, state.step)
 
-        def loss_fn(params):
+        def loss_fn(params, batch):
             everything = merge_params(params, state.frozen)
             return objective.loss(everything, batch, rng, train=True)
 
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        def gradient(batch):
+            found = jax.value_and_grad(loss_fn, has_aux=True)(state.params, batch)
+            # Of a parameter that is split, a device needs its share of the gradient.
+            return found[0], jax.lax.with_sharding_constraint(
+                found[1], state_shardings.params
+            )
+
+        with sharding.tracing(mesh):
+            if accumulate == 1:
+                (loss, metrics), grads = gradient(batch)
+            else:
+                (loss, metrics), grads = averaged(
+                    gradient, batch, accumulate, objective.weight
+                )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
@@ -101,6 +120,34 @@ def make_train_step(
     )
 
 
+def check_accumulate(objective: Objective, accumulate: int) -> None:
+    """Refuses to take a batch in parts where that would change the loss."""
+    if accumulate > 1 and objective.weight is None:
+        raise PacxError(
+            f"config.accumulate is {accumulate}, but this objective's loss is no mean "
+            "over examples (InfoNCE, pooled Dice): parts of a batch would change it. "
+            "Give 1; Stage 2 has config.encoder_chunks for a large batch"
+        )
+
+
+def averaged(function, batch, count: int, weight: Callable):
+    """function(batch) as the weighted mean of its values over `count` parts.
+
+    Args:
+      function: batch -> tree of arrays, such as a loss and its gradient.
+      weight: part of a batch -> its weight, see `Objective`.
+    """
+    parts, total = sharding.split_rows(batch, count), weight(batch)
+    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], parts))
+
+    def add(so_far, part):
+        share = weight(part) / total
+        return jax.tree.map(lambda s, v: s + share * v, so_far, function(part)), None
+
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    return jax.lax.scan(add, zeros, parts)[0]
+
+
 def make_eval_step(objective: Objective, mesh: Mesh, state_shardings: TrainState):
     """(state, batch, key) -> the objective's outputs of each example, on all devices.
 
@@ -108,7 +155,9 @@ def make_eval_step(objective: Objective, mesh: Mesh, state_shardings: TrainState
     """
 
     def eval_step(state, batch, key):
-        return objective.outputs(merge_params(state.params, state.frozen), batch, key)
+        params = merge_params(state.params, state.frozen)
+        with sharding.tracing(mesh):
+            return objective.outputs(params, batch, key)
 
     return jax.jit(
         eval_step,

@@ -55,6 +55,9 @@ class Objective:
         validation set -> dict of floats, logged as `val/<name>`.
       pretrained: names of top-level parameter subtrees -> folder to load them from.
       modalities: which entries an example must have ("image", "ecg", "labs", ...).
+      weight: batch -> positive scalar, by which the losses of a batch's parts are
+        averaged to that of the whole (config.accumulate): the number of examples, or
+        of known entries. None where no average is the loss of the whole.
     """
 
     init: Callable[[jax.Array], Params]
@@ -64,3 +67,4 @@ class Objective:
     summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
     pretrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
     modalities: tuple[str, ...] = ("image",)
+    weight: Callable[[Batch], Array] | None = None

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import batches, checkpoint, objectives, overlap, sharding, stage, step
+from pacx_jax import batches, checkpoint, overlap, sharding, stage, step
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import segment
 from pacx_jax.types import PacxError
@@ -29,17 +29,16 @@ def evaluate(config, workdir: str, split: str) -> dict:
         raise PacxError(f"{workdir} holds no finished run: train it first")
     config = ml_collections.ConfigDict(config.to_dict())
     config.data.val_split = split
-    mesh = sharding.make_mesh(config.num_devices)
     opened = batches.open_sources(config)
     overlap.check_evaluation(config, workdir, split)
     config = batches.with_label_names(config, opened)
-    objective = objectives.make(config, mesh)
+    mesh, objective = stage.place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)
     params = checkpoint.read_params(workdir, config.export)
     trained, frozen = step.split_params(params, objective.trainable)
     state = step.TrainState(jnp.zeros((), jnp.int32), trained, frozen, ())
-    state = jax.device_put(state, sharding.replicated(mesh))
     shardings = sharding.tree_shardings(state, mesh)
+    state = sharding.put_tree(state, shardings)
     eval_step = step.make_eval_step(objective, mesh, shardings)
     key = jax.random.key(config.seed)
     outputs, index = stage.collect(eval_step, state, data.val(), key, mesh)

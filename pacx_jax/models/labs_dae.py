@@ -67,13 +67,24 @@ def from_config(model) -> LabsDAE:
     )
 
 
-def corrupt(key: jax.Array, labs: Array, labs_mask: Array, rate: float):
-    """Drops a share of the observed entries: the value *and* its mask bit (D13)."""
-    drop = (jax.random.uniform(key, labs.shape) < rate) & (labs_mask > 0.5)
+def corrupt(key: jax.Array, rows: Array, labs: Array, labs_mask: Array, rate: float):
+    """Drops a share of the observed entries: the value *and* its mask bit (D13).
+
+    What is dropped depends on the key and on `rows`, (b,) row numbers of the global
+    batch, alone.
+    """
+    f = labs.shape[1]
+    noise = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (f,)))
+    drop = (noise(jnp.asarray(rows)) < rate) & (labs_mask > 0.5)
     keep = 1.0 - drop.astype(labs.dtype)
     return labs * labs_mask * keep, labs_mask * keep, drop
 
 
 def masked_mse(pred: Array, labs: Array, labs_mask: Array) -> Array:
     """Squared error over observed entries, mean over the whole batch."""
-    return (labs_mask * (pred - labs) ** 2).sum() / (labs_mask.sum() + 1e-6)
+    return (labs_mask * (pred - labs) ** 2).sum() / observed(labs_mask)
+
+
+def observed(labs_mask: Array) -> Array:
+    """By what `masked_mse` divides: the number of observed entries, never quite 0."""
+    return labs_mask.sum() + 1e-6

@@ -13,8 +13,13 @@ from pacx_jax.models import vit
 from pacx_jax.types import Array, PacxError
 
 
-def random_masking(key: jax.Array, b: int, n: int, mask_ratio: float):
+def random_masking(key: jax.Array, rows: Array, n: int, mask_ratio: float):
     """Draws one mask per image by sorting uniform noise.
+
+    Args:
+      rows: (b,) row numbers of the images in the global batch. A mask depends on the
+        key and its image's number alone: not on devices, nor on the parts of a batch.
+      n: patches of an image.
 
     Returns:
       ids_keep (b, k) with k = int(n * (1 - mask_ratio)); ids_restore (b, n), the place
@@ -26,8 +31,8 @@ def random_masking(key: jax.Array, b: int, n: int, mask_ratio: float):
             f"mask_ratio {mask_ratio} keeps {k} of {n} patches: keep at least one and "
             "mask at least one"
         )
-    # Drawn over the *global* batch, so masks do not depend on the device count.
-    ids_shuffle = jnp.argsort(jax.random.uniform(key, (b, n)), axis=1)
+    noise = jax.vmap(lambda r: jax.random.uniform(jax.random.fold_in(key, r), (n,)))
+    ids_shuffle = jnp.argsort(noise(jnp.asarray(rows)), axis=1)
     ids_restore = jnp.argsort(ids_shuffle, axis=1)
     mask = (ids_restore >= k).astype(jnp.float32)
     return ids_shuffle[:, :k], ids_restore, mask
@@ -42,6 +47,7 @@ class Decoder(nn.Module):
     num_heads: int = 16
     ln_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
 
     @nn.compact
     def __call__(
@@ -61,7 +67,9 @@ class Decoder(nn.Module):
         x = jnp.take_along_axis(x, ids_restore[..., None], axis=1)
         x = x + jnp.asarray(vit.posemb_sincos_2d(grid, self.width), x.dtype)[None]
         x = jnp.concatenate([cls, x], axis=1)
-        x = vit.stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype)
+        x = vit.stack(
+            x, self.depth, self.num_heads, self.ln_eps, self.dtype, self.remat
+        )
         x = nn.Dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
         )(x)
@@ -81,9 +89,9 @@ class MAE(nn.Module):
         return self.decoder(self.encoder(images, ids_keep), ids_restore, grid)
 
 
-def from_config(model, dtype: str = "float32") -> MAE:
+def from_config(model, dtype: str = "float32", remat: str = "none") -> MAE:
     """The MAE that `config.model` describes."""
-    encoder = vit.from_config(model, dtype)
+    encoder = vit.from_config(model, dtype).clone(remat=remat)
     return MAE(
         encoder=encoder,
         decoder=Decoder(
@@ -93,6 +101,7 @@ def from_config(model, dtype: str = "float32") -> MAE:
             num_heads=model.decoder.num_heads,
             ln_eps=model.ln_eps,
             dtype=encoder.dtype,
+            remat=remat,
         ),
     )
 

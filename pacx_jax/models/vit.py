@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pacx_jax import sharding
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array, PacxError
 
@@ -144,11 +145,32 @@ class Block(nn.Module):
         return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
 
-def stack(x: Array, depth: int, num_heads: int, ln_eps: float, dtype) -> Array:
-    """(b, n, d) through `depth` blocks and a LayerNorm, named in the calling module."""
+# config.remat -> what of a block is kept for the backward pass; the rest is computed
+# again. "dots": the outputs of its four dense layers; "full": its input alone.
+REMAT = {
+    "none": jax.checkpoint_policies.everything_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def stack(
+    x: Array, depth: int, num_heads: int, ln_eps: float, dtype, remat: str = "none"
+) -> Array:
+    """(b, n, d) through `depth` blocks and a LayerNorm, named in the calling module.
+
+    Each block is computed again in the backward pass as `remat` says (REMAT); its
+    parameters and adapters have the same names either way.
+    """
+    if remat not in REMAT:
+        raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
+    sharding.check_heads(num_heads)
+    block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
+    x = sharding.constrain_rows(x)
     for i in range(depth):
-        block = Block(num_heads, 4 * x.shape[-1], ln_eps, dtype, name=f"block_{i:02d}")
-        x = block(x)
+        name = f"block_{i:02d}"
+        x = block_of(num_heads, 4 * x.shape[-1], ln_eps, dtype, name=name)(x)
+        x = sharding.constrain_rows(x)
     return LayerNorm(ln_eps, name="norm")(x)
 
 
@@ -163,6 +185,7 @@ class ViT(nn.Module):
       posemb_grid: empty for fixed sin-cos positions, made for any grid. Else positions
         are parameters of a grid (rows, columns), as in converted ImageNet ViTs, and are
         resampled for other grids.
+      remat: what of a block is computed again in the backward pass, see `stack`.
     """
 
     patch_size: int = 16
@@ -172,6 +195,7 @@ class ViT(nn.Module):
     ln_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     posemb_grid: tuple[int, ...] = ()
+    remat: str = "none"
 
     @nn.compact
     def __call__(self, images: Array, ids_keep: Array | None = None) -> Array:
@@ -203,7 +227,7 @@ class ViT(nn.Module):
         )
         cls_token = (cls_token + cls_posemb).astype(x.dtype)
         x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)), x], 1)
-        return stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype)
+        return stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype, self.remat)
 
     def _posemb(self, grid: tuple[int, int], dtype):
         """Positions of the patches (1, n, d), and of the CLS token: 0 or (1, 1, d)."""

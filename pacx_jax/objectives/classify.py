@@ -13,7 +13,7 @@ import sklearn.metrics
 from pacx_jax import image_statistics, losses, model_folder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models.heads import LinearClassifier
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.types import Array, Batch, Objective, PacxError
 
 
 def make(config) -> Objective:
@@ -26,7 +26,7 @@ def make(config) -> Objective:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
     image_statistics.check_size(folder, config.model_init, config.data)
-    encoder = folder.module(config.dtype)
+    encoder = folder.module(config.dtype).clone(remat=config.get("remat", "none"))
     names = tuple(config.data.label_columns)
     head = LinearClassifier(len(names))
     mean, std = image_statistics.chosen(folder, config.data)
@@ -48,11 +48,14 @@ def make(config) -> Objective:
         if config.task == "multilabel":
             value = losses.masked_bce(y, batch["labels"], batch["label_mask"])
         else:
-            # One of c: a row without its class, or with several, has no loss.
-            one = (batch["labels"].sum(-1) == 1) & (batch["label_mask"].min(-1) > 0)
             each = -jax.nn.log_softmax(losses.wide(y)) * batch["labels"]
-            value = (each.sum(-1) * one).sum() / jnp.maximum(one.sum(), 1)
+            one = one_class(batch)
+            value = (each.sum(-1) * one).sum() / losses.known(one)
         return value, {}
+
+    def weight(batch):
+        multilabel = config.task == "multilabel"
+        return losses.known(batch["label_mask"] if multilabel else one_class(batch))
 
     def outputs(params, batch, key):
         del key
@@ -70,7 +73,14 @@ def make(config) -> Objective:
         summarize=summarize,
         pretrained={"encoder": config.model_init},
         modalities=("image", "labels"),
+        weight=weight,
     )
+
+
+def one_class(batch: Batch) -> Array:
+    """(b,) float32, 1 where a row has one class; other rows have no loss."""
+    one = (batch["labels"].sum(-1) == 1) & (batch["label_mask"].min(-1) > 0)
+    return one.astype(jnp.float32)
 
 
 def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from pacx_jax import image_statistics, lora, losses, model_folder
+from pacx_jax import image_statistics, lora, losses, model_folder, sharding
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import Head
@@ -32,6 +32,7 @@ def make(config, mesh: Mesh) -> Objective:
     """The distillation objective; `mesh` is where InfoNCE gathers its negatives."""
     modalities = _check(config)
     encoder = load_image_encoder(config).module(config.dtype)
+    encoder = encoder.clone(remat=config.get("remat", "none"))
     sources = {m: load_source(config, m) for m in modalities}
     heads = _heads(config, {m: s.width for m, s in sources.items()})
     parts = Parts(config, encoder, sources, heads)
@@ -48,6 +49,7 @@ def make(config, mesh: Mesh) -> Objective:
                 scale,
                 label_smoothing=weights.label_smoothing,
                 mesh=mesh,
+                chunk=weights.get("chunk", 0),
             )
             metrics[f"regression_{m}"] = losses.cosine_regression(
                 out[f"cxr_to_{m}"], targets[m]
@@ -120,7 +122,7 @@ class Parts:
     def forward(self, params: Params, batch: Batch, key: jax.Array, train: bool):
         """CLS token (b, d), frozen embeddings {m: (b, d_m)}, heads' outputs {name}."""
         lora_key, head_key = jax.random.split(key)
-        z = self.embed(params, batch["image"], lora_key, train)
+        z = self.embed_in_chunks(params, batch, lora_key, train)
         targets = jax.lax.stop_gradient(self.targets(params, batch))
         out = {}
         for i, (name, head) in enumerate(self.heads.items()):
@@ -131,8 +133,31 @@ class Parts:
             out[name] = head.apply(weights, x, train=train, rngs=rngs)
         return z, targets, out
 
-    def embed(self, params, images, key, train) -> Array:
-        """uint8 images (b, h, w, 3) -> CLS token (b, d), with adapters if there are."""
+    def embed_in_chunks(self, params, batch, key, train) -> Array:
+        """`embed` of a batch, `config.encoder_chunks` parts one after another.
+
+        In the backward pass each part is computed again, so that activations take the
+        memory of one. The loss sees the embeddings of all (Gao 2021, GradCache): loss
+        and gradient are those of the whole batch.
+        """
+        rows, count = sharding.row_numbers(batch), self.config.get("encoder_chunks", 1)
+        if count == 1:
+            return self.embed(params, batch["image"], rows, key, train)
+
+        @jax.checkpoint
+        def one(part):
+            rows = part["row_numbers"]
+            return self.embed(params, part["image"], rows, key, train)
+
+        images = {"image": batch["image"], "row_numbers": rows}
+        parts = sharding.split_rows(images, count)
+        return sharding.join_rows(jax.lax.map(one, parts))
+
+    def embed(self, params, images, rows, key, train) -> Array:
+        """uint8 images (b, h, w, 3) -> CLS token (b, d), with adapters if there are.
+
+        `rows` (b,) are the images' numbers in the global batch, for dropout.
+        """
         config = self.config
         images = normalize(images, config.data.mean, config.data.std)
         context = contextlib.nullcontext()
@@ -142,6 +167,7 @@ class Parts:
                 alpha=config.lora.alpha,
                 dropout=config.lora.dropout if train else 0.0,
                 key=key,
+                rows=rows,
             )
         with context:
             tokens = self.encoder.apply({"params": params["encoder"]}, images)
@@ -199,6 +225,12 @@ def _check(config) -> tuple[str, ...]:
     ):
         if value not in choices:
             raise PacxError(f"config.{field} {value!r}: choose {', '.join(choices)}")
+    chunk = config.loss.get("chunk", 0)
+    if chunk < 0 or (chunk and config.global_batch_size % chunk):
+        raise PacxError(
+            f"config.loss.chunk {chunk} does not divide config.global_batch_size "
+            f"{config.global_batch_size}: give a divisor, or 0 for all columns at once"
+        )
     if config.tuning == "norms" and config.train_norms == "none":
         raise PacxError(
             "config.tuning=norms with config.train_norms=none trains nothing of the "

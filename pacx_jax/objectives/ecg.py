@@ -37,4 +37,5 @@ def make(config) -> Objective:
         # The head is for this data's labels, and starts anew.
         pretrained={"encoder": config.model_init} if config.model_init else {},
         modalities=("ecg", "labels"),
+        weight=lambda batch: losses.known(batch["label_mask"]),
     )

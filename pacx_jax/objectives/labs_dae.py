@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from pacx_jax import sharding
 from pacx_jax.models import labs_dae
 from pacx_jax.types import Objective
 
@@ -17,17 +18,21 @@ def make(config) -> Objective:
         labs = jnp.zeros((1, config.model.features))
         return model.init(key, labs, labs)["params"]
 
+    def corrupt(key, batch):
+        rows, rate = sharding.row_numbers(batch), config.loss.corruption
+        return labs_dae.corrupt(key, rows, batch["labs"], batch["labs_mask"], rate)
+
     def loss(params, batch, key, *, train):
         labs, mask = batch["labs"], batch["labs_mask"]
         values, bits = labs, mask
         if train:
-            values, bits, _ = labs_dae.corrupt(key, labs, mask, config.loss.corruption)
+            values, bits, _ = corrupt(key, batch)
         pred = model.apply({"params": params}, values, bits)
         return labs_dae.masked_mse(pred, labs, mask), {}
 
     def outputs(params, batch, key):
         labs, mask = batch["labs"], batch["labs_mask"]
-        values, bits, drop = labs_dae.corrupt(key, labs, mask, config.loss.corruption)
+        values, bits, drop = corrupt(key, batch)
         drop = drop.astype(labs.dtype)
         clean = model.apply({"params": params}, labs, mask)
         denoised = model.apply({"params": params}, values, bits)
@@ -62,6 +67,7 @@ def make(config) -> Objective:
         if config.model_init
         else {},
         modalities=("labs",),
+        weight=lambda batch: labs_dae.observed(batch["labs_mask"]),
     )
 
 

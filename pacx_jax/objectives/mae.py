@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from pacx_jax import model_folder
+from pacx_jax import model_folder, sharding
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae
 from pacx_jax.types import Objective, PacxError
@@ -12,22 +12,23 @@ from pacx_jax.types import Objective, PacxError
 
 def make(config) -> Objective:
     """The MAE objective of `config` (model, loss.mask_ratio, loss.norm_pix_loss)."""
-    model = mae.from_config(config.model, config.dtype)
+    model = mae.from_config(config.model, config.dtype, config.get("remat", "none"))
     size, patch = config.data.image_size, config.model.patch_size
     mean, std = tuple(config.data.mean), tuple(config.data.std)
+    ratio = config.loss.mask_ratio
 
     def init(key):
         n = (size // patch) ** 2
         images = jnp.zeros((1, size, size, 3))
-        ids_keep, ids_restore, _ = mae.random_masking(key, 1, n, config.loss.mask_ratio)
+        ids_keep, ids_restore, _ = mae.random_masking(key, jnp.arange(1), n, ratio)
         return model.init(key, images, ids_keep, ids_restore)["params"]
 
     def reconstruct(params, batch, key):
         images = normalize(batch["image"], mean, std)
         target = mae.patch_targets(images, patch, config.loss.norm_pix_loss)
-        b, n, _ = target.shape
+        rows = sharding.row_numbers(batch)
         ids_keep, ids_restore, mask = mae.random_masking(
-            key, b, n, config.loss.mask_ratio
+            key, rows, target.shape[1], ratio
         )
         pred = model.apply({"params": params}, images, ids_keep, ids_restore)
         return pred, target, mask
@@ -62,6 +63,7 @@ def make(config) -> Objective:
         outputs=outputs,
         summarize=summarize,
         pretrained={part: config.model_init for part in parts},
+        weight=lambda batch: jnp.float32(len(batch["image"])),
     )
 
 

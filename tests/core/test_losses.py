@@ -39,7 +39,7 @@ def value_and_grads(mesh, pairs, dtype):
         scale = losses.temperature_scale(logit_scale)
         return losses.info_nce(za, zb, scale, label_smoothing=0.02, mesh=mesh)
 
-    rows = jax.sharding.NamedSharding(mesh, jax.P("data"))
+    rows = jax.sharding.NamedSharding(mesh, jax.P(("data", "fsdp")))
     everywhere = jax.sharding.NamedSharding(mesh, jax.P())
     grad = jax.jit(
         jax.value_and_grad(loss, argnums=(0, 1, 2)),

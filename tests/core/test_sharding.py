@@ -10,7 +10,7 @@ from pacx_jax.types import PacxError
 
 
 def test_mesh_takes_the_first_devices_or_all(meshes):
-    assert sharding.make_mesh().shape == {"data": 8}
+    assert sharding.make_mesh().shape == {"data": 8, "fsdp": 1, "tensor": 1}
     assert list(meshes[2].devices) == jax.devices()[:2]
 
 

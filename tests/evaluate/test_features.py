@@ -20,7 +20,7 @@ def check_data_parallel(jitted, params, rows):
     (of_params, of_rows), of_result = placed(jitted, params, rows)
     assert all(s.is_fully_replicated for s in jax.tree.leaves(of_params))
     for sharding in jax.tree.leaves(of_rows):
-        assert sharding.spec[0] == "data" and len(sharding.device_set) == 8
+        assert sharding.spec[0] == ("data", "fsdp") and len(sharding.device_set) == 8
     assert all(s.is_fully_replicated for s in of_result)
 
 

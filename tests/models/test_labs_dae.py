@@ -70,7 +70,9 @@ def test_the_mask_is_an_input_of_its_own(params, labs):
 
 def test_corruption_zeroes_value_and_mask_bit_of_what_it_drops(labs):
     values, mask = labs
-    x, m, drop = map(np.asarray, labs_dae.corrupt(jax.random.key(0), *labs, 0.15))
+    x, m, drop = map(
+        np.asarray, labs_dae.corrupt(jax.random.key(0), np.arange(6), *labs, 0.15)
+    )
     assert drop.any() and not (drop & (mask == 0)).any()
     np.testing.assert_array_equal(m, mask * ~drop)
     np.testing.assert_array_equal(x, values * mask * ~drop)
@@ -80,7 +82,7 @@ def test_corruption_zeroes_value_and_mask_bit_of_what_it_drops(labs):
 def test_corruption_drops_the_stated_share_of_observed_entries():
     # 70,000 entries: s.d. 0.00135. Bound 4 s.d.; measured 0.3 s.d.
     mask = np.ones((1400, 50), np.float32)
-    _, _, drop = labs_dae.corrupt(jax.random.key(1), mask, mask, 0.15)
+    _, _, drop = labs_dae.corrupt(jax.random.key(1), np.arange(1400), mask, mask, 0.15)
     assert abs(np.asarray(drop).mean() - 0.15) < 4 * 0.00135
 
 

@@ -36,7 +36,9 @@ def test_mae_honours_its_mask_ratio_and_compares_with_the_mean_colour(meshes):
     image = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
     out = jax.jit(objective.outputs)(params, {"image": image}, jax.random.key(1))
     # By hand: the masks this key draws, 12 of 16 patches, and the mean's squared error.
-    _, _, mask = map(np.asarray, mae.random_masking(jax.random.key(1), 3, 16, 0.75))
+    _, _, mask = map(
+        np.asarray, mae.random_masking(jax.random.key(1), np.arange(3), 16, 0.75)
+    )
     assert (mask.sum(1) == 12).all()
     x = (image / 255 - np.array([0.485, 0.456, 0.406])) / [0.229, 0.224, 0.225]
     error = (x - x.mean((1, 2), keepdims=True)) ** 2
@@ -100,7 +102,9 @@ def test_labs_validation_metrics_equal_plain_numpy(labs):
     out = jax.device_get(jax.jit(objective.outputs)(params, batch, key))
     got = objective.summarize(out)
     values, mask = batch["labs"], batch["labs_mask"]
-    x, m, drop = map(np.asarray, labs_dae.corrupt(key, values, mask, 0.15))
+    x, m, drop = map(
+        np.asarray, labs_dae.corrupt(key, np.arange(12), values, mask, 0.15)
+    )
     model = labs_dae.from_config(
         tiny.config("labs_dae", model__hidden=16, model__latent=8).model
     )
