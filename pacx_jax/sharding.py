@@ -41,18 +41,21 @@ RULES = (
 MOST_PARAMETERS = 2**27
 
 
-def make_mesh(num_devices: int = 0, fsdp: int = 1, tensor: int = 1) -> Mesh:
+def make_mesh(
+    num_devices: int = 0, fsdp: int = 1, tensor: int = 1, devices=None
+) -> Mesh:
     """The mesh over the first `num_devices` (0 = all) devices.
 
     Args:
       fsdp: over how many devices each block's parameters are split.
       tensor: over how many each layer's heads and hidden units are. "data" is what
         is left.
+      devices: of which; those of this machine where it is None.
 
     Raises:
       PacxError: too few devices, or a number of them that the axes do not divide.
     """
-    devices = jax.devices()
+    devices = list(jax.devices() if devices is None else devices)
     if num_devices > len(devices):
         raise PacxError(
             f"config.num_devices is {num_devices} but there are {len(devices)} devices"

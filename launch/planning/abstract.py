@@ -7,7 +7,9 @@ sizes; a batch's arrays come from the recipe's own transform, on one example mad
 
 from __future__ import annotations
 
+import dataclasses
 import io
+import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -17,9 +19,18 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import PIL.Image
+from jax.sharding import Mesh
 
 from configs import ecg_net1d, labs_dae, mae_vitb16
-from pacx_jax import finished_run, model_folder, objectives, optim, sharding, step
+from pacx_jax import (
+    finished_run,
+    model_folder,
+    objectives,
+    optim,
+    sharding,
+    stage,
+    step,
+)
 from pacx_jax.input import transforms
 from pacx_jax.types import Objective
 
@@ -71,31 +82,67 @@ def zero_folder(kind: str, directory: str, data, preset: str = "") -> str:
     return target
 
 
-def train_step(config, mesh) -> tuple[Callable, tuple]:
-    """(the jitted train step, its abstract arguments) of a completed config."""
-    objective = objectives.make(config, mesh)
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted step that is ready to be lowered.
+
+    Attributes:
+      function: state, batch and key -> what the run's own step gives.
+      args: the abstract ones.
+      mesh: of the devices it is for.
+      fixed: bytes of its state on one of them, which no batch changes.
+    """
+
+    function: Callable
+    args: tuple
+    mesh: Mesh
+    fixed: int
+
+
+def train_step(config, devices) -> Step:
+    """The train step of a completed config, as `stage.set_up` makes it.
+
+    Raises:
+      PacxError: a batch or a mesh that does not fit the devices.
+    """
+    mesh, objective = stage.place(config, devices)
     tx = optim.make(optim.settings(config), config.total_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def init(key):
         return step.make_state(objective.init(key), objective, tx)
 
-    state = jax.eval_shape(init, key)
+    with sharding.tracing(mesh):
+        state = jax.eval_shape(init, key)
     shardings = sharding.tree_shardings(state, mesh)
-    update = step.make_train_step(objective, tx, mesh, shardings)
-    return update, (state, batch(config, objective), key)
+    update = step.make_train_step(
+        objective, tx, mesh, shardings, config.get("accumulate", 1)
+    )
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    fixed = sum(
+        math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, s in leaves
+    )
+    return Step(update, (state, batch(config, objective), key), mesh, fixed)
 
 
-def forward(config, mesh) -> tuple[Callable, tuple]:
-    """(the loss alone, its abstract arguments), to tell forward from backward."""
-    objective = objectives.make(config, mesh)
+def forward(config, devices) -> Step:
+    """The loss alone, to tell forward from backward."""
+    mesh, objective = stage.place(config, devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(objective.init, key)
 
     def loss(params, batch, key):
-        return objective.loss(params, batch, key, train=True)
+        with sharding.tracing(mesh):
+            return objective.loss(params, batch, key, train=True)
 
-    return jax.jit(loss), (params, batch(config, objective), key)
+    params = jax.eval_shape(objective.init, key)
+    return Step(loss, (params, batch(config, objective), key), mesh, 0)
+
+
+def resized(config, rows: int) -> ml_collections.ConfigDict:
+    """config with another global batch."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.global_batch_size = rows
+    return config
 
 
 def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:

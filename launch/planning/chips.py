@@ -24,7 +24,7 @@ class Chip:
       hbm_bytes: of memory.
       peak_flops: bfloat16 FLOP/s, dense.
       hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s one way: of one ICI link of a TPU, of all NVLinks of a GPU.
+      link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
       network_bandwidth: bytes/s one way between nodes for each chip; 0 within a slice.
       per_host: chips of the smallest topology that a plan's curve starts at.
       slices: TPU topologies from one host to the largest slice; () for GPUs.
@@ -44,32 +44,32 @@ _FLAT = ("2x2", "4x4", "8x8", "16x16")  # of v5e and v6e, a square is a whole to
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _CUBES += ("8x8x16", "8x16x16", "16x16x16")
 
-# TPUs: https://docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read 2026-11-28. ICI is
+# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
 # given there as the sum of both directions of all ports of a chip: one link one way is
-# that / 2 / ports (v5e 400 GB/s / 2 / 4, v5p 1200 / 2 / 6, v6e 800 / 2 / 4). The page of
-# v4 has no such figure: its all-reduce bandwidth of a pod, 1.1 PB/s, over 4,096 chips
-# of 6 links is 44.8 GB/s a link, which is derived here and not published. The pages
-# write 16 and 32 GB of v5e and v6e: they are taken as GiB, as libtpu's limits are.
+# that / 2 / ports (v5e 400 GB/s / 2 / 4, v5p 1200 / 2 / 6, v6e 800 / 2 / 4). v4's page
+# has no such figure: its all-reduce bandwidth of a pod, 1.1 PB/s, over 4,096 chips of
+# 6 links is 44.8 GB/s a link, which is derived here and not published. The pages write
+# 16 and 32 GB for v5e and v6e: they are taken as GiB.
 TPUS = {
     "v4": Chip("v4", 32 * GIB, 275e12, 1200e9, 44.8e9, 0, 4, _CUBES),
     "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0, 4, _FLAT),
     "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0, 4, (*_CUBES, "16x16x24")),
     "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0, 4, _FLAT),
 }
-# GPUs, SXM boards: NVIDIA's data sheets of A100 80GB, H100 and H200 (memory, dense
-# bfloat16, NVLink as the sum of both directions: half of it one way). The network is
-# that of a DGX: one port of 400 Gb/s a GPU (A100: 200 Gb/s). These were checked against
-# what others quote of them (glennklockwood.com/garden/processors/A100, systems of MLPerf
-# Inference 3.1 and 4.1), not at the source, which could not be reached.
+# GPUs, SXM boards of A100 80GB, H100 and H200: memory, dense bfloat16, NVLink (half of
+# the sum of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU,
+# A100 200 Gb/s. NVIDIA's data sheets could not be reached: memory, its bandwidth and
+# NVLink are as acecloud.ai/blog/nvidia-b200-vs-h200-h100-a100 and
+# glennklockwood.com/garden/processors/A100 quote them, the port as the systems of
+# MLPerf Inference 3.1 and 4.1 do; the A100's port was not verified.
 GPUS = {
     "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9, 8),
     "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9, 8),
     "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 8),
 }
 LARGEST_GPUS = 1024  # where a GPU plan's curve ends
-# One neighbour to the next, each step of a ring: a TPU's ICI about 1 us (the scaling
-# book, jax-ml.github.io/scaling-book/tpus); for GPUs assumed, and not checked: NCCL's
-# steps within a node, and between nodes.
+# From one neighbour to the next, each step of a ring. Assumed, not verified: about 1 us
+# on ICI; the GPUs' are a guess of NCCL's steps.
 HOP_SECONDS = {"ici": 1e-6, "nvlink": 2e-6, "network": 10e-6}
 
 

@@ -31,8 +31,8 @@ def largest(
     """Tries batches until the largest is found, or `compiles` are spent.
 
     The next one lies where a line through the two nearest known points meets the
-    capacity; the first line starts at `fixed`. Each is tried, so what fits fits; what is
-    found is a lower bound unless the next `step` rows are known not to fit.
+    capacity; the first line starts at `fixed`. What is found was compiled and fits; it
+    is a lower bound unless the next `step` rows are known not to fit.
 
     Args:
       tried: what is known, at least one.
