@@ -68,8 +68,8 @@ GPUS = {
     "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 8),
 }
 LARGEST_GPUS = 1024  # where a GPU plan's curve ends
-# From one neighbour to the next, each step of a ring. Assumed, not verified: about 1 us
-# on ICI; the GPUs' are a guess of NCCL's steps.
+# From one neighbour to the next, each step of a ring. Assumed, not verified: 1 us on
+# ICI, and for GPUs a guess of NCCL's steps.
 HOP_SECONDS = {"ici": 1e-6, "nvlink": 2e-6, "network": 10e-6}
 
 

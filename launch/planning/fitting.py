@@ -27,6 +27,7 @@ def largest(
     fixed: int,
     compiles: int,
     step: int = STEP,
+    most: int = 2**31,
 ) -> list[Tried]:
     """Tries batches until the largest is found, or `compiles` are spent.
 
@@ -40,6 +41,7 @@ def largest(
       fixed: bytes that do not depend on the batch: parameters and optimizer.
       compiles: how many more.
       step: rows a chip come in multiples of this.
+      most: rows a chip that are not exceeded, whatever fits.
 
     Returns:
       all that were tried, by rows.
@@ -47,7 +49,8 @@ def largest(
     tried = sorted(tried, key=lambda t: t.rows)
     for _ in range(compiles):
         rows = _next(tried, capacity, fixed, step)
-        if rows is None:
+        rows = rows and min(rows, most - most % step)
+        if rows is None or rows in {t.rows for t in tried}:
             break
         tried = sorted([*tried, compile_at(rows)], key=lambda t: t.rows)
     return tried

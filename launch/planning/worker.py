@@ -21,6 +21,7 @@ from typing import Any
 from launch.planning import chips, collectives, fitting
 from pacx_jax.types import PacxError
 
+MOST_ROWS = 2**31 - 1  # of a global batch: their numbers are int32
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -155,8 +156,9 @@ def run(request: Request) -> Result:
 
         unit = config.get("accumulate", 1) * config.get("encoder_chunks", 1)
         unit *= -(-fitting.STEP // unit)
+        most = MOST_ROWS // shards
         tried = fitting.largest(
-            [first], compile_at, capacity, step.fixed, request.compiles, unit
+            [first], compile_at, capacity, step.fixed, request.compiles, unit, most
         )
         if compiled is None:
             _refuse(config, topology, shards, tried)
