@@ -31,7 +31,10 @@ from pacx_jax.types import PacxError  # noqa: E402
 
 # Mode -> its module, which has `run(options)`: a dict for the JSON, which begins with
 # `table`, the lines for people. Each imports what it needs and no more.
-MODES = {"input": "launch.benchmarks.input_pipeline"}
+MODES = {
+    "input": "launch.benchmarks.input_pipeline",
+    "scaling": "launch.benchmarks.scaling",
+}
 DTYPES = ("float32", "bfloat16")
 
 

@@ -10,6 +10,7 @@ import pathlib
 from typing import Any
 
 from launch.planning import chips, fitting, predict, worker
+from pacx_jax.types import PacxError
 
 ROOT = worker.ROOT
 # What a plan depends on besides its request.
@@ -98,6 +99,12 @@ def make(config, name: str, compiles: int, cache: pathlib.Path) -> Plan:
       PacxError: whatever is wrong with the config or the topology.
     """
     topology = chips.parse(name)
+    shards = topology.devices // max(config.mesh.tensor, 1)
+    if config.global_batch_size % max(shards, 1):
+        raise PacxError(
+            f"--global_batch={config.global_batch_size} is not divisible by the "
+            f"{topology.devices} chips of {name}: give a multiple of {shards}"
+        )
     request = worker.Request(config, name, not topology.is_tpu, compiles)
     result = _cached(request, cache)
     found, counted_on = result.collectives, "simulated"
