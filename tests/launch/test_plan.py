@@ -33,7 +33,7 @@ collectives predicted_images_per_s predicted_efficiency
 predicted_efficiency_no_overlap""".split()
 
 
-def compiled_text(mesh, body, *shapes, out=PartitionSpec()):
+def compiled_text(mesh, body, *shapes, out):
     rows = PartitionSpec("data")
     mapped = jax.shard_map(
         body, mesh=mesh, in_specs=(rows,) * len(shapes), out_specs=out, check_vma=False
@@ -96,7 +96,7 @@ def test_a_collective_in_a_loop_of_unknown_length_is_refused(meshes):
             lambda c: c.sum() < 100, lambda c: jax.lax.psum(c, "data"), x
         )
 
-    text = compiled_text(meshes[8], body, (16, 4))
+    text = compiled_text(meshes[8], body, (16, 4), out=PartitionSpec())
     with pytest.raises(ValueError, match="unknown length"):
         collectives.count(text, 8)
 
