@@ -16,7 +16,7 @@ ROOT = worker.ROOT
 # What a plan depends on besides its request.
 _SOURCES = ("pacx_jax", "configs")
 _OF_PLANNING = "abstract chips collectives fitting flops worker".split()
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "libtpu")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,18 +142,10 @@ def _key(request: worker.Request) -> str:
     fields = dataclasses.asdict(dataclasses.replace(request, config=None))
     fields["config"] = request.config.to_dict()
     digest.update(json.dumps(fields, sort_keys=True).encode())
-    for package in _PACKAGES:
-        digest.update(f"{package} {version(package)}\n".encode())
+    versions = [importlib.metadata.version(package) for package in _PACKAGES]
+    digest.update(" ".join([*versions, worker.libtpu_version()]).encode())
     files = [p for f in _SOURCES for p in sorted((ROOT / f).rglob("*.py"))]
     files += [ROOT / "launch" / "planning" / f"{name}.py" for name in _OF_PLANNING]
     for path in files:
         digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
-
-
-def version(package: str) -> str:
-    """The installed version, or "none"."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "none"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import importlib
+import importlib.metadata
 import pathlib
 import sys
 import time
 from concurrent import futures
 
-from launch.planning import chips, plan, report
+from launch.planning import chips, plan, report, worker
 from pacx_jax.types import PacxError
 
 PODS = ("v5e:16x16", "v6e:16x16", "v5p:8x8x16")
@@ -44,7 +45,8 @@ def renew(path: pathlib.Path, compiles: int, cache: pathlib.Path, jobs: int) -> 
             found = [line for each in running for line in each.result()]
         finally:
             pool.shutdown(cancel_futures=True)
-    versions = ", ".join(f"{p} {plan.version(p)}" for p in ("jax", "libtpu"))
+    jax = importlib.metadata.version("jax")
+    versions = f"jax {jax}, libtpu {worker.libtpu_version()}"
     made = f"Made on {datetime.date.today()} with {versions}, by\n"
     made += f"`python launch/plan.py --all --out={path.name}`."
     made = made.replace(path.name, f"docs/{path.name}")

@@ -97,7 +97,9 @@ def call(request: Request) -> Result:
         environment["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
     else:
         check_libtpu()
+        folders = [os.environ.get(k) for k in ("PACX_LIBTPU", "PYTHONPATH")]
         environment |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, folders)),
             "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to wait for
             "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is claimed
         }
@@ -122,13 +124,20 @@ def call(request: Request) -> Result:
 
 def check_libtpu() -> None:
     """PacxError where libtpu, which compiles for TPUs, is not installed."""
-    try:
-        importlib.metadata.version("libtpu")
-    except importlib.metadata.PackageNotFoundError:
+    if libtpu_version() == "none":
         raise PacxError(
-            "libtpu, which compiles for TPUs, is not installed: give it by "
-            "pip install -e '.[plan]', or see docs/scaling.md"
-        ) from None
+            "libtpu, which compiles for TPUs, is not installed: pip install -e "
+            "'.[plan]', or name its folder by PACX_LIBTPU (docs/scaling.md)"
+        )
+
+
+def libtpu_version() -> str:
+    """Of the environment's libtpu, or of that in the folder PACX_LIBTPU; or "none"."""
+    folder = os.environ.get("PACX_LIBTPU")
+    found = importlib.metadata.distributions(
+        name="libtpu", path=[folder] if folder else sys.path
+    )
+    return next((d.version for d in found), "none")
 
 
 def run(request: Request) -> Result:
