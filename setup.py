@@ -45,6 +45,7 @@ setuptools.setup(
         "ecg": ["wfdb>=4.3"],  # reading WFDB records
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
         "stablehlo": ["flatbuffers>=24"],
+        "plan": ["libtpu==0.0.52"],  # compiles for TPUs, on machines without one
         "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -37,6 +37,7 @@ MODES = {
     "embed": "launch.benchmarks.models",
     "ecg": "launch.benchmarks.models",
     "input": "launch.benchmarks.input_pipeline",
+    "scaling": "launch.benchmarks.scaling",
 }
 DTYPES = ("float32", "bfloat16")
 

@@ -100,7 +100,7 @@ def read_run(
 ) -> model_folder.ModelFolder:
     """The encoder of a run's checkpoint, and with `heads` what stands beside it."""
     params = checkpoint.read_params(workdir, which or config.export)
-    model = _model(config, params)
+    model = model_of(config, params)
     if heads:
         heads = _heads(config, workdir, params, model)
         model = dataclasses.replace(model, heads=heads)
@@ -168,7 +168,7 @@ def _label_names(file: pathlib.Path) -> list[str]:
     return labels
 
 
-def _model(config, params: Params) -> model_folder.ModelFolder:
+def model_of(config, params: Params) -> model_folder.ModelFolder:
     if config.objective in ("mae", "distill", "classify", "segment"):
         encoder = params["encoder"]
         mean, std = config.data.mean, config.data.std

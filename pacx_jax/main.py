@@ -168,7 +168,7 @@ def main() -> None:
     # Until the run listens itself, there is nothing that could be lost.
     signal.signal(signal.SIGTERM, lambda *_: os._exit(preemption.EXIT_CODE))
     try:
-        app.run(_main, flags_parser=_parse)
+        app.run(_main, flags_parser=parse_flags)
     except PacxError as e:
         _end(f"error: {' '.join(str(e).split())}", 2)
     except preemption.Preempted as e:
@@ -207,7 +207,7 @@ def _stop_on_full_disk() -> None:
     os._exit(2)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's parsing, whatever it raises made one line."""
     for argument in argv[1:]:
         name, _, value = argument.partition("=")
@@ -217,7 +217,7 @@ def _parse(argv: list[str]) -> list[str]:
                 f"--config {file}: no such file; run from the root of the clone"
             )
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
         text = str(e.args[0]) if e.args else type(e).__name__
         if isinstance(e, (AttributeError, KeyError)):

@@ -144,17 +144,20 @@ def first_state(init, key, loaded: dict, shardings, mesh: Mesh) -> step.TrainSta
     return jitted(key, sharding.put_tree(loaded, split))
 
 
-def place(config) -> tuple[Mesh, Objective]:
+def place(config, devices=None) -> tuple[Mesh, Objective]:
     """The mesh that `config.mesh` describes, and the objective on it.
 
     A config from before there was `mesh` has the automatic one.
+
+    Args:
+      devices: other ones than this machine's, such as a planned pod's.
 
     Raises:
       PacxError: the mesh does not match the devices, the batch or the model.
     """
     wanted = config.get("mesh") or {}
     fsdp, tensor = wanted.get("fsdp", 0), wanted.get("tensor", 1)
-    mesh = sharding.make_mesh(config.num_devices, fsdp or 1, tensor)
+    mesh = sharding.make_mesh(config.num_devices, fsdp or 1, tensor, devices)
     parts = ("accumulate", "encoder_chunks")
     parts = {name: config.get(name, 1) for name in parts}
     sharding.check_batch_size(config.global_batch_size, mesh, parts)
@@ -163,7 +166,7 @@ def place(config) -> tuple[Mesh, Objective]:
         shapes = jax.eval_shape(objective.init, jax.random.key(0))
         fsdp = sharding.automatic_fsdp(shapes, mesh)
         if fsdp > 1:
-            mesh = sharding.make_mesh(config.num_devices, fsdp, tensor)
+            mesh = sharding.make_mesh(config.num_devices, fsdp, tensor, devices)
             objective = objectives.make(config, mesh)
     return mesh, objective
 

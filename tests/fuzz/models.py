@@ -175,7 +175,7 @@ def _parse(path: pathlib.Path) -> None:
         ["main", *text.split()],
     )  # where overrides are looked up
     try:
-        main._parse(sys.argv)
+        main.parse_flags(sys.argv)
         if main._CONFIG.value is not None:
             main.check_values(main._CONFIG.value)
     except OSError as error:  # which main makes one line, as it stands

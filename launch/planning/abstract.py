@@ -1,0 +1,188 @@
+"""A recipe's real train step with shapes for arguments: no data, no weights, no device.
+
+What a run would load decides shapes too: encoders' sizes and the arrays of a batch.
+Encoders that the config does not name are written as folders of zeros in the published
+sizes; a batch's arrays come from the recipe's own transform, on one example made here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import math
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import PIL.Image
+from jax.sharding import Mesh
+
+from configs import ecg_net1d, labs_dae, mae_vitb16
+from pacx_jax import (
+    finished_run,
+    model_folder,
+    objectives,
+    optim,
+    sharding,
+    stage,
+    step,
+)
+from pacx_jax.input import transforms
+from pacx_jax.types import Objective
+
+# Of a recipe that takes its labels from the data: CheXpert's and ECGFounder's number.
+LABELS = {"classify": 14, "ecg": 150}
+_RECIPES = {"vit": mae_vitb16, "ecg_net1d": ecg_net1d, "labs_dae": labs_dae}
+_FOLDERS = {  # objective -> config field -> kind of the encoder it names
+    "distill": {"model_init": "vit", "ecg_init": "ecg_net1d", "labs_init": "labs_dae"},
+    "classify": {"model_init": "vit"},
+    "segment": {"model_init": "vit"},
+}
+
+
+def completed(config, directory: str) -> ml_collections.ConfigDict:
+    """config with encoders and labels, where a run would take them from elsewhere.
+
+    Args:
+      directory: where folders of zeros are written.
+    """
+    config = ml_collections.ConfigDict(config.to_dict())
+    for field, kind in _FOLDERS.get(config.objective, {}).items():
+        if not config[field]:
+            config[field] = zero_folder(kind, directory, config.data)
+    if not config.data.label_columns:
+        n = LABELS.get(config.objective, 0)
+        config.data.label_columns = tuple(f"label_{i}" for i in range(n))
+    return config
+
+
+def zero_folder(kind: str, directory: str, data, preset: str = "") -> str:
+    """Writes an encoder of zeros with the sizes of its recipe; returns its folder.
+
+    Args:
+      kind: one of `model_folder.KINDS`.
+      data: image size, mean and std of the run that reads it.
+      preset: the recipe's argument, such as "runlocal".
+    """
+    config = _RECIPES[kind].get_config(preset)
+    if kind == "vit":
+        config.data.image_size = data.image_size
+        for name in ("mean", "std"):
+            config.data[name] = tuple(data[name]) or tuple(config.data[name])
+    objective = objectives.make(config, sharding.make_mesh(1))
+    shapes = jax.eval_shape(objective.init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    target = str(pathlib.Path(directory) / kind)
+    model = finished_run.model_of(config, params)
+    model_folder.save(target, model, "Zeros, for shapes alone.\n")
+    return target
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A jitted step that is ready to be lowered.
+
+    Attributes:
+      function: state, batch and key -> what the run's own step gives.
+      args: the abstract ones.
+      mesh: of the devices it is for.
+      fixed: bytes of its state on one of them, which no batch changes.
+    """
+
+    function: Callable
+    args: tuple
+    mesh: Mesh
+    fixed: int
+
+
+def train_step(config, devices) -> Step:
+    """The train step of a completed config, as `stage.set_up` makes it.
+
+    Raises:
+      PacxError: a batch or a mesh that does not fit the devices.
+    """
+    mesh, objective = stage.place(config, devices)
+    tx = optim.make(optim.settings(config), config.total_steps)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def init(key):
+        return step.make_state(objective.init(key), objective, tx)
+
+    with sharding.tracing(mesh):
+        state = jax.eval_shape(init, key)
+    shardings = sharding.tree_shardings(state, mesh)
+    update = step.make_train_step(
+        objective, tx, mesh, shardings, config.get("accumulate", 1)
+    )
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    fixed = sum(
+        math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, s in leaves
+    )
+    return Step(update, (state, batch(config, objective), key), mesh, fixed)
+
+
+def forward(config, devices) -> Step:
+    """The loss alone, to tell forward from backward."""
+    mesh, objective = stage.place(config, devices)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def loss(params, batch, key):
+        with sharding.tracing(mesh):
+            return objective.loss(params, batch, key, train=True)
+
+    params = jax.eval_shape(objective.init, key)
+    return Step(loss, (params, batch(config, objective), key), mesh, 0)
+
+
+def resized(config, rows: int) -> ml_collections.ConfigDict:
+    """config with another global batch."""
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.global_batch_size = rows
+    return config
+
+
+def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of a global training batch, as `batches.Data` makes them."""
+    data = ml_collections.ConfigDict(config.data.to_dict())
+    data.modalities = objective.modalities
+    widths = {}
+    if config.objective == "distill":
+        kinds = {m: objectives.distill.load_source(config, m) for m in
+                 config.loss.modalities}  # fmt: skip
+        if "ecg" in objective.modalities:
+            data.ecg_decimate = kinds["ecg"].preprocessing["decimate"]
+        if config.physiology == "cached":
+            widths = {f"{m}_embedding": kind.width for m, kind in kinds.items()}
+    make = transforms.make(data.transform, data, train=True)
+    found: dict[str, Any] = dict(make(_example(config), np.random.default_rng(0)))
+    found |= {name: np.zeros(width, np.float32) for name, width in widths.items()}
+    rows = config.global_batch_size
+    return {
+        name: jax.ShapeDtypeStruct((rows, *np.shape(value)), jnp.asarray(value).dtype)
+        for name, value in found.items()
+    }
+
+
+def _example(config) -> dict[str, Any]:
+    rng, side = np.random.default_rng(0), config.data.image_size
+    features = config.model.features if config.objective == "labs_dae" else 50
+    mask = np.zeros((side, side), np.uint8)
+    mask[: side // 2] = 255
+    return {
+        "image": _png(rng.integers(0, 256, (side, side), np.uint8)),
+        "mask": _png(mask),
+        "ecg": rng.standard_normal((5000, 12)).astype(np.float32),
+        "labs": np.zeros(features, np.float32),
+        "labs_mask": np.ones(features, np.float32),
+        "labels": np.zeros(len(config.data.label_columns), np.float32),
+    }
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()

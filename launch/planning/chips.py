@@ -1,0 +1,188 @@
+"""Chips, their links, and the topologies they come in: all that a plan is told.
+
+Figures are those that makers publish; a plan is as good as they are. 1 GB is 1e9 bytes
+where the source says GB, and 2^30 where it says GiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+
+from pacx_jax.types import PacxError
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One kind of chip.
+
+    Attributes:
+      name: as in --topology.
+      hbm_bytes: of memory.
+      peak_flops: bfloat16 FLOP/s, dense.
+      hbm_bandwidth: bytes/s.
+      link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
+      network_bandwidth: bytes/s one way between nodes for each chip; 0 within a slice.
+      per_host: chips of the smallest topology that a plan's curve starts at.
+      slices: TPU topologies from one host to the largest slice; () for GPUs.
+    """
+
+    name: str
+    hbm_bytes: int
+    peak_flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+    network_bandwidth: float
+    per_host: int
+    slices: tuple[str, ...] = ()
+
+
+_FLAT = ("2x2", "4x4", "8x8", "16x16")  # of v5e and v6e, a square is a whole torus
+_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
+_CUBES += ("8x8x16", "8x16x16", "16x16x16")
+
+# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
+# given there as the sum of both directions of all ports of a chip: one link one way is
+# that / 2 / ports (v5e 400 GB/s / 2 / 4, v5p 1200 / 2 / 6, v6e 800 / 2 / 4). v4's page
+# has no such figure: its all-reduce bandwidth of a pod, 1.1 PB/s, over 4,096 chips of
+# 6 links is 44.8 GB/s a link, which is derived here and not published. The pages write
+# 16 and 32 GB for v5e and v6e: they are taken as GiB.
+TPUS = {
+    "v4": Chip("v4", 32 * GIB, 275e12, 1200e9, 44.8e9, 0, 4, _CUBES),
+    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0, 4, _FLAT),
+    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0, 4, (*_CUBES, "16x16x24")),
+    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0, 4, _FLAT),
+}
+# GPUs, SXM boards of A100 80GB, H100 and H200: memory, dense bfloat16, NVLink (half of
+# the sum of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU,
+# A100 200 Gb/s. NVIDIA's data sheets could not be reached: memory, its bandwidth and
+# NVLink are as acecloud.ai/blog/nvidia-b200-vs-h200-h100-a100 and
+# glennklockwood.com/garden/processors/A100 quote them, the port as the systems of
+# MLPerf Inference 3.1 and 4.1 do; the A100's port was not verified.
+GPUS = {
+    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9, 8),
+    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9, 8),
+    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 8),
+}
+LARGEST_GPUS = 1024  # where a GPU plan's curve ends
+# From one neighbour to the next, each step of a ring. Assumed, not verified: 1 us on
+# ICI, and for GPUs a guess of NCCL's steps.
+HOP_SECONDS = {"ici": 1e-6, "nvlink": 2e-6, "network": 10e-6}
+
+
+@dataclasses.dataclass(frozen=True)
+class Ring:
+    """One axis of a topology: `size` neighbours in a ring."""
+
+    size: int
+    bytes_per_second: float
+    hop_seconds: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """Chips and how they are wired.
+
+    Attributes:
+      name: as given, such as "v5e:16x16" or "gpu:64xH100".
+      chip: of which kind.
+      shape: a TPU slice's torus; of GPUs (in a node, nodes).
+    """
+
+    name: str
+    chip: Chip
+    shape: tuple[int, ...]
+
+    @property
+    def is_tpu(self) -> bool:
+        return bool(self.chip.slices)
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def rings(self) -> tuple[Ring, ...]:
+        """What a collective goes round, one axis after the other."""
+        chip = self.chip
+        if self.is_tpu:
+            kinds = [("ici", chip.link_bandwidth)] * len(self.shape)
+        else:
+            kinds = [
+                ("nvlink", chip.link_bandwidth),
+                ("network", chip.network_bandwidth),
+            ]
+        return tuple(
+            Ring(size, bandwidth, HOP_SECONDS[kind])
+            for size, (kind, bandwidth) in zip(self.shape, kinds, strict=True)
+            if size > 1
+        )
+
+    def curve(self) -> tuple[Topology, ...]:
+        """The topologies of this chip from one host to the largest."""
+        if self.is_tpu:
+            names = [f"{self.chip.name}:{slice_}" for slice_ in self.chip.slices]
+        else:
+            sizes = [self.chip.per_host]
+            while sizes[-1] < LARGEST_GPUS:
+                sizes.append(2 * sizes[-1])
+            names = [f"gpu:{size}x{self.chip.name}" for size in sizes]
+        found = {topology.devices: topology for topology in map(parse, names)}
+        found.setdefault(self.devices, self)
+        return tuple(found[n] for n in sorted(found))
+
+    def host(self) -> Topology:
+        """One host of this chip, which efficiency is relative to."""
+        return self.curve()[0] if self.devices >= self.chip.per_host else self
+
+
+def parse(text: str) -> Topology:
+    """The topology that `--topology` names.
+
+    Raises:
+      PacxError: an unknown chip, or a shape that it does not come in.
+    """
+    chip, _, shape = text.partition(":")
+    if chip == "gpu":
+        return _parse_gpu(text, shape)
+    if chip not in TPUS:
+        known = ", ".join([*TPUS, *(f"gpu:8x{name}" for name in GPUS)])
+        raise PacxError(f"--topology={text}: unknown chip {chip!r}: choose of {known}")
+    largest = _sizes(TPUS[chip].slices[-1])
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})*", shape) or len(
+        _sizes(shape)
+    ) != len(largest):
+        raise PacxError(
+            f"--topology={text}: give a shape of {len(largest)} axes, such as "
+            f"{chip}:{TPUS[chip].slices[-1]}"
+        )
+    sizes = _sizes(shape)
+    if math.prod(sizes) > math.prod(largest):
+        raise PacxError(
+            f"--topology={text} has {math.prod(sizes)} chips: the largest slice of "
+            f"{chip} is {TPUS[chip].slices[-1]}, {math.prod(largest)} chips"
+        )
+    return Topology(text, TPUS[chip], sizes)
+
+
+def _parse_gpu(text: str, shape: str) -> Topology:
+    found = re.fullmatch(r"([1-9]\d{0,4})x(\w+)", shape)
+    if not found or found[2] not in GPUS:
+        raise PacxError(
+            f"--topology={text}: give such as gpu:64xH100; known are {', '.join(GPUS)}"
+        )
+    devices, chip = int(found[1]), GPUS[found[2]]
+    node = min(devices, chip.per_host)
+    if devices % node or devices > LARGEST_GPUS:
+        raise PacxError(
+            f"--topology={text}: give up to {node} GPUs, or a multiple of them up to "
+            f"{LARGEST_GPUS}"
+        )
+    return Topology(text, chip, (node, devices // node))
+
+
+def _sizes(shape: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in shape.split("x"))

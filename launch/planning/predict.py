@@ -1,0 +1,141 @@
+"""From what was compiled to step times: the roofline, and weak scaling over rings.
+
+  compute(N) = FLOPs of a chip / (half of its peak)
+  T(N)       = compute + max(0, reduction - backward) + other collectives
+  T'(N)      = compute + reduction + other collectives          (nothing overlaps)
+
+  predicted_efficiency            = T(one host) / T(N)     at an equal batch a chip
+  predicted_efficiency_no_overlap = T'(one host) / T'(N)
+
+"reduction" is what adds gradients up: all-reduces, and reduce-scatters within a group
+of a mesh's axis (FSDP). All else waits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from launch.planning.chips import Ring, Topology
+from launch.planning.collectives import Collective
+
+UTILISATION = 0.5  # of the peak, that compute is assumed to reach
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """What a step costs each chip of the topology that it was compiled for.
+
+    Attributes:
+      topology: that one.
+      rows: of the batch, a chip.
+      flops: of the compiled step.
+      counted: (chips, products' FLOPs a chip) at one host and at `topology`, traced at
+        the same rows a chip: they differ where each chip meets the whole batch.
+      backward: share of them that is not the forward pass.
+      hbm_traffic: bytes that its operations access; 0 where that is not known.
+      collectives: of the compiled step.
+    """
+
+    topology: Topology
+    rows: int
+    flops: float
+    counted: tuple[tuple[int, float], tuple[int, float]]
+    backward: float
+    hbm_traffic: float
+    collectives: tuple[Collective, ...]
+
+    def compute_seconds(self, devices: int) -> float:
+        """At half of the peak; FLOPs a chip grow linearly with the global batch."""
+        (low, few), (high, many) = self.counted
+        slope = (many - few) / (high - low) if high > low else 0.0
+        flops = self.flops + slope * (devices - self.topology.devices)
+        return flops / (UTILISATION * self.topology.chip.peak_flops)
+
+    def collectives_at(self, topology: Topology) -> tuple[Collective, ...]:
+        """As compiled, with as many chips as `topology` where all took part.
+
+        Gathers of all chips hold rows of the batch and grow with them; what is reduced
+        has the size of the gradients and does not. Groups of a part of the chips (FSDP,
+        tensor) stay as they are.
+        """
+        all_, found = self.topology.devices, []
+        for one in self.collectives:
+            if one.group < all_:
+                found.append(one)
+            elif topology.devices > 1:
+                size = one.bytes_per_chip
+                if one.kind != "all-reduce":
+                    size = size * topology.devices // all_
+                new = {"group": topology.devices, "bytes_per_chip": size}
+                found.append(dataclasses.replace(one, **new))
+        return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One topology of a weak-scaling curve, all times in seconds a step."""
+
+    topology: Topology
+    compute: float
+    reduction: float
+    other: float
+    backward: float
+
+    @property
+    def step(self) -> float:
+        return self.compute + max(0.0, self.reduction - self.backward) + self.other
+
+    @property
+    def step_no_overlap(self) -> float:
+        return self.compute + self.reduction + self.other
+
+
+def at(costs: Costs, topology: Topology) -> Point:
+    """The predicted step of `costs` on another topology, equal rows a chip."""
+    compute = costs.compute_seconds(topology.devices)
+    reduction = other = 0.0
+    for one in costs.collectives_at(topology):
+        seconds = one.seconds(rings_of(topology, one.group))
+        if one.kind == "all-reduce" or (
+            one.kind == "reduce-scatter" and one.group < topology.devices
+        ):
+            reduction += seconds
+        else:
+            other += seconds
+    return Point(topology, compute, reduction, other, compute * costs.backward)
+
+
+def rings_of(topology: Topology, group: int) -> tuple[Ring, ...]:
+    """The rings that `group` chips go round: neighbours first, then further axes."""
+    found, left = [], group
+    for ring in topology.rings:
+        size = min(ring.size, left)
+        if size > 1:
+            found.append(dataclasses.replace(ring, size=size))
+        left = -(-left // ring.size)
+    return tuple(found)
+
+
+def efficiencies(host: Point, point: Point) -> tuple[float, float]:
+    """(predicted_efficiency, predicted_efficiency_no_overlap) of `point`."""
+    return host.step / point.step, host.step_no_overlap / point.step_no_overlap
+
+
+def roofline(costs: Costs) -> dict[str, float]:
+    """What each part alone takes at its peak, in seconds: the longest is a bound."""
+    chip, links = costs.topology.chip, 0.0
+    for one in costs.collectives:
+        links += one.seconds(rings_of(costs.topology, one.group))
+    return {
+        "compute": costs.flops / chip.peak_flops,
+        "memory": costs.hbm_traffic / chip.hbm_bandwidth,
+        "links": links,
+    }
+
+
+def curve(costs: Costs) -> Sequence[tuple[Point, float, float]]:
+    """(point, efficiency, efficiency without overlap) from one host to the largest."""
+    host = at(costs, costs.topology.host())
+    points = [at(costs, topology) for topology in costs.topology.curve()]
+    return [(point, *efficiencies(host, point)) for point in points]

@@ -1,0 +1,275 @@
+"""Compiles a step in a process of its own: the number of devices is set once in each.
+
+  python -m launch.planning < REQUEST > RESULT
+
+Both are pickles, of `Request` and of a `Result` or a PacxError's text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import pickle
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+from launch.planning import chips, collectives, fitting
+from pacx_jax.types import PacxError
+
+MOST_ROWS = 2**31 - 1  # of a global batch: their numbers are int32
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What to compile.
+
+    Attributes:
+      config: a recipe's ConfigDict, with the global batch to plan.
+      topology: as `chips.parse` reads it.
+      simulated: compile for as many CPU devices instead of the topology's chips.
+      compiles: how many more compiles may look for the largest batch.
+    """
+
+    config: Any
+    topology: str
+    simulated: bool
+    compiles: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What the compiled step says of itself, for one chip.
+
+    Attributes:
+      arguments, temporaries, outputs, code, peak: bytes; outputs are those that do not
+        take an argument's place, peak is the sum.
+      flops, traffic: of XLA's cost analysis; a loop's body is counted once.
+      loops: whether products stand in loops, so that `flops` is not all.
+      counted: see `predict.Costs`.
+      backward: share of the products that is not the forward pass.
+      collectives: None where the compiled text cannot be had.
+      tried: batches that were compiled, see `fitting`.
+      mesh: axis -> devices.
+    """
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    code: int
+    peak: int
+    flops: float
+    traffic: float
+    loops: bool
+    counted: tuple[tuple[int, float], tuple[int, float]]
+    backward: float
+    collectives: tuple[collectives.Collective, ...] | None
+    tried: tuple[fitting.Tried, ...]
+    mesh: dict[str, int]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Result:
+        """Inverse of `dataclasses.asdict`, also by way of JSON."""
+        fields = dict(fields)
+        fields["counted"] = tuple((n, f) for n, f in fields["counted"])
+        fields["tried"] = tuple(fitting.Tried(**t) for t in fields["tried"])
+        if fields["collectives"] is not None:
+            found = (collectives.Collective(**c) for c in fields["collectives"])
+            fields["collectives"] = tuple(found)
+        return cls(**fields)
+
+
+def call(request: Request) -> Result:
+    """Runs the request in a process of its own.
+
+    Raises:
+      PacxError: whatever is wrong with it, or with the compile.
+    """
+    topology = chips.parse(request.topology)
+    environment = dict(os.environ, JAX_PLATFORMS="cpu")
+    if request.simulated:
+        flags = f"--xla_force_host_platform_device_count={topology.devices}"
+        environment["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
+    else:
+        check_libtpu()
+        folders = [os.environ.get(k) for k in ("PACX_LIBTPU", "PYTHONPATH")]
+        environment |= {
+            "PYTHONPATH": os.pathsep.join(filter(None, folders)),
+            "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to wait for
+            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is claimed
+        }
+    done = subprocess.run(
+        [sys.executable, "-m", "launch.planning"],
+        input=pickle.dumps(request),
+        capture_output=True,
+        cwd=ROOT,
+        env=environment,
+    )
+    if done.returncode:
+        tail = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise PacxError(
+            f"compiling for {request.topology} ended with exit code "
+            f"{done.returncode}: {' '.join(tail)}"
+        )
+    answer = pickle.loads(done.stdout)
+    if isinstance(answer, str):
+        raise PacxError(answer)
+    return answer
+
+
+def check_libtpu() -> None:
+    """PacxError where libtpu, which compiles for TPUs, is not installed."""
+    if libtpu_version() == "none":
+        raise PacxError(
+            "libtpu, which compiles for TPUs, is not installed: pip install -e "
+            "'.[plan]', or name its folder by PACX_LIBTPU (docs/scaling.md)"
+        )
+
+
+def libtpu_version() -> str:
+    """Of the environment's libtpu, or of that in the folder PACX_LIBTPU; or "none"."""
+    folder = os.environ.get("PACX_LIBTPU")
+    found = importlib.metadata.distributions(
+        name="libtpu", path=[folder] if folder else sys.path
+    )
+    return next((d.version for d in found), "none")
+
+
+def run(request: Request) -> Result:
+    """In the process of its own: compiles, and looks for the largest batch.
+
+    Raises:
+      PacxError: a config that cannot be, or a batch that does not fit.
+    """
+    from launch.planning import abstract
+    from pacx_jax import sharding
+
+    topology = chips.parse(request.topology)
+    devices = _devices(request, topology)
+    capacity = topology.chip.hbm_bytes
+    with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
+        config = abstract.completed(request.config, directory)
+        step = abstract.train_step(config, devices)
+        shards = sharding.batch_shards(step.mesh)
+        rows = config.global_batch_size // shards
+        compiled, first = _compile(step, rows, capacity)
+
+        def compile_at(rows: int) -> fitting.Tried:
+            other = abstract.resized(config, rows * shards)
+            return _compile(abstract.train_step(other, devices), rows, capacity)[1]
+
+        unit = config.get("accumulate", 1) * config.get("encoder_chunks", 1)
+        unit *= -(-fitting.STEP // unit)
+        most = MOST_ROWS // shards
+        tried = fitting.largest(
+            [first], compile_at, capacity, step.fixed, request.compiles, unit, most
+        )
+        if compiled is None:
+            _refuse(config, topology, shards, tried)
+        counted, backward = _products(config, topology, devices, step)
+        return _result(compiled, step, tuple(tried), counted, backward)
+
+
+def _devices(request: Request, topology: chips.Topology) -> list:
+    import jax
+    from jax.experimental import topologies
+
+    if request.simulated:
+        return jax.devices()
+    found = topologies.get_topology_desc(
+        platform="tpu", topology_name=request.topology
+    ).devices
+    if len(found) != topology.devices:
+        raise PacxError(
+            f"--topology={request.topology}: libtpu makes {len(found)} devices of it, "
+            f"not {topology.devices}"
+        )
+    return list(found)
+
+
+def _compile(step, rows: int, capacity: int) -> tuple[Any, fitting.Tried]:
+    """(compiled step, what it takes); (None, ...) where the compiler refuses it."""
+    import jax
+
+    try:
+        compiled = step.function.lower(*step.args).compile()
+    except jax.errors.JaxRuntimeError as error:
+        text = str(error)
+        if "RESOURCE_EXHAUSTED" not in text:
+            raise
+        used = re.search(r"Used ([\d.]+)([KMGT]) of", text)
+        size = used and float(used[1]) * 2 ** (10 * "_KMGT".index(used[2]))
+        return None, fitting.Tried(rows, size and int(size), False)
+    peak = _bytes(compiled)["peak"]
+    return compiled, fitting.Tried(rows, peak, peak <= capacity)
+
+
+def _bytes(compiled) -> dict[str, int]:
+    """Bytes of one chip by what they are for."""
+    m = compiled.memory_analysis()
+    found = {
+        "arguments": m.argument_size_in_bytes,
+        "temporaries": m.temp_size_in_bytes,
+        "outputs": m.output_size_in_bytes - m.alias_size_in_bytes,
+        "code": m.generated_code_size_in_bytes,
+    }
+    return found | {"peak": sum(found.values())}
+
+
+def _refuse(config, topology, shards: int, tried) -> None:
+    most, _ = fitting.bounds(tried)
+    rows = config.global_batch_size // shards
+    first = next(t for t in tried if t.rows == rows)
+    need = f"{first.peak / chips.GIB:.1f} GiB" if first.peak else "more"
+    advice = f"--global_batch={most * shards} fits" if most else "give a smaller one"
+    raise PacxError(
+        f"--global_batch={config.global_batch_size} ({rows} rows a chip) does not fit "
+        f"{topology.name}: it takes {need} a chip, which has "
+        f"{topology.chip.hbm_bytes / chips.GIB:.1f} GiB; {advice}"
+    )
+
+
+def _products(config, topology: chips.Topology, devices: list, step):
+    """`Result.counted` and `Result.backward`, from traces."""
+    from launch.planning import abstract, flops
+
+    def count(step):
+        return flops.per_chip(step.function, step.args, step.mesh.size)
+
+    many, forward = count(step), count(abstract.forward(config, devices))
+    least = step.mesh.shape["fsdp"] * step.mesh.shape["tensor"]
+    small, few = max(topology.host().devices, least), many
+    if small < topology.devices:
+        rows = config.global_batch_size * small // topology.devices
+        less = abstract.resized(config, rows)
+        few = count(abstract.train_step(less, devices[:small]))
+    return ((small, few), (topology.devices, many)), 1 - forward / many
+
+
+def _result(compiled, step, tried, counted, backward) -> Result:
+    import jax
+
+    from launch.planning import flops
+
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # of v5p:8x8x16, in libtpu 0.0.52
+        text = None
+    costs = compiled.cost_analysis()
+    found = text and tuple(collectives.count(text, step.mesh.size))
+    return Result(
+        **_bytes(compiled),
+        flops=costs["flops"],
+        traffic=costs["bytes accessed"],
+        loops=flops.has_loops(step.function, step.args),
+        counted=counted,
+        backward=backward,
+        collectives=found if text else None,
+        tried=tried,
+        mesh=dict(step.mesh.shape),
+    )

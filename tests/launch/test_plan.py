@@ -1,0 +1,372 @@
+"""The planner: what it counts, what it predicts from that, and what it refuses."""
+
+import importlib
+import json
+import os
+import re
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import pytest
+from jax.sharding import PartitionSpec
+
+from configs import distill_vitb16, mae_vitb16
+from launch import plan as command
+from launch.planning import (
+    abstract,
+    chips,
+    collectives,
+    fitting,
+    flops,
+    predict,
+    report,
+    tables,
+    worker,
+)
+from launch.planning import plan as planning
+from launch.planning.collectives import Collective
+from pacx_jax.types import PacxError
+
+FIELDS = """devices global_batch peak_bytes_per_chip hbm_bytes_per_chip flops_per_step
+collectives predicted_images_per_s predicted_efficiency
+predicted_efficiency_no_overlap""".split()
+
+
+def compiled_text(mesh, body, *shapes, out):
+    rows = PartitionSpec("data")
+    mapped = jax.shard_map(
+        body, mesh=mesh, in_specs=(rows,) * len(shapes), out_specs=out, check_vma=False
+    )
+    args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    return jax.jit(mapped).lower(*args).compile().as_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        # Of (16, 4) float32 a device has (2, 4), 32 bytes; all of it is 256.
+        ("psum", Collective("all-reduce", 8, 1, 32)),
+        ("all_gather", Collective("all-gather", 8, 1, 256)),
+        ("psum_scatter", Collective("reduce-scatter", 8, 1, 256)),
+        ("loop", Collective("all-reduce", 8, 5, 160)),
+    ],
+)
+def test_collectives_of_a_known_module_are_counted(meshes, name, expected):
+    def body(x):
+        if name == "psum":
+            return jax.lax.psum(x, "data")
+        if name == "all_gather":
+            return jax.lax.all_gather(x, "data", tiled=True)
+        if name == "psum_scatter":
+            whole = jnp.tile(x, (8, 1)) * jnp.arange(1.0, 17.0)[:, None]
+            return jax.lax.psum_scatter(whole, "data", tiled=True)
+        step = lambda c, _: (jnp.sin(jax.lax.psum(c, "data")), None)  # noqa: E731
+        return jax.lax.scan(step, x, None, length=5)[0]
+
+    out = PartitionSpec("data") if name == "psum_scatter" else PartitionSpec()
+    text = compiled_text(meshes[8], body, (16, 4), out=out)
+    assert collectives.count(text, 8) == [expected]
+
+
+def test_collectives_as_a_tpu_writes_them_are_counted():
+    text = """HloModule step
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[]{:T(128)} add(%a, %b)
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %r = (bf16[768,4]{1,0:T(8,128)(2,1)S(1)}, f32[]{:T(128)}, /*index=2*/pred[8]{0}) \
+all-reduce(%a, %b, %c), replica_groups=[1,256]<=[256], to_apply=%add
+  %s = (f32[2,4]{1,0}, f32[8,4]{1,0}) all-gather-start(%x), replica_groups={{0,1,2,3}}
+  %d = f32[8,4]{1,0} all-gather-done(%s)
+  ROOT %t = bf16[2,4]{1,0} reduce-scatter(%y), replica_groups={{0,1},{2,3}}, \
+to_apply=%add
+}
+"""
+    assert collectives.count(text, 256) == [
+        Collective("all-gather", 4, 1, 8 * 4 * 4),
+        Collective("all-reduce", 256, 1, 768 * 4 * 2 + 4 + 8),
+        Collective("reduce-scatter", 2, 1, 2 * 4 * 2 * 2),
+    ]
+
+
+def test_a_collective_in_a_loop_of_unknown_length_is_refused(meshes):
+    def body(x):
+        return jax.lax.while_loop(
+            lambda c: c.sum() < 100, lambda c: jax.lax.psum(c, "data"), x
+        )
+
+    text = compiled_text(meshes[8], body, (16, 4), out=PartitionSpec())
+    with pytest.raises(ValueError, match="unknown length"):
+        collectives.count(text, 8)
+
+
+def test_ring_formulas():
+    ring = chips.Ring(4, 1e9, 1e-6)
+    reduce = Collective("all-reduce", 4, 3, 8_000_000)
+    # Twice three quarters of 8 MB at 1 GB/s, and 2 x 3 hops of each of 3.
+    assert reduce.seconds([ring]) == pytest.approx(12e-3 + 18e-6)
+    gather = Collective("all-gather", 4, 1, 8_000_000)
+    assert gather.seconds([ring]) == pytest.approx(6e-3 + 3e-6)
+    # On two axes, the second carries a quarter: both together 15/16 of the bytes.
+    both = Collective("reduce-scatter", 16, 1, 16_000_000).seconds([ring, ring])
+    assert both == pytest.approx(15e-3 + 6e-6)
+    slow = chips.Ring(2, 1e8, 0.0)
+    assert gather.seconds([ring, slow]) == pytest.approx(6e-3 + 3e-6 + 10e-3)
+
+
+def hand_made(topology, collectives_, many=0.0):
+    peak = topology.chip.peak_flops
+    counted = ((topology.host().devices, 0.0), (topology.devices, many * peak))
+    return predict.Costs(
+        topology, 1, 0.05 * peak, counted, 0.6, 0.0, tuple(collectives_)
+    )
+
+
+def test_efficiency_is_the_issue_s_definition():
+    topology = chips.parse("v5e:16x16")
+    size = 50_000_000_000 // 10
+    costs = hand_made(topology, [Collective("all-reduce", 256, 1, size)])
+    # Compute 100 ms at half of the peak, 60 of it backward; the reduction takes 200 ms
+    # times (n - 1) / n, and hops.
+    point = predict.at(costs, topology)
+    assert point.compute == pytest.approx(0.1)
+    assert point.reduction == pytest.approx(0.2 * 255 / 256 + 60e-6)
+    assert point.step == pytest.approx(0.1 + point.reduction - 0.06)
+    host = predict.at(costs, topology.host())
+    assert host.reduction == pytest.approx(0.2 * 3 / 4 + 4e-6)
+    efficiency, no_overlap = predict.efficiencies(host, point)
+    assert efficiency == pytest.approx(host.step / point.step)
+    assert no_overlap == pytest.approx((0.1 + host.reduction) / (0.1 + point.reduction))
+    hidden = hand_made(topology, [Collective("all-reduce", 256, 1, size // 10)])
+    points = [predict.at(hidden, t) for t in (topology.host(), topology)]
+    assert predict.efficiencies(*points)[0] == 1.0 > predict.efficiencies(*points)[1]
+
+
+def test_gathers_grow_with_the_chips_and_wait_for_nobody():
+    topology = chips.parse("v5p:8x8x16")
+    costs = hand_made(topology, [Collective("all-gather", 1024, 2, 1024_000)], many=0.1)
+    at_host = costs.collectives_at(topology.host())
+    assert at_host == (Collective("all-gather", 4, 2, 4000),)
+    point = predict.at(costs, topology)
+    assert point.other > 0 == point.reduction
+    # FLOPs grow linearly with the global batch, from one host on.
+    assert costs.compute_seconds(1024) == pytest.approx(0.1)
+    grown = costs.compute_seconds(2044) - costs.compute_seconds(1024)
+    assert grown == pytest.approx(0.2)
+
+
+def test_groups_of_a_part_of_the_chips_go_round_their_own_rings():
+    node = chips.parse("gpu:64xH100")
+    assert [r.size for r in predict.rings_of(node, 8)] == [8]
+    assert [r.size for r in predict.rings_of(node, 16)] == [8, 2]
+    assert [r.bytes_per_second for r in node.rings] == [450e9, 50e9]
+    curve = [t.devices for t in node.curve()]
+    assert curve[0] == 8 and curve[-1] == 1024 and 64 in curve
+    slices = [t.devices for t in chips.parse("v5p:8x8x16").curve()]
+    assert slices[0] == 4 and slices[-1] == 6144 and 1024 in slices
+
+
+def test_products_are_counted_through_loops_and_on_every_device(meshes):
+    def loop(x, w):
+        return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=5)[0].sum()
+
+    x = jax.ShapeDtypeStruct((16, 8), jnp.float32)
+    w = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+    assert flops.per_chip(loop, (x, w), 4) == 5 * 2 * 16 * 8 * 8 / 4
+    assert flops.has_loops(loop, (x, w)) and not flops.has_loops(jnp.matmul, (x, w))
+    gradient = jax.grad(lambda x, w: (jnp.tanh(x @ w) @ w).sum(), argnums=(0, 1))
+    assert flops.per_chip(gradient, (x, w), 1) == 6 * 2 * 16 * 8 * 8
+    rows = PartitionSpec("data")
+    each = jax.shard_map(
+        lambda x, w: x @ w, mesh=meshes[8], in_specs=(rows, rows[:0]), out_specs=rows
+    )
+    assert flops.per_chip(each, (x, w), 8) == 2 * 2 * 8 * 8
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("memory", [lambda b: 100 + 3 * b, lambda b: 100 + b + b * b])
+def test_the_largest_batch_is_found_and_was_compiled(memory, told):
+    seen = []
+
+    def compile_at(rows):
+        seen.append(rows)
+        fits = memory(rows) <= 1000
+        return fitting.Tried(rows, memory(rows) if fits or told else None, fits)
+
+    first = fitting.Tried(8, memory(8), True)
+    tried = fitting.largest([first], compile_at, 1000, 100, 12)
+    best = max(b for b in range(8, 1000, 8) if memory(b) <= 1000)
+    assert fitting.bounds(tried)[0] == best and fitting.is_exact(tried)
+    assert set(seen) == {t.rows for t in tried} - {8} and len(seen) <= 6
+    few = fitting.largest([first], compile_at, 1000, 100, 0)
+    assert few == [first] and not fitting.is_exact(few)
+
+
+@pytest.mark.parametrize(
+    ("topology", "said"),
+    [
+        ("v7x:4x4", "unknown chip 'v7x'"),
+        ("v5e", "give a shape of 2 axes"),
+        ("v5e:2x2x1", "give a shape of 2 axes"),
+        ("v5e:0x4", "give a shape of 2 axes"),
+        ("v5p:16x16x32", "the largest slice of v5p is 16x16x24"),
+        ("gpu:8xB7", "known are A100, H100, H200"),
+        ("gpu:12xH100", "a multiple of them"),
+        ("v5e:16x16", "not divisible by the 256 chips"),
+    ],
+)
+def test_bad_input_is_one_line(topology, said, capsys):
+    recipe = "--config=configs/mae_vitb16.py:runlocal"
+    code = command.main([recipe, f"--topology={topology}", "--global_batch=1000"])
+    out, err = capsys.readouterr()
+    assert code == 2 and out == ""
+    assert said in err and err.startswith("error: ") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ([], "give --config="),
+        (["--config=configs/none.py"], "no such file"),
+        (["--all"], "give --out="),
+        (["--config=configs/mae_vitb16.py", "--config.model.wdth=3"], "wdth"),
+        (
+            ["--config=configs/mae_vitb16.py", "--topology=v5e:2x2", "--compiles=-1"],
+            "0",
+        ),
+    ],
+)
+def test_bad_flags_are_one_line(flags, said, capsys):
+    assert command.main(flags) == 2
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+
+
+def test_without_libtpu_a_plan_for_tpus_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PACX_LIBTPU", str(tmp_path))
+    code = command.main(
+        ["--config=configs/labs_dae.py", "--topology=v5e:2x2", f"--plans={tmp_path}"]
+    )
+    assert code == 2 and "libtpu, which compiles for TPUs" in capsys.readouterr().err
+
+
+def tiny(recipe, directory, rows):
+    """A recipe's small preset on encoders of zeros, in bfloat16 as on chips."""
+    config = recipe.get_config("runlocal")
+    config.dtype, config.global_batch_size = "bfloat16", rows
+    if config.objective == "distill":
+        for field, kind in abstract._FOLDERS["distill"].items():
+            data = config.data
+            config[field] = abstract.zero_folder(kind, directory, data, "runlocal")
+    return config
+
+
+@pytest.mark.parametrize("recipe", [mae_vitb16, distill_vitb16])
+def test_a_step_has_no_collective_but_gradients_and_contrastive_gathers(
+    recipe, tmp_path
+):
+    config = abstract.completed(tiny(recipe, str(tmp_path), 32), str(tmp_path))
+    step = abstract.train_step(config, jax.devices())
+    text = step.function.lower(*step.args).compile().as_text()
+    found = {c.kind: c for c in collectives.count(text, 8)}
+    check_collectives(found, step.args[0], config, 8)
+
+
+def check_collectives(found, state, config, devices):
+    """The gradient of each parameter once, scalars, and the embeddings' gathers."""
+    gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
+    scalars = found["all-reduce"].bytes_per_chip - gradients
+    assert 0 < scalars <= 64 and all(c.group == devices for c in found.values())
+    if config.objective == "mae":
+        assert set(found) == {"all-reduce"}
+        return
+    # X-ray, ECG and labs, float32; in the backward pass they are added up and split.
+    one = config.global_batch_size * config.heads.shared_dim * 4
+    assert set(found) == {"all-reduce", "all-gather", "reduce-scatter"}
+    assert found["all-gather"].bytes_per_chip == 3 * one
+    assert found["reduce-scatter"].bytes_per_chip <= 4 * one
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("chips_", [256, 1024])
+@pytest.mark.parametrize("recipe", [mae_vitb16, distill_vitb16])
+def test_pods_have_no_other_collective_either(recipe, chips_, tmp_path):
+    config = recipe.get_config()
+    config.global_batch_size = 8 * chips_
+    topology = f"gpu:{chips_}xH100"
+    result = worker.call(worker.Request(config, topology, True))
+    found = {c.kind: c for c in result.collectives}
+    completed = abstract.completed(config, str(tmp_path))
+    state = abstract.train_step(abstract.resized(completed, 64), jax.devices()).args[0]
+    check_collectives(found, state, completed, chips_)
+
+
+def test_a_plan_for_gpus_ends_with_the_issue_s_json(tmp_path, capsys):
+    flags = ["--config=configs/mae_vitb16.py:runlocal", "--topology=gpu:16xH100"]
+    flags += ["--global_batch=64", f"--plans={tmp_path}", "--compiles=1"]
+    flags += ["--config.model.decoder.depth=1"]
+    assert command.main(flags) == 0
+    lines = capsys.readouterr().out.splitlines()
+    found = json.loads(lines[-1])
+    assert set(FIELDS) <= set(found)
+    assert found["devices"] == 16 and found["global_batch"] == 64
+    assert found["hbm_bytes_per_chip"] == 80 * 10**9
+    (reduction,) = found["collectives"]
+    assert reduction["kind"] == "all-reduce" and reduction["count"] >= 1
+    assert found["collectives_counted_on"] == "simulated"
+    assert 0 < found["predicted_efficiency"] <= 1
+    assert found["largest_global_batch"] > 64  # one more compile, which fitted
+    assert found["peak_bytes_per_chip"] > found["argument_bytes_per_chip"] > 0
+    step = 64 / found["predicted_images_per_s"]
+    assert step >= found["roofline_seconds"] * 0.999
+    assert any(line.startswith("| **gpu:16xH100** | 16 | 64 |") for line in lines)
+    # Asked again, it is not compiled again.
+    (kept,) = tmp_path.glob("*.json")
+    stamp = kept.stat().st_mtime_ns
+    assert command.main(flags) == 0
+    assert capsys.readouterr().out.splitlines() == lines
+    assert kept.stat().st_mtime_ns == stamp
+
+
+def require_libtpu():
+    """Skips where it is not installed; where PACX_LIBTPU names it, as in CI, fails."""
+    if worker.libtpu_version() == "none" and "PACX_LIBTPU" not in os.environ:
+        pytest.skip("libtpu is not installed")
+
+
+def test_a_plan_for_a_tpu_is_compiled_by_libtpu(tmp_path):
+    require_libtpu()
+    config = importlib.import_module("configs.labs_dae").get_config()
+    config.global_batch_size = 64
+    found = planning.make(config, "v5e:2x2", 0, tmp_path)
+    assert found.counted_on == "chips" and found.result.mesh["data"] == 4
+    summary = found.summary()
+    assert summary["hbm_bytes_per_chip"] == 16 * 2**30 > summary["peak_bytes_per_chip"]
+    kinds = {c["kind"] for c in summary["collectives"]}
+    assert kinds == {"all-reduce"}
+    products = found.result.counted[1][1]
+    assert products <= found.costs.flops <= 1.1 * products
+    assert any("v5e:16x16" in line for line in report.lines(found))
+
+
+def test_a_file_s_tables_are_renewed_between_its_marks(monkeypatch, tmp_path):
+    path = tmp_path / "scaling.md"
+    path.write_text(f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter\n")
+    monkeypatch.setattr(tables, "section", lambda recipe, pod, *_: [f"{recipe} {pod}"])
+    tables.renew(path, 1, tmp_path, 2)
+    text = path.read_text()
+    assert text.startswith("before\n") and text.endswith(f"{tables.END}\nafter\n")
+    assert "old" not in text and "segment v5p:8x8x16" in text
+    path.write_text("nothing\n")
+    with pytest.raises(PacxError, match=re.escape("has no lines")):
+        tables.renew(path, 1, tmp_path, 1)
+
+
+def test_a_key_changes_with_whatever_a_result_depends_on():
+    config = ml_collections.ConfigDict({"a": 1})
+    request = worker.Request(config, "v5e:2x2", False)
+    other = worker.Request(config, "v5e:2x4", False)
+    changed = worker.Request(ml_collections.ConfigDict({"a": 2}), "v5e:2x2", False)
+    keys = {planning._key(r) for r in (request, other, changed)}
+    assert len(keys) == 3 and planning._key(request) in keys
