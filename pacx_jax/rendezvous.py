@@ -62,7 +62,7 @@ def _receive(address, port: int, count: int, deadline: float, seconds: float) ->
                 missing = sorted(set(range(1, count)) - set(came))
                 wrong = (
                     f"process {_listed(missing)} of {count} did not come to {address} "
-                    f"within {seconds:g} s: start all of them, with the same "
+                    f"in time ({seconds:g} s): start all of them, with the same "
                     "--coordinator and --num_processes"
                 )
                 break
@@ -107,7 +107,7 @@ def _report(place, count: int, number: int, deadline: float, seconds: float) -> 
             connection = socket.create_connection(place, timeout=max(left, 0.1))
             break
         except OSError as e:
-            if left <= 1:
+            if deadline - time.monotonic() <= 0.2:
                 raise PacxError(
                     f"process {number} could not reach process 0 at {name} within "
                     f"{seconds:g} s ({e.strerror or e}): is --coordinator its host "
