@@ -24,10 +24,10 @@ _CPU = ("vendor_id", "cpu family", "model", "model name", "flags")  # of x86
 _CPU += ("CPU implementer", "CPU architecture", "CPU part", "Features")  # of ARM
 
 
-def cpu() -> str:
-    """A name that only CPUs of the same instructions share."""
+def cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
+    """A name that only CPUs of the same model and instructions share."""
     try:
-        text = pathlib.Path("/proc/cpuinfo").read_text("utf-8", errors="replace")
+        text = pathlib.Path(cpuinfo).read_text("utf-8", errors="replace")
     except OSError:  # no Linux
         text = f"model name: {platform.processor()} {platform.platform()}"
     first = text.strip().split("\n\n")[0].splitlines()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import compile_cache
 from tests.launch.scripts import (
     ARGUMENTS,
     FAKES,
@@ -26,10 +27,14 @@ from tests.launch.scripts import (
 SAVES = 'trap "exit 75" TERM; while :; do sleep 0.05; done'
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not on PATH")
+HERE = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+SHELLCHECK = shutil.which("shellcheck", path=HERE)
+
+
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_scripts_pass_shellcheck():
     scripts = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch/slurm.sbatch"]
-    command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *scripts, *FAKES.iterdir()]
+    command = [SHELLCHECK, "-x", "-P", "SCRIPTDIR", *scripts, *FAKES.iterdir()]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
@@ -93,6 +98,40 @@ def test_local_kills_what_does_not_stop(tmp_path):
     assert "process 1 of 2 failed with exit code 137" in output
 
 
+def caches(tmp_path, count=2):
+    """Where each process was told to keep compiled programs, below the user's cache."""
+    found = [
+        seen_environment(tmp_path, i)["JAX_COMPILATION_CACHE_DIR"] for i in range(count)
+    ]
+    return [f.removeprefix(f"{tmp_path}/cache/pacx_jax/compiled/") for f in found]
+
+
+def test_local_keeps_compiled_programs_in_the_user_s_cache(tmp_path):
+    assert local(tmp_path)[0] == 0
+    assert caches(tmp_path) == [compile_cache.cpu()] * 2
+    assert local(tmp_path, JAX_COMPILATION_CACHE_DIR="/else/where")[0] == 0
+    assert caches(tmp_path) == ["/else/where"] * 2
+    assert local(tmp_path, JAX_COMPILATION_CACHE_DIR="")[0] == 0
+    assert caches(tmp_path) == [""] * 2
+
+
+def test_a_cache_that_cannot_be_written_stops_no_run(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    code, output = local(tmp_path)
+    assert code == 0 and caches(tmp_path) == [""] * 2
+    assert "compiled programs are not kept; set JAX_COMPILATION_CACHE_DIR" in output
+
+
+def test_cpus_of_other_instructions_share_no_compiled_programs(tmp_path):
+    names = set()
+    for flags in ("avx2 avx512f", "avx2", "avx2 "):
+        for hertz in ("3000.1", "2200.7"):  # of the moment
+            text = f"processor : 0\nmodel : 85\ncpu MHz : {hertz}\nflags : {flags}\n"
+            (tmp_path / "cpuinfo").write_text(f"{text}\n{text}")
+            names.add(compile_cache.cpu(str(tmp_path / "cpuinfo")))
+    assert len(names) == 3
+
+
 def slurm(tmp_path, **more):
     more = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)} | more
     arguments = [*ARGUMENTS, f"--workdir={tmp_path}/run"]
@@ -107,6 +146,7 @@ def test_slurm_starts_every_task_with_the_run_s_arguments(tmp_path):
         assert seen(tmp_path, i)[:3] == ["-m", "pacx_jax.main", "--distributed=auto"]
         assert seen(tmp_path, i)[3:-1] == ARGUMENTS
     assert "--gpu-bind=none" in (tmp_path / "srun.args").read_text()
+    assert caches(tmp_path, 3) == [compile_cache.cpu()] * 3
 
 
 @pytest.mark.parametrize(
@@ -140,6 +180,7 @@ def workers(tmp_path):
         folder = tmp_path / f"worker_{i}" / "pacx" / ".venv" / "bin"
         folder.mkdir(parents=True)
         (folder / "python").symlink_to(FAKES / "python")
+        shutil.copytree(ROOT / "launch", folder.parents[1] / "launch")
     (tmp_path / "states").write_text("ACTIVE\n")
     return tmp_path
 
@@ -182,6 +223,7 @@ def test_tpu_pod_runs_on_all_workers_and_ends_as_they_do(workers, behaviour, exp
     for i in range(2):
         got = [a.replace(f"{workers}/mnt", "/mnt/pacx") for a in seen(workers, i)]
         assert got[2:] == ["--distributed=auto", *arguments]
+    assert caches(workers) == [compile_cache.cpu()] * 2
     logs = workers / "mnt" / "runs" / "a b" / "logs"
     assert len(list(logs.iterdir())) == 1  # both stand-ins have this machine's name
 
