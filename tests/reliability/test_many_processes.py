@@ -5,11 +5,14 @@ import json
 import os
 import pathlib
 import socket
+import time
 
 import numpy as np
 import pytest
 
-from pacx_jax import main, processes
+from pacx_jax import main
+from pacx_jax.input import sources
+from pacx_jax.preemption import EXIT_CODE
 from pacx_jax.types import PacxError
 from tests import tiny
 from tests.reliability import runs
@@ -66,7 +69,9 @@ def differences(workdir, straight) -> tuple[float, float]:
     assert [sorted(row) for row in rows[0]] == [sorted(row) for row in rows[1]]
     assert len(rows[0]) == STEPS
     got, want = ([v for row in r for v in row.values()] for r in rows)
-    metrics = max(abs(a - b) / max(abs(b), 1e-3) for a, b in zip(got, want))
+    metrics = max(
+        abs(a - b) / max(abs(b), 1e-3) for a, b in zip(got, want, strict=True)
+    )
     got, want = runs.state(workdir), runs.state(straight)
     assert got.keys() == want.keys() and len(got) > 8
     leaves = [
@@ -97,3 +102,142 @@ def test_processes_train_each_stage_as_one_with_as_many_devices(
     train_together(stages, tmp_path / "together", count)
     runs.use_patients(monkeypatch)
     compare(stages, tmp_path / "together", count, tmp_path)
+
+
+def other_patients(number: int) -> None:
+    """The data of each process have a fingerprint of their own from now on."""
+    init = runs.Patients.__init__
+
+    def other(self, split):
+        init(self, split)
+        self.fingerprint += str(number)
+
+    runs.Patients.__init__ = other
+
+
+def on_its_own_disk(number: int) -> None:
+    """From now on, what the first process writes is not what the others see."""
+    exists = pathlib.Path.exists
+
+    def blind(self, **more):
+        return exists(self, **more) and not self.name.startswith(".shared_")
+
+    if number:
+        pathlib.Path.exists = blind
+
+
+def refuse_all(cases: dict, number: int) -> None:
+    """For `start`: tries each of the runs, and writes down why it was refused."""
+    train, said = main.run, {}
+
+    def run(_, workdir):
+        for name, config in cases.items():
+            config.seed += number * (name == "config")
+            if name == "data":
+                other_patients(number)
+            if name == "disk":
+                on_its_own_disk(number)
+            place = f"{workdir}_{number}" if name == "workdir" else f"{workdir}_{name}"
+            try:
+                train(config, place)
+            except PacxError as e:
+                said[name] = str(e)
+        pathlib.Path(f"{workdir}_said_{number}").write_text(json.dumps(said))
+
+    main.run = run
+
+
+def slurm(job: int, number: int) -> None:
+    """What srun sets in the environment of a task."""
+    os.environ |= {"SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost"}
+    os.environ |= {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_NODES": "1"}
+    os.environ |= {"SLURM_PROCID": str(number), "SLURM_LOCALID": str(number)}
+
+
+def open_mpi(job: int, number: int) -> None:
+    """What mpirun 5 sets in the environment of a rank."""
+    os.environ |= {"PMIX_NAMESPACE": f"prterun-localhost-{job}@1"}
+    os.environ |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(number)}
+    os.environ |= {"OMPI_COMM_WORLD_LOCAL_RANK": str(number)}
+
+
+def free_job() -> int:
+    """A job's number that leads to a free port."""
+    for job in range(os.getpid() % 2048, 4096):
+        with socket.socket() as probe:
+            if probe.connect_ex(("localhost", 61440 + job)):
+                return job
+    raise AssertionError("no port is free")
+
+
+def in_turn(*acts) -> None:
+    """For `start`: several things happen, the process's number being last."""
+    *acts, number = acts
+    for act in acts:
+        act(number)
+
+
+REFUSED = {
+    "batch": ({"global_batch_size": 9}, "9 is not divisible by 2 devices"),
+    "few": ({"num_devices": 1}, "num_devices is 1 but 2 processes have 2 devices"),
+    "many": ({"num_devices": 4}, "num_devices is 4 but 2 processes have 2 devices"),
+    "config": ({}, "the config of process 1 differs from that of process 0"),
+    "workdir": ({}, "--workdir of process 1 differs from that of process 0"),
+    "data": ({}, "the data of process 1 differs from that of process 0"),
+    "disk": ({}, "of process 1 is another folder than that of process 0"),
+}
+
+
+def test_what_cannot_be_is_refused_by_every_process_that_slurm_starts(tmp_path):
+    cases = {k: runs.config("labs_dae", {}, **v[0]) for k, v in REFUSED.items()}
+    acts = [functools.partial(slurm, free_job()), functools.partial(refuse_all, cases)]
+    before = functools.partial(in_turn, *acts)
+    flags = ["--distributed=auto"]
+    config = cases["config"]
+    started = runs.start(config, tmp_path / "run", before, count=2, flags=flags)
+    assert ended(started, tmp_path / "run") == [0, 0], runs.said(tmp_path / "run")
+    for number in (0, 1):
+        said = json.loads((tmp_path / f"run_said_{number}").read_text())
+        assert said.keys() == REFUSED.keys()
+        for name, (_, text) in REFUSED.items():
+            assert text in said[name]
+
+
+def other_seed(number: int) -> None:
+    run = main.run
+
+    def other(config, workdir):
+        config.seed += number
+        run(config, workdir)
+
+    main.run = other
+
+
+def test_a_refusal_is_one_line_and_2_in_every_process_of_open_mpi(tmp_path):
+    workdir = tmp_path / "run"
+    acts = [functools.partial(open_mpi, free_job()), other_seed]
+    before, flags = functools.partial(in_turn, *acts), ["--distributed=auto"]
+    config = runs.config("labs_dae", {})
+    started = runs.start(config, workdir, before, count=2, flags=flags)
+    assert ended(started, workdir) == [2, 2]
+    for number in (0, 1):
+        assert "error: the config of process 1 differs" in runs.said(workdir, number)
+        assert "Traceback" not in runs.said(workdir, number)
+
+
+def no_data(number: int) -> None:
+    def refuse(*_):
+        raise PacxError("config.data.path: no such folder")
+
+    if number == 1:
+        sources.open_source = refuse
+
+
+def test_a_process_that_cannot_go_on_ends_the_others_within_a_minute(tmp_path):
+    workdir = tmp_path / "run"
+    started = runs.start(runs.config("labs_dae", {}), workdir, no_data, count=2)
+    since = time.monotonic()
+    codes = ended(started, workdir)
+    assert time.monotonic() - since < 60
+    assert "error: config.data.path: no such folder" in runs.said(workdir, 1)
+    assert codes == [EXIT_CODE, 2], runs.said(workdir)
