@@ -18,6 +18,7 @@ from tests.launch.scripts import (
     ARGUMENTS,
     FAKES,
     ROOT,
+    environment,
     run,
     seen,
     seen_environment,
@@ -312,23 +313,50 @@ def test_bad_arguments_are_one_line(tmp_path, command, error):
     assert output.startswith("error: ") and error in output and output.count("\n") == 1
 
 
-@pytest.mark.full
-def test_two_real_processes_train_one_run(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for i in range(24):
-        pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
+def real(tmp_path, script, *options, **more) -> subprocess.CompletedProcess:
+    """Trains an MAE for two steps with the launcher, and Python as it is."""
+    if not (tmp_path / "images").exists():
+        rng = np.random.default_rng(0)
+        (tmp_path / "images").mkdir()
+        for i in range(24):
+            pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
     data = {"source": "folder", "path": tmp_path / "images", "simulated": False}
     data |= {"image_size": 32, "val_fraction": 0.3, "test_fraction": 0.1}
     fields = {f"data.{k}": v for k, v in data.items()}
     fields |= {"global_batch_size": 8, "total_steps": 2, "optim.warmup_steps": 1}
-    command = ["bash", "launch/local.sh", "--num_processes=2", "--devices=2"]
+    command = ["bash", f"launch/{script}", *options]
     command += ["--config=configs/mae_vitb16.py:runlocal", f"--workdir={tmp_path}/run"]
     command += [f"--config.{k}={v}" for k, v in fields.items()]
-    python = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    flags = "--xla_backend_optimization_level=0"
-    given = os.environ | {"PATH": python, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-    assert subprocess.run(command, cwd=ROOT, env=given, timeout=300).returncode == 0
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    for name in ("srun", "scontrol"):
+        (tmp_path / "bin" / name).unlink(missing_ok=True)
+        (tmp_path / "bin" / name).symlink_to(FAKES / name)
+    given = environment(tmp_path) | {"PATH": f"{tmp_path}/bin{os.pathsep}{HERE}"}
+    given |= {"PYTHONPATH": str(ROOT)}
+    given["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    return subprocess.run(
+        command, cwd=ROOT, env=given | more, timeout=300, capture_output=True, text=True
+    )
+
+
+@pytest.mark.full
+def test_two_real_processes_train_one_run(tmp_path):
+    done = real(tmp_path, "local.sh", "--num_processes=2", "--devices=2")
+    assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 2
     assert (tmp_path / "run" / "logs" / "process_1.log").exists()
+
+
+@pytest.mark.full
+def test_the_tasks_of_a_slurm_job_find_each_other_and_train(tmp_path):
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = real(tmp_path, "slurm.sbatch", **job)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 2
+    kept = list((tmp_path / "cache/pacx_jax/compiled").glob("*/jit_*"))
+    assert kept  # by the first process alone
+    since = {p: p.stat().st_mtime_ns for p in kept}
+    shutil.rmtree(tmp_path / "run")
+    assert real(tmp_path, "slurm.sbatch", **job).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in since} == since
