@@ -60,20 +60,13 @@ def back_to_the_save(workdir, target) -> None:
         (target / name).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize(
-    ("stage", "devices"),
-    [
-        ("labs_dae", (8,)),
-        *[pytest.param(s, (4, 8), marks=pytest.mark.full) for s in STAGES],
-    ],
-)
-def test_run_of_four_processes_goes_on_in_one(
-    stage, devices, folders, tmp_path, monkeypatch
-):
+@pytest.mark.full
+@pytest.mark.parametrize("stage", STAGES)
+def test_run_of_four_processes_goes_on_in_one(stage, folders, tmp_path, monkeypatch):
     config = runs.config(stage, folders, **FIELDS)
     straight = tmp_path / "straight"
     rows = in_processes(config, straight, tmp_path / "rows", 4)
-    for n in devices:
+    for n in (4, 8):
         workdir = tmp_path / f"run_{n}"
         back_to_the_save(straight, workdir)
         later = in_one(config, workdir, tmp_path / f"rows_{n}", n, monkeypatch)
