@@ -20,7 +20,7 @@ from tests.reliability import runs
 
 STAGES = ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
 STEPS = 4
-METRICS, STATE = 1e-5, 1e-4  # largest relative difference of four processes
+METRICS = STATE = 1e-5  # largest relative difference of four processes
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +76,12 @@ def differences(workdir, straight) -> tuple[float, float]:
     )
     got, want = runs.state(workdir), runs.state(straight)
     assert got.keys() == want.keys() and len(got) > 8
+    for k in want:
+        if k.endswith("['qkv']['bias']"):  # without the keys' share, which changes no
+            # output: its gradient is rounding, and Adam makes steps of that
+            got[k], want[k] = (
+                np.delete(np.split(x, 3), 1, 0) for x in (got[k], want[k])
+            )
     leaves = [
         np.linalg.norm(np.float64(got[k]) - want[k])
         / max(np.linalg.norm(np.float64(want[k])), 1e-3)
