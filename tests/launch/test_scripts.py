@@ -279,7 +279,10 @@ def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
         ["tpu_pod.sh", "install", "--name=n", "--zone=z", "--nfs=a:/b", "--dry-run"],
         ["tpu_pod.sh", "run", "--name=n", "--zone=z", "--dry-run", "--",
          "--workdir=/mnt/pacx/w"],
+        ["tpu_pod.sh", "wait", "--name=n", "--zone=z", "--dry-run"],
         ["tpu_pod.sh", "stop", "--name=n", "--zone=z", "--dry-run"],
+        ["tpu_pod.sh", "collect", "--name=n", "--zone=z", "--workdir=/mnt/pacx/w",
+         "--target=no/such", "--dry-run"],
         ["tpu_pod.sh", "delete", "--name=n", "--zone=z", "--dry-run"],
     ],
     ids=lambda command: "_".join(command[:2]),
@@ -287,7 +290,7 @@ def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
 def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
     code, output = run(tmp_path, *command)
     assert code == 0
-    assert output.startswith(("env ", "srun ", "gcloud ", "git "))
+    assert output.startswith(("env ", "srun ", "gcloud ", "git ", "mkdir "))
     assert [p.name for p in tmp_path.iterdir()] == ["behaviour"]
 
 
