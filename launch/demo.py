@@ -27,6 +27,10 @@ import psutil
 import tqdm
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
+    sys.path.insert(0, str(ROOT))
+
+from launch import compile_cache  # noqa: E402
 
 # Studies of the cohort, training steps, further config overrides, and the seconds that
 # stages took on two cores, for the progress bar (10 where none are given). The settings
@@ -227,7 +231,7 @@ class Demo:
         halves = [self.free.pop(0) for _ in range(stage.cores)]
         environment = os.environ | {
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
-            "JAX_COMPILATION_CACHE_DIR": str(self.target / "jax_cache"),
+            compile_cache.NAME: compile_cache.folder(self.target / "cache"),
             "PYTHONPATH": str(ROOT),
         }
         log = (self.target / "logs" / f"{stage.name}.log").open("ab")

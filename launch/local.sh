@@ -99,6 +99,8 @@ stop() { # asks all that still run to save and end
 }
 trap stop TERM INT HUP
 
+JAX_COMPILATION_CACHE_DIR=$(python launch/compile_cache.py)
+export JAX_COMPILATION_CACHE_DIR
 logs=$workdir/logs
 mkdir -p "$logs"
 for ((i = 0; i < num_processes; i++)); do

@@ -33,7 +33,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import jobset  # noqa: E402
+from launch import compile_cache, jobset  # noqa: E402
 from launch.sweep_runs import STOPPED, Run, claim, collect, plan  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
@@ -104,11 +104,12 @@ class Local:
         return code
 
     def _environment(self, slot: int) -> dict[str, str]:
+        given = os.environ | {compile_cache.NAME: compile_cache.folder()}
         count = self.flags.gpus_per_job
         if not count:
-            return dict(os.environ)
+            return given
         mine = range(slot * count, (slot + 1) * count)
-        return os.environ | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))}
+        return given | {"CUDA_VISIBLE_DEVICES": ",".join(map(str, mine))}
 
 
 def submit_array(runs: list[Run], state: pathlib.Path, flags) -> int:

@@ -152,6 +152,7 @@ if [ -e ~/pacx.pid ] && kill -0 \$(cat ~/pacx.pid) 2>/dev/null; then
 fi
 rm -f ~/pacx.exit ~/pacx.pid
 mkdir -p $(printf %q "$workdir")/logs
+export JAX_COMPILATION_CACHE_DIR=\$(.venv/bin/python launch/compile_cache.py)
 setsid nohup bash -c '.venv/bin/python -m pacx_jax.main --distributed=auto \"\$@\" &
 echo \$! >~/pacx.pid; wait \$!; echo \$? >~/pacx.exit' pacx $arguments \
   >>$(printf %q "$workdir")/logs/worker_\$(hostname).log 2>&1 </dev/null &"

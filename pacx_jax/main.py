@@ -59,10 +59,7 @@ def run(
       Preempted: asked to end by SIGTERM; the state is saved.
     """
     check_values(config)
-    processes.check_agreement(
-        "the config", sorted(identity.flat(config.to_dict()).items())
-    )
-    processes.check_agreement("--workdir", os.path.abspath(workdir))
+    check_processes(config, workdir)
     path = pathlib.Path(workdir)
     # A run that stopped at its first error has claimed nothing: it may be mended.
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
@@ -71,6 +68,7 @@ def run(
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
     path.mkdir(parents=True, exist_ok=True)
+    processes.check_shared(workdir)
     with contextlib.ExitStack() as stack:
         if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
@@ -101,15 +99,28 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     """Prints the finished run's metrics on a split (see evaluate.held_out)."""
     from pacx_jax.evaluate import held_out
 
+    check_processes(config, workdir)
+    processes.check_agreement("--evaluate", split)
     record = pathlib.Path(workdir) / identity.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         identity.check_config(config, workdir)
     result = held_out.evaluate(config, workdir, split)
+    if not processes.is_first():
+        return
     for name, row in result.pop("intervals", {}).items():
         label = "auroc" in row
         value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
         print(f"{name}{value} (95% interval {row['low']:.3f} to {row['high']:.3f})")
     print(", ".join(f"{k} {v}" for k, v in result.items()))
+
+
+def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:
+    """PacxError on every process of the run unless all have the same to do."""
+    processes.check_agreement(
+        "the config", sorted(identity.flat(config.to_dict()).items())
+    )
+    processes.check_agreement("--workdir", os.path.abspath(workdir))
+    processes.check_devices(config.num_devices)
 
 
 def check_values(config: ml_collections.ConfigDict) -> None:

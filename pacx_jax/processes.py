@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pathlib
+import secrets
 import sys
 from typing import Any
 
 import jax
 import numpy as np
 
+from pacx_jax import cluster, rendezvous
 from pacx_jax.preemption import EXIT_CODE
 from pacx_jax.types import PacxError
 
 # Words of the errors that a collective raises when a peer is gone.
 _LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline")
+MEETING_SECONDS = 45  # for all processes of a run to come
 INITIALIZATION_SECONDS = 60
 HEARTBEAT_SECONDS = 10  # a host that is silent for so long is taken for dead
 
@@ -24,26 +28,26 @@ def start_detected() -> None:
 
     A single process, where none of these is found, is an error: it would train alone.
     """
-    try:
-        jax.distributed.initialize(
-            initialization_timeout=INITIALIZATION_SECONDS,
-            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
-        )
-    except (RuntimeError, ValueError) as e:
-        raise PacxError(
-            "--distributed=auto found no SLURM, Open MPI, Cloud TPU or GKE to join, or "
-            f"not all processes came ({_one_line(e)}); otherwise give --coordinator, "
-            "--num_processes and --process_id"
-        ) from None
+    start(*cluster.detect(MEETING_SECONDS))
 
 
-def start(coordinator: str, num_processes: int, process_id: int) -> None:
+def start(
+    coordinator: str,
+    num_processes: int,
+    process_id: int,
+    local_device_ids: list[int] | None = None,
+) -> None:
     """Joins the other processes of this run, before any device is used.
 
     Args:
       coordinator: host:port of process 0.
       num_processes: how many there are, each with its own devices.
       process_id: this one's number, from 0.
+      local_device_ids: the GPUs that this process shall see; None = all.
+
+    Raises:
+      PacxError: on every process, within MEETING_SECONDS: not all came, or two with
+        the same number.
     """
     if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
         raise PacxError(
@@ -52,13 +56,15 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
             "num_processes - 1"
         )
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise PacxError(f"--coordinator={coordinator}: give host:port")
+    rendezvous.meet(coordinator, num_processes, process_id, MEETING_SECONDS)
     try:
         jax.distributed.initialize(
             coordinator,
             num_processes,
             process_id,
+            local_device_ids,
             initialization_timeout=INITIALIZATION_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
@@ -98,6 +104,40 @@ def check_agreement(what: str, content: Any) -> None:
         raise PacxError(
             f"{what} of process {', '.join(map(str, differing))} differs from that of "
             "process 0: give every process the same command and data"
+        )
+
+
+def check_devices(num_devices: int) -> None:
+    """PacxError unless the mesh has all devices of all processes, if there are several.
+
+    A process without a device in it would wait for the others without end.
+    """
+    total = jax.device_count()
+    if jax.process_count() > 1 and num_devices not in (0, total):
+        raise PacxError(
+            f"config.num_devices is {num_devices} but {jax.process_count()} processes "
+            f"have {total} devices: leave it at 0, or give each process fewer devices"
+        )
+
+
+def check_shared(workdir: str) -> None:
+    """PacxError on every process unless `workdir`, a folder, is the same to all."""
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mark = pathlib.Path(workdir) / f".shared_{agreed(secrets.randbelow(2**31)):x}"
+    if is_first():
+        mark.touch()
+    multihost_utils.sync_global_devices("marked")
+    seen = multihost_utils.process_allgather(np.array(mark.exists()))
+    if is_first():
+        mark.unlink()
+    blind = np.flatnonzero(~seen)
+    if blind.size:
+        raise PacxError(
+            f"{workdir} of process {', '.join(map(str, blind))} is another folder than "
+            "that of process 0: give a --workdir on a file system that all see"
         )
 
 

@@ -10,7 +10,16 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import batches, checkpoint, overlap, sharding, stage, step
+from pacx_jax import (
+    batches,
+    checkpoint,
+    manifest,
+    overlap,
+    processes,
+    sharding,
+    stage,
+    step,
+)
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import segment
 from pacx_jax.types import PacxError
@@ -54,8 +63,9 @@ def evaluate(config, workdir: str, split: str) -> dict:
                 outputs, np.array(patients), config.data.label_columns, config.seed
             )
         )
-    target = pathlib.Path(workdir) / f"evaluation_{split}.json"
-    target.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    processes.check_agreement("the evaluation", json.dumps(result))
+    if processes.is_first():
+        manifest.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)
     return result
 
 

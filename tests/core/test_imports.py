@@ -22,6 +22,8 @@ LAYERS = {
     "model_sizes": 0,
     "manifest": 1,
     "preemption": 0,
+    "cluster": 0,
+    "rendezvous": 0,
     "goodput": 2,
     "processes": 1,
     "losses": 1,

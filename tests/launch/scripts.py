@@ -11,10 +11,12 @@ ARGUMENTS = ["--config=configs/mae_vitb16.py", "--config.seed=3"]
 
 def environment(fake: pathlib.Path, **more: str) -> dict[str, str]:
     """Fakes first on PATH, notes of theirs in `fake`, nothing of a real cluster."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "CUDA"))}
+    out = ("SLURM", "CUDA", "JAX_COMPILATION")
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(out)}
     path = f"{FAKES}{os.pathsep}{kept['PATH']}"
     fixed = {"PATH": path, "FAKE": str(fake), "VIRTUAL_ENV": "none", "XLA_FLAGS": ""}
-    return kept | fixed | {"PACX_POLL_SECONDS": "0.1"} | more
+    fixed |= {"PACX_POLL_SECONDS": "0.1", "XDG_CACHE_HOME": str(fake / "cache")}
+    return kept | fixed | more
 
 
 def start(fake, script, *arguments, behaviour="exit 0", **more) -> subprocess.Popen:

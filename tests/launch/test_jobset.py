@@ -1,6 +1,7 @@
 """JobSets and images: valid by the schema's fields, unprivileged, one for each run."""
 
 import argparse
+import os
 import re
 import socket
 import threading
@@ -159,6 +160,38 @@ def test_a_jobset_has_the_schema_s_fields_and_no_privileges(document):
         assert not container["securityContext"]["allowPrivilegeEscalation"]
         assert container["securityContext"]["capabilities"]["drop"] == ["ALL"]
         assert {m["name"] for m in container.get("volumeMounts", [])} <= mounts
+
+
+def job_of(document):
+    """Its Job, as one of its own: what Kubernetes' own schemas know."""
+    template = document["spec"]["replicatedJobs"][0]["template"]
+    about = {"apiVersion": "batch/v1", "kind": "Job", "metadata": document["metadata"]}
+    return about | {"spec": template["spec"]}
+
+
+@pytest.mark.parametrize("accelerator", ["tpu", "gpu"])
+def test_the_jobs_of_a_jobset_are_valid_by_kubernetes_schemas(accelerator):
+    if "PACX_REQUIRE_TORCH" not in os.environ:  # CI has it
+        pytest.importorskip("kubernetes_validate")
+    import kubernetes_validate
+
+    job = job_of(make(accelerator))
+    for version in ("1.31", "1.37"):
+        kubernetes_validate.validate(job, version, strict=True)
+    for document in documents():
+        kubernetes_validate.validate(job_of(document), "1.37", strict=True)
+    job["spec"]["template"]["spec"]["containers"][0]["securityContexts"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="securityContexts"):
+        kubernetes_validate.validate(job, "1.37", strict=True)
+
+
+def test_pods_keep_compiled_programs_on_the_claim():
+    for document in documents():
+        container = pod_of(document)["containers"][0]
+        env = {e["name"]: e.get("value") for e in container["env"]}
+        mounts = [m["mountPath"] for m in container["volumeMounts"]]
+        assert env["JAX_COMPILATION_CACHE_DIR"] == "/pacx/jax_cache"
+        assert "/pacx" in mounts
 
 
 def test_the_schema_s_check_finds_a_misspelt_field():

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from launch import compile_cache
 from tests.launch.scripts import (
     ARGUMENTS,
     FAKES,
     ROOT,
+    environment,
     run,
     seen,
     seen_environment,
@@ -26,10 +28,14 @@ from tests.launch.scripts import (
 SAVES = 'trap "exit 75" TERM; while :; do sleep 0.05; done'
 
 
-@pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not on PATH")
+HERE = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+SHELLCHECK = shutil.which("shellcheck", path=HERE)
+
+
+@pytest.mark.skipif(not SHELLCHECK, reason="shellcheck is not installed")
 def test_scripts_pass_shellcheck():
     scripts = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / "launch/slurm.sbatch"]
-    command = ["shellcheck", "-x", "-P", "SCRIPTDIR", *scripts, *FAKES.iterdir()]
+    command = [SHELLCHECK, "-x", "-P", "SCRIPTDIR", *scripts, *FAKES.iterdir()]
     found = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert found.returncode == 0, found.stdout
 
@@ -93,6 +99,40 @@ def test_local_kills_what_does_not_stop(tmp_path):
     assert "process 1 of 2 failed with exit code 137" in output
 
 
+def caches(tmp_path, count=2):
+    """Where each process was told to keep compiled programs, below the user's cache."""
+    found = [
+        seen_environment(tmp_path, i)["JAX_COMPILATION_CACHE_DIR"] for i in range(count)
+    ]
+    return [f.removeprefix(f"{tmp_path}/cache/pacx_jax/compiled/") for f in found]
+
+
+def test_local_keeps_compiled_programs_in_the_user_s_cache(tmp_path):
+    assert local(tmp_path)[0] == 0
+    assert caches(tmp_path) == [compile_cache.cpu()] * 2
+    assert local(tmp_path, JAX_COMPILATION_CACHE_DIR="/else/where")[0] == 0
+    assert caches(tmp_path) == ["/else/where"] * 2
+    assert local(tmp_path, JAX_COMPILATION_CACHE_DIR="")[0] == 0
+    assert caches(tmp_path) == [""] * 2
+
+
+def test_a_cache_that_cannot_be_written_stops_no_run(tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    code, output = local(tmp_path)
+    assert code == 0 and caches(tmp_path) == [""] * 2
+    assert "compiled programs are not kept; set JAX_COMPILATION_CACHE_DIR" in output
+
+
+def test_cpus_of_other_instructions_share_no_compiled_programs(tmp_path):
+    names = set()
+    for flags in ("avx2 avx512f", "avx2", "avx2 "):
+        for hertz in ("3000.1", "2200.7"):  # of the moment
+            text = f"processor : 0\nmodel : 85\ncpu MHz : {hertz}\nflags : {flags}\n"
+            (tmp_path / "cpuinfo").write_text(f"{text}\n{text}")
+            names.add(compile_cache.cpu(str(tmp_path / "cpuinfo")))
+    assert len(names) == 3
+
+
 def slurm(tmp_path, **more):
     more = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(ROOT)} | more
     arguments = [*ARGUMENTS, f"--workdir={tmp_path}/run"]
@@ -107,6 +147,7 @@ def test_slurm_starts_every_task_with_the_run_s_arguments(tmp_path):
         assert seen(tmp_path, i)[:3] == ["-m", "pacx_jax.main", "--distributed=auto"]
         assert seen(tmp_path, i)[3:-1] == ARGUMENTS
     assert "--gpu-bind=none" in (tmp_path / "srun.args").read_text()
+    assert caches(tmp_path, 3) == [compile_cache.cpu()] * 3
 
 
 @pytest.mark.parametrize(
@@ -140,6 +181,7 @@ def workers(tmp_path):
         folder = tmp_path / f"worker_{i}" / "pacx" / ".venv" / "bin"
         folder.mkdir(parents=True)
         (folder / "python").symlink_to(FAKES / "python")
+        shutil.copytree(ROOT / "launch", folder.parents[1] / "launch")
     (tmp_path / "states").write_text("ACTIVE\n")
     return tmp_path
 
@@ -182,6 +224,7 @@ def test_tpu_pod_runs_on_all_workers_and_ends_as_they_do(workers, behaviour, exp
     for i in range(2):
         got = [a.replace(f"{workers}/mnt", "/mnt/pacx") for a in seen(workers, i)]
         assert got[2:] == ["--distributed=auto", *arguments]
+    assert caches(workers) == [compile_cache.cpu()] * 2
     logs = workers / "mnt" / "runs" / "a b" / "logs"
     assert len(list(logs.iterdir())) == 1  # both stand-ins have this machine's name
 
@@ -236,7 +279,10 @@ def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
         ["tpu_pod.sh", "install", "--name=n", "--zone=z", "--nfs=a:/b", "--dry-run"],
         ["tpu_pod.sh", "run", "--name=n", "--zone=z", "--dry-run", "--",
          "--workdir=/mnt/pacx/w"],
+        ["tpu_pod.sh", "wait", "--name=n", "--zone=z", "--dry-run"],
         ["tpu_pod.sh", "stop", "--name=n", "--zone=z", "--dry-run"],
+        ["tpu_pod.sh", "collect", "--name=n", "--zone=z", "--workdir=/mnt/pacx/w",
+         "--target=no/such", "--dry-run"],
         ["tpu_pod.sh", "delete", "--name=n", "--zone=z", "--dry-run"],
     ],
     ids=lambda command: "_".join(command[:2]),
@@ -244,7 +290,7 @@ def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
 def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
     code, output = run(tmp_path, *command)
     assert code == 0
-    assert output.startswith(("env ", "srun ", "gcloud ", "git "))
+    assert output.startswith(("env ", "srun ", "gcloud ", "git ", "mkdir "))
     assert [p.name for p in tmp_path.iterdir()] == ["behaviour"]
 
 
@@ -270,23 +316,50 @@ def test_bad_arguments_are_one_line(tmp_path, command, error):
     assert output.startswith("error: ") and error in output and output.count("\n") == 1
 
 
-@pytest.mark.full
-def test_two_real_processes_train_one_run(tmp_path):
-    rng = np.random.default_rng(0)
-    (tmp_path / "images").mkdir()
-    for i in range(24):
-        pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
+def real(tmp_path, script, *options, **more) -> subprocess.CompletedProcess:
+    """Trains an MAE for two steps with the launcher, and Python as it is."""
+    if not (tmp_path / "images").exists():
+        rng = np.random.default_rng(0)
+        (tmp_path / "images").mkdir()
+        for i in range(24):
+            pixels = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "images" / f"{i:02}.png")
     data = {"source": "folder", "path": tmp_path / "images", "simulated": False}
     data |= {"image_size": 32, "val_fraction": 0.3, "test_fraction": 0.1}
     fields = {f"data.{k}": v for k, v in data.items()}
     fields |= {"global_batch_size": 8, "total_steps": 2, "optim.warmup_steps": 1}
-    command = ["bash", "launch/local.sh", "--num_processes=2", "--devices=2"]
+    command = ["bash", f"launch/{script}", *options]
     command += ["--config=configs/mae_vitb16.py:runlocal", f"--workdir={tmp_path}/run"]
     command += [f"--config.{k}={v}" for k, v in fields.items()]
-    python = f"{pathlib.Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    flags = "--xla_backend_optimization_level=0"
-    given = os.environ | {"PATH": python, "PYTHONPATH": str(ROOT), "XLA_FLAGS": flags}
-    assert subprocess.run(command, cwd=ROOT, env=given, timeout=300).returncode == 0
+    (tmp_path / "bin").mkdir(exist_ok=True)
+    for name in ("srun", "scontrol"):
+        (tmp_path / "bin" / name).unlink(missing_ok=True)
+        (tmp_path / "bin" / name).symlink_to(FAKES / name)
+    given = environment(tmp_path) | {"PATH": f"{tmp_path}/bin{os.pathsep}{HERE}"}
+    given |= {"PYTHONPATH": str(ROOT)}
+    given["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    return subprocess.run(
+        command, cwd=ROOT, env=given | more, timeout=300, capture_output=True, text=True
+    )
+
+
+@pytest.mark.full
+def test_two_real_processes_train_one_run(tmp_path):
+    done = real(tmp_path, "local.sh", "--num_processes=2", "--devices=2")
+    assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 2
     assert (tmp_path / "run" / "logs" / "process_1.log").exists()
+
+
+@pytest.mark.full
+def test_the_tasks_of_a_slurm_job_find_each_other_and_train(tmp_path):
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(ROOT)}
+    done = real(tmp_path, "slurm.sbatch", **job)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "run" / "done.json").read_text())["step"] == 2
+    kept = list((tmp_path / "cache/pacx_jax/compiled").glob("*/jit_*"))
+    assert kept  # by the first process alone
+    since = {p: p.stat().st_mtime_ns for p in kept}
+    shutil.rmtree(tmp_path / "run")
+    assert real(tmp_path, "slurm.sbatch", **job).returncode == 0
+    assert {p: p.stat().st_mtime_ns for p in since} == since

@@ -230,7 +230,7 @@ def assert_same(workdir, straight) -> None:
         np.testing.assert_array_equal(got[leaf], want[leaf], err_msg=leaf)
 
 
-def _child(config, workdir, before, devices, coordinator, count, number, log):
+def _child(config, workdir, before, devices, flags, number, log):
     """A process of a run, from its fork to its exit code."""
     with open(log, "w") as file:  # what it says, native code too
         os.dup2(file.fileno(), 1)
@@ -241,10 +241,6 @@ def _child(config, workdir, before, devices, coordinator, count, number, log):
         "device_count=8", f"device_count={devices}"
     )
     use_patients()
-    arguments = ["main"]
-    if count > 1:
-        arguments += [f"--coordinator={coordinator}", f"--num_processes={count}"]
-        arguments += [f"--process_id={number}"]
     before(number)
     run = main.run
 
@@ -253,7 +249,7 @@ def _child(config, workdir, before, devices, coordinator, count, number, log):
         run(config, str(workdir))
 
     main._main = _main
-    sys.argv = arguments
+    sys.argv = ["main", *flags]
     main.main()
     os._exit(0)  # without pytest's handlers
 
@@ -262,8 +258,13 @@ def as_it_is(number: int) -> None:
     """For `start`: nothing happens."""
 
 
-def start(config, workdir, before=as_it_is, *, count=1, devices=1):
-    """Starts the processes of a run; `before(number)` is called in each of them."""
+def start(config, workdir, before=as_it_is, *, count=1, devices=1, flags=None):
+    """Starts the processes of a run; `before(number)` is called in each of them.
+
+    Args:
+      devices: of each process.
+      flags: how they find each other; None = by flags of their own.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.reliability.runs"])
     with socket.socket() as free:
@@ -272,8 +273,12 @@ def start(config, workdir, before=as_it_is, *, count=1, devices=1):
     pathlib.Path(workdir).mkdir(parents=True, exist_ok=True)
     started = []
     for number in range(count):
+        mine = flags or []
+        if flags is None and count > 1:
+            mine = [f"--coordinator={coordinator}", f"--num_processes={count}"]
+            mine += [f"--process_id={number}"]
         log = pathlib.Path(workdir).with_suffix(f".{number}.log")
-        args = (config, workdir, before, devices, coordinator, count, number, log)
+        args = (config, workdir, before, devices, mine, number, log)
         started.append(context.Process(target=_child, args=args))
         started[-1].start()
     return started
