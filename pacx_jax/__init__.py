@@ -1,6 +1,13 @@
 """PaCX-MAE in JAX: chest-X-ray encoders that know physiology (arXiv 2606.01537)."""
 
-from pacx_jax.encoder import Encoder, load_encoder
-
 __all__ = ["Encoder", "load_encoder"]
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    # Imported when they are used: a command takes SIGTERM before the seconds of import.
+    if name in __all__:
+        from pacx_jax import encoder
+
+        return getattr(encoder, name)
+    raise AttributeError(f"module 'pacx_jax' has no attribute {name!r}")
