@@ -230,6 +230,8 @@ def _stop_on_full_disk() -> None:
 def _parse(argv: list[str]) -> list[str]:
     """absl's parsing, whatever it raises made one line."""
     for argument in argv[1:]:
+        if any("\ud800" <= c <= "\udfff" for c in argument):
+            raise PacxError(f"flag {argument}: it is not UTF-8")
         name, _, value = argument.partition("=")
         file = value.partition(":")[0]
         if name.lstrip("-") == "config" and not pathlib.Path(file).is_file():
