@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    """The encoder's names, imported when asked for: they bring the image readers."""
+    # Imported when they are used: a command takes SIGTERM before the seconds of import.
     if name in __all__:
         from pacx_jax import encoder
 

@@ -8,22 +8,29 @@ A run that was stopped goes on where its last checkpoint stands; a finished one 
 as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 """
 
+# ruff: noqa: E402 - SIGTERM is taken before the seconds that imports take
 from __future__ import annotations
+
+from pacx_jax import preemption
+
+if __name__ == "__main__":
+    preemption.end_at_once()
 
 import contextlib
 import math
 import os
 import pathlib
-import signal
 import sys
 import threading
+import traceback
+from collections.abc import Callable
 
 import jax
 import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import disk, host_memory, identity, locks, manifest, preemption, processes
+from pacx_jax import disk, host_memory, identity, locks, manifest, peers, processes
 from pacx_jax.types import PacxError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -74,7 +81,11 @@ def run(
             refusal = f"{workdir}: another run is writing here: take another --workdir"
             stack.enter_context(locks.held(path / "lock", refusal))
             identity.write_config(config, workdir)
-        asked = stack.enter_context(preemption.Preemption(config.grace_seconds))
+        several = jax.process_count() > 1
+        asked = preemption.Preemption(
+            config.grace_seconds, processes.agree_to_end if several else None
+        )
+        stack.enter_context(asked)
         _train(config, workdir, asked, force)
 
 
@@ -176,32 +187,44 @@ def main() -> None:
     A run that SIGTERM stopped, or the loss of another of its processes, ends with 75.
     """
     threading.excepthook = _thread_failed
+    sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
     # Until the run listens itself, there is nothing that could be lost.
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(preemption.EXIT_CODE))
+    with preemption.Preemption(grace_seconds=0):
+        _ending_well(lambda: app.run(_main, flags_parser=parse_flags))
+
+
+def _ending_well(command: Callable[[], None]) -> None:
+    """Makes each way in which a command fails a line and an exit code."""
     try:
-        app.run(_main, flags_parser=parse_flags)
+        command()
+    except SystemExit:  # so absl's app returns
+        peers.leave()
+        raise
     except PacxError as e:
         _end(f"error: {' '.join(str(e).split())}", 2)
     except preemption.Preempted as e:
         print(f"stopped: {e}; the same command goes on from there", flush=True)
+        peers.leave()
         sys.exit(preemption.EXIT_CODE)
     except KeyboardInterrupt:
-        print("stopped: the same command goes on from the last checkpoint", flush=True)
-        sys.exit(130)
+        _end("stopped: the same command goes on from the last checkpoint", 130)
     except Exception as e:
         if disk.is_full(e):
             _stop_on_full_disk()
         processes.end_if_bereaved(e)
-        if not isinstance(e, OSError):  # such as a missing permission
+        if isinstance(e, OSError):  # such as a missing permission
+            _end(f"error: {' '.join(str(e).split())}", 2)
+        if not jax.distributed.is_initialized():
             raise
-        _end(f"error: {' '.join(str(e).split())}", 2)
+        traceback.print_exc()
+        _end("stopped: by the error above", 1)
 
 
 def _end(text: str, code: int) -> None:
     """Says why, and ends; at once where other processes would be waited for."""
-    print(text, file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(code)
+        peers.end(text, code)
+    print(text, file=sys.stderr, flush=True)
     sys.exit(code)
 
 
@@ -214,13 +237,14 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _stop_on_full_disk() -> None:
     """Ends at once: closing files that cannot be written would raise again."""
-    print(f"error: {disk.told(_WORKDIR.value)}", file=sys.stderr, flush=True)
-    os._exit(2)
+    peers.end(f"error: {disk.told(_WORKDIR.value)}", 2)
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """absl's parsing, whatever it raises made one line."""
     for argument in argv[1:]:
+        if any("\ud800" <= c <= "\udfff" for c in argument):
+            raise PacxError(f"flag {argument}: it is not UTF-8")
         name, _, value = argument.partition("=")
         file = value.partition(":")[0]
         if name.lstrip("-") == "config" and not pathlib.Path(file).is_file():

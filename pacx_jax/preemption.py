@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import threading
+from collections.abc import Callable
 
-import jax
-
-EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: launchers start the same command again
+from pacx_jax import peers
+from pacx_jax.peers import EXIT_CODE
 
 
 class Preempted(Exception):
@@ -20,26 +19,33 @@ class Preempted(Exception):
 class Preemption:
     """Whether this run has been asked to end.
 
-    A context manager. In a run of one process it takes SIGTERM for as long as it is
-    open; where there are several, JAX's coordination service does, which makes all of
-    them stop at the same step.
+    A context manager that takes SIGTERM for as long as it is open.
 
     Attributes:
       unsaved: whether there are updates that no checkpoint holds yet. Without any, such
-        as while the first step is compiled, SIGTERM ends the process at once.
+        as while the first step is compiled, SIGTERM ends the process at once, and with
+        it the others of its run.
     """
 
-    def __init__(self, grace_seconds: float):
+    def __init__(
+        self, grace_seconds: float, agree_to_end: Callable[[], None] | None = None
+    ):
+        """Of a run with several processes, `agree_to_end` starts to find a last step.
+
+        Args:
+          grace_seconds: from SIGTERM until the process ends whether it has saved or
+            not.
+          agree_to_end: `processes.agree_to_end`; None in a run of one process.
+        """
         self.unsaved = False
-        self._grace = grace_seconds
+        self._grace, self._agree = grace_seconds, agree_to_end
         self._asked = threading.Event()
         self._over = threading.Event()
         self._ears: tuple[socket.socket, socket.socket] | None = None
 
     def __enter__(self) -> Preemption:
-        in_main = threading.current_thread() is threading.main_thread()
-        if jax.process_count() == 1 and in_main:
-            # A handler in Python waits for the interpreter, which a compilation holds
+        if threading.current_thread() is threading.main_thread():
+            # A handler in Python waits for the main thread, which a compilation holds
             # up for minutes. What the handler in C writes to a socket, a thread hears.
             self._ears = hears, told = socket.socketpair()
             told.setblocking(False)
@@ -58,7 +64,7 @@ class Preemption:
 
     def asked(self) -> bool:
         """Whether SIGTERM has come. With several processes only `reached` knows."""
-        return self._asked.is_set()
+        return self._agree is None and self._asked.is_set()
 
     def check(self) -> None:
         """Raises Preempted once SIGTERM has come, in a run of one process."""
@@ -67,7 +73,7 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """Whether to save and end after this step: the same one in every process."""
-        if jax.process_count() == 1:
+        if self._agree is None:
             return self.asked()
         from jax.experimental import multihost_utils
 
@@ -80,14 +86,26 @@ class Preemption:
         except OSError:  # closed: the run is over
             return
         self._asked.set()
-        if self.unsaved and self._over.wait(self._grace):
-            return
+        in_time = self.unsaved
+        if in_time:
+            if self._agree is not None:
+                self._agree()
+            if self._over.wait(self._grace):
+                return
         if not self._over.is_set():
-            at = f"{self._grace:g} s after it was asked to" if self.unsaved else "now"
-            print(
+            at = f"{self._grace:g} s after it was asked to" if in_time else "now"
+            peers.end(
                 f"stopped: preempted, ending {at} without a new checkpoint; the same "
                 "command goes on from the last one",
-                file=sys.stderr,
-                flush=True,
+                EXIT_CODE,
             )
-            os._exit(EXIT_CODE)
+
+
+def end_at_once() -> None:
+    """Takes SIGTERM until something else does: there is nothing yet to be lost."""
+
+    def end(*_) -> None:
+        os.write(2, b"stopped: preempted before the run began\n")
+        os._exit(EXIT_CODE)
+
+    signal.signal(signal.SIGTERM, end)

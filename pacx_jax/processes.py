@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
-import os
 import pathlib
 import secrets
-import sys
+import signal
+import threading
+import time
 from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed  # its key-value store has no public name
 
-from pacx_jax import cluster, rendezvous
-from pacx_jax.preemption import EXIT_CODE
+from pacx_jax import cluster, peers, rendezvous
+from pacx_jax.peers import EXIT_CODE
 from pacx_jax.types import PacxError
 
 # Words of the errors that a collective raises when a peer is gone.
 _LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline")
 MEETING_SECONDS = 45  # for all processes of a run to come
 INITIALIZATION_SECONDS = 60
-HEARTBEAT_SECONDS = 10  # a host that is silent for so long is taken for dead
+HEARTBEAT_SECONDS = 10  # JAX's own measure of a host that is silent
+_PEERS = "pacx_jax/peers"  # where process 0 says how it is reached
+_jax_hears = None  # JAX's handler of SIGTERM
 
 
 def start_detected() -> None:
@@ -73,6 +78,66 @@ def start(
             f"process {process_id} could not join {coordinator} within "
             f"{INITIALIZATION_SECONDS} s: {_one_line(e)}"
         ) from None
+    _join()
+
+
+def _join() -> None:
+    """Connects this process with the others, once JAX's service has all of them."""
+    _take_sigterm_back()
+    state = distributed.global_state
+    me, count = state.process_id, state.num_processes
+    if count == 1:
+        return
+    if me == 0:
+        token, listening = secrets.token_hex(16), peers.listener()
+        port = listening.getsockname()[1]
+        state.client.key_value_set(_PEERS, f"{port} {token}")
+        found = peers.accept(listening, token.encode(), count)
+        peers.watch(0, found)
+        missing = sorted(set(range(1, count)) - set(found))
+        if missing:
+            peers.end(
+                f"stopped: process {', '.join(map(str, missing))} did not connect to "
+                f"port {port} of this host within {peers.JOIN_SECONDS} s: the hosts of "
+                "a run must reach each other on all ports",
+                EXIT_CODE,
+                of=(missing[0], True),
+            )
+        return
+    where = state.client.blocking_key_value_get(_PEERS, 1000 * INITIALIZATION_SECONDS)
+    port, token = where.split()
+    host = state.coordinator_address.rpartition(":")[0].strip("[]")
+    try:
+        connection = peers.connect(host, int(port), token.encode(), me)
+    except OSError as e:
+        raise PacxError(
+            f"process {me} cannot reach port {port} of {host}, process 0's host "
+            f"({_one_line(e)}): the hosts of a run must reach each other on all ports"
+        ) from None
+    peers.watch(me, {0: connection})
+
+
+def _take_sigterm_back() -> None:
+    """Puts Python's handler in the place of the one that JAX has just put there.
+
+    JAX's only notes the signal, for the next step to see: during set-up that is late.
+    """
+    global _jax_hears
+    if threading.current_thread() is not threading.main_thread():
+        return
+    libc = ctypes.CDLL(None)
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
+    handler = libc.signal(signal.SIGTERM, None)
+    if handler:
+        _jax_hears = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
+    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
+
+
+def agree_to_end() -> None:
+    """Lets JAX's service find a step after which all processes end."""
+    if _jax_hears is not None:
+        _jax_hears(signal.SIGTERM)
 
 
 def is_first() -> bool:
@@ -142,19 +207,16 @@ def check_shared(workdir: str) -> None:
 
 
 def end_if_bereaved(error: BaseException) -> None:
-    """Ends this process at once where an error means that another one was lost.
-
-    Whatever would be closed in order would wait for it: a save, the shutdown barrier.
-    """
+    """Ends this process at once where an error means that another one was lost."""
     if jax.process_count() == 1 or not any(w in str(error).lower() for w in _LOSS):
         return
-    print(
-        f"stopped: another process of this run was lost ({_one_line(error)}); start "
-        "all of them again, and the run goes on from its last checkpoint",
-        file=sys.stderr,
-        flush=True,
+    time.sleep(1)  # the watch knows who ended and why, and ends this process itself
+    peers.end(
+        f"stopped: the connection with the other processes of this run was lost "
+        f"({_one_line(error)}); start all of them again, and the run goes on from its "
+        "last checkpoint",
+        EXIT_CODE,
     )
-    os._exit(EXIT_CODE)
 
 
 def _one_line(error: BaseException) -> str:

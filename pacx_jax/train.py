@@ -32,6 +32,8 @@ from pacx_jax import (
 from pacx_jax.preemption import Preempted, Preemption
 from pacx_jax.types import PacxError
 
+FIRST_STEP = 4  # times as long as others it may take: it is compiled
+
 
 @dataclasses.dataclass(frozen=True)
 class Session:
@@ -115,12 +117,12 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
         if start:
             val = conclude(session, state, start, now)
         for n in range(start + 1, config.total_steps + 1):
-            watchdog(config.watchdog_seconds if n > start + 1 else 0)
+            watchdog(config.watchdog_seconds * (1 if n > start + 1 else FIRST_STEP))
             ledger.enter_reading(n, values)
             batch = next(stream)
             ledger.enter_step(n)
-            session.preemption.unsaved = True
             state, values = run.train_step(state, batch, run.step_key)
+            session.preemption.unsaved = True
             session.watch.add(n, values)
             every = (config.log_every, config.eval_every, config.save_every)
             log, check, save = (due(config, n, e) for e in every)
@@ -158,7 +160,12 @@ def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
     config, val = session.run.config, {}
     if due(config, n, config.eval_every):
         session.ledger.enter("evaluation")
-        val = session.run.evaluate(state, between=session.preemption.check)
+
+        def between_batches() -> None:
+            watchdog(config.watchdog_seconds)
+            session.preemption.check()
+
+        val = session.run.evaluate(state, between=between_batches)
     if val or due(config, n, config.log_every):
         session.ledger.enter("metrics")
         session.writer.write(n, now | val)
@@ -186,7 +193,8 @@ def check_saved(saver: checkpoint.Checkpointer, workdir: str, n: int) -> None:
 def watchdog(seconds: float) -> None:
     """Every thread's stack goes to standard error unless called again within `seconds`.
 
-    0 ends it. The dump is made by a thread in C, which no held interpreter stops.
+    Called before every step and every batch of an evaluation. 0 ends it. The dump is
+    made by a thread in C, which no held interpreter stops.
     """
     if seconds > 0:
         faulthandler.dump_traceback_later(seconds, file=sys.__stderr__)

@@ -17,6 +17,7 @@ LAYERS = {
     "command": 0,
     "host_memory": 0,
     "locks": 0,
+    "peers": 0,
     "disk": 0,
     "json_file": 0,
     "model_sizes": 0,

@@ -242,3 +242,7 @@ def test_messages_are_one_line_without_control_characters():
     assert str(error) == "a b \\x1b[31mred c d"
     assert len(str(PacxError("x" * 10**6))) == 3000
     np.testing.assert_equal(str(PacxError("Röntgen µV")), "Röntgen µV")
+
+
+def test_flag_that_is_no_utf8_is_named(tmp_path):
+    refuse("flags", tmp_path, lambda data: data + b" --config.seed\xff=3")

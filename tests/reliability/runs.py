@@ -177,6 +177,18 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def compile_for_long() -> None:
+    """Compiles for about ten seconds, and says so when it is done."""
+
+    def sorted_often(x):
+        for i in range(600):
+            x = jax.numpy.sort(jax.numpy.sin(x[::-1] * (i + 1.0)))
+        return x
+
+    jax.jit(sorted_often).lower(jax.numpy.ones(64)).compile()
+    print("compiled", flush=True)
+
+
 def die_in_a_save(number: int) -> None:
     """Dies when the save with this number, from 1, has written all but its manifest."""
     original, calls = manifest.write, []

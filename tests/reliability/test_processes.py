@@ -5,8 +5,9 @@ import time
 
 import pytest
 
-from pacx_jax import main
+from pacx_jax import main, peers
 from pacx_jax.preemption import EXIT_CODE
+from pacx_jax.types import PacxError
 from tests import tiny
 from tests.reliability import runs
 
@@ -76,3 +77,69 @@ def test_survivor_of_a_dead_process_ends_within_5_seconds_and_one_resumes(
     main.run(config, str(workdir))
     main.run(config, str(tmp_path / "straight"))
     runs.assert_same(workdir, tmp_path / "straight")
+
+
+def one_dies_while_the_other_compiles(dead: int, number: int) -> None:
+    act = runs.die if number == dead else runs.compile_for_long
+    runs.at_update(1, act)
+
+
+@pytest.mark.parametrize("dead", [0, 1])
+def test_process_that_compiles_ends_within_5_seconds_of_anothers_death(tmp_path, dead):
+    workdir, config = tmp_path / "run", runs.config("labs_dae", {})
+    dies = functools.partial(one_dies_while_the_other_compiles, dead)
+    processes = runs.start(config, workdir, dies, count=2)
+    processes[dead].join(120)
+    since = time.monotonic()
+    survivor = processes[1 - dead]
+    survivor.join(30)
+    said = runs.said(workdir, 1 - dead)
+    assert survivor.exitcode == EXIT_CODE, said
+    assert time.monotonic() - since < 5
+    last = said.splitlines()[-1]
+    assert last.startswith("stopped: another process of this run was lost (process ")
+    assert "compiled" not in said
+
+
+def second_is_told_while_the_first_compiles(number: int) -> None:
+    runs.at_update(1, runs.ask_to_end if number else runs.compile_for_long)
+
+
+def second_ends_with_an_error(number: int) -> None:
+    error = functools.partial(runs.raise_, PacxError("this host's disk has no data"))
+    runs.in_second(functools.partial(runs.at_update, 2, error), number)
+
+
+def test_sigterm_before_the_first_step_ends_all_processes_at_once(tmp_path):
+    workdir, config = tmp_path / "run", runs.config("labs_dae", {})
+    told = runs.start(config, workdir, second_is_told_while_the_first_compiles, count=2)
+    assert ended(told, workdir) == [EXIT_CODE] * 2
+    assert "preempted, ending now without a new" in runs.said(workdir, 1)
+    assert runs.said(workdir).startswith("stopped: process 1 was asked to end; ")
+    assert not (workdir / "checkpoints").exists() or not list(
+        (workdir / "checkpoints").iterdir()
+    )
+
+
+def test_error_of_one_process_ends_the_other_with_its_code(tmp_path):
+    workdir, config = tmp_path / "run", runs.config("labs_dae", {})
+    erring = runs.start(config, workdir, second_ends_with_an_error, count=2)
+    assert ended(erring, workdir) == [2, 2]
+    assert runs.said(workdir, 1) == "error: this host's disk has no data\n"
+    assert "stopped: process 1 ended with code 2: its own output" in runs.said(workdir)
+
+
+def test_strangers_are_not_taken_for_processes_of_the_run(monkeypatch):
+    monkeypatch.setattr(peers, "JOIN_SECONDS", 4)
+    token = b"t" * 32
+    with peers.listener() as listening:
+        port = listening.getsockname()[1]
+        connections = [
+            peers.connect("localhost", port, t, number)
+            for t, number in ((b"s" * 32, 1), (token, 3), (token, 2), (token, 0))
+        ]
+        found = peers.accept(listening, token, 3)
+    assert list(found) == [2]
+    assert found[2].getpeername()[1] == connections[2].getsockname()[1]
+    for connection in (*connections, *found.values()):
+        connection.close()

@@ -58,7 +58,7 @@ def patients(monkeypatch):
         *[
             pytest.param(stage, k, marks=pytest.mark.full)
             for stage in ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
-            for k in (1, 3, 5, 7, 20)
+            for k in (2, 3, 5, 7, 20)
         ],
     ],
 )
