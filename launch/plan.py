@@ -1,7 +1,7 @@
 """Plans a run for chips that are not there: memory, collectives, predicted speed.
 
   python launch/plan.py --config=configs/mae_vitb16.py --topology=v5e:16x16 \\
-      --global_batch=32768 [--config.FIELD=VALUE ...] [--compiles=2]
+      --global_batch=32768 [--config.FIELD=VALUE ...] [--compiles=1]
   python launch/plan.py --config=configs/distill_vitb16.py --topology=gpu:64xH100
   python launch/plan.py --all --out=docs/scaling.md
 
@@ -42,31 +42,28 @@ from launch.planning import chips, plan, report, tables  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
-VALUES = flags.FlagValues()
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "The recipe.", lock_config=True, flag_values=VALUES
-)
-_TOPOLOGY = flags.DEFINE_string(
-    "topology", "", "Such as v5e:16x16, v5p:8x8x16, gpu:64xH100.", flag_values=VALUES
-)
-_BATCH = flags.DEFINE_integer(
-    "global_batch", 0, "Instead of the recipe's global_batch_size.", flag_values=VALUES
-)
-_COMPILES = flags.DEFINE_integer(
-    "compiles", 2, "At most so many to find the largest batch.", flag_values=VALUES
-)
-_PLANS = flags.DEFINE_string(
-    "plans", "runs/plans", "Folder of what was compiled before.", flag_values=VALUES
-)
-_ALL = flags.DEFINE_bool(
-    "all", False, "Plan every recipe for every pod.", flag_values=VALUES
-)
-_OUT = flags.DEFINE_string(
-    "out", "", "With --all: the file whose tables are renewed.", flag_values=VALUES
-)
-_JOBS = flags.DEFINE_integer(
-    "jobs", 2, "With --all: compiles at a time.", flag_values=VALUES
-)
+
+def define() -> flags.FlagValues:
+    """The command's flags, apart from those of other programs."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "The recipe.", flag_values=values, lock_config=True
+    )
+    for name, default, text in (
+        ("topology", "", "Such as v5e:16x16, v5p:8x8x16, gpu:64xH100."),
+        ("plans", "runs/plans", "Folder of what was compiled before."),
+        ("out", "", "With --all: the file whose tables are renewed."),
+    ):
+        flags.DEFINE_string(name, default, text, flag_values=values)
+    for name, default, text in (
+        ("global_batch", 0, "Instead of the recipe's global_batch_size."),
+        ("compiles", 1, "At most so many more, to find the largest batch."),
+        ("jobs", 2, "With --all: compiles at a time."),
+    ):
+        flags.DEFINE_integer(name, default, text, flag_values=values)
+    text = "Plan every recipe for every pod."
+    flags.DEFINE_bool("all", False, text, flag_values=values)
+    return values
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -74,7 +71,7 @@ def main(argv: list[str] | None = None) -> int:
     argv = sys.argv if argv is None else ["plan.py", *argv]
     if {"--help", "-h", "--helpfull"} & set(argv[1:]):
         print(__doc__)
-        print(VALUES.get_help())
+        print(define().get_help())
         return 0
     try:
         _run(argv)
@@ -85,26 +82,26 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    rest = trainer.parse_flags(argv, VALUES)[1:]
+    given = define()
+    rest = trainer.parse_flags(argv, given)[1:]
     if rest:
         raise PacxError(f"unknown argument {rest[0]!r}: flags start with --")
-    if _COMPILES.value < 0 or _JOBS.value < 1:
-        raise PacxError("give --compiles of at least 0 and --jobs of at least 1")
-    cache = ROOT / _PLANS.value
-    if _ALL.value:
-        if not _OUT.value:
+    for name, least in (("compiles", 0), ("jobs", 1), ("global_batch", 0)):
+        if given[name].value < least:
+            raise PacxError(f"--{name}={given[name].value}: give at least {least}")
+    cache = ROOT / given.plans
+    if given["all"].value:
+        if not given.out:
             raise PacxError("--all writes tables: give --out=docs/scaling.md")
-        tables.renew(pathlib.Path(_OUT.value), _COMPILES.value, cache, _JOBS.value)
+        tables.renew(pathlib.Path(given.out), given.compiles, cache, given.jobs)
         return
-    if _CONFIG.value is None or not _TOPOLOGY.value:
+    if given.config is None or not given.topology:
         raise PacxError("give --config=configs/<recipe>.py and --topology=v5e:16x16")
-    chips.parse(_TOPOLOGY.value)
-    config = ml_collections.ConfigDict(_CONFIG.value.to_dict())
-    if _BATCH.value < 0:
-        raise PacxError(f"--global_batch={_BATCH.value}: give at least 1")
-    config.global_batch_size = _BATCH.value or config.global_batch_size
+    chips.parse(given.topology)
+    config = ml_collections.ConfigDict(given.config.to_dict())
+    config.global_batch_size = given.global_batch or config.global_batch_size
     trainer.check_values(config)
-    found = plan.make(config, _TOPOLOGY.value, _COMPILES.value, cache)
+    found = plan.make(config, given.topology, given.compiles, cache)
     print("\n".join(report.lines(found)))
     print(json.dumps(found.summary()))
 

@@ -37,7 +37,7 @@ from pacx_jax.types import Objective
 # Of a recipe that takes its labels from the data: CheXpert's and ECGFounder's number.
 LABELS = {"classify": 14, "ecg": 150}
 _RECIPES = {"vit": mae_vitb16, "ecg_net1d": ecg_net1d, "labs_dae": labs_dae}
-_FOLDERS = {  # objective -> config field -> kind of the encoder it names
+FOLDERS = {  # objective -> config field -> kind of the encoder it names
     "distill": {"model_init": "vit", "ecg_init": "ecg_net1d", "labs_init": "labs_dae"},
     "classify": {"model_init": "vit"},
     "segment": {"model_init": "vit"},
@@ -51,7 +51,7 @@ def completed(config, directory: str) -> ml_collections.ConfigDict:
       directory: where folders of zeros are written.
     """
     config = ml_collections.ConfigDict(config.to_dict())
-    for field, kind in _FOLDERS.get(config.objective, {}).items():
+    for field, kind in FOLDERS.get(config.objective, {}).items():
         if not config[field]:
             config[field] = zero_folder(kind, directory, config.data)
     if not config.data.label_columns:
