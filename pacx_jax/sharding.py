@@ -55,7 +55,7 @@ def make_mesh(
     Raises:
       PacxError: too few devices, or a number of them that the axes do not divide.
     """
-    devices = list(devices) or jax.devices()
+    devices = list(devices or jax.devices())
     if num_devices > len(devices):
         raise PacxError(
             f"config.num_devices is {num_devices} but there are {len(devices)} devices"

@@ -144,7 +144,7 @@ def first_state(init, key, loaded: dict, shardings, mesh: Mesh) -> step.TrainSta
     return jitted(key, sharding.put_tree(loaded, split))
 
 
-def place(config, devices=None) -> tuple[Mesh, Objective]:
+def place(config, devices=()) -> tuple[Mesh, Objective]:
     """The mesh that `config.mesh` describes, and the objective on it.
 
     A config from before there was `mesh` has the automatic one.
