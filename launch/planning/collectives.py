@@ -30,7 +30,7 @@ _COLLECTIVE = re.compile(
 )
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
-_CALLED = re.compile(r"\b(\w+)=\{?(%?[\w.-]+(?:, %?[\w.-]+)*)\}?")
+_CALLED = re.compile(r"\b\w+=(?:\{([^{}]*)\}|(%?[\w.-]+))")  # body=%a, calls={%a, %b}
 _ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
@@ -96,8 +96,11 @@ def count(text: str, devices: int) -> list[Collective]:
             match = _COLLECTIVE.search(line)
             if not match:
                 continue
-            if times[name] is None:
-                raise ValueError(f"a collective in a loop of unknown length: {line}")
+            if not times[name]:
+                why = "in a loop of unknown length"
+                if times[name] == 0:
+                    why = f"in {name}, which nothing is seen to call"
+                raise ValueError(f"a collective {why}: {line}")
             kind, group = match["kind"], _group(line, devices)
             size = _volume(kind, match["result"], bool(match["start"]), group)
             entry = found.setdefault((kind, group), [0, 0])
@@ -131,7 +134,8 @@ def _executions(computations: dict[str, list[str]]) -> dict[str, int | None]:
                 known = _ROUNDS.search(line)
                 rounds = int(known[1]) if known else None
             for match in _CALLED.finditer(line):
-                for called in match[2].replace("%", "").split(", "):
+                names = match[1] if match[2] is None else match[2]
+                for called in names.replace("%", "").split(", "):
                     if called in computations:
                         calls.setdefault(called, []).append((name, rounds))
 
