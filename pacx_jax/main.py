@@ -190,6 +190,7 @@ def main() -> None:
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
     # Until the run listens itself, there is nothing that could be lost.
     with preemption.Preemption(grace_seconds=0):
+        preemption.raise_interrupts()
         _ending_well(lambda: app.run(_main, flags_parser=parse_flags))
 
 
@@ -207,7 +208,10 @@ def _ending_well(command: Callable[[], None]) -> None:
         peers.leave()
         sys.exit(preemption.EXIT_CODE)
     except KeyboardInterrupt:
-        _end("stopped: the same command goes on from the last checkpoint", 130)
+        _end(
+            "stopped: the same command goes on from the last checkpoint",
+            preemption.INTERRUPTED,
+        )
     except Exception as e:
         if disk.is_full(e):
             _stop_on_full_disk()

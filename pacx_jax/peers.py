@@ -125,13 +125,19 @@ def watch(me: int, connections: dict[int, socket.socket]) -> None:
     """Ends this process from now on when one of the others ends out of order."""
     global _mine
     _mine = Peers(me, connections)
-    # JAX's runtime aborts the others at once when process 0 is lost, from a thread of
-    # its own. As the signal's handler, sleep(6) gives the watch the time to end first:
-    # the 6 is SIGABRT's number, and sleep may be called there (signal-safety(7)).
+    _mine.watch()
+
+
+def delay_abort() -> None:
+    """Makes an abort of this process wait for six seconds, in the thread it comes from.
+
+    JAX's runtime aborts at once when process 0 is lost: the watch ends the process
+    first. As the signal's handler, sleep gets its number, 6, and may be called there
+    (signal-safety(7)).
+    """
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
-    _mine.watch()
 
 
 def listener() -> socket.socket:

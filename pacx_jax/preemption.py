@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pacx_jax import peers
 from pacx_jax.peers import EXIT_CODE
 
+INTERRUPTED = 130  # as a shell says of a command that Ctrl-C ended
+
 
 class Preempted(Exception):
     """The run was asked to end, and its state is saved."""
@@ -81,8 +83,9 @@ class Preemption:
 
     def _listen(self, hears: socket.socket) -> None:
         try:
-            while hears.recv(1) != bytes([signal.SIGTERM]):
-                pass
+            while (heard := hears.recv(1)) != bytes([signal.SIGTERM]):
+                if heard == bytes([signal.SIGINT]):
+                    self._interrupted()
         except OSError:  # closed: the run is over
             return
         self._asked.set()
@@ -100,12 +103,25 @@ class Preemption:
                 EXIT_CODE,
             )
 
+    def _interrupted(self) -> None:
+        """After Ctrl-C, ends a process whose main thread does not, as it compiles."""
+        if not self.unsaved and not self._over.wait(2):
+            peers.end("stopped: interrupted before the first step", INTERRUPTED)
+
 
 def end_at_once() -> None:
-    """Takes SIGTERM until something else does: there is nothing yet to be lost."""
+    """Takes SIGTERM and Ctrl-C until a run does: there is nothing yet to be lost."""
 
-    def end(*_) -> None:
-        os.write(2, b"stopped: preempted before the run began\n")
-        os._exit(EXIT_CODE)
+    def end(number: int, _) -> None:
+        os.write(2, b"stopped: before the run began\n")
+        os._exit(INTERRUPTED if number == signal.SIGINT else EXIT_CODE)
 
     signal.signal(signal.SIGTERM, end)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, end)
+
+
+def raise_interrupts() -> None:
+    """Makes Ctrl-C a KeyboardInterrupt again, after `end_at_once`."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)

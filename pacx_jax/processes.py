@@ -64,21 +64,38 @@ def start(
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise PacxError(f"--coordinator={coordinator}: give host:port")
     rendezvous.meet(coordinator, num_processes, process_id, MEETING_SECONDS)
+    what = f"process {process_id} of {num_processes} could not join {coordinator}"
+    try:
+        _initialize(what, coordinator, num_processes, process_id, local_device_ids)
+    except (RuntimeError, ValueError) as e:
+        raise PacxError(f"{what}: {_one_line(e)}") from None
+    _join()
+
+
+def _initialize(what: str, *names: str | int | list[int] | None) -> None:
+    """Starts JAX's service; the run ends here if not all processes come to it.
+
+    At its own time limit JAX aborts, so this one is before it.
+    """
+    peers.delay_abort()
+    late = threading.Timer(
+        INITIALIZATION_SECONDS,
+        lambda: peers.end(
+            f"error: {what} within {INITIALIZATION_SECONDS} s: start all processes, "
+            "each with the same --coordinator and an id of its own",
+            2,
+        ),
+    )
+    late.daemon = True
+    late.start()
     try:
         jax.distributed.initialize(
-            coordinator,
-            num_processes,
-            process_id,
-            local_device_ids,
-            initialization_timeout=INITIALIZATION_SECONDS,
+            *names,
+            initialization_timeout=2 * INITIALIZATION_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
-    except (RuntimeError, ValueError) as e:
-        raise PacxError(
-            f"process {process_id} could not join {coordinator} within "
-            f"{INITIALIZATION_SECONDS} s: {_one_line(e)}"
-        ) from None
-    _join()
+    finally:
+        late.cancel()
 
 
 def _join() -> None:
@@ -208,7 +225,8 @@ def check_shared(workdir: str) -> None:
 
 def end_if_bereaved(error: BaseException) -> None:
     """Ends this process at once where an error means that another one was lost."""
-    if jax.process_count() == 1 or not any(w in str(error).lower() for w in _LOSS):
+    count = distributed.global_state.num_processes  # which starts no device
+    if count == 1 or not any(w in str(error).lower() for w in _LOSS):
         return
     time.sleep(1)  # the watch knows who ended and why, and ends this process itself
     peers.end(

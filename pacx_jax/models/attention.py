@@ -16,8 +16,9 @@ from absl import logging
 
 from pacx_jax.types import Array
 
-# Bytes of all images' scores from which on a CPU takes one image at a time.
-CACHE_BYTES = 2**24
+# From so many bytes of an image's scores on, a CPU takes one image at a time, if heads
+# have few channels: the scores are then most of what is read and written.
+LARGE_SCORES, FEW_CHANNELS = 2**20, 32
 
 
 def attend(qkv: Array, num_heads: int) -> Array:
@@ -26,8 +27,7 @@ def attend(qkv: Array, num_heads: int) -> Array:
     On a GPU in bfloat16 or float16 by cuDNN's flash attention, on one CPU device an
     image at a time where that is faster, otherwise as written.
     """
-    b, n, d3 = qkv.shape
-    c = d3 // 3 // num_heads
+    n, c = qkv.shape[1], qkv.shape[2] // 3 // num_heads
     kind = device_kind()
     if "nvidia" in kind and qkv.dtype.itemsize == 2 and cudnn_runs(c, str(qkv.dtype)):
         q, k, v = einops.rearrange(
@@ -35,11 +35,11 @@ def attend(qkv: Array, num_heads: int) -> Array:
         )
         out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
         return einops.rearrange(out, "b n h c -> b n (h c)")
-    small = b * num_heads * n * n * 4 <= CACHE_BYTES or c > 32
-    if kind != "cpu" or small or device_count() > 1:
-        q, k, v = split_heads(qkv, num_heads)
-        return join_heads(weighted(probabilities(q, k), v))
-    return by_image(qkv, num_heads)
+    large = num_heads * n * n * 4 >= LARGE_SCORES and c <= FEW_CHANNELS
+    if large and kind == "cpu" and device_count() == 1:
+        return by_image(qkv, num_heads)
+    q, k, v = split_heads(qkv, num_heads)
+    return join_heads(weighted(probabilities(q, k), v))
 
 
 def split_heads(qkv: Array, num_heads: int) -> Array:
@@ -139,8 +139,14 @@ def cudnn_runs(channels: int, dtype: str) -> bool:
     """Whether cuDNN's attention can be compiled here; if not, that is said once."""
     x = jax.ShapeDtypeStruct((1, 8, 1, channels), dtype)
     attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    gradient = jax.jit(
+        jax.grad(lambda x: attention(x, x, x).sum()),
+        in_shardings=one,
+        out_shardings=one,
+    )
     try:
-        jax.jit(jax.grad(lambda x: attention(x, x, x).sum())).lower(x).compile()
+        gradient.lower(x).compile()
     except Exception as error:  # whatever the installed cuDNN says
         logging.warning(
             "cuDNN attention does not run here (%s): XLA's is used, with the same "

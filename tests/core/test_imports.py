@@ -27,6 +27,7 @@ LAYERS = {
     "rendezvous": 0,
     "goodput": 2,
     "processes": 1,
+    "dropout": 0,
     "losses": 1,
     "lora": 1,
     "sharding": 1,
