@@ -165,7 +165,6 @@ def _main(argv: list[str]) -> None:
     if _CONFIG.value is None or not _WORKDIR.value:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
     host_memory.keep_freed()
-    logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     start_processes()
     if _EVALUATE.value:
         measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
@@ -187,6 +186,7 @@ def main() -> None:
     A run that SIGTERM stopped, or the loss of another of its processes, ends with 75.
     """
     threading.excepthook = _thread_failed
+    logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
     # Until the run listens itself, there is nothing that could be lost.
     with preemption.Preemption(grace_seconds=0):

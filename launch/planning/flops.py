@@ -15,12 +15,18 @@ from jax.extend import core
 
 def per_chip(function, args: tuple, devices: int) -> float:
     """FLOPs of one of `devices` chips that share a call's work evenly."""
-    return _count(jax.make_jaxpr(function)(*args).jaxpr, devices)
+    return _count(_traced(function, args), devices)
 
 
 def has_loops(function, args: tuple) -> bool:
     """Whether there is a loop with products in it, which XLA would count once."""
-    return _loops(jax.make_jaxpr(function)(*args).jaxpr)
+    return _loops(_traced(function, args))
+
+
+def _traced(function, args: tuple):
+    """The jaxpr of a function; of a jitted one its own, for it may have options."""
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    return jitted.trace(*args).jaxpr.jaxpr
 
 
 def _loops(jaxpr) -> bool:

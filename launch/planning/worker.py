@@ -111,7 +111,7 @@ def call(request: Request) -> Result:
         env=environment,
     )
     if done.returncode:
-        tail = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        tail = done.stderr.decode(errors="replace").strip().splitlines()[-6:]
         raise PacxError(
             f"compiling for {request.topology} ended with exit code "
             f"{done.returncode}: {' '.join(tail)}"

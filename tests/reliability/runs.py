@@ -297,8 +297,10 @@ def start(config, workdir, before=as_it_is, *, count=1, devices=1, flags=None):
 
 
 def said(workdir, number: int = 0) -> str:
-    """What a process of a run wrote to its standard output and error."""
-    return pathlib.Path(workdir).with_suffix(f".{number}.log").read_text()
+    """What a process of a run wrote to its standard output and error, less Gloo's."""
+    log = pathlib.Path(workdir).with_suffix(f".{number}.log").read_text()
+    lines = log.splitlines(keepends=True)
+    return "".join(line for line in lines if not line.startswith("[Gloo]"))
 
 
 def raise_(error: BaseException) -> None:
