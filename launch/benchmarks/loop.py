@@ -145,14 +145,14 @@ def _result(options, config, work: dict, steps: int, turns: list) -> dict:
         "log_s": figures["log_s"],
         "log_share": log and round(log, 5),
         "log_every": LOG_EVERY,
-        "saves": _saves(turns, steps) if options.saves else None,
+        "saves": cost_of_saves(turns, steps) if options.saves else None,
         "gflop_step": round(need.step / 1e9, 4),
         "versions": measure.versions(),
     }
     return {"table": list(_table(result)), **result}
 
 
-def _saves(turns: list, steps: int) -> dict:
+def cost_of_saves(turns: list, steps: int) -> dict:
     """What a save costs: a turn with one against the turn before it, without."""
     pairs = list(zip(turns[0::2], turns[1::2], strict=False))
     longer = [(b["step_s"] - a["step_s"]) * steps for a, b in pairs]

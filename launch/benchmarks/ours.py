@@ -12,6 +12,7 @@ import dataclasses
 import json
 import sys
 import time
+from collections.abc import Callable
 
 from launch.benchmarks import stand_ins
 
@@ -36,7 +37,7 @@ from pacx_jax import (  # noqa: E402
     sharding,
     stage,
 )
-from pacx_jax.models import vit  # noqa: E402
+from pacx_jax.models import ecg, vit  # noqa: E402
 from pacx_jax.objectives import distill  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
@@ -154,11 +155,13 @@ class Training:
         )
         self.stage = make_stage(config)
         self.batch = config.global_batch_size
-        self._input = sharding.put_batch(_batch(config, work), self.stage.mesh)
+        self._input = sharding.put_batch(synthetic_batch(config, work), self.stage.mesh)
         self._state = self.stage.init()
         self._key = self.stage.step_key
         arguments = (self.stage.abstract, self._input, self._key)
         self._step, self.about = _compile(self.stage.train_step, *arguments)
+        trained = jax.tree.leaves(self.stage.abstract.params)
+        self.about["trained_parameters"] = sum(p.size for p in trained)
 
     def run(self, steps: int) -> float:
         """Takes steps without waiting in between; returns the last one's loss."""
@@ -168,30 +171,54 @@ class Training:
         return _finite(float(metrics["loss"]))
 
 
+@dataclasses.dataclass(frozen=True)
+class Encoding:
+    """An encoder's forward pass.
+
+    Attributes:
+      init: key -> parameters, on every device.
+      function: (params, rows) -> embeddings: the library's, jitted.
+      name: of the batch's entry that are the rows.
+      mesh: the devices.
+    """
+
+    init: Callable
+    function: forward.Forward
+    name: str
+    mesh: jax.sharding.Mesh
+
+
+def forward_of(config, work: dict) -> Encoding:
+    """The forward pass of the config's X-ray or ECG encoder."""
+    mesh = sharding.make_mesh(config.num_devices)
+    sharding.check_batch_size(config.global_batch_size, mesh)
+    if work["mode"] == "ecg":
+        module = ecg.from_config(config.model, config.dtype)
+        function, name, shape = forward.ecgs(module, mesh), "ecg", (work["length"], 12)
+    else:
+        module = image_encoder(config).module(config.dtype)
+        mean, std = config.data.mean, config.data.std
+        function, name = forward.images(module, mean, std, mesh), "image"
+        shape = (work["image_size"], work["image_size"], 3)
+
+    def init(key):
+        return module.init(key, np.zeros((1, *shape), np.float32))["params"]
+
+    init = jax.jit(init, out_shardings=sharding.replicated(mesh))
+    return Encoding(init, function, name, mesh)
+
+
 class Forward:
     """An encoder's forward pass on one synthetic batch."""
 
     def __init__(self, config, work: dict):
-        mesh = sharding.make_mesh(config.num_devices)
-        sharding.check_batch_size(config.global_batch_size, mesh)
         self.batch = config.global_batch_size
-        if work["mode"] == "ecg":
-            module = objectives.ecg.ecg.from_config(config.model, config.dtype)
-            function, name = forward.ecgs(module, mesh), "ecg"
-        else:
-            module = image_encoder(config).module(config.dtype)
-            mean, std = config.data.mean, config.data.std
-            function, name = forward.images(module, mean, std, mesh), "image"
-        rows = _batch(config, work)[name]
-        everywhere = sharding.replicated(mesh)
-        example = jax.ShapeDtypeStruct((1, *rows.shape[1:]), np.float32)
-        init = jax.jit(
-            lambda key: module.init(key, np.zeros(example.shape, np.float32))["params"],
-            out_shardings=everywhere,
-        )
-        self._params = init(jax.random.key(0))
-        self._input = jax.device_put(rows, sharding.batch_sharding(mesh))
-        self._step, self.about = _compile(function, self._params, self._input)
+        encoding = forward_of(config, work)
+        rows = synthetic_batch(config, work)[encoding.name]
+        self._input = jax.device_put(rows, sharding.batch_sharding(encoding.mesh))
+        self._params = encoding.init(jax.random.key(0))
+        self._step, self.about = _compile(encoding.function, self._params, self._input)
+        self.about["trained_parameters"] = 0
 
     def run(self, steps: int) -> float:
         """Embeds the batch over and over; returns the last embeddings' mean."""
@@ -208,12 +235,11 @@ def make_stage(config) -> stage.Stage:
         objective = distill.from_folders(config, mesh, folder, sources)
         objective = dataclasses.replace(objective, pretrained={})
     else:
-        image_encoder(config) if config.objective == "mae" else None
         objective = objectives.make(config, mesh)
     return stage.assemble(config, mesh, objective)
 
 
-def _batch(config, work: dict) -> dict[str, np.ndarray]:
+def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:
     """One drawn batch, as the input pipeline would give it."""
     rng, b = np.random.default_rng(0), config.global_batch_size
     batch = {}

@@ -142,10 +142,16 @@ class Peer:
             "kind": kind,
             "dtype": str(dtype).removeprefix("torch."),
             "first_step_s": round(time.perf_counter() - start, 3),
+            "trained_parameters": self._count(),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             "torch": torch.__version__,
         }
+
+    def _count(self) -> int:
+        """How many parameters the step has given a gradient."""
+        trained = self._trained if self._work["train"] else []
+        return sum(p.numel() for p in trained if p.grad is not None)
 
     def _autocast(self):
         if self._dtype == torch.float32:
