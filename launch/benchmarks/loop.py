@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from launch.benchmarks import flops, loop_data, measure, ours
+from launch.benchmarks import flops, loop_data, measure, recipes
 from pacx_jax import embed, host_memory, main
 from pacx_jax.encoder import Encoder
 from pacx_jax.input import folders
@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> dict:
     host_memory.keep_freed()
     logging.set_verbosity(logging.WARNING)
     asked = vars(options) | {"train": True}
-    config = ours.make_config(asked)
-    work = ours.describe(config, asked)
+    config = recipes.make_config(asked)
+    work = recipes.describe(config, asked)
     steps = options.steps or 5
     with tempfile.TemporaryDirectory(prefix="pacx_bench_") as folder:
         folder = pathlib.Path(folder)
@@ -85,7 +85,7 @@ def _loop(config, steps: int, options, folder: pathlib.Path) -> list[measure.Tur
 
 def _embed(config, steps: int, repeats: int, folder: pathlib.Path):
     """Passes over as many files as `steps` batches take."""
-    batch, model = config.global_batch_size, ours.image_encoder(config)
+    batch, model = config.global_batch_size, recipes.image_encoder(config)
     root = pathlib.Path(config.data.path)
     files = folders.list_images(str(root), "--input")
     chosen = folder / "chosen"

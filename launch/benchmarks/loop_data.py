@@ -11,7 +11,7 @@ import sys
 import flax
 import numpy as np
 
-from launch.benchmarks import ours
+from launch.benchmarks import recipes
 from launch.benchmarks.worker import ROOT
 from pacx_jax import model_folder
 from pacx_jax.input import manifest
@@ -73,8 +73,8 @@ def _python(*argv: str) -> None:
 def write_starts(config, folder: pathlib.Path) -> None:
     """Folders of random weights that distillation starts from, named in the config."""
     ecg = {"sampling_rate": 500, "decimate": config.data.ecg_decimate}
-    config.model_init = _write(ours.image_encoder(config), folder / "mae")
-    for name, source in ours.physiology_sources(config).items():
+    config.model_init = _write(recipes.image_encoder(config), folder / "mae")
+    for name, source in recipes.physiology_sources(config).items():
         preprocessing = ecg if name == "ecg" else {}
         source = dataclasses.replace(source, preprocessing=preprocessing)
         setattr(config, f"{name}_init", _write(source, folder / name))

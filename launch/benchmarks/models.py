@@ -71,17 +71,20 @@ def start_peers(options, about: dict, stack) -> dict[str, Worker]:
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is missing: the peer is not measured")
         return {}
+    if about["backend"] not in ("cpu", "gpu"):
+        print(f"PyTorch does not run on a {about['backend']}: the peer is not measured")
+        return {}
     on_gpu = about["backend"] == "gpu"
     kinds = [options.peer_mode]
     if options.peer_mode == "best":
         kinds = list(PEERS) if on_gpu else ["eager", "compile"]
     found = {}
     for kind in kinds:
-        work = json.dumps(about["work"] | {"dtype": about["dtype"]})
+        work = json.dumps(about["work"] | {k: about[k] for k in ("dtype", "backend")})
         try:
             worker = Worker("launch.benchmarks.torch_peer", work, kind)
         except PacxError as e:
-            if len(kinds) == 1:
+            if kind == options.peer_mode:
                 raise
             print(f"{e}: the {kind} peer is not measured", flush=True)
             continue

@@ -107,7 +107,9 @@ class Peer:
 
     def __init__(self, work: dict, kind: str):
         self.batch, self._work = work["batch"], work
-        cuda = torch.cuda.is_available()
+        cuda = work["backend"] == "gpu"
+        if cuda and not torch.cuda.is_available():
+            raise PacxError("PyTorch sees no GPU")
         self._device = torch.device("cuda" if cuda else "cpu")
         torch.set_num_threads(measure.cores())
         torch.set_float32_matmul_precision("high" if cuda else "highest")
@@ -128,7 +130,9 @@ class Peer:
                 eps=o["eps"],
                 fused=True,
             )
-        self._scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, enabled=dtype == torch.float16
+        )
         self._images, self._rest = _batch(work, self._device)
         start = time.perf_counter()
         try:

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from launch import bench
-from launch.benchmarks import flops, input_pipeline, loop, models, ours, stand_ins
+from launch.benchmarks import (
+    flops,
+    input_pipeline,
+    loop,
+    models,
+    ours,
+    recipes,
+    stand_ins,
+)
 from tests.parity import comparing
 
 TINY = ["--variant=mu", "--batch=8", "--devices=2", "--steps=1", "--repeats=2"]
@@ -101,8 +109,8 @@ def test_without_pytorch_one_line_says_that_the_peer_is_missing(monkeypatch, cap
 def test_flops_are_those_that_xla_counts(mode, published):
     options = {"mode": mode, "variant": "B", "batch": 8, "image_size": 0}
     options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": True}
-    config = ours.make_config(options)
-    work = ours.describe(config, options)
+    config = recipes.make_config(options)
+    work = recipes.describe(config, options)
     stage = ours.make_stage(config)
     batch = jax.eval_shape(lambda: ours.synthetic_batch(config, work))
     lowered = stage.train_step.lower(stage.abstract, batch, stage.step_key)
@@ -115,8 +123,8 @@ def test_flops_are_those_that_xla_counts(mode, published):
 def test_flops_of_the_published_ecg_encoder_are_those_of_its_convolutions():
     options = {"mode": "ecg", "variant": "B", "batch": 1, "image_size": 0}
     options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": False}
-    config = ours.make_config(options)
-    work = ours.describe(config, options)
+    config = recipes.make_config(options)
+    work = recipes.describe(config, options)
     timed = ours.forward_of(config, work)
     params = jax.eval_shape(timed.init, jax.random.key(0))
     lowered = timed.function.lower(
