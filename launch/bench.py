@@ -1,8 +1,13 @@
 """Measures speed, beside what it replaces, in one run.
 
+  python launch/bench.py mae|distill|embed|ecg [--train] [--batch=N] [--steps=N]
+      [--repeats=5] [--dtype=float32|bfloat16] [--variant=B] [--devices=N]
+      [--peer=torch|none] [--peer_mode=best|eager|compile|reference]
+      [--input=synthetic|drawn|DIR] [--saves] [--profile=DIR]
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
       [--peer=torch|none] [--source=DIR] [--workers=N]
 
+MODES mae, distill: a training step. embed, ecg: an encoder's forward pass.
 MODE input: images a second of the input pipeline, from JPEG and from decoded uint8,
 and of a PIL + torchvision + DataLoader pipeline. docs/performance.md holds figures.
 

@@ -3,7 +3,7 @@
 A multiplication and an addition are two. Products alone count: what is elementwise is
 a few per cent of them and no device's peak is about it. A trained product costs three
 times its forward pass, a frozen one that gradients pass through twice, one of two
-activations (attention) three times. `work` is what `ours.py` says of the step it times.
+activations (attention) three times. `work` is what `recipes.py` says of the step.
 
 Letters: t tokens, d width, n patches, k kept patches, p numbers in a patch, r rank.
 """

@@ -20,6 +20,7 @@ import argparse
 import contextlib
 import os
 import pathlib
+import sys
 import tempfile
 import time
 import types
@@ -269,3 +270,7 @@ def _table(result: dict):
         wall, used = (measure.cell(by_figure[f][name], digits=2) for f in by_figure)
         must = f"   must reach {least}" if least else ""
         yield f"{name:24} {wall:>20} {used:>20}{must}"
+
+
+if __name__ == "__main__":
+    write_files(pathlib.Path(sys.argv[1]), "")

@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from launch.benchmarks import flops, loop_data, measure, ours
+from launch.benchmarks import flops, loop_data, measure, recipes
 from pacx_jax import embed, host_memory, main
 from pacx_jax.encoder import Encoder
 from pacx_jax.input import folders
@@ -40,8 +40,8 @@ def run(options: argparse.Namespace) -> dict:
     host_memory.keep_freed()
     logging.set_verbosity(logging.WARNING)
     asked = vars(options) | {"train": True}
-    config = ours.make_config(asked)
-    work = ours.describe(config, asked)
+    config = recipes.make_config(asked)
+    work = recipes.describe(config, asked)
     steps = options.steps or 5
     with tempfile.TemporaryDirectory(prefix="pacx_bench_") as folder:
         folder = pathlib.Path(folder)
@@ -85,7 +85,7 @@ def _loop(config, steps: int, options, folder: pathlib.Path) -> list[measure.Tur
 
 def _embed(config, steps: int, repeats: int, folder: pathlib.Path):
     """Passes over as many files as `steps` batches take."""
-    batch, model = config.global_batch_size, ours.image_encoder(config)
+    batch, model = config.global_batch_size, recipes.image_encoder(config)
     root = pathlib.Path(config.data.path)
     files = folders.list_images(str(root), "--input")
     chosen = folder / "chosen"
@@ -145,14 +145,14 @@ def _result(options, config, work: dict, steps: int, turns: list) -> dict:
         "log_s": figures["log_s"],
         "log_share": log and round(log, 5),
         "log_every": LOG_EVERY,
-        "saves": _saves(turns, steps) if options.saves else None,
+        "saves": cost_of_saves(turns, steps) if options.saves else None,
         "gflop_step": round(need.step / 1e9, 4),
         "versions": measure.versions(),
     }
     return {"table": list(_table(result)), **result}
 
 
-def _saves(turns: list, steps: int) -> dict:
+def cost_of_saves(turns: list, steps: int) -> dict:
     """What a save costs: a turn with one against the turn before it, without."""
     pairs = list(zip(turns[0::2], turns[1::2], strict=False))
     longer = [(b["step_s"] - a["step_s"]) * steps for a, b in pairs]

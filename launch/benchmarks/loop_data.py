@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
+import subprocess
 import sys
 
 import flax
 import numpy as np
 
-from data import prepare
-from data.cohort import generate
-from launch.benchmarks import input_pipeline, ours
+from launch.benchmarks import recipes
+from launch.benchmarks.worker import ROOT
 from pacx_jax import model_folder
 from pacx_jax.input import manifest
 from pacx_jax.types import PacxError
 
-DRAWN = {  # mode -> sizes of the cohort, builder; of chest X-rays alone, JPEGs do
+DRAWN = {  # mode -> sizes of the cohort, builder, folder; X-rays need none
     "distill": (
         ("--symile=200", "--symile_val=20", "--symile_test=10"),
         "symile_mimic",
+        "symile_mimic",
     ),
-    "ecg": (("--ecg=200",), "ecg_array"),
+    "ecg": (("--ecg=200",), "ecg_array", "ecg"),
 }
 NOTHING = ("pretrain", "symile", "ecg", "probe_train", "probe_val", "probe_test")
 
@@ -47,25 +47,34 @@ def point_at(config, options: argparse.Namespace, folder: pathlib.Path) -> None:
 
 
 def draw(mode: str, folder: pathlib.Path) -> pathlib.Path:
-    """Simulated patients of a mode, prepared; X-rays alone as a folder of JPEGs."""
+    """Simulated patients of a mode, prepared; X-rays alone as a folder of JPEGs.
+
+    By processes of their own, which leave neither memory nor threads behind.
+    """
     if mode not in DRAWN:
-        input_pipeline.write_files(folder / "films", "")
+        _python("-m", "launch.benchmarks.input_pipeline", str(folder / "films"))
         return folder / "films"
-    sizes, builder = DRAWN[mode]
-    source = {"distill": "symile_mimic", "ecg": "ecg"}[mode]
-    argv = [f"--{name}=0" for name in NOTHING]
-    with contextlib.redirect_stdout(sys.stderr):
-        generate.generate(generate.parse([f"--target={folder}", *argv, *sizes]))
-        argv = [builder, f"--source={folder / source}", f"--target={folder / 'drawn'}"]
-        prepare.prepare(prepare.parse(argv))
+    sizes, builder, name = DRAWN[mode]
+    argv = [f"--target={folder}", *(f"--{name}=0" for name in NOTHING), *sizes]
+    _python("data/cohort/generate.py", *argv)
+    argv = [f"--source={folder / name}", f"--target={folder / 'drawn'}"]
+    _python("data/prepare.py", builder, *argv)
     return folder / "drawn"
+
+
+def _python(*argv: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *argv], cwd=ROOT, stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode:
+        raise PacxError(f"{argv[0]} failed: what it said stands above")
 
 
 def write_starts(config, folder: pathlib.Path) -> None:
     """Folders of random weights that distillation starts from, named in the config."""
     ecg = {"sampling_rate": 500, "decimate": config.data.ecg_decimate}
-    config.model_init = _write(ours.image_encoder(config), folder / "mae")
-    for name, source in ours.physiology_sources(config).items():
+    config.model_init = _write(recipes.image_encoder(config), folder / "mae")
+    for name, source in recipes.physiology_sources(config).items():
         preprocessing = ecg if name == "ecg" else {}
         source = dataclasses.replace(source, preprocessing=preprocessing)
         setattr(config, f"{name}_init", _write(source, folder / name))

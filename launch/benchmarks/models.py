@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> dict:
         stack.callback(ours.close)
         about = ours.about
         on_cpu = about["backend"] == "cpu"
-        workers = {"ours": ours} | _peers(options, about, stack)
+        workers = {"ours": ours} | start_peers(options, about, stack)
         steps = options.steps or (3 if on_cpu else 20)
         turns = measure.in_turns(
             {name: _turns(worker, steps) for name, worker in workers.items()},
@@ -64,12 +64,15 @@ def _turns(worker: Worker, steps: int):
     return turn
 
 
-def _peers(options, about: dict, stack) -> dict[str, Worker]:
+def start_peers(options, about: dict, stack) -> dict[str, Worker]:
     """The peers that take part, by kind: those asked for, or the faster on a CPU."""
     if options.peer == "none":
         return {}
     if importlib.util.find_spec("torch") is None:
         print("PyTorch is missing: the peer is not measured")
+        return {}
+    if about["backend"] not in ("cpu", "gpu"):
+        print(f"PyTorch does not run on a {about['backend']}: the peer is not measured")
         return {}
     on_gpu = about["backend"] == "gpu"
     kinds = [options.peer_mode]
@@ -77,11 +80,11 @@ def _peers(options, about: dict, stack) -> dict[str, Worker]:
         kinds = list(PEERS) if on_gpu else ["eager", "compile"]
     found = {}
     for kind in kinds:
-        work = json.dumps(about["work"] | {"dtype": about["dtype"]})
+        work = json.dumps(about["work"] | {k: about[k] for k in ("dtype", "backend")})
         try:
             worker = Worker("launch.benchmarks.torch_peer", work, kind)
         except PacxError as e:
-            if len(kinds) == 1:
+            if kind == options.peer_mode:
                 raise
             print(f"{e}: the {kind} peer is not measured", flush=True)
             continue
@@ -157,6 +160,7 @@ def _result(options, steps: int, about: dict, peers: dict, turns: dict) -> dict:
         "gflop_step": round(need.step / 1e9, 4),
         "flops_per_s_per_device": round(rate * need.step),
         "peak_flops": peak,
+        "trained_parameters": about["trained_parameters"],
         "peer": best,
         "ratios": ratios,
         "memory_ratios": memory,

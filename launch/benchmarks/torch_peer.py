@@ -107,7 +107,9 @@ class Peer:
 
     def __init__(self, work: dict, kind: str):
         self.batch, self._work = work["batch"], work
-        cuda = torch.cuda.is_available()
+        cuda = work["backend"] == "gpu"
+        if cuda and not torch.cuda.is_available():
+            raise PacxError("PyTorch sees no GPU")
         self._device = torch.device("cuda" if cuda else "cpu")
         torch.set_num_threads(measure.cores())
         torch.set_float32_matmul_precision("high" if cuda else "highest")
@@ -128,7 +130,9 @@ class Peer:
                 eps=o["eps"],
                 fused=True,
             )
-        self._scaler = torch.amp.GradScaler(enabled=dtype == torch.float16)
+        self._scaler = torch.amp.GradScaler(
+            self._device.type, enabled=dtype == torch.float16
+        )
         self._images, self._rest = _batch(work, self._device)
         start = time.perf_counter()
         try:
@@ -142,10 +146,16 @@ class Peer:
             "kind": kind,
             "dtype": str(dtype).removeprefix("torch."),
             "first_step_s": round(time.perf_counter() - start, 3),
+            "trained_parameters": self._count(),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if cuda else "cpu",
             "torch": torch.__version__,
         }
+
+    def _count(self) -> int:
+        """How many parameters the step has given a gradient."""
+        trained = self._trained if self._work["train"] else []
+        return sum(p.numel() for p in trained if p.grad is not None)
 
     def _autocast(self):
         if self._dtype == torch.float32:

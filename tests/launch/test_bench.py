@@ -57,5 +57,5 @@ def test_bad_flags_are_one_line(tmp_path, capsys):
     assert bench.main([*TINY, f"--source={tmp_path}"]) == 2
     assert "no JPEG below it" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stop:
-        bench.main(["input", "--batch=0"])
-    assert stop.value.code == 2 and "--batch 0" in capsys.readouterr().err
+        bench.main(["input", "--batch=-1"])
+    assert stop.value.code == 2 and "--batch -1" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""What the bench times, from the recipes: configs, encoders, and their sizes."""
+
+from __future__ import annotations
+
+from launch.benchmarks import stand_ins
+
+MISSING = stand_ins.install()  # before what imports those packages
+
+import jax  # noqa: E402
+
+from configs import (  # noqa: E402
+    base,
+    distill_vitb16,
+    ecg_net1d,
+    labs_dae,
+    mae_vitb16,
+)
+from pacx_jax import model_folder  # noqa: E402
+from pacx_jax.models import vit  # noqa: E402
+from pacx_jax.objectives import distill  # noqa: E402
+from pacx_jax.types import PacxError  # noqa: E402
+
+RECIPES = {"mae": mae_vitb16, "distill": distill_vitb16, "ecg": ecg_net1d}
+RECIPES["embed"] = mae_vitb16  # of its encoder
+SMALL = ("mu", "demo")  # variants that go with the sizes of the recipes' `:runlocal`
+BATCHES = {  # on two CPU cores, and on an accelerator a device
+    "mae": (16, 256),
+    "distill": (8, 128),
+    "embed": (16, 256),
+    "ecg": (8, 64),
+}
+ECG_SECONDS = 10
+CLASSES = 150  # of ECGFounder's pretraining
+
+
+def make_config(options: dict):
+    """The recipe's config, with what the flags say."""
+    mode, small = options["mode"], options["variant"] in SMALL
+    c = RECIPES[mode].get_config("runlocal" if small else None)
+    if mode == "distill":
+        c.lora.dropout = RECIPES[mode].get_config().lora.dropout
+        base.vit(c)  # of the encoder, which a run takes from its folder
+        c.model.patch_size = 8 if small else 16
+    if mode == "ecg":
+        c.data.label_columns = tuple(f"label_{i}" for i in range(CLASSES))
+    else:
+        c.model.variant = options["variant"]
+    if options["image_size"]:
+        c.data.image_size = options["image_size"]
+    if mode == "mae" and options["mask_ratio"]:
+        c.loss.mask_ratio = options["mask_ratio"]
+    cpu = jax.default_backend() == "cpu"
+    c.num_devices = options["devices"]
+    n = options["devices"] or jax.device_count()
+    c.dtype = options["dtype"] or ("float32" if cpu else "bfloat16")
+    c.global_batch_size = options["batch"] or BATCHES[mode][0 if cpu else 1] * (
+        1 if cpu else n
+    )
+    return c
+
+
+def image_encoder(config) -> model_folder.ModelFolder:
+    """A description of the config's ViT, as a folder has it; without weights."""
+    if config.model.variant not in vit.VARIANTS:
+        raise PacxError(
+            f"--variant={config.model.variant}: choose of {', '.join(vit.VARIANTS)}"
+        )
+    width, depth, num_heads = vit.VARIANTS[config.model.variant]
+    architecture = {
+        "patch_size": config.model.patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "ln_eps": config.model.ln_eps,
+        "image_size": config.data.image_size,
+    }
+    preprocessing = model_folder.image_preprocessing(config.data.mean, config.data.std)
+    return model_folder.ModelFolder("vit", architecture, preprocessing, {})
+
+
+def physiology_sources(config) -> dict[str, model_folder.ModelFolder]:
+    """Descriptions of an ECG and a labs encoder, of the sizes of their recipes."""
+    small = config.model.variant in SMALL
+    m = ecg_net1d.get_config("runlocal" if small else None).model
+    sizes = {
+        "ecg": {k: getattr(m, k) for k in ("base_filters", "kernel", "groups_width")}
+        | {"filters": list(m.filters), "blocks": list(m.blocks)},
+        "labs": labs_dae.get_config().model.to_dict(),
+    }
+    return {
+        name: model_folder.ModelFolder(distill.SOURCES[name], sizes[name], {}, {})
+        for name in config.loss.modalities
+    }
+
+
+def describe(config, options: dict) -> dict:
+    """All that the step's FLOPs and the peer depend on; see flops.py."""
+    mode = options["mode"]
+    work = {"mode": mode, "batch": config.global_batch_size, "train": mode != "embed"}
+    work["optim"] = config.optim.to_dict()
+    if mode == "ecg":
+        m = config.model
+        names = ("base_filters", "kernel", "groups_width", "filters", "blocks")
+        work |= {name: getattr(m, name) for name in names}
+        length = ECG_SECONDS * 500 // config.data.ecg_decimate
+        return work | {
+            "train": options["train"],
+            "length": length,
+            "classes": CLASSES,
+        }
+    a = image_encoder(config).architecture
+    work |= {k: a[k] for k in ("image_size", "width", "depth", "num_heads", "ln_eps")}
+    work |= {"patch": a["patch_size"]}
+    if mode == "mae":
+        work["decoder"] = config.model.decoder.to_dict()
+        work |= {"mask_ratio": config.loss.mask_ratio}
+    if mode == "distill":
+        work["lora"], work["loss"] = config.lora.to_dict(), config.loss.to_dict()
+        work["head_dropout"], d = config.heads.dropout, a["width"]
+        shared = config.heads.shared_dim
+        widths = {m: s.width for m, s in physiology_sources(config).items()}
+        work |= {"widths": widths, "shared": shared, "heads": [(d, shared)]}
+        for width in widths.values():
+            work["heads"] += [(width, shared), (d, width)]
+    return work

@@ -1,0 +1,229 @@
+"""The bench's models at a size whose numbers mean nothing: JSON, FLOPs, refusals."""
+
+import contextlib
+import json
+import os
+
+import einops
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from launch import bench
+from launch.benchmarks import (
+    flops,
+    input_pipeline,
+    loop,
+    models,
+    ours,
+    recipes,
+    stand_ins,
+)
+from tests.parity import comparing
+
+TINY = ["--variant=mu", "--batch=8", "--devices=2", "--steps=1", "--repeats=2"]
+# What pip brings with jax, flax, optax and numpy may be imported, and no more.
+BLOCKED = """
+import sys
+NAMES = set('array_record cloudpickle cv2 einops grain ml_collections PIL safetensors '
+            'sklearn tensorboardX tensorflow_datasets torch tqdm'.split())
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in NAMES:
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(capsys, *argv) -> tuple[list[str], dict]:
+    assert bench.main(list(argv)) == 0
+    lines = capsys.readouterr().out.splitlines()
+    return lines[:-1], json.loads(lines[-1])
+
+
+def check(result: dict, mode: str) -> None:
+    assert result["mode"] == mode and result["batch"] == 8
+    assert result["dtype"] == "float32" and result["devices"] in (1, 2)
+    assert result["images_per_s"] > 0 and result["peak_mib"] > 0
+    assert result["mfu"] is None and result["versions"]["jax"] == jax.__version__
+    assert 0 < result["step_s"]["min"] <= result["step_s"]["max"]
+
+
+@pytest.mark.parametrize(
+    "mode",
+    ["mae", *(pytest.param(m, marks=pytest.mark.full) for m in ("embed", "ecg"))],
+)
+def test_synthetic_input_needs_jax_flax_optax_and_numpy_alone(
+    mode, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "sitecustomize.py").write_text(BLOCKED)
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)  # of the process that takes the steps
+    flags = ["--peer=none", f"--profile={tmp_path / 'trace'}", "--peak_flops=1e12"]
+    lines, result = run(capsys, mode, *TINY, *flags)
+    assert 0 < result["mfu"] < 1
+    check(result | {"mfu": None}, mode)
+    assert result["stand_ins"] == ["ml_collections", "einops"]
+    assert result["ratio"] is None and result["peer"] is None
+    assert result["gflop_step"] > 0 and any("forward = 2" in line for line in lines)
+    traces = {p.name.partition(".")[2] for p in (tmp_path / "trace").rglob("*.*")}
+    assert {"xplane.pb", "json.gz"} <= traces  # TensorBoard's and Perfetto's
+
+
+@pytest.mark.parametrize(
+    "argv", [["distill"], pytest.param(["ecg", "--train"], marks=pytest.mark.full)]
+)
+def test_the_peer_trains_as_many_parameters_in_turns_with_ours(argv, capsys):
+    comparing.require_torch()
+    lines, result = run(capsys, *argv, *TINY, "--peer_mode=eager")
+    check(result, argv[0])
+    peer = result["peers"]["eager"]
+    assert result["trained_parameters"] == peer["trained_parameters"] > 1000
+    assert result["peer"] == "eager"
+    assert result["ratio"] == result["ratios"]["eager"]["median"] > 0
+    assert result["memory_ratios"]["eager"]["peak_mib"] > 0
+    assert set(result["variants"]) == {"ours", "eager"}
+    assert any(line.startswith("ours / torch eager (float32)") for line in lines)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["eager", "compile", "best"])
+@pytest.mark.parametrize(
+    "argv", [["mae"], ["distill"], ["embed"], ["ecg"], ["ecg", "--train"]], ids="-".join
+)
+def test_every_peer_of_every_mode(argv, kind, capsys):
+    comparing.require_torch()
+    _, result = run(capsys, *argv, *TINY, f"--peer_mode={kind}")
+    check(result, argv[0])
+    assert result["ratio"] > 0
+
+
+def test_without_pytorch_one_line_says_that_the_peer_is_missing(monkeypatch, capsys):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert models.start_peers(bench.parse(["ecg"]), {}, contextlib.ExitStack()) == {}
+    assert capsys.readouterr().out == "PyTorch is missing: the peer is not measured\n"
+
+
+@pytest.mark.parametrize("mode, published", [("mae", 42.4), ("distill", 72.7)])
+def test_flops_are_those_that_xla_counts(mode, published):
+    options = {"mode": mode, "variant": "B", "batch": 8, "image_size": 0}
+    options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": True}
+    config = recipes.make_config(options)
+    work = recipes.describe(config, options)
+    stage = ours.make_stage(config)
+    batch = jax.eval_shape(lambda: ours.synthetic_batch(config, work))
+    lowered = stage.train_step.lower(stage.abstract, batch, stage.step_key)
+    counted = lowered.cost_analysis()["flops"] / 8
+    need = flops.of(work)
+    assert need.step / 1e9 == pytest.approx(published, abs=0.06)
+    assert 1 <= counted / need.step < 1.03  # XLA counts what is elementwise too
+
+
+def test_flops_of_the_published_ecg_encoder_are_those_of_its_convolutions():
+    options = {"mode": "ecg", "variant": "B", "batch": 1, "image_size": 0}
+    options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": False}
+    config = recipes.make_config(options)
+    work = recipes.describe(config, options)
+    timed = ours.forward_of(config, work)
+    params = jax.eval_shape(timed.init, jax.random.key(0))
+    lowered = timed.function.lower(
+        params, jax.ShapeDtypeStruct((1, 5000, 12), "float32")
+    )
+    counted = lowered.cost_analysis()["flops"]
+    assert 1 <= counted / flops.of(work).forward < 1.03
+
+
+def test_peaks_are_of_known_devices_in_bfloat16_alone():
+    assert flops.peak("NVIDIA H200", "bfloat16") == 989e12
+    assert flops.peak("TPU v5 lite", "bfloat16") == 197e12
+    assert flops.peak("cpu", "bfloat16") is None
+    assert flops.peak("NVIDIA H200", "float32") is None
+
+
+@pytest.mark.parametrize(
+    "shape, pattern, sizes",
+    [
+        ((2, 8, 12, 3), "b (h p) (w q) c -> b (h w) (p q c)", {"p": 4, "q": 4}),
+        ((2, 5, 24), "b n (qkv h c) -> qkv b h n c", {"qkv": 3, "h": 2}),
+        ((2, 3, 5, 4), "b h n c -> b n (h c)", {}),
+    ],
+)
+def test_stand_in_for_einops_gives_the_same(shape, pattern, sizes):
+    x = np.arange(np.prod(shape)).reshape(shape)
+    want = einops.rearrange(x, pattern, **sizes)
+    np.testing.assert_array_equal(stand_ins.rearrange(x, pattern, **sizes), want)
+    with pytest.raises(ValueError, match="axes|fit"):
+        stand_ins.rearrange(x[0], pattern, **sizes)
+
+
+def test_stand_in_for_ml_collections_holds_the_same_recipe():
+    def fill(config):
+        config.a, config.model = 1, type(config)()
+        config.model.update(width=2, depth=3)
+        config.update_from_flattened_dict({"model.depth": 4})
+        return config.to_dict(), config.get("none", 5), config["a"], "a" in config
+
+    assert fill(stand_ins.ConfigDict()) == fill(ml_collections.ConfigDict())
+
+
+@pytest.mark.parametrize("mode", ["mae", "embed"])
+def test_the_loop_reads_real_files(mode, tmp_path, capsys):
+    for i in range(60):
+        (tmp_path / f"{i:02d}.jpg").write_bytes(film(i % 2))
+    flags = [] if mode == "embed" else ["--saves"]
+    lines, result = run(capsys, mode, *TINY, f"--input={tmp_path}", *flags)
+    check(result, mode)
+    assert result["input"] == str(tmp_path) and result["ratio"] is None
+    if mode == "mae":
+        stall = result["data_stall_share"]
+        assert 0 <= stall["min"] <= stall["max"] <= 1
+        assert result["log_share"] > 0 and result["saves"]["blocked_seconds"]["min"] > 0
+        assert any(line.startswith("data stall") for line in lines)
+
+
+FILMS = {}
+
+
+def film(i: int) -> bytes:
+    if i not in FILMS:
+        FILMS[i] = input_pipeline.draw(i)
+    return FILMS[i]
+
+
+def test_a_save_costs_what_its_turn_is_longer():
+    seconds = [(1.0, 0.0), (1.5, 0.2), (1.0, 0.0), (1.7, 0.2)]
+    turns = [
+        {"step_s": s / 10, "save_blocked_s": b, "saved": b > 0} for s, b in seconds
+    ]
+    found = loop.cost_of_saves(turns, 10)
+    assert found["seconds"]["median"] == pytest.approx(0.6)
+    assert found["share"] == pytest.approx(0.6 / (500 * 0.1))
+    assert found["blocked_share"] == pytest.approx(0.2 / (500 * 0.1))
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        (["mae", "--variant=XXL"], "--variant=XXL: choose of"),
+        (
+            ["mae", "--variant=mu", "--batch=9", "--devices=2"],
+            "9 is not divisible by 2",
+        ),
+        (["mae", "--saves"], "--saves is of the loop"),
+        (["mae", "--input=/nowhere"], "--input=/nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(argv, message, capsys):
+    assert bench.main([*argv, "--peer=none"]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error
+
+
+def test_bad_flags_are_one_line(capsys):
+    for flag in ("--mask_ratio=1", "--steps=-1", "--repeats=0"):
+        with pytest.raises(SystemExit) as stop:
+            bench.main(["mae", flag])
+        assert (
+            stop.value.code == 2 and flag.partition("=")[0] in capsys.readouterr().err
+        )
