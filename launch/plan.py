@@ -66,15 +66,14 @@ def define() -> flags.FlagValues:
     return values
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
-    argv = sys.argv if argv is None else ["plan.py", *argv]
-    if {"--help", "-h", "--helpfull"} & set(argv[1:]):
+def main() -> int:
+    """Runs the command of sys.argv; returns its exit code."""
+    if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
         print(define().get_help())
         return 0
     try:
-        _run(argv)
+        _run(sys.argv)
     except PacxError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

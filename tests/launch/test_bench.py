@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from configs import mae_vitb16
 from launch import bench
-from launch.benchmarks import input_pipeline, peer
+from launch.benchmarks import input_pipeline, peer, scaling
 from tests.parity import comparing
 
 TINY = ["input", "--batch=2", "--steps=1", "--repeats=2", "--workers=0"]
@@ -59,3 +60,17 @@ def test_bad_flags_are_one_line(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         bench.main(["input", "--batch=-1"])
     assert stop.value.code == 2 and "--batch -1" in capsys.readouterr().err
+
+
+def test_eight_devices_do_the_flops_of_one():
+    config = mae_vitb16.get_config("runlocal")
+    flops = {}
+    for devices in (1, 8):
+        compiled, _ = scaling.gradient_step(config, devices, 16)
+        flops[devices] = compiled.cost_analysis()["flops"] * devices
+    assert abs(flops[8] / flops[1] - 1) <= scaling.MOST_FLOPS - 1
+
+
+def test_scaling_refuses_a_batch_that_eight_devices_do_not_share(capsys):
+    assert bench.main(["scaling", "--batch=12"]) == 2
+    assert "give a multiple of 8" in capsys.readouterr().err
