@@ -45,7 +45,8 @@ def test_two_processes_stop_at_one_step_and_resume_to_the_bits_of_one(
 ):
     # Only the second is told to end. Two summands have one sum, so that two processes
     # give the bits of one with two devices.
-    workdir, config = tmp_path / "run", runs.config("distill", folders)
+    workdir = tmp_path / "run"
+    config = runs.config("distill", folders, grace_seconds=100)
     told = runs.start(config, workdir, second_is_told_to_end, count=2)
     assert ended(told, workdir) == [EXIT_CODE] * 2
     stopped_at = runs.state(workdir)["['step']"]
