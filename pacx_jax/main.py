@@ -218,7 +218,7 @@ def _ending_well(command: Callable[[], None]) -> None:
         processes.end_if_bereaved(e)
         if isinstance(e, OSError):  # such as a missing permission
             _end(f"error: {' '.join(str(e).split())}", 2)
-        if not jax.distributed.is_initialized():
+        if not peers.watching():
             raise
         traceback.print_exc()
         _end("stopped: by the error above", 1)
@@ -226,7 +226,7 @@ def _ending_well(command: Callable[[], None]) -> None:
 
 def _end(text: str, code: int) -> None:
     """Says why, and ends; at once where other processes would be waited for."""
-    if jax.distributed.is_initialized():
+    if peers.watching():
         peers.end(text, code)
     print(text, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -1,16 +1,16 @@
 """The processes of one run watch each other: when one ends, the others do, at once.
 
-Each holds a TCP connection with process 0. The kernel closes it with its process,
-however that ended, even while a compilation holds up everything else, and gives up a
-host that does not answer for four seconds. One that ends by itself says its exit code
-first; process 0 passes on what it hears. A close without a word is a loss.
+Each holds a TCP connection with process 0, over which they have met (`rendezvous.py`).
+The kernel closes it with its process, however that ended, even while a compilation
+holds up everything else, and gives up a host that does not answer for four seconds. One
+that ends by itself says its exit code first; process 0 passes on what it hears. A close
+without a word is a loss.
 """
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
-import hmac
 import os
 import selectors
 import signal
@@ -22,11 +22,9 @@ import time
 from typing import NoReturn
 
 EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: launchers start the same command again
-JOIN_SECONDS = 20  # from the start of JAX's service until all are connected
 # Seconds without an answer of its kernel, and how many times, until a host is lost.
 _KEEPALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3}
 _WORD = struct.Struct(">BI?")  # exit code, of which process, whether it was lost
-_HELLO = struct.Struct(">32sI")  # the run's token, which process
 
 
 class Peers:
@@ -118,6 +116,11 @@ def end(text: str, code: int, *, of: tuple[int, bool] | None = None) -> NoReturn
             _ending.release()
 
 
+def watching() -> bool:
+    """Whether this process is one of several."""
+    return _mine is not None
+
+
 def leave() -> None:
     """Tells the others that this process ends in order, and they need not."""
     if _mine is not None:
@@ -125,7 +128,12 @@ def leave() -> None:
 
 
 def watch(me: int, connections: dict[int, socket.socket]) -> None:
-    """Ends this process from now on when one of the others ends out of order."""
+    """Ends this process from now on when one of the others ends out of order.
+
+    Args:
+      me: this process's number.
+      connections: as `rendezvous.meet` returns them.
+    """
     global _mine
     _mine = Peers(me, connections)
     _mine.watch()
@@ -141,52 +149,6 @@ def delay_abort() -> None:
     libc = ctypes.CDLL(None)
     libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
     libc.signal(signal.SIGABRT, ctypes.cast(libc.sleep, ctypes.c_void_p))
-
-
-def listener() -> socket.socket:
-    """A socket of process 0 for the others to connect to, on a free port."""
-    if socket.has_dualstack_ipv6():
-        return socket.create_server(
-            ("", 0), family=socket.AF_INET6, dualstack_ipv6=True, backlog=1024
-        )
-    return socket.create_server(("", 0), backlog=1024)
-
-
-def accept(
-    listening: socket.socket, token: bytes, count: int
-) -> dict[int, socket.socket]:
-    """Connections of the processes 1 to count - 1, which show the token (32 bytes).
-
-    Those that have not come after JOIN_SECONDS are missing.
-    """
-    found: dict[int, socket.socket] = {}
-    deadline = time.monotonic() + JOIN_SECONDS
-    while len(found) < count - 1 and (left := deadline - time.monotonic()) > 0:
-        listening.settimeout(left)
-        try:
-            connection, _ = listening.accept()
-            connection.settimeout(min(left, 2))
-            hello = connection.recv(_HELLO.size, socket.MSG_WAITALL)
-        except OSError:  # none came, or one that says nothing
-            continue
-        shown, number = _HELLO.unpack(hello) if len(hello) == _HELLO.size else (b"", 0)
-        if hmac.compare_digest(shown, token) and 0 < number < count:
-            found[number] = connection
-        else:
-            connection.close()
-    listening.close()
-    return found
-
-
-def connect(host: str, port: int, token: bytes, me: int) -> socket.socket:
-    """This process's connection to process 0.
-
-    Raises:
-      OSError: there is nobody.
-    """
-    connection = socket.create_connection((host, port), timeout=JOIN_SECONDS / 2)
-    connection.sendall(_HELLO.pack(token, me))
-    return connection
 
 
 def _follow(code: int, number: int, lost: bool) -> NoReturn:

@@ -24,7 +24,6 @@ _LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline"
 MEETING_SECONDS = 45  # for all processes of a run to come
 INITIALIZATION_SECONDS = 60
 HEARTBEAT_SECONDS = 10  # JAX's own measure of a host that is silent
-_PEERS = "pacx_jax/peers"  # where process 0 says how it is reached
 _jax_hears = None  # JAX's handler of SIGTERM
 
 
@@ -63,13 +62,15 @@ def start(
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
         raise PacxError(f"--coordinator={coordinator}: give host:port")
-    rendezvous.meet(coordinator, num_processes, process_id, MEETING_SECONDS)
+    met = rendezvous.meet(coordinator, num_processes, process_id, MEETING_SECONDS)
+    if num_processes > 1:
+        peers.watch(process_id, met)
     what = f"process {process_id} of {num_processes} could not join {coordinator}"
     try:
         _initialize(what, coordinator, num_processes, process_id, local_device_ids)
     except (RuntimeError, ValueError) as e:
         raise PacxError(f"{what}: {_one_line(e)}") from None
-    _join()
+    _take_sigterm_back()
 
 
 def _initialize(what: str, *names: str | int | list[int] | None) -> None:
@@ -96,42 +97,6 @@ def _initialize(what: str, *names: str | int | list[int] | None) -> None:
         )
     finally:
         late.cancel()
-
-
-def _join() -> None:
-    """Connects this process with the others, once JAX's service has all of them."""
-    _take_sigterm_back()
-    state = distributed.global_state
-    me, count = state.process_id, state.num_processes
-    if count == 1:
-        return
-    if me == 0:
-        token, listening = secrets.token_hex(16), peers.listener()
-        port = listening.getsockname()[1]
-        state.client.key_value_set(_PEERS, f"{port} {token}")
-        found = peers.accept(listening, token.encode(), count)
-        peers.watch(0, found)
-        missing = sorted(set(range(1, count)) - set(found))
-        if missing:
-            peers.end(
-                f"stopped: process {', '.join(map(str, missing))} did not connect to "
-                f"port {port} of this host within {peers.JOIN_SECONDS} s: the hosts of "
-                "a run must reach each other on all ports",
-                EXIT_CODE,
-                of=(missing[0], True),
-            )
-        return
-    where = state.client.blocking_key_value_get(_PEERS, 1000 * INITIALIZATION_SECONDS)
-    port, token = where.split()
-    host = state.coordinator_address.rpartition(":")[0].strip("[]")
-    try:
-        connection = peers.connect(host, int(port), token.encode(), me)
-    except OSError as e:
-        raise PacxError(
-            f"process {me} cannot reach port {port} of {host}, process 0's host "
-            f"({_one_line(e)}): the hosts of a run must reach each other on all ports"
-        ) from None
-    peers.watch(me, {0: connection})
 
 
 def _take_sigterm_back() -> None:

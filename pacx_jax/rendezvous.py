@@ -2,11 +2,12 @@
 
 JAX's own start ends a process by SIGABRT, with a stack and no word of the cause, when a
 peer does not come or comes twice. So all say to process 0 first who they are, and it
-tells them to go on, or what is wrong. Nothing stays open afterwards.
+tells them to go on, or what is wrong. Their connections stay, for `peers.watch`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -17,14 +18,20 @@ from pacx_jax.types import PacxError
 _LINE = 4096  # bytes that a message may have
 
 
-def meet(address: str, num_processes: int, process_id: int, seconds: float) -> None:
+def meet(
+    address: str, num_processes: int, process_id: int, seconds: float
+) -> dict[int, socket.socket]:
     """Returns once all processes are there, each with an id of its own.
 
     Args:
-      address: host:port of process 0; the port is free again afterwards.
+      address: host:port of process 0. JAX's service, which binds with SO_REUSEADDR,
+        can listen there afterwards, though the connections stay.
       num_processes: how many there are.
       process_id: this one's number, from 0.
       seconds: how long this process waits for the last one.
+
+    Returns:
+      the connections by the other's id: of process 0 with all, of another with 0.
 
     Raises:
       PacxError: on every process that came: which is missing, or what is wrong.
@@ -32,13 +39,14 @@ def meet(address: str, num_processes: int, process_id: int, seconds: float) -> N
     host, _, port = address.rpartition(":")
     deadline = time.monotonic() + seconds
     if process_id == 0:
-        _receive(address, int(port), num_processes, deadline, seconds)
-    else:
-        host = host.strip("[]")
-        _report((host, int(port)), num_processes, process_id, deadline, seconds)
+        return _receive(address, int(port), num_processes, deadline, seconds)
+    place = host.strip("[]"), int(port)
+    return {0: _report(place, num_processes, process_id, deadline, seconds)}
 
 
-def _receive(address, port: int, count: int, deadline: float, seconds: float) -> None:
+def _receive(
+    address, port: int, count: int, deadline: float, seconds: float
+) -> dict[int, socket.socket]:
     """Process 0: waits for the others, and gives all the same answer."""
     try:
         both = socket.has_dualstack_ipv6()
@@ -83,22 +91,23 @@ def _receive(address, port: int, count: int, deadline: float, seconds: float) ->
                 deadline = min(deadline, time.monotonic() + left)
         for connection in [*came.values(), *strays]:
             _answer(connection, wrong)
+            if wrong:
+                connection.close()
     if wrong:
         raise PacxError(wrong)
+    return came
 
 
 def _answer(connection: socket.socket, wrong: str) -> None:
-    """Tells a process; it closes first, so that the port is free at once."""
-    with connection:
-        try:
-            connection.settimeout(5)
-            connection.sendall(json.dumps({"wrong": wrong}).encode() + b"\n")
-            connection.recv(1)
-        except OSError:  # it has gone: whoever waits for it will hear of that
-            return
+    """Tells a process to go on, or what is wrong."""
+    with contextlib.suppress(OSError):  # it has gone: the watch will hear of that
+        connection.settimeout(5)
+        connection.sendall(json.dumps({"wrong": wrong}).encode() + b"\n")
 
 
-def _report(place, count: int, number: int, deadline: float, seconds: float) -> None:
+def _report(
+    place, count: int, number: int, deadline: float, seconds: float
+) -> socket.socket:
     """Another process: says who it is, and waits for the answer."""
     name = f"{place[0]}:{place[1]}"
     while True:
@@ -114,27 +123,32 @@ def _report(place, count: int, number: int, deadline: float, seconds: float) -> 
                     "and port, has it started, is the port open?"
                 ) from None
             time.sleep(0.2)
-    with connection:
-        left = max(deadline - time.monotonic(), 0.1)
-        said = {"id": number, "of": count, "seconds": left}
+    left = max(deadline - time.monotonic(), 0.1)
+    said = {"id": number, "of": count, "seconds": left}
+    try:
         connection.sendall(json.dumps(said).encode() + b"\n")
         answer = _read(connection, left + 5)
-    if "wrong" not in answer:
-        raise PacxError(
-            f"process {number}: who answers at {name} is no process 0 that waits: the "
-            "run has all its processes already, or --coordinator is another program's"
-        )
-    if answer["wrong"]:
-        raise PacxError(answer["wrong"])
+    except OSError:  # closed already
+        answer = {}
+    wrong = answer.get(
+        "wrong",
+        f"process {number}: who answers at {name} is no process 0 that waits: the "
+        "run has all its processes already, or --coordinator is another program's",
+    )
+    if wrong:
+        connection.close()
+        raise PacxError(wrong)
+    return connection
 
 
 def _read(connection: socket.socket, seconds: float) -> dict:
-    """One message, {} where what comes is none."""
-    connection.settimeout(seconds)
+    """One message, {} where what comes is none; what follows it stays unread."""
+    deadline = time.monotonic() + seconds
     line = b""
     try:
         while not line.endswith(b"\n") and len(line) < _LINE:
-            part = connection.recv(_LINE)
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
+            part = connection.recv(1)
             if not part:
                 break
             line += part

@@ -140,6 +140,7 @@ def first_state(init, key, loaded: dict, shardings, mesh: Mesh) -> step.TrainSta
         init,
         in_shardings=(sharding.replicated(mesh), split),
         out_shardings=shardings,
+        compiler_options=step.compiler_options(mesh),
     )
     return jitted(key, sharding.put_tree(loaded, split))
 

@@ -99,15 +99,18 @@ def make_train_step(
                 (loss, metrics), grads = summed(
                     gradient, batch, accumulate, objective.weight
                 )
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
         norm = optax.tree.norm(grads)
-        # A batch whose gradient is not finite leaves no trace but the step's number.
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        params, opt_state = jax.tree.map(
-            lambda new, old: jnp.where(finite, new, old),
-            (params, opt_state),
-            (state.params, state.opt_state),
+
+        def update():
+            updates, opt_state = tx.update(grads, state.opt_state, state.params)
+            return optax.apply_updates(state.params, updates), opt_state
+
+        # A batch whose gradient is not finite leaves no trace but the step's number. To
+        # choose leaf by leaf afterwards would have XLA keep copies of the whole state.
+        params, opt_state = jax.lax.cond(
+            jnp.isfinite(loss) & jnp.isfinite(norm),
+            update,
+            lambda: (state.params, state.opt_state),
         )
         metrics = {"loss": loss, **metrics, "grad_norm": norm}
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
@@ -124,7 +127,7 @@ def make_train_step(
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """XLA's options for a train step on these devices.
+    """XLA's options for a train step, or a first state, on these devices.
 
     On CPU its default order of operations is for running several at once, which on the
     cores of one machine gains nothing and takes a third more memory.

@@ -1,4 +1,4 @@
-"""Dense layers and GELU with backward passes of their own.
+"""Dense layers, GELU and SiLU with backward passes of their own.
 
 The numbers are the usual ones; what differs is what XLA makes of them.
 docs/performance.md says what each gave.
@@ -80,6 +80,24 @@ gelu.defvjp(_gelu_forward, _gelu_backward)
 
 def _normal_cdf(x):
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
+
+
+@jax.custom_vjp
+def silu(x: Array) -> Array:
+    """SiLU, x sigmoid(x); the backward pass keeps x alone."""
+    return x * jax.nn.sigmoid(x)
+
+
+def _silu_forward(x):
+    return silu(x), x
+
+
+def _silu_backward(x, g):
+    s = jax.nn.sigmoid(x)
+    return (g * s * (1 + x * (1 - s)),)
+
+
+silu.defvjp(_silu_forward, _silu_backward)
 
 
 def _wide(x):

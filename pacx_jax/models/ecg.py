@@ -11,23 +11,23 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from pacx_jax.models.convolution import conv
+from pacx_jax.models.dense import silu
 from pacx_jax.models.vit import fan_in_uniform
 from pacx_jax.types import Array
 
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int, dtype, name):
-    # XLA's SAME equals the reference's padding at every length, odd ones included.
     init = fan_in_uniform(c_in // groups * kernel)
-    return nn.Conv(
+    return conv(
         c_out,
-        (kernel,),
-        strides=(stride,),
-        padding="SAME",
-        feature_group_count=groups,
-        kernel_init=init,
-        bias_init=init,
+        kernel,
+        stride,
+        groups,
         dtype=dtype,
         name=name,
+        kernel_init=init,
+        bias_init=init,
     )
 
 
@@ -51,18 +51,18 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         c_in, c = x.shape[-1], self.features
-        y = x if self.first else nn.silu(x)
+        y = x if self.first else silu(x)
         y = _conv(c_in, c, 1, 1, 1, self.dtype, "conv1")(y)
-        y = nn.silu(y)
+        y = silu(y)
         y = _conv(c, c, self.kernel, self.stride, self.groups, self.dtype, "conv2")(y)
-        y = nn.silu(y)
+        y = silu(y)
         y = _conv(c, c, 1, 1, 1, self.dtype, "conv3")(y)
         scale = y.mean(axis=1)
         init = fan_in_uniform(c)
         half = fan_in_uniform(c // 2)
         scale = nn.Dense(c // 2, kernel_init=init, bias_init=init, name="se_fc1")(scale)
         scale = nn.Dense(c, kernel_init=half, bias_init=half, name="se_fc2")(
-            nn.silu(scale)
+            silu(scale)
         )
         y = y * nn.sigmoid(scale)[:, None]
         if self.stride == 2:
@@ -87,7 +87,7 @@ class Net1D(nn.Module):
     def __call__(self, ecg: Array) -> Array:
         x = _conv(ecg.shape[-1], self.base_filters, self.kernel, 2, 1, self.dtype,
                   "stem")(ecg)  # fmt: skip
-        x = nn.silu(x)
+        x = silu(x)
         for s, (features, count) in enumerate(
             zip(self.filters, self.blocks, strict=True)
         ):

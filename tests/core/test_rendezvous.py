@@ -3,6 +3,7 @@
 import socket
 import threading
 import time
+from concurrent import futures
 
 import pytest
 
@@ -40,12 +41,32 @@ def meet(*who, seconds=20.0, port=None):
     return heard
 
 
-def test_all_go_on_once_all_are_there_and_the_port_is_free_again():
+def test_all_go_on_once_all_are_there():
     port = free_port()
     assert meet((2, 4), (0, 4), (3, 4), (1, 4), port=port) == [""] * 4
-    with socket.create_server(("", port)):
-        pass
     assert meet((1, 2), (0, 2), port=port) == [""] * 2
+
+
+def test_connections_stay_and_the_port_can_be_listened_at():
+    address = f"localhost:{free_port()}"
+    with futures.ThreadPoolExecutor(3) as pool:
+        waits = [pool.submit(rendezvous.meet, address, 3, i, 10) for i in range(3)]
+    first, second, third = (each.result() for each in waits)
+    assert set(first) == {1, 2} and set(second) == set(third) == {0}
+    with socket.create_server(("", int(address.rpartition(":")[2]))):
+        for number, other in ((1, second), (2, third)):
+            first[number].sendall(bytes([number]))
+            assert other[0].recv(2) == bytes([number])
+    for connection in (*first.values(), *second.values(), *third.values()):
+        connection.close()
+
+
+def test_what_follows_the_answer_stays_unread():
+    near, far = socket.socketpair()
+    with near, far:
+        near.sendall(b'{"wrong": ""}\n\x00\x00\x00\x00\x00\x01')
+        assert rendezvous._read(far, 1) == {"wrong": ""}
+        assert far.recv(9) == b"\x00\x00\x00\x00\x00\x01"
 
 
 def test_one_process_meets_nobody():

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from pacx_jax import main, peers
+from pacx_jax import main
 from pacx_jax.preemption import EXIT_CODE
 from pacx_jax.types import PacxError
 from tests import tiny
@@ -128,19 +128,3 @@ def test_error_of_one_process_ends_the_other_with_its_code(tmp_path):
     assert ended(erring, workdir) == [2, 2]
     assert runs.said(workdir, 1) == "error: this host's disk has no data\n"
     assert "stopped: process 1 ended with code 2: its own output" in runs.said(workdir)
-
-
-def test_strangers_are_not_taken_for_processes_of_the_run(monkeypatch):
-    monkeypatch.setattr(peers, "JOIN_SECONDS", 4)
-    token = b"t" * 32
-    with peers.listener() as listening:
-        port = listening.getsockname()[1]
-        connections = [
-            peers.connect("localhost", port, t, number)
-            for t, number in ((b"s" * 32, 1), (token, 3), (token, 2), (token, 0))
-        ]
-        found = peers.accept(listening, token, 3)
-    assert list(found) == [2]
-    assert found[2].getpeername()[1] == connections[2].getsockname()[1]
-    for connection in (*connections, *found.values()):
-        connection.close()
