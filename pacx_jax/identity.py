@@ -54,16 +54,18 @@ def check_config(config, workdir: str, *, force: bool = False) -> None:
     refuse(old, new, FREE, workdir, "config", force)
 
 
-def write_config(config, workdir: str) -> None:
-    """Records the config of a run."""
-    text = json.loads(json.dumps(config.to_dict(), sort_keys=True))
-    manifest.write_json(pathlib.Path(workdir) / CONFIG, text)
+def record(config, fingerprints: dict[str, str | int], workdir: str) -> None:
+    """Writes down what the run is of, once nothing more can be refused."""
+    if processes.is_first():
+        text = json.loads(json.dumps(config.to_dict(), sort_keys=True))
+        manifest.write_json(pathlib.Path(workdir) / CONFIG, text)
+        manifest.write_json(pathlib.Path(workdir) / DATA, fingerprints)
 
 
 def check_data(
     workdir: str, fingerprints: dict[str, str | int], *, started: bool, force: bool
 ) -> None:
-    """The same for what the run reads. Records it where the run has not started.
+    """The same for what the run reads, where it has started.
 
     Raises:
       PacxError: the run has been started with other data or weights.
@@ -75,17 +77,11 @@ def check_data(
     if started and path.is_file():
         old = json_file.read_own(path, "restore it from a copy")
         refuse(old, fingerprints, frozenset(), workdir, "data", force)
-    if processes.is_first():
-        manifest.write_json(path, fingerprints)
 
 
 def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> None:
     """PacxError with what differs, or a warning and a line in FORCED."""
-    differing = [
-        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
-        for k in sorted(set(old) | set(new))
-        if old.get(k) != new.get(k) and k not in free
-    ]
+    differing = differences(old, new, free)
     if not differing:
         return
     text = f"{workdir} holds a run of another {what}: {'; '.join(differing)}"
@@ -98,6 +94,15 @@ def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> 
         _warn(f"{text}. Forced to go on")
         with (pathlib.Path(workdir) / FORCED).open("a", encoding="utf-8") as file:
             file.write(json.dumps({what: differing}) + "\n")
+
+
+def differences(old: dict, new: dict, free=frozenset()) -> list[str]:
+    """What each field was and is, of those that differ and are not free to."""
+    return [
+        f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
+        for k in sorted(set(old) | set(new))
+        if old.get(k) != new.get(k) and k not in free
+    ]
 
 
 def _warn(text: str) -> None:

@@ -80,7 +80,6 @@ def run(
         if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
             stack.enter_context(locks.held(path / "lock", refusal))
-            identity.write_config(config, workdir)
         several = jax.process_count() > 1
         asked = preemption.Preemption(
             config.grace_seconds, processes.agree_to_end if several else None
@@ -144,6 +143,7 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     least |= dict.fromkeys(("num_devices", "mesh.fsdp", "loss.chunk"), 0)
     least |= dict.fromkeys(("data.threads", "optim.peak_lr"), 0)
     least |= dict.fromkeys(("optim.warmup_steps", "optim.weight_decay"), 0)
+    least |= dict.fromkeys(("max_skipped", "watchdog_seconds", "grace_seconds"), 0)
     for name, low in least.items():
         if flat.get(name, low) < low:
             raise PacxError(f"config.{name} is {flat[name]}: give at least {low}")
@@ -151,10 +151,17 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise PacxError(
             f"config.loss.temperature is {flat['loss.temperature']}: give more than 0"
         )
-    if config.dtype not in ("float32", "bfloat16", "float16"):
-        raise PacxError(f"config.dtype {config.dtype!r}: choose float32 or bfloat16")
-    if config.export not in ("latest", "best"):
-        raise PacxError(f"config.export {config.export!r}: choose latest or best")
+    choices = {
+        "dtype": ("float32", "bfloat16", "float16"),
+        "export": ("latest", "best"),
+        "best_mode": ("min", "max"),
+        "nonfinite": ("stop", "skip"),
+    }
+    for name, known in choices.items():
+        if flat.get(name, known[0]) not in known:
+            raise PacxError(
+                f"config.{name} is {flat[name]!r}: choose {' or '.join(known)}"
+            )
     if config.export == "best" and not config.best:
         raise PacxError("config.export=best needs config.best, such as 'val/loss'")
 
@@ -176,7 +183,7 @@ def start_processes() -> None:
     """Joins the run's other processes, if the flags name any."""
     if _DISTRIBUTED.value:
         processes.start_detected()
-    elif _COORDINATOR.value:
+    elif _COORDINATOR.value or _NUM_PROCESSES.value != 1 or _PROCESS_ID.value:
         processes.start(_COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value)
 
 

@@ -12,6 +12,8 @@ import os
 import pathlib
 from typing import Any
 
+from pacx_jax import json_file
+
 NAME = "manifest.json"
 FORMAT = 1
 
@@ -41,18 +43,21 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = pathlib.Path(folder)
     try:
-        content = json.loads((folder / NAME).read_text("utf-8"))
+        content = json_file.read(folder / NAME)
         checksum = content.pop("sha256")
         if checksum != _sha256_of(content) or content["format"] != FORMAT:
             raise ValueError("its own checksum differs")
+        listed, about = dict(content["files"]), content["about"]
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise Damaged(f"{NAME} is damaged ({e})") from None
-    there, listed = _files(folder), content["files"]
+    there = _files(folder)
     for name in sorted(set(there) | set(listed)):
         if name not in listed:
             raise Damaged(f"{name} is not one of its files")
+        if name not in there:
+            raise Damaged(f"{name}: no such file")
         try:
             found = _fingerprint(folder / name)
         except OSError as e:
@@ -60,7 +65,7 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
         if found != listed[name]:
             what = "size" if found[0] != listed[name][0] else "sha256"
             raise Damaged(f"{name}: its {what} differs")
-    return content["about"]
+    return about
 
 
 def write_json(path: pathlib.Path, content: Any) -> None:

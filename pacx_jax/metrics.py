@@ -42,7 +42,8 @@ class MetricsWriter:
         row = {"step": step} | {k: _finite(v) for k, v in values.items()}
         self._metrics.write(json.dumps(row) + "\n")
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            if math.isfinite(value):  # of others it would warn, in words of its own
+                self._board.add_scalar(name, value, step)
 
     def write_timing(self, step: int, values: dict[str, float]) -> None:
         """One row of clock-dependent values at `step`."""
@@ -121,8 +122,16 @@ def has_rows(workdir: str | os.PathLike) -> bool:
 
 
 def read_rows(workdir: str | os.PathLike) -> list[dict]:
-    """The rows of a workdir's metrics.jsonl."""
+    """The rows of a workdir's metrics.jsonl.
+
+    Raises:
+      PacxError: there is none, or a line is damaged.
+    """
     path = pathlib.Path(workdir) / "metrics.jsonl"
     if not path.exists():
         raise PacxError(f"{path} does not exist: has the run started?")
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        _step(path, number, line)
+        rows.append(json.loads(line))
+    return rows

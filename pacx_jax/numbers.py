@@ -19,7 +19,6 @@ from pacx_jax import metrics, processes
 from pacx_jax.types import PacxError
 
 FILE = "nonfinite.jsonl"
-POLICIES = ("stop", "skip")
 
 
 class Numbers:
@@ -85,8 +84,9 @@ class Numbers:
             )
             if self._policy == "stop":
                 raise PacxError(
-                    f"{told}: lower config.optim.peak_lr, use config.dtype=float32, or "
-                    f"go on without such steps by --config.nonfinite=skip. {again}"
+                    f"{told}: lower config.optim.peak_lr or use config.dtype=float32, "
+                    "by another --workdir or --force, or go on without such steps by "
+                    f"--config.nonfinite=skip. {again}"
                 )
             if self._skipped > self._most:
                 raise PacxError(

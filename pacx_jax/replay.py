@@ -9,7 +9,6 @@ computed again. Nothing in the workdir is changed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import pathlib
 import sys
@@ -22,7 +21,10 @@ import tqdm
 from pacx_jax import (
     batches,
     checkpoint,
+    command,
     finished_run,
+    identity,
+    json_file,
     metrics,
     numbers,
     saved_steps,
@@ -43,11 +45,13 @@ def replay(workdir: str, n: int) -> dict:
     config = finished_run.read_config(workdir)
     if not 1 <= n <= config.total_steps:
         raise PacxError(f"--step {n}: {workdir} has steps 1 to {config.total_steps}")
+    rows = metrics.read_rows(workdir)
     with tempfile.TemporaryDirectory() as scratch:  # what a set-up writes: caches
         config.cache_dir = config.get("cache_dir") or str(
             pathlib.Path(workdir).absolute() / "cache"
         )
         run = stage.set_up(config, scratch, batches.open_sources(config))
+        _check_data(workdir, run)
         start, state = _state_before(workdir, n, run)
         stream = run.data.train(start)
         steps = range(start + 1, n + 1)
@@ -66,7 +70,7 @@ def replay(workdir: str, n: int) -> dict:
             "step": n,
             "from_step": start,
             "metrics": now,
-            "logged": _as_logged(workdir, n, now["loss"]),
+            "logged": _as_logged(rows, n, now["loss"]),
             "samples": run.data.sample_names(n - 1),
             "not_finite": not_finite,
         }
@@ -81,8 +85,20 @@ def _state_before(workdir: str, n: int, run: stage.Stage):
     return step, checkpoint.restore(folder / str(step), about, run.abstract)
 
 
-def _as_logged(workdir: str, n: int, loss: float) -> bool | None:
-    for row in metrics.read_rows(workdir):
+def _check_data(workdir: str, run: stage.Stage) -> None:
+    """PacxError where the run's data or first weights are others by now."""
+    path = pathlib.Path(workdir) / identity.DATA
+    old = json_file.read_own(path, "restore it from a copy")
+    differing = identity.differences(old, run.fingerprints())
+    if differing:
+        raise PacxError(
+            f"{workdir} is a run on other data: {'; '.join(differing)}. Its steps can "
+            "be taken again with its own alone"
+        )
+
+
+def _as_logged(rows: list[dict], n: int, loss: float) -> bool | None:
+    for row in rows:
         if row["step"] == n and "loss" in row:
             return row["loss"] == (loss if np.isfinite(loss) else None)
     return None
@@ -90,19 +106,19 @@ def _as_logged(workdir: str, n: int, loss: float) -> bool | None:
 
 def main(argv: list[str] | None = None) -> None:
     """The command line; the last line printed is JSON."""
-    parser = argparse.ArgumentParser(prog="python -m pacx_jax.replay")
+    parser = command.Parser(prog="python -m pacx_jax.replay", description=__doc__)
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the update, from 1")
     args = parser.parse_args(argv)
     try:
         result = replay(args.workdir, args.step)
-    except PacxError as e:
+    except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
         sys.exit(2)
     told = {None: "was not logged", True: "is the logged one, bit for bit"}
     told[False] = (
-        f"is NOT the logged one: other devices ({jax.device_count()} here), or another "
-        "version of jax or of this code?"
+        f"is NOT the logged one: other devices ({jax.device_count()} here), another "
+        "version of jax or of this code, or data that changed inside its files?"
     )
     print(f"step {args.step}, from the state of step {result['from_step']}:")
     print(f"the loss, {result['metrics']['loss']!r}, {told[result['logged']]}")

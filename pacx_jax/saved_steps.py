@@ -193,7 +193,10 @@ def _remove_unfinished(folder: pathlib.Path) -> None:
     """Removes what a save or a removal has left that was cut off."""
     for pattern in ("*.saving", "*.deleted"):
         for left in folder.glob(pattern):
-            shutil.rmtree(left)
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def warn(text: str) -> None:

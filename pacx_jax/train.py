@@ -83,9 +83,11 @@ def train(
     start = saver.latest_step() or 0
     if not start and processes.is_first() and metrics.has_rows(workdir):
         print(f"{workdir}: no checkpoint yet, so the run begins at step 0 again")
-    identity.check_data(workdir, run.fingerprints(), started=start > 0, force=force)
+    prints = run.fingerprints()
+    identity.check_data(workdir, prints, started=start > 0, force=force)
     ledger.enter("restore")
     state, now = saver.restore(run.abstract) if start else (run.init(), {})
+    identity.record(config, prints, workdir)
     ledger.enter("setup")
     watch = numbers.Numbers(config, workdir, start, run.data.sample_names)
     writer = metrics.writer(workdir, start)

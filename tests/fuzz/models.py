@@ -14,7 +14,15 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from pacx_jax import finished_run, main, model_folder, model_heads, overlap
+from pacx_jax import (
+    finished_run,
+    main,
+    manifest,
+    metrics,
+    model_folder,
+    model_heads,
+    overlap,
+)
 from pacx_jax.convert import beside, files, kinds
 from pacx_jax.input import quarantine
 from pacx_jax.types import PacxError
@@ -157,6 +165,22 @@ def _config(path: pathlib.Path) -> None:
     assert isinstance(config, ml_collections.ConfigDict)
 
 
+_ROWS = b'{"step": 2, "loss": 0.5}\n{"step": 4, "loss": null, "val/loss": 1.0}\n'
+
+
+def _draw_step(folder: pathlib.Path) -> None:
+    (folder / "state").mkdir(parents=True, exist_ok=True)
+    (folder / "state" / "array").write_bytes(bytes(range(64)))
+    manifest.write(folder, {"step": 3, "leaves": {}, "metrics": {}})
+
+
+def _verify(path: pathlib.Path) -> None:
+    try:
+        assert manifest.verify(path.parent)["step"] == 3
+    except manifest.Damaged as error:  # for which a resume takes the step before
+        raise PacxError(f"{path.parent}: {error}") from None
+
+
 _FLAGS = [
     b"--config=configs/mae_vitb16.py:runlocal --workdir=w --config.total_steps=2",
     b"--config=configs/mae_vitb16.py --workdir=w --config.data.path=x "
@@ -223,6 +247,13 @@ READERS = {
         _writes(best__json=_dumped({"step": 5, "metric": "val/loss", "value": 0.5})),
         _best,
         damage.of_json,
+    ),
+    "metrics.jsonl": Reader(
+        "metrics.jsonl", _writes(metrics__jsonl=lambda: _ROWS),
+        lambda path: metrics.read_rows(path.parent), damage.of_json_lines,
+    ),
+    "manifest.json": Reader(
+        "manifest.json", _draw_step, _verify, damage.of_json,
     ),
     "config.json of a run": Reader(
         "config.json",

@@ -1,6 +1,7 @@
 """Checkpoints that cannot lie: 200 faults, and never a wrong or a lost state."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -64,6 +65,33 @@ def test_manifest_of_another_version_or_with_a_changed_word_is_damage(
     path.write_text(json.dumps(content))
     with pytest.raises(manifest.Damaged, match="its own checksum differs"):
         manifest.verify(folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 200_000, "null", '{"sha256": 1}', '{"format": 1, "files": null}', "\x00"],
+    ids=["deep", "null", "checksum", "files", "binary"],
+)
+def test_manifest_that_is_none_moves_on_to_the_step_before(pristine, tmp_path, text):
+    folder = tmp_path / "checkpoints"
+    soak.shutil.copytree(pristine, folder)
+    if '"files"' in text:  # its checksum is right
+        content = json.loads(text)
+        content["sha256"] = manifest._sha256_of(content)
+        text = json.dumps(content)
+    (folder / "9" / manifest.NAME).write_text(text)
+    assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
+
+
+def test_what_is_no_file_or_no_folder_is_damage_or_removed(pristine, tmp_path):
+    folder = tmp_path / "checkpoints"
+    soak.shutil.copytree(pristine, folder)
+    file = next(p for p in (folder / "9" / "state").rglob("*") if p.is_file())
+    file.unlink()
+    os.mkfifo(file)  # to open it would wait for ever
+    (folder / "20.saving").write_text("")
+    assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
+    assert not (folder / "20.saving").exists()
 
 
 def test_state_of_another_dtype_or_shape_is_refused_by_name(pristine):

@@ -38,9 +38,16 @@ def test_workdir_of_an_earlier_version_is_read_and_goes_on(
     assert saved_steps.newest(workdir / "checkpoints")[0] == runs.STEPS
     runs.use_patients(monkeypatch)
     config = runs.config("labs_dae", {}, num_devices=1, keep=1, best="")
-    main.run(config, str(workdir), force=True)  # of fields that are new
+    main.run(config, str(workdir))  # fields that are new make it no other config
     assert json.loads((workdir / "done.json").read_text())["step"] == runs.STEPS
     want = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
     got = json.loads((workdir / "metrics.jsonl").read_text().splitlines()[-1])
     name = "val/clean_recon_mse"  # drawn from nothing: how noise is drawn may change
     np.testing.assert_allclose(got[name], want[name], rtol=BOUND)
+    # It trains on from there too: another length is another config.
+    (workdir / "done.json").unlink()
+    config.total_steps = runs.STEPS + 4
+    main.run(config, str(workdir), force=True)
+    rows = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows[-5:]] == list(range(20, 25))
+    assert all(0 < row["loss"] < 2 * want["loss"] for row in rows[-4:])

@@ -119,10 +119,38 @@ def test_run_does_not_go_on_with_other_data_unless_forced(
         text = str(error.value)
         assert "a run of another data: train.fingerprint was" in text
         assert "val.fingerprint was" in text and "--force goes on" in text
+        with pytest.raises(PacxError, match="is a run on other data: train.finger"):
+            replay.replay(str(tmp_path), 3)
         main.run(config(), str(tmp_path), force=True)
     assert "Forced to go on" in capsys.readouterr().err
     forced = (tmp_path / "forced.jsonl").read_text().splitlines()
     assert len(forced) == 1 and "train.fingerprint" in forced[0]
+
+
+def test_what_is_refused_though_forced_leaves_the_run_its_records(
+    tmp_path, monkeypatch
+):
+    runs.use_patients(monkeypatch)
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "make_train_step", step.make_train_step)
+        runs.at_update(5, runs.ask_to_end)
+        with pytest.raises(main.preemption.Preempted):
+            main.run(config(), str(tmp_path))
+    before = {n: (tmp_path / n).read_bytes() for n in ("config.json", "data.json")}
+    with pytest.raises(PacxError, match="differ"):
+        main.run(config(model__hidden=48), str(tmp_path), force=True)
+    for name, content in before.items():
+        assert (tmp_path / name).read_bytes() == content
+    main.run(config(), str(tmp_path))
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "lo')
+    with pytest.raises(PacxError, match="metrics.jsonl: line 1 is damaged"):
+        replay.replay(str(tmp_path), 3)
+
+
+def test_replays_flags_are_told_in_a_line(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        replay.main(["--workdir=x", "--step=abc"])
+    assert len(capsys.readouterr().err.splitlines()) == 1
 
 
 def test_hung_step_has_its_stacks_dumped(tmp_path, monkeypatch, capfd):

@@ -9,7 +9,7 @@ from pacx_jax import main
 from pacx_jax.preemption import EXIT_CODE
 from pacx_jax.types import PacxError
 from tests import tiny
-from tests.reliability import runs
+from tests.reliability import runs, test_golden
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,10 @@ def test_two_processes_stop_at_one_step_and_resume_to_the_bits_of_one(
     runs.assert_same(workdir, straight)
     name = "export/model.safetensors"
     assert (workdir / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_trace_of_distillation_is_the_recorded_one(straight):
+    test_golden.assert_as_recorded("distill", straight)
 
 
 def test_survivor_of_a_dead_process_ends_within_5_seconds_and_one_resumes(

@@ -22,7 +22,8 @@ def test_each_damaged_record_is_one_line_that_names_it(tmp_path):
         "best.json": lambda: checkpoint.Checkpointer(
             tmp_path, best="val/loss"
         ).save_if_best({}, 1, {"val/loss": 1.0}),
-        "metrics.jsonl: line 2": lambda: metrics.MetricsWriter(tmp_path, 3),
+        "metrics.jsonl: line 2": lambda: metrics.read_rows(tmp_path),
+        "metrics.jsonl: line 2 ?": lambda: metrics.MetricsWriter(tmp_path, 3),
     }
     for name, read in reads.items():
         with pytest.raises(PacxError, match=f"{name} is damaged") as error:
@@ -35,7 +36,7 @@ def test_each_damaged_record_is_one_line_that_names_it(tmp_path):
 
 def test_run_with_checkpoints_and_without_metrics_keeps_its_config(tmp_path):
     config = tiny.config("labs_dae")
-    identity.write_config(config, str(tmp_path))
+    identity.record(config, {}, str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     config.seed = 3
     with pytest.raises(PacxError, match="another config: seed was 0, is 3"):
