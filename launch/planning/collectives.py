@@ -131,8 +131,7 @@ def _executions(computations: dict[str, list[str]]) -> dict[str, int | None]:
         for line in lines:
             rounds: int | None = 1
             if " while(" in line:
-                known = _ROUNDS.search(line)
-                rounds = int(known[1]) if known else None
+                rounds = _rounds(line, computations)
             for match in _CALLED.finditer(line):
                 names = match[1] if match[2] is None else match[2]
                 for called in names.replace("%", "").split(", "):
@@ -150,8 +149,29 @@ def _executions(computations: dict[str, list[str]]) -> dict[str, int | None]:
     return {name: times(name) for name in computations}
 
 
+def _rounds(line: str, computations: dict[str, list[str]]) -> int | None:
+    """How often a loop's body runs: as XLA says, or its scan counts (for TPUs)."""
+    known = _ROUNDS.search(line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%?([\w.-]+)", line)
+    text = "\n".join(computations.get(condition[1], []) if condition else [])
+    bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
+    counts_up = re.search(r"ROOT .* compare\(.*direction=LT", text)
+    return int(bounds[0]) if counts_up and len(bounds) == 1 else None
+
+
 def _group(line: str, devices: int) -> int:
-    """How many devices take part, from replica_groups={{0,1},...} or [2,4]<=[8]."""
+    """How many devices take part.
+
+    From replica_groups={{0,1},...}, [2,4]<=[8], or mesh['x'=2,'y'=4] {'y'}, in which
+    'y':(1)2 is a part of an axis.
+    """
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
     iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     if iota:
         return int(iota[1])

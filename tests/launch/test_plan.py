@@ -97,6 +97,28 @@ to_apply=%add
     ]
 
 
+def test_loops_and_meshes_as_a_tpu_writes_them_are_counted():
+    text = """HloModule step
+%condition (p: (s32[], f32[8])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(4)
+  %p = (s32[]{:T(128)}, f32[8]{0:T(128)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  ROOT %lt = pred[]{:T(512)} compare(%i, %bound), direction=LT
+}
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %r = f32[8]{0} all-reduce(%x), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_1'}
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %loop = (s32[], f32[8]) while(%init), condition=%condition, body=%body
+  ROOT %t = f32[8]{0} all-gather(%y), replica_groups=mesh['x'=2,'y'=8] {'x','y':(1)4}
+}
+"""
+    assert collectives.count(text, 16) == [
+        Collective("all-gather", 8, 1, 8 * 4),
+        Collective("all-reduce", 2, 4, 4 * 8 * 4),
+    ]
+
+
 def test_a_collective_in_a_loop_of_unknown_length_is_refused(meshes):
     def body(x):
         return jax.lax.while_loop(
