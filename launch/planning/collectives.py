@@ -91,11 +91,18 @@ def count(text: str, devices: int) -> list[Collective]:
     computations = _computations(text)
     times = _executions(computations)
     found: dict[tuple[str, int], list[int]] = {}
+    chains = set()
     for name, lines in computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
             if not match:
                 continue
+            # One that XLA for TPUs runs beside others stands in each of their fusions.
+            chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', line)
+            if chain and chain.groups() in chains:
+                continue
+            if chain:
+                chains.add(chain.groups())
             if not times[name]:
                 why = "in a loop of unknown length"
                 if times[name] == 0:

@@ -97,6 +97,13 @@ to_apply=%add
     ]
 
 
+PART = """%fused.{} (p: f32[4]) -> f32[16] {{
+  ROOT %g = f32[16]{{0}} all-gather(%p), channel_id=5, replica_groups=[4,4]<=[16], \
+dimensions={{0}}, frontend_attributes={{chain_id="3"}}
+}}
+"""
+
+
 def test_loops_and_meshes_as_a_tpu_writes_them_are_counted():
     text = """HloModule step
 %condition (p: (s32[], f32[8])) -> pred[] {
@@ -110,10 +117,15 @@ def test_loops_and_meshes_as_a_tpu_writes_them_are_counted():
 }
 ENTRY %main (p: f32[8]) -> f32[8] {
   %loop = (s32[], f32[8]) while(%init), condition=%condition, body=%body
+  %a = f32[8] fusion(%y), calls=%fused.1
+  %b = f32[8] fusion(%y), calls=%fused.2
   ROOT %t = f32[8]{0} all-gather(%y), replica_groups=mesh['x'=2,'y'=8] {'x','y':(1)4}
 }
 """
+    for i in (1, 2):  # parts of one gather that runs beside two others
+        text = text.replace("ENTRY", PART.format(i) + "ENTRY", 1)
     assert collectives.count(text, 16) == [
+        Collective("all-gather", 4, 1, 16 * 4),
         Collective("all-gather", 8, 1, 8 * 4),
         Collective("all-reduce", 2, 4, 4 * 8 * 4),
     ]
