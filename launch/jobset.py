@@ -72,7 +72,8 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
         hosts, chips = _tpu_hosts(flags, pod["nodeSelector"])
         launch, resource = ["--distributed=auto"], "google.com/tpu"
     else:
-        hosts, chips = flags.hosts, flags.chips_per_host or 8
+        given = flags.chips_per_host
+        hosts, chips = flags.hosts, 8 if given is None else given
         launch, resource = container["args"][:3], "nvidia.com/gpu"
         launch[1] = f"--num_processes={hosts}"
         if flags.type:
@@ -92,7 +93,7 @@ def _tpu_hosts(flags: argparse.Namespace, selector: dict) -> tuple[int, int]:
     if not re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", flags.topology):
         raise PacxError(f"--topology={flags.topology}: give such as 4x4 or 8x8x16")
     total = math.prod(int(n) for n in flags.topology.split("x"))
-    chips = flags.chips_per_host or min(total, 4)
+    chips = min(total, 4) if flags.chips_per_host is None else flags.chips_per_host
     if chips < 1 or total % chips:
         raise PacxError(
             f"--topology={flags.topology} has {total} chips: not a multiple of "

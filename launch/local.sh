@@ -90,6 +90,12 @@ if [ -n "$dry_run" ]; then
   exit 0
 fi
 
+if ! command -v python >/dev/null; then
+  [ -x .venv/bin/python ] ||
+    fail "no python on PATH: source .venv/bin/activate (README.md says how to make it)"
+  export PATH="$PWD/.venv/bin:$PATH"
+fi
+
 declare -A running=()
 code=0 deadline=""
 stop() { # asks all that still run to save and end

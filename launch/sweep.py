@@ -13,7 +13,8 @@ listed by --help are every run's. A run lies in TARGET/NAME.
 The same command goes on: finished runs are skipped, others resume. With
 --evaluate=SPLIT a finished run is measured there, on SLURM and GKE when the command is
 given again. TARGET/results.md and results.json hold one row a run; --collect only
-writes them. Exit code: 0, 1 where runs failed, 75 where the sweep was stopped.
+writes them. The last line of a failed run's log is printed at the end. Exit code: 0, 1
+where runs failed, 75 where the sweep was stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import compile_cache, jobset  # noqa: E402
-from launch.sweep_runs import STOPPED, Run, claim, collect, plan  # noqa: E402
+from launch.sweep_runs import (  # noqa: E402
+    STOPPED,
+    Run,
+    check_split,
+    claim,
+    collect,
+    plan,
+)
 from pacx_jax.types import PacxError  # noqa: E402
 
 PROGRAM = (sys.executable, "-m", "pacx_jax.main")
@@ -197,9 +205,12 @@ def main(argv: list[str] | None = None) -> int:
         raise PacxError(
             f"--config={recipe}: no such file; run from the root of the clone"
         )
-    if flags.jobs < 1:
-        raise PacxError(f"--jobs={flags.jobs}: give at least 1")
+    for name, least in (("jobs", 1), ("gpus_per_job", 0), ("hosts", 1)):
+        if getattr(flags, name) < least:
+            raise PacxError(f"--{name}={getattr(flags, name)}: give at least {least}")
     runs, target = plan(flags, common), pathlib.Path(flags.target)
+    if flags.evaluate:
+        check_split(runs)
     columns = [m for m in flags.metrics.split(",") if m]
     code = 0
     open_runs = [run for run in runs if run.todo()]
@@ -210,9 +221,9 @@ def main(argv: list[str] | None = None) -> int:
             return 0
     rows = collect(runs, target, columns)
     print((target / "results.md").read_text(), end="")
-    failed = [row["run"] for row in rows if row["state"].startswith("failed")]
-    if failed:
-        print(f"failed: {', '.join(failed)} (see {target / 'logs'})", file=sys.stderr)
+    for row in rows:
+        if row["state"].startswith("failed"):
+            print(f"failed: {row['run']}: {row['error']}", file=sys.stderr)
     return code
 
 

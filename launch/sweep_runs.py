@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import re
 
@@ -99,6 +100,38 @@ def _axis(text: str) -> list[tuple[str, str]]:
     return [(field, value) for value in values.split(";")]
 
 
+def check_split(runs: list[Run]) -> None:
+    """PacxError for a split that the runs' data do not have, as far as we see them.
+
+    A prepared set may lie where only the runs are, on a cluster; they tell then.
+    """
+    # JAX comes with them, which takes seconds.
+    from absl import flags
+    from ml_collections import config_flags
+
+    from pacx_jax import main
+    from pacx_jax.input import sources
+
+    about = ("--config=", "--config.data.source=", "--config.data.path=")
+    asked = {tuple(a for a in run.arguments if a.startswith(about)) for run in runs}
+    for arguments in sorted(asked):
+        argv, values = ["sweep", *arguments], flags.FlagValues()
+        config_flags.DEFINE_config_file(
+            "config", flag_values=values, lock_config=True, sys_argv=argv
+        )
+        main.parse_flags(argv, values)
+        data = values.config.data
+        try:
+            names = sources.splits(data)
+        except PacxError:
+            continue
+        if runs[0].evaluate not in names:
+            raise PacxError(
+                f"--evaluate={runs[0].evaluate}: {data.path or 'a folder'} has the "
+                f"splits {', '.join(names)}"
+            )
+
+
 def claim(runs: list[Run], state: pathlib.Path) -> None:
     """Writes each run's arguments; refuses a target that holds other ones' results."""
     for run in runs:
@@ -132,6 +165,8 @@ def collect(runs: list[Run], target: pathlib.Path, metrics: list[str]) -> list[d
                 for k, v in measured.items()
                 if isinstance(v, (int, float))
             }
+        if row["state"].startswith("failed"):
+            row["error"] = _error(run, target)
         rows.append(row | {"metrics": values})
     target.mkdir(parents=True, exist_ok=True)
     text = json.dumps(rows, indent=2) + "\n"
@@ -150,6 +185,33 @@ def _state(run: Run, target: pathlib.Path) -> str:
     if (run.workdir / "done.json").exists():
         return "trained"
     return "stopped" if code == STOPPED else "not finished"
+
+
+def _error(run: Run, target: pathlib.Path) -> str:
+    """What a failed run said last, and the file where it did."""
+    logs = [target / "logs" / f"{run.name}.log"]  # here; else that of each process
+    logs += sorted((run.workdir / "logs").glob("*.log"))
+    said = {log: line for log in logs if (line := _last_line(log))}
+    if not said:
+        return f"it said nothing (see {run.workdir})"
+
+    def rank(log):  # the process that failed, before its peers that stopped for it
+        return not said[log].startswith("error:"), said[log].startswith("stopped:")
+
+    log = min(said, key=rank)
+    return f"{said[log]} ({log})"
+
+
+def _last_line(log: pathlib.Path) -> str:
+    """The last line with something in it, shortened; "" without one."""
+    try:
+        with log.open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 4096))
+            lines = file.read().decode("utf-8", "replace").splitlines()
+    except OSError:
+        return ""
+    lines = [" ".join(line.split()) for line in lines]
+    return next((line[:200] for line in reversed(lines) if line), "")
 
 
 def _markdown(rows: list[dict], metrics: list[str]) -> str:

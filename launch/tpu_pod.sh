@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A Cloud TPU slice, from a queued request to a trained run, one step a subcommand:
 #   bash launch/tpu_pod.sh create  --name=N --zone=Z --type=v5litepod-16 [--spot]
+#                                       # again, if it ended while the request waits
 #   bash launch/tpu_pod.sh install --name=N --zone=Z --nfs=SERVER:/SHARE
 #   bash launch/tpu_pod.sh run     --name=N --zone=Z -- --config=RECIPE \
 #       --workdir=/mnt/pacx/runs/mae ...
@@ -19,6 +20,8 @@
 # `run` and `wait` end with 0 when all workers did, 75 when the run was stopped or the
 # slice was taken away (create, install and run again: it goes on), else with the error's
 # code. Logs: WORKDIR/logs/worker_HOST.log.
+# `create` and `wait` ask every PACX_POLL_SECONDS (15), and end with a line after
+# PACX_MAX_FAILURES (10) questions in a row without an answer.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -30,7 +33,7 @@ fail() {
 step=${1:-}
 [ $# -eq 0 ] || shift
 name="" zone="" project="" type="" runtime="" spot="" valid_until="" nfs="" workdir=""
-target="" dry_run="" poll=${PACX_POLL_SECONDS:-15}
+target="" dry_run="" poll=${PACX_POLL_SECONDS:-15} attempts=${PACX_MAX_FAILURES:-10}
 while [ $# -gt 0 ]; do
   case $1 in
     --name=*) name=${1#*=} ;;
@@ -55,8 +58,15 @@ done
 [[ $name =~ ^[a-z]([a-z0-9-]{0,60}[a-z0-9])?$ ]] ||
   fail "--name=$name: give a name of a-z, 0-9 and -, a letter first"
 [ -n "$zone" ] || fail "give --zone"
+[[ $poll =~ ^[0-9]{1,5}(\.[0-9]+)?$ ]] ||
+  fail "PACX_POLL_SECONDS=$poll: give seconds, such as 15"
+[[ $attempts =~ ^[1-9][0-9]{0,5}$ ]] ||
+  fail "PACX_MAX_FAILURES=$attempts: give a whole number of at least 1"
 place=(--zone="$zone")
 [ -z "$project" ] || place+=(--project="$project")
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+errors=$scratch/errors # what gcloud said of the last question
 
 do_it() { # runs a command, or prints it
   if [ -n "$dry_run" ]; then
@@ -72,9 +82,24 @@ on_workers() { # runs $1 on every worker, or on the one that $2 names
     --command="$1"
 }
 
-state() {
-  gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
-    --format='value(state.state)'
+state() { # of the request; fails where there is no answer
+  local now
+  now=$(gcloud compute tpus queued-resources describe "$name" "${place[@]}" \
+    --format='value(state.state)' 2>"$errors") && [ -n "$now" ] && echo "$now"
+}
+
+last_error() { # the line of $errors that says why, not how gcloud went on from there
+  awk '{ sub(/\r$/, "") }
+    /ttempting to connect|^Retrying:|^Failed to execute|^#####|return code \[/ {
+      other = $0; next
+    }
+    /^Traceback|^Exception in thread|^ |^$/ { next }
+    /^ERROR: / { error = $0 }
+    { last = $0 }
+    END {
+      if (!last) last = other ? other : "no reason given"
+      print substr(error ? error : last, 1, 200)
+    }' "$errors"
 }
 
 create() {
@@ -92,20 +117,35 @@ create() {
     --node-id="$name" --accelerator-type="$type" --runtime-version="$runtime")
   [ -z "$spot" ] || request+=(--spot)
   [ -z "$valid_until" ] || request+=(--valid-until-duration="$valid_until")
-  do_it "${request[@]}"
+  local now last="" advice failures=0 code=0
+  do_it "${request[@]}" || code=$?
   [ -z "$dry_run" ] || return 0
-  local now last=""
+  if [ "$code" -ne 0 ]; then # since an earlier `create` asked for it?
+    state >/dev/null || exit "$code"
+    echo "$name was requested before, with --type and --spot of then: waiting for that"
+  fi
   while true; do
-    now=$(state)
-    [ "$now" = "$last" ] || echo "$name: $now"
-    last=$now
-    case $now in
-      ACTIVE) return 0 ;;
-      FAILED | SUSPENDING | SUSPENDED)
-        echo "error: the request $name is $now: delete it, then create it again" >&2
+    if now=$(state); then
+      failures=0
+      [ "$now" = "$last" ] || echo "$name: $now"
+      last=$now
+      case $now in
+        ACTIVE) return 0 ;;
+        CREATING | ACCEPTED | PROVISIONING | WAITING_FOR_RESOURCES) advice="" ;;
+        FAILED | SUSPENDING | SUSPENDED) advice="delete it, then create it again" ;;
+        DELETING) advice="create it again once it is gone" ;;
+        *) advice="no state to wait in; see what it is, or delete it" ;;
+      esac
+      [ -z "$advice" ] || {
+        echo "error: the request $name is $now: $advice" >&2
         exit 1
-        ;;
-    esac
+      }
+    else
+      failures=$((failures + 1))
+      [ "$failures" -lt "$attempts" ] ||
+        fail "the request $name may still be queued, and is billed once active, but" \
+          "gcloud does not say ($(last_error)): create it again to wait on, or delete it"
+    fi
     sleep "$poll"
   done
 }
@@ -113,12 +153,8 @@ create() {
 install() {
   [[ $nfs =~ ^[A-Za-z0-9._-]+:/[A-Za-z0-9._/-]*$ ]] ||
     fail "--nfs=$nfs: give SERVER:/SHARE, which every worker can mount"
-  local archive
-  archive=$(mktemp -d)
-  # shellcheck disable=SC2064 # its value now
-  trap "rm -rf '$archive'" EXIT
-  do_it git archive --format=tar.gz --output="$archive/pacx.tar.gz" HEAD
-  do_it gcloud compute tpus tpu-vm scp "$archive/pacx.tar.gz" "$name:pacx.tar.gz" \
+  do_it git archive --format=tar.gz --output="$scratch/pacx.tar.gz" HEAD
+  do_it gcloud compute tpus tpu-vm scp "$scratch/pacx.tar.gz" "$name:pacx.tar.gz" \
     "${place[@]}" --worker=all
   # The workers' own Python is older than 3.11: uv brings one.
   on_workers "set -e
@@ -144,7 +180,8 @@ run() {
   local arguments
   arguments=$(printf '%q ' "$@")
   # Detached, so that a lost connection stops nothing. Python gets the worker's signals;
-  # the shell around it stays to note the exit code.
+  # the shell around it stays to note the exit code. Its number is there before we leave:
+  # without one, `wait` says that nothing was started.
   on_workers "set -e
 cd ~/pacx
 if [ -e ~/pacx.pid ] && kill -0 \$(cat ~/pacx.pid) 2>/dev/null; then
@@ -155,29 +192,48 @@ mkdir -p $(printf %q "$workdir")/logs
 export JAX_COMPILATION_CACHE_DIR=\$(.venv/bin/python launch/compile_cache.py)
 setsid nohup bash -c '.venv/bin/python -m pacx_jax.main --distributed=auto \"\$@\" &
 echo \$! >~/pacx.pid; wait \$!; echo \$? >~/pacx.exit' pacx $arguments \
-  >>$(printf %q "$workdir")/logs/worker_\$(hostname).log 2>&1 </dev/null &"
+  >>$(printf %q "$workdir")/logs/worker_\$(hostname).log 2>&1 </dev/null &
+for _ in \$(seq 100); do [ ! -s ~/pacx.pid ] || break; sleep 0.1; done"
   [ -n "$dry_run" ] || wait_for
 }
 
 wait_for() { # until every worker has ended
-  local answer codes
-  # A process that is gone and left no exit code went down with its worker.
-  local ask="gone=0
-until [ -e ~/pacx.exit ]; do
+  local answer codes who why now failures=0
+  # A process that is gone and left no exit code went down with its worker. The workers
+  # answer after a while even if it runs: one that cannot be reached is noticed then.
+  local ask="[ -e ~/pacx.exit ] || [ -e ~/pacx.pid ] || { echo pacx never; exit; }
+gone=0
+for _ in \$(seq 20); do
+  [ ! -s ~/pacx.exit ] || { echo pacx exit \$(cat ~/pacx.exit); exit; }
   sleep $poll
-  [ ! -e ~/pacx.pid ] || kill -0 \$(cat ~/pacx.pid) 2>/dev/null || gone=\$((gone + 1))
-  [ \$gone -lt 3 ] || echo 75 >~/pacx.exit
+  kill -0 \$(cat ~/pacx.pid) 2>/dev/null || gone=\$((gone + 1))
+  [ \$gone -lt 3 ] || [ -s ~/pacx.exit ] || echo 75 >~/pacx.exit
 done
-echo pacx exit \$(cat ~/pacx.exit)"
+echo pacx runs"
   if [ -n "$dry_run" ]; then
     on_workers "$ask"
     return 0
   fi
-  until answer=$(on_workers "$ask"); do
-    if [ "$(state)" != ACTIVE ]; then
+  while true; do
+    if answer=$(on_workers "$ask" 2>"$errors"); then
+      failures=0
+      ! grep -q '^pacx never$' <<<"$answer" ||
+        fail "nothing was started on $(grep -c '^pacx never$' <<<"$answer") workers of" \
+          "$name: start it by run"
+      grep -q '^pacx runs$' <<<"$answer" || break
+      continue
+    fi
+    failures=$((failures + 1))
+    who=$(grep -oE 'worker [0-9]+' "$errors" | tail -n 1 || true)
+    who="${who:-a worker} of $name" why=$(last_error)
+    if now=$(state) && [ "$now" != ACTIVE ]; then
       echo "the slice $name was taken away: delete it, create, install and run again" >&2
       exit 75
     fi
+    [ "$failures" -lt "$attempts" ] ||
+      fail "$who did not answer $failures times in a row, last: $why;" \
+        "what was started goes on: mend this, then wait again"
+    [ "$failures" -gt 1 ] || echo "$who did not answer, asking again: $why" >&2
     sleep "$poll"
   done
   codes=$(sed -n 's/^pacx exit \([0-9]*\)$/\1/p' <<<"$answer" | sort -un)
@@ -189,12 +245,24 @@ echo pacx exit \$(cat ~/pacx.exit)"
   [[ $codes != *75* ]] || exit 75
 }
 
+stop() { # asks all workers to save and end
+  local answer
+  local ask="[ -e ~/pacx.exit ] || ! kill -TERM \$(cat ~/pacx.pid) || echo pacx stops"
+  ask="{ $ask; } 2>/dev/null"
+  if [ -n "$dry_run" ]; then
+    on_workers "$ask"
+    return 0
+  fi
+  answer=$(on_workers "$ask")
+  grep -q '^pacx stops$' <<<"$answer" || fail "nothing runs on $name: nothing to stop"
+}
+
 case $step in
   create) create ;;
   install) install ;;
   run) run "$@" ;;
   wait) wait_for ;;
-  stop) on_workers "kill -TERM \$(cat ~/pacx.pid)" ;;
+  stop) stop ;;
   collect)
     [ -n "$workdir" ] && [ -n "$target" ] || fail "collect: give --workdir and --target"
     [ ! -e "$target" ] || fail "--target=$target exists: give a new folder"

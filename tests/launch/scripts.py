@@ -34,7 +34,10 @@ def start(fake, script, *arguments, behaviour="exit 0", **more) -> subprocess.Po
 def run(fake, script, *arguments, **more) -> tuple[int, str]:
     """Exit code and output."""
     process = start(fake, script, *arguments, **more)
-    output, _ = process.communicate(timeout=60)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()  # what waits for ever would outlive the tests
     return process.returncode, output
 
 

@@ -248,6 +248,8 @@ def test_a_gpu_jobset_numbers_its_processes():
         (["tpu", "mae", "--topology=4by4"], "--topology=4by4: give such as 4x4"),
         (["tpu", "mae", "--topology=3x3"], "has 9 chips: not a multiple of 4"),
         (["gpu", "mae", "--hosts=0"], "0 hosts of 8 chips"),
+        (["gpu", "mae", "--chips_per_host=0"], "2 hosts of 0 chips"),
+        (["tpu", "mae", "--chips_per_host=0"], "not a multiple of 0"),
     ],
 )
 def test_a_jobset_that_cannot_be_is_refused(arguments, error):

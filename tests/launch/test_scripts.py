@@ -73,6 +73,43 @@ def test_local_stops_the_others_when_one_fails_and_ends_with_its_code(tmp_path):
     assert "process 1 of 3 failed with exit code 2\nerror: no data" in output
 
 
+def local_without_python(tmp_path):
+    """local.sh of a clone of its own, without `python` on PATH."""
+    shutil.copytree(ROOT / "launch", tmp_path / "clone" / "launch")
+    (tmp_path / "only").mkdir()
+    for name in ("bash", "dirname", "env", "mkdir", "sleep", "tail"):
+        (tmp_path / "only" / name).symlink_to(shutil.which(name))
+    # The stand-in's; that of a .venv or of pyenv works in its own place alone.
+    python = pathlib.Path(sys.executable).resolve()
+    (tmp_path / "only" / "python3").symlink_to(python)
+    (tmp_path / "behaviour").write_text("exit 0")
+    arguments = ["bash", "launch/local.sh", *ARGUMENTS, f"--workdir={tmp_path}/run"]
+    return subprocess.run(
+        arguments,
+        cwd=tmp_path / "clone",
+        env=environment(tmp_path, PATH=str(tmp_path / "only")),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+def test_local_without_any_python_is_one_line(tmp_path):
+    done = local_without_python(tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "error: no python on PATH: source .venv/bin/activate" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_local_takes_the_python_of_its_venv_where_path_has_none(tmp_path):
+    venv = tmp_path / "clone" / ".venv" / "bin"
+    venv.mkdir(parents=True)
+    (venv / "python").symlink_to(FAKES / "python")
+    done = local_without_python(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert ARGUMENTS[0] in seen(tmp_path, 1)
+
+
 def wait_for(path: pathlib.Path) -> None:
     deadline = time.monotonic() + 30
     while not path.exists():
@@ -197,10 +234,44 @@ def test_tpu_pod_waits_for_its_queued_resource(tmp_path):
     )
 
 
-def test_tpu_pod_says_that_a_request_failed(tmp_path):
-    (tmp_path / "states").write_text("FAILED\n")
+@pytest.mark.parametrize("state", ["FAILED", "DELETING", "NEVER_HEARD_OF"])
+def test_tpu_pod_ends_in_a_state_that_is_not_waited_in(tmp_path, state):
+    (tmp_path / "states").write_text(f"{state}\n")
     code, output = pod(tmp_path, "create", "--type=v6e-8")
-    assert code == 1 and "error: the request pod is FAILED" in output
+    assert code == 1
+    assert output.splitlines()[-1].startswith(f"error: the request pod is {state}: ")
+
+
+def test_tpu_pod_waits_on_where_one_question_has_no_answer(tmp_path):
+    states = ["WAITING_FOR_RESOURCES", "ERROR: (gcloud) no network", "ACTIVE"]
+    (tmp_path / "states").write_text("\n".join([*states, ""]))
+    code, output = pod(tmp_path, "create", "--type=v6e-8")
+    assert (code, output.splitlines()[-1]) == (0, "pod: ACTIVE")
+
+
+def test_tpu_pod_says_that_its_request_is_queued_when_it_cannot_ask(tmp_path):
+    (tmp_path / "states").write_text("PROVISIONING\nERROR: (gcloud) no network\n")
+    code, output = pod(tmp_path, "create", "--type=v6e-8", PACX_MAX_FAILURES="3")
+    assert code == 2
+    line = output.splitlines()[-1]
+    assert "pod may still be queued, and is billed once active" in line
+    assert "(ERROR: (gcloud) no network): create it again to wait on" in line
+    assert (tmp_path / "gcloud.calls").read_text().count("describe") == 4
+
+
+def test_tpu_pod_takes_up_the_waiting_for_an_earlier_request(tmp_path):
+    (tmp_path / "requested").touch()
+    (tmp_path / "states").write_text("PROVISIONING\nPROVISIONING\nACTIVE\n")
+    code, output = pod(tmp_path, "create", "--type=v6e-8")
+    assert (code, output.splitlines()[-1]) == (0, "pod: ACTIVE")
+    assert "pod was requested before" in output
+
+
+def test_tpu_pod_ends_with_what_gcloud_says_of_a_refused_request(tmp_path):
+    (tmp_path / "refusal").write_text("ERROR: (gcloud) no quota\n")
+    (tmp_path / "states").write_text("ERROR: (gcloud) NOT_FOUND\n")
+    code, output = pod(tmp_path, "create", "--type=v6e-8")
+    assert (code, output) == (1, "ERROR: (gcloud) no quota\n")
 
 
 def test_tpu_pod_installs_on_all_workers_by_hash(tmp_path):
@@ -250,9 +321,69 @@ def test_tpu_pod_takes_a_worker_that_went_down_for_stopped(workers):
 
 def test_tpu_pod_says_that_its_slice_was_taken_away(workers):
     (workers / "states").write_text("SUSPENDED\n")
-    (workers / "unreachable").touch()
+    (workers / "unreachable").write_text("ssh: Connection refused\n")
     code, output = pod(workers, "wait")
     assert code == 75 and "the slice pod was taken away" in output
+
+
+@pytest.mark.parametrize("step", ["wait", "stop"])
+def test_tpu_pod_says_that_nothing_was_started(workers, step):
+    code, output = pod(workers, step)
+    assert code == 2 and output.count("\n") == 1
+    what = {"wait": "nothing was started on 2 workers of pod", "stop": "nothing runs"}
+    assert output.startswith(f"error: {what[step]}")
+
+
+DENIED = "me@10.0.0.7: Permission denied (publickey).\n"
+
+
+def test_tpu_pod_names_a_worker_that_never_answers_and_ends(workers):
+    (workers / "unreachable").write_text(9 * DENIED)
+    code, output = pod(workers, "wait", PACX_MAX_FAILURES="3")
+    assert code == 2
+    asking, error = output.splitlines()
+    assert asking == f"worker 1 of pod did not answer, asking again: {DENIED.strip()}"
+    assert error.startswith(
+        "error: worker 1 of pod did not answer 3 times in a row, last: "
+        "me@10.0.0.7: Permission denied (publickey).;"
+    )
+
+
+def test_tpu_pod_takes_no_lost_network_for_a_lost_slice(workers):
+    (workers / "states").write_text("ERROR: (gcloud) no network\nACTIVE\n")
+    (workers / "unreachable").write_text(2 * DENIED)
+    for i in range(2):
+        (workers / f"worker_{i}" / "pacx.exit").write_text("0\n")
+    assert pod(workers, "wait", PACX_MAX_FAILURES="3")[0] == 0
+
+
+def test_tpu_pod_forgets_failures_once_the_workers_answer(workers):
+    """Also those that still run, for whose end it would wait for days."""
+    with subprocess.Popen(["sleep", "60"]) as running:
+        for i in range(2):
+            (workers / f"worker_{i}" / "pacx.pid").write_text(f"{running.pid}\n")
+        (workers / "unreachable").write_text(2 * DENIED)
+        process = start(
+            workers,
+            "tpu_pod.sh",
+            *("wait", "--name=pod", "--zone=z"),
+            PACX_POLL_SECONDS="0.01",
+            PACX_MAX_FAILURES="3",
+        )
+        calls = workers / "gcloud.calls"
+        deadline = time.monotonic() + 30
+        while not calls.exists() or calls.read_text().count("tpu-vm ssh") < 4:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        (workers / "unreachable").write_text(2 * DENIED)
+        while (workers / "unreachable").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        for i in range(2):
+            (workers / f"worker_{i}" / "pacx.exit").write_text("0\n")
+        running.kill()
+        output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, output
 
 
 def test_tpu_pod_collects_into_a_new_folder_and_deletes(workers):
@@ -302,6 +433,9 @@ def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
         (["local.sh", "--workdir=w", "--devices=2"], "options go before those of"),
         (["local.sh"], "give --workdir=DIR"),
         (["slurm.sbatch", "--config=c"], "give --workdir=DIR, on a file system"),
+        (["slurm.sbatch", "--workdir=w", "--dry-run"], "--dry-run goes before all"),
+        (["slurm.sbatch", "--workdir=no/such"], "this is no SLURM job: submit it by"),
+        (["slurm.sbatch", "--sweep=no/such"], "launch/sweep.py --on=slurm submits it"),
         (["tpu_pod.sh", "destroy", "--name=n", "--zone=z"], "not 'destroy'"),
         (["tpu_pod.sh", "run", "--name=A", "--zone=z"], "--name=A: give a name of"),
         (["tpu_pod.sh", "run", "--name=n", "--zone=z", "--", "--workdir=runs/x"],
@@ -314,6 +448,7 @@ def test_bad_arguments_are_one_line(tmp_path, command, error):
     code, output = run(tmp_path, *command)
     assert code == 2
     assert output.startswith("error: ") and error in output and output.count("\n") == 1
+    assert not (ROOT / "w").exists() and not (ROOT / "no").exists()
 
 
 def real(tmp_path, script, *options, **more) -> subprocess.CompletedProcess:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from launch import sweep
+from pacx_jax.input import manifest
 from pacx_jax.types import PacxError
 from tests.launch.scripts import ROOT, environment
 from tests.launch.test_scripts import wait_for
@@ -81,10 +82,11 @@ def test_a_sweep_skips_finished_runs_and_lists_failed_ones(stand_in, capsys):
     grid = ("--grid=loss.clip_weight=0.5", "--grid=kind=a;broken")
     assert run(stand_in, *grid) == 1
     assert run(stand_in, *grid) == 1
-    assert "failed: clip_weight_0.5-kind_broken" in capsys.readouterr().err
+    log = stand_in / "sweep" / "logs" / "clip_weight_0.5-kind_broken.log"
+    said = f"failed: clip_weight_0.5-kind_broken: error: no such data ({log})\n"
+    assert capsys.readouterr().err == 2 * said
     assert len(starts(stand_in, "clip_weight_0.5-kind_a")) == 1
     assert len(starts(stand_in, "clip_weight_0.5-kind_broken")) == 2
-    log = stand_in / "sweep" / "logs" / "clip_weight_0.5-kind_broken.log"
     assert log.read_text() == 2 * "error: no such data\n"
     table = (stand_in / "sweep" / "results.md").read_text()
     assert "| clip_weight_0.5-kind_broken | failed (1) |" in table
@@ -148,6 +150,12 @@ def test_other_arguments_in_the_same_target_are_refused(stand_in):
         (["--arms=launch/table3.json", "--grid=loss.modalities=1"], "take one"),
         (["--confg.seed=1"], "unknown argument '--confg.seed=1'"),
         (["--jobs=0"], "--jobs=0: give at least 1"),
+        (["--gpus_per_job=-1"], "--gpus_per_job=-1: give at least 0"),
+        (["--hosts=0"], "--hosts=0: give at least 1"),
+        (
+            ["--evaluate=bogus", "--config.data.source=folder"],
+            "--evaluate=bogus: a folder has the splits train, val, test",
+        ),
         (["--config=configs/none.py"], "none.py: no such file; run from the root"),
     ],
 )
@@ -155,6 +163,30 @@ def test_a_sweep_that_cannot_be_is_refused(tmp_path, arguments, error):
     with pytest.raises(PacxError, match=error):
         run(tmp_path, *arguments)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_split_that_the_prepared_data_lack_is_refused_before_any_run(
+    stand_in, monkeypatch
+):
+    names = {"a": {"train": 9, "val": 2, "test": 3}, "b": {"train": 9, "val": 2}}
+    monkeypatch.setattr(manifest, "read", lambda path: {"splits": names[str(path)]})
+    assert run(stand_in, *GRID[:1], "--evaluate=test", "--config.data.path=a") == 0
+    (stand_in / "sweep").rename(stand_in / "before")
+    with pytest.raises(PacxError, match="--evaluate=test: b has the splits train, val"):
+        run(stand_in, "--grid=data.path=a;b", "--evaluate=test")
+    assert not (stand_in / "sweep").exists()
+
+
+def test_of_several_logs_the_one_with_the_error_is_told(tmp_path):
+    logs = tmp_path / "a" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "process_0.log").write_text("stopped: process 1 was lost\n")
+    (logs / "process_1.log").write_text(f"step 1\nerror: {'x' * 300}\n\n")
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "a.exit").write_text("2\n")
+    runs = [sweep.Run("a", {}, (), tmp_path / "a", "")]
+    (row,) = sweep.collect(runs, tmp_path, [])
+    assert row["error"] == f"error: {'x' * 193} ({logs / 'process_1.log'})"
 
 
 @pytest.fixture
