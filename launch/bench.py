@@ -6,13 +6,19 @@
       [--input=synthetic|drawn|DIR] [--saves] [--profile=DIR]
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
       [--peer=torch|none] [--source=DIR] [--workers=N]
+  python launch/bench.py scaling [--batch=64] [--steps=3] [--repeats=5] [--profile=DIR]
 
 MODES mae, distill: a training step. embed, ecg: an encoder's forward pass.
 MODE input: images a second of the input pipeline, from JPEG and from decoded uint8,
 and of a PIL + torchvision + DataLoader pipeline. docs/performance.md holds figures.
+MODE scaling: FLOPs and processor time of eight simulated devices, and of one, for the
+same batch of a ViT-Ti MAE in float32.
 
 All is measured in turns (A B A B ...), so that other load on the machine meets all
 alike. A table comes first, one line of JSON last; what cannot be measured is null.
+--profile traces the steps of synthetic input, or scaling's eight devices. --saves needs
+real --input of a mode that trains, and two turns to compare. Flags that a mode does not
+take are refused.
 Bad input is one line on stderr and exit code 2.
 """
 
@@ -45,6 +51,20 @@ MODES = {
     "scaling": "launch.benchmarks.scaling",
 }
 DTYPES = ("float32", "bfloat16")
+# What every mode's JSON has; null where it has no meaning.
+KEYS = ("mode", "images_per_s", "ratio", "mfu", "peak_mib", "batch", "dtype")
+KEYS += ("versions",)
+_OF_MODELS = ("mask_ratio", "train", "variant", "image_size", "devices", "input")
+_OF_MODELS += ("peer_mode", "peak_flops", "saves")
+# Mode -> flags that it does not take: giving them would change nothing.
+NOT_OF = {
+    "mae": ("source",),
+    "distill": ("source", "mask_ratio"),
+    "embed": ("source", "mask_ratio", "train", "workers"),
+    "ecg": ("source", "mask_ratio", "image_size"),
+    "input": (*_OF_MODELS, "profile"),
+    "scaling": (*_OF_MODELS, "dtype", "peer", "workers", "source"),
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -81,15 +101,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--peak_flops", type=float, default=0.0, help="FLOP/s of a device, for MFU")
     add("--input", default="synthetic", help="or drawn (X-rays), or a folder: the loop")
     add("--saves", action="store_true", help="with --input: what a checkpoint costs")
-    add("--profile", default="", help="folder for a trace of three steps of ours")
+    add("--profile", default="", help="folder for a trace of a few steps of ours")
     add(
         "--workers",
         type=int,
         default=-1,
-        help="input: processes of our pipelines, 0 = threads; -1 = what is fastest",
+        help="input, and the loop's: processes of our pipelines, 0 = threads; "
+        "-1 = what is fastest, or the recipe's",
     )
     add("--source", default="", help="input: a folder of JPEGs; default: drawn ones")
     options = parser.parse_args(argv)
+    for name in NOT_OF[options.mode]:
+        if getattr(options, name) != parser.get_default(name):
+            parser.error(
+                f"--{name}: mode {options.mode} does not take it, leave it out"
+            )
     if options.repeats < 1:
         parser.error(f"--repeats {options.repeats}: give at least 1")
     for name in ("batch", "steps", "image_size", "devices", "peak_flops"):
@@ -99,6 +125,22 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--mask_ratio {options.mask_ratio}: give 0 or more, below 1")
     if options.workers < -1:
         parser.error(f"--workers {options.workers}: give -1 or more")
+    loop = options.input != "synthetic"
+    if options.saves and (not loop or options.mode == "embed"):
+        parser.error(
+            "--saves is of the loop that trains: give --input=drawn or a folder, and "
+            "mode mae, distill or ecg"
+        )
+    if options.saves and options.repeats < 2:
+        parser.error(
+            f"--saves with --repeats {options.repeats}: give at least 2, a save is "
+            "compared with the turn before it"
+        )
+    for name in ("profile", "peer_mode"):
+        if loop and getattr(options, name) != parser.get_default(name):
+            parser.error(f"--{name} is of synthetic input: leave it or --input out")
+    if not loop and options.mode != "input" and options.workers != -1:
+        parser.error("--workers is of real input: give --input=drawn or a folder")
     if options.mode == "input":
         options.batch = options.batch or 64
         options.steps = options.steps or 12

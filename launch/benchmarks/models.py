@@ -27,8 +27,6 @@ def run(options: argparse.Namespace) -> dict:
     """Measures in turns; returns what goes into the JSON, and `table`."""
     if options.input != "synthetic":
         return importlib.import_module("launch.benchmarks.loop").run(options)
-    if options.saves:
-        raise PacxError("--saves is of the loop: give --input=drawn or a folder")
     with contextlib.ExitStack() as stack:
         names = ("mode", "batch", "variant", "image_size", "mask_ratio", "devices")
         asked = {name: getattr(options, name) for name in (*names, "dtype", "train")}

@@ -10,6 +10,7 @@ without it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from pacx_jax.types import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEVICES = 8
+DTYPE = "float32"
 MOST_FLOPS = 1.02  # of eight devices, in those of one
 AIM_TIME = 1.3
 
@@ -43,9 +45,18 @@ def run(options: argparse.Namespace) -> dict:
             {str(n): worker.turn for n, worker in workers.items()}, options.repeats
         )
         flops = {n: worker.flops for n, worker in workers.items()}
+        if options.profile:
+            workers[DEVICES].profile(options.profile)
     finally:
         for worker in workers.values():
             worker.close()
+    return _result(options, batch, steps, turns, flops)
+
+
+def _result(
+    options: argparse.Namespace, batch: int, steps: int, turns: dict, flops: dict
+) -> dict:
+    """The JSON's contents, and the table; speed and memory are of eight devices."""
     one, many = turns["1"], turns[str(DEVICES)]
     ratio = measure.ratio(many, one, "processor_seconds")
     flops_ratio = flops[DEVICES] / flops[1]
@@ -66,7 +77,16 @@ def run(options: argparse.Namespace) -> dict:
     return {
         "table": table,
         "mode": "scaling",
+        "images_per_s": round(
+            batch / statistics.median(t["wall_seconds"] for t in many), 4
+        ),
+        "ratio": None,  # there is no peer
+        "mfu": None,  # eight devices share the cores of one
+        "peak_mib": measure.largest([t["peak_mib"] for t in many]),
         "batch": batch,
+        "steps": steps,
+        "repeats": options.repeats,
+        "dtype": DTYPE,
         "devices": DEVICES,
         "flops": {str(n): value for n, value in flops.items()},
         "flops_ratio": flops_ratio,
@@ -95,8 +115,15 @@ class Worker:
         self.flops = self._answer()["flops"]
 
     def turn(self) -> measure.Turn:
-        """Seconds a step, of the clock and of the processor."""
-        self.process.stdin.write("turn\n")
+        """Seconds a step, of the clock and of the processor, and its memory so far."""
+        return self._ask("turn")
+
+    def profile(self, folder: str) -> None:
+        """Writes a trace of a turn into a folder."""
+        self._ask(f"profile {os.path.abspath(folder)}")
+
+    def _ask(self, line: str) -> dict:
+        self.process.stdin.write(f"{line}\n")
         self.process.stdin.flush()
         return self._answer()
 
@@ -116,7 +143,7 @@ def recipe():
     from configs import mae_vitb16
 
     config = mae_vitb16.get_config()
-    config.model.variant, config.dtype = "Ti", "float32"
+    config.model.variant, config.dtype = "Ti", DTYPE
     return config
 
 
@@ -166,14 +193,20 @@ def _serve(devices: int, batch: int, steps: int) -> None:
     counted, _ = gradient_step(recipe(), devices, batch)
     flops = counted.cost_analysis()["flops"] * devices
     print(json.dumps({"flops": flops}), flush=True)
-    for _ in sys.stdin:
-        wall, processor = time.perf_counter(), time.process_time()
-        for _ in range(steps):
-            jax.block_until_ready(compiled(*args))
-        found = {
-            "processor_seconds": (time.process_time() - processor) / steps,
-            "wall_seconds": (time.perf_counter() - wall) / steps,
-        }
+    for line in sys.stdin:
+        what, _, folder = line.strip().partition(" ")
+        trace = contextlib.nullcontext()
+        if what == "profile":
+            trace = jax.profiler.trace(folder, create_perfetto_trace=True)
+        with trace:
+            wall, processor = time.perf_counter(), time.process_time()
+            for _ in range(steps):
+                jax.block_until_ready(compiled(*args))
+            found = {
+                "processor_seconds": (time.process_time() - processor) / steps,
+                "wall_seconds": (time.perf_counter() - wall) / steps,
+                "peak_mib": measure.peak_mib(),
+            }
         print(json.dumps(found), flush=True)
 
 

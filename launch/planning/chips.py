@@ -27,7 +27,7 @@ class Chip:
       link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
       network_bandwidth: bytes/s one way between nodes for each chip; 0 within a slice.
       per_host: chips of the smallest topology that a plan's curve starts at.
-      slices: TPU topologies from one host to the largest slice; () for GPUs.
+      slices: of a TPU, from one host to the largest, for a curve; () for GPUs.
     """
 
     name: str
@@ -41,8 +41,12 @@ class Chip:
 
 
 _FLAT = ("2x2", "4x4", "8x8", "16x16")  # of v5e and v6e, a square is a whole torus
+_ALL_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _CUBES += ("8x8x16", "8x16x16", "16x16x16")
+# Of v4 and v5p, what is smaller than a cube of 4x4x4; from there on, slices are cubes
+# side by side: tpu/docs/types-topologies, and v5p's page lists "most, not all" of them.
+_BELOW_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
 # given there as the sum of both directions of all ports of a chip: one link one way is
@@ -122,7 +126,7 @@ class Topology:
         )
 
     def curve(self) -> tuple[Topology, ...]:
-        """The topologies of this chip from one host to the largest."""
+        """This topology among those of its chip from one host to the largest."""
         if self.is_tpu:
             names = [f"{self.chip.name}:{slice_}" for slice_ in self.chip.slices]
         else:
@@ -130,9 +134,9 @@ class Topology:
             while sizes[-1] < LARGEST_GPUS:
                 sizes.append(2 * sizes[-1])
             names = [f"gpu:{size}x{self.chip.name}" for size in sizes]
-        found = {topology.devices: topology for topology in map(parse, names)}
-        found.setdefault(self.devices, self)
-        return tuple(found[n] for n in sorted(found))
+        if self.name not in names:
+            names.append(self.name)
+        return tuple(sorted(map(parse, names), key=lambda t: t.devices))
 
     def host(self) -> Topology:
         """One host of this chip, which efficiency is relative to."""
@@ -151,21 +155,28 @@ def parse(text: str) -> Topology:
     if chip not in TPUS:
         known = ", ".join([*TPUS, *(f"gpu:8x{name}" for name in GPUS)])
         raise PacxError(f"--topology={text}: unknown chip {chip!r}: choose of {known}")
-    largest = _sizes(TPUS[chip].slices[-1])
-    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3})*", shape) or len(
-        _sizes(shape)
-    ) != len(largest):
+    largest = TPUS[chip].slices[-1]
+    if len(_sizes(largest)) == 2:
+        known, more, exists = _ALL_FLAT, "", False
+    else:
+        most = math.prod(_sizes(largest))
+        known, exists = _BELOW_A_CUBE, _is_of_cubes(shape, most)
+        more = ", or AxBxC of multiples of 4 with A <= B <= C"
+        more += f": the largest slice is {largest}, {most} chips"
+    if shape not in known and not exists:
         raise PacxError(
-            f"--topology={text}: give a shape of {len(largest)} axes, such as "
-            f"{chip}:{TPUS[chip].slices[-1]}"
+            f"--topology={text}: no slice of {chip}: choose of {', '.join(known)}{more}"
         )
+    return Topology(text, TPUS[chip], _sizes(shape))
+
+
+def _is_of_cubes(shape: str, most: int) -> bool:
+    """Whether cubes of 4x4x4 side by side are so many chips or less."""
+    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){2}", shape):
+        return False
     sizes = _sizes(shape)
-    if math.prod(sizes) > math.prod(largest):
-        raise PacxError(
-            f"--topology={text} has {math.prod(sizes)} chips: the largest slice of "
-            f"{chip} is {TPUS[chip].slices[-1]}, {math.prod(largest)} chips"
-        )
-    return Topology(text, TPUS[chip], sizes)
+    whole = all(size % 4 == 0 for size in sizes)
+    return whole and list(sizes) == sorted(sizes) and math.prod(sizes) <= most
 
 
 def _parse_gpu(text: str, shape: str) -> Topology:

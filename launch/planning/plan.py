@@ -7,6 +7,8 @@ import hashlib
 import importlib.metadata
 import json
 import pathlib
+import sys
+import uuid
 from typing import Any
 
 from launch.planning import chips, fitting, predict, worker
@@ -129,10 +131,16 @@ def make(config, name: str, compiles: int, cache: pathlib.Path) -> Plan:
 def _cached(request: worker.Request, cache: pathlib.Path) -> worker.Result:
     path = cache / f"{_key(request)}.json"
     if path.is_file():
-        return worker.Result.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        try:
+            return worker.Result.from_dict(json.loads(path.read_bytes()))
+        except (ValueError, TypeError, KeyError):
+            print(f"{path} is damaged: it is compiled again", file=sys.stderr)
     result = worker.call(request)
     cache.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
+    # With --all, and in other commands, others may write the same file meanwhile.
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    temporary.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
+    temporary.replace(path)
     return result
 
 

@@ -18,6 +18,7 @@ from launch.benchmarks import (
     models,
     ours,
     recipes,
+    scaling,
     stand_ins,
 )
 from pacx_jax.models import attention
@@ -213,7 +214,6 @@ def test_a_save_costs_what_its_turn_is_longer():
             ["mae", "--variant=mu", "--batch=9", "--devices=2"],
             "9 is not divisible by 2",
         ),
-        (["mae", "--saves"], "--saves is of the loop"),
         (["mae", "--input=/nowhere"], "--input=/nowhere: no such folder"),
     ],
 )
@@ -230,3 +230,78 @@ def test_bad_flags_are_one_line(capsys):
         assert (
             stop.value.code == 2 and flag.partition("=")[0] in capsys.readouterr().err
         )
+
+
+@pytest.mark.parametrize(
+    "argv, message",
+    [
+        ("mae --saves", "--saves is of the loop"),
+        ("mae --saves --input=drawn --repeats=1", "give at least 2"),
+        ("embed --saves --input=drawn", "--saves is of the loop that trains"),
+        ("mae --input=drawn --profile=x", "--profile is of synthetic input"),
+        ("mae --input=drawn --peer_mode=eager", "--peer_mode is of synthetic input"),
+        ("mae --workers=2", "--workers is of real input"),
+        ("mae --source=x", "--source: mode mae does not take it"),
+        ("embed --mask_ratio=0.5", "--mask_ratio: mode embed"),
+        ("input --profile=x", "--profile: mode input"),
+        ("input --saves", "--saves: mode input"),
+        ("scaling --variant=mu", "--variant: mode scaling"),
+        ("scaling --dtype=bfloat16", "--dtype: mode scaling"),
+        ("scaling --devices=2", "--devices: mode scaling"),
+        ("scaling --peer=none", "--peer: mode scaling"),
+        ("scaling --input=drawn", "--input: mode scaling"),
+    ],
+)
+def test_flags_that_would_change_nothing_are_refused_before_any_work(
+    argv, message, monkeypatch, capsys
+):
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(name))
+    with pytest.raises(SystemExit) as stop:
+        bench.main(argv.split())
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert error.startswith("error: ") and message in error
+
+
+def made_result(mode: str) -> dict:
+    """What a mode makes of a turn's figures, none of which was measured."""
+    options = bench.parse([mode.removesuffix("_loop"), "--batch=8", "--variant=B"])
+    turn = dict.fromkeys("step_s images_per_s images_per_cpu_s last".split(), 1.0)
+    turn |= dict.fromkeys("peak_mib step_peak_mib idle_processor_s".split(), 1.0)
+    turn |= {"device_peak_mib": None, "processor_seconds": 2.0, "wall_seconds": 0.5}
+    if mode == "scaling":
+        turns = {"1": [turn], "8": [turn | {"peak_mib": 7.0}]}
+        return scaling._result(options, 8, 3, turns, {1: 1e9, 8: 1e9})
+    if mode == "input":
+        names = ("jpeg", "jpeg_on_device", "shrunk", "decoded")
+        about = {"peer": None, "settings": {}}
+        turns = {name: [turn] for name in names}
+        return input_pipeline._result(options, turns, about, 1.0)
+    asked = vars(options) | {"train": mode == "mae"}
+    config = recipes.make_config(asked)
+    work = recipes.describe(config, asked)
+    if mode.endswith("_loop"):
+        return loop._result(options, config, work, 3, [turn])
+    about = {"work": work, "dtype": config.dtype, "backend": "cpu", "devices": 1}
+    about |= dict.fromkeys("trace_s compile_s trained_parameters".split(), 1)
+    about |= {"device_kind": "cpu", "compile_cache": False, "xla_mib": None}
+    about["stand_ins"] = []
+    return models._result(options, 3, about, {}, {"ours": [turn]})
+
+
+MODELS = ("mae", "distill", "embed", "ecg")
+
+
+@pytest.mark.parametrize(
+    "mode", [*MODELS, *(f"{mode}_loop" for mode in MODELS), "input", "scaling"]
+)
+def test_the_json_of_every_mode_has_the_same_keys(mode):
+    result = made_result(mode)
+    assert set(bench.KEYS) <= set(result) and result["table"]
+    assert result["images_per_s"] == (16 if mode == "scaling" else 1)
+    assert result["batch"] == 8 and result["dtype"] == "float32"
+    assert result["ratio"] is None and result["mfu"] is None
+    assert result["peak_mib"] > 0 and result["versions"]["jax"] == jax.__version__
+    if mode == "scaling":
+        assert result["peak_mib"] == 7
+    json.dumps(result)

@@ -1,8 +1,10 @@
 """The planner: what it counts, what it predicts from that, and what it refuses."""
 
+import dataclasses
 import importlib
 import json
 import os
+import pathlib
 import re
 import sys
 
@@ -208,6 +210,27 @@ def test_groups_of_a_part_of_the_chips_go_round_their_own_rings():
     assert slices[0] == 4 and slices[-1] == 6144 and 1024 in slices
 
 
+@pytest.mark.parametrize(
+    "name, host",
+    [
+        ("v5e:1x1", "v5e:1x1"),
+        ("v5e:2x4", "v5e:2x2"),
+        ("v6e:4x8", "v6e:2x2"),
+        ("v5e:16x16", "v5e:2x2"),
+        ("v4:2x2x1", "v4:2x2x1"),
+        ("v5p:4x4x64", "v5p:2x2x1"),
+        ("v5p:8x8x16", "v5p:2x2x1"),
+        ("gpu:24xH100", "gpu:8xH100"),
+    ],
+)
+def test_a_curve_holds_the_topology_itself_in_order_of_size(name, host):
+    topology = chips.parse(name)
+    curve = topology.curve()
+    devices = [t.devices for t in curve]
+    assert curve.count(topology) == 1 and devices == sorted(devices)
+    assert topology.host().name == host
+
+
 def test_products_are_counted_through_loops_and_on_every_device(meshes):
     def loop(x, w):
         return jax.lax.scan(lambda c, _: (c @ w, None), x, None, length=5)[0].sum()
@@ -251,10 +274,15 @@ def test_the_largest_batch_is_found_and_was_compiled(memory, told):
     ("topology", "said"),
     [
         ("v7x:4x4", "unknown chip 'v7x'"),
-        ("v5e", "give a shape of 2 axes"),
-        ("v5e:2x2x1", "give a shape of 2 axes"),
-        ("v5e:0x4", "give a shape of 2 axes"),
-        ("v5p:16x16x32", "the largest slice of v5p is 16x16x24"),
+        ("v5e", "1x1, 2x2, 2x4, 4x4, 4x8, 8x8, 8x16, 16x16"),
+        ("v5e:2x2x1", "no slice of v5e"),
+        ("v5e:3x3", "no slice of v5e"),
+        ("v6e:1x256", "no slice of v6e"),
+        ("v5p:2x2x8", "2x2x1, 2x2x2, 2x2x4, 2x4x4, or AxBxC of multiples of 4"),
+        ("v5p:8x4x4", "with A <= B <= C"),
+        ("v5p:4x4x6", "no slice of v5p"),
+        ("v5p:16x16x32", "the largest slice is 16x16x24, 6144 chips"),
+        ("v4:16x16x24", "the largest slice is 16x16x16, 4096 chips"),
         ("gpu:8xB7", "known are A100, H100, H200"),
         ("gpu:12xH100", "a multiple of them"),
         ("v5e:16x16", "not divisible by the 256 chips"),
@@ -370,6 +398,71 @@ def test_a_plan_for_gpus_ends_with_the_issue_s_json(tmp_path, monkeypatch, capsy
     assert run(monkeypatch, flags) == 0
     assert capsys.readouterr().out.splitlines() == lines
     assert kept.stat().st_mtime_ns == stamp
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Chips of a megabyte, and a request for eight of the CPU devices of this one."""
+    for chips_, name in ((chips.GPUS, "H100"), (chips.TPUS, "v5e")):
+        chip = dataclasses.replace(chips_[name], hbm_bytes=2**20)
+        monkeypatch.setitem(chips_, name, chip)
+    config = importlib.import_module("configs.labs_dae").get_config()
+    config.global_batch_size = 64
+    return lambda topology: worker.Request(config, topology, True)
+
+
+def test_a_batch_that_compiles_and_does_not_fit_is_refused(small):
+    said = (
+        r"--global_batch=64 \(8 rows a chip\) does not fit gpu:8xH100: .* smaller one"
+    )
+    with pytest.raises(PacxError, match=said):
+        worker.run(small("gpu:8xH100"))
+
+
+def test_a_tpu_s_memory_is_not_judged_by_what_a_cpu_s_compiler_takes(small):
+    result = worker.run(small("v5e:2x4"))
+    assert result.peak > 2**20 and result.collectives
+
+
+@pytest.mark.parametrize("left", ['{"arguments": 1, "te', "", "{}", "[]", b"\xff\x00"])
+def test_a_damaged_plan_is_made_again(left, monkeypatch, tmp_path, capsys):
+    numbers = dict.fromkeys("arguments temporaries outputs code peak".split(), 1)
+    numbers |= {"flops": 1.0, "traffic": 1.0, "loops": False, "backward": 0.5}
+    made = worker.Result(
+        **numbers,
+        counted=((4, 1.0), (4, 1.0)),
+        collectives=(Collective("all-reduce", 4, 1, 8),),
+        tried=(fitting.Tried(8, 1, True),),
+        mesh={"data": 4},
+    )
+    calls = []
+    monkeypatch.setattr(worker, "call", lambda request: calls.append(1) or made)
+    request = worker.Request(ml_collections.ConfigDict({"a": 1}), "v5e:2x2", False)
+    assert planning._cached(request, tmp_path) == made
+    (path,) = tmp_path.iterdir()  # no temporary file is left
+    path.write_bytes(left if isinstance(left, bytes) else left.encode())
+    for _ in range(2):
+        assert planning._cached(request, tmp_path) == made
+    err = capsys.readouterr().err
+    assert f"{path} is damaged" in err and err.count("\n") == 1
+    assert len(calls) == 2 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_plan_that_is_not_written_whole_is_not_found(monkeypatch, tmp_path):
+    """As by a full disk."""
+    made = worker.Result(1, 1, 1, 1, 1, 1.0, 1.0, False, (), 0.5, None, (), {})
+    monkeypatch.setattr(worker, "call", lambda request: made)
+    write = pathlib.Path.write_text
+
+    def cut_off(path, text, **kwargs):
+        write(path, text[:9], **kwargs)
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", cut_off)
+    request = worker.Request(ml_collections.ConfigDict({"a": 1}), "v5e:2x2", False)
+    with pytest.raises(OSError):
+        planning._cached(request, tmp_path)
+    assert not list(tmp_path.glob("*.json"))
 
 
 def require_libtpu():
