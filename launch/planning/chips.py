@@ -44,18 +44,16 @@ _FLAT = ("2x2", "4x4", "8x8", "16x16")  # of v5e and v6e, a square is a whole to
 _ALL_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
 _CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
 _CUBES += ("8x8x16", "8x16x16", "16x16x16")
-# Of v4 and v5p, what is smaller than a cube of 4x4x4; from there on, slices are cubes
+# Of v5p, what is smaller than a cube of 4x4x4; from there on, slices are cubes
 # side by side: tpu/docs/types-topologies, and v5p's page lists "most, not all" of them.
 _BELOW_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 
-# TPUs: docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
+# TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
 # given there as the sum of both directions of all ports of a chip: one link one way is
-# that / 2 / ports (v5e 400 GB/s / 2 / 4, v5p 1200 / 2 / 6, v6e 800 / 2 / 4). v4's page
-# has no such figure: its all-reduce bandwidth of a pod, 1.1 PB/s, over 4,096 chips of
-# 6 links is 44.8 GB/s a link, which is derived here and not published. The pages write
-# 16 and 32 GB for v5e and v6e: they are taken as GiB.
+# that / 2 / ports (v5e 400 GB/s / 2 / 4, v5p 1200 / 2 / 6, v6e 800 / 2 / 4). The pages
+# write 16 and 32 GB for v5e and v6e: they are taken as GiB. Not v4, of whose chips
+# libtpu makes two devices each.
 TPUS = {
-    "v4": Chip("v4", 32 * GIB, 275e12, 1200e9, 44.8e9, 0, 4, _CUBES),
     "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0, 4, _FLAT),
     "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0, 4, (*_CUBES, "16x16x24")),
     "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0, 4, _FLAT),
