@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from pacx_jax import losses, sharding
+from pacx_jax.types import PacxError
 from tests import stages
 
 FULL = pytest.mark.full
@@ -27,8 +28,10 @@ CASES = [
 LONG = [
     *((stage, mesh, {}) for stage in ("mae", "distill") for mesh in
       ((8, 1, 1), (8, 4, 1), (8, 2, 2), (8, 1, 2))),
-    *((stage, mesh, {}) for stage in ("ecg", "labs_dae", "classify", "segment")
+    *((stage, mesh, {}) for stage in ("labs_dae", "classify", "segment")
       for mesh in ((8, 4, 1), (8, 2, 2))),
+    ("ecg", (8, 4, 1), {}),
+    ("ecg", (8, 1, 1), {}),
     ("classify", (8, 2, 2), {"tuning": "full"}),
     ("mae", (1, 1, 1), {"accumulate": 4}),
     ("mae", (2, 1, 1), {"remat": "full"}),
@@ -62,6 +65,12 @@ def test_step_equals_that_of_one_device(stage, mesh, fields, whole, stage_folder
     state = got[2]
     stated = jax.tree.leaves(sharding.tree_shardings(state, on))
     assert [leaf.sharding for leaf in jax.tree.leaves(state)] == stated
+
+
+def test_ecg_encoder_is_refused_a_tensor_axis(stage_folders):
+    config = stages.config("ecg", stage_folders)
+    with pytest.raises(PacxError, match="config.mesh.tensor is 2, but the ECG encoder"):
+        stages.one_step(config, sharding.make_mesh(8, 2, 2))
 
 
 def test_bfloat16_products_have_losses_and_gradients_in_float32(
