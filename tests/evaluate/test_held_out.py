@@ -124,7 +124,7 @@ def test_labels_that_are_no_labels_are_refused(config, tmp_path):
         ("mesh.tensor", 3, "config.mesh.tensor 3 does not divide the 8 devices"),
         ("accumulate", 7, "is not divisible by 8 devices x config.accumulate 7: set"),
         ("remat", "all", "config.remat 'all': choose none, dots, full"),
-        ("dtype", "float99", "config.dtype 'float99'"),
+        ("dtype", "float99", "config.dtype is 'float99': choose float32 or"),
         ("best", "", "config.export=best needs config.best"),
         ("data.image_size", 96, "config.data.image_size is 96, but the encoder"),
     ],
