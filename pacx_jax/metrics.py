@@ -108,7 +108,7 @@ def _step(path: pathlib.Path, number: int, line: bytes) -> int:
     """The step of a row; PacxError where line `number` of the file is no row."""
     try:
         return int(json_file.loads(line.decode("utf-8"))["step"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, OverflowError):
         raise PacxError(
             f"{path}: line {number} is damaged: restore the file from a copy, or "
             "delete that line"

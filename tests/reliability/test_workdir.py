@@ -34,6 +34,13 @@ def test_each_damaged_record_is_one_line_that_names_it(tmp_path):
         goodput.read(str(tmp_path))
 
 
+@pytest.mark.parametrize("row", ['{"step": Infinity}', '{"step": null}', "[1]", "{"])
+def test_row_without_a_step_is_damage(tmp_path, row):
+    (tmp_path / "metrics.jsonl").write_text(row + "\n")
+    with pytest.raises(PacxError, match="metrics.jsonl: line 1 is damaged"):
+        metrics.read_rows(tmp_path)
+
+
 def test_run_with_checkpoints_and_without_metrics_keeps_its_config(tmp_path):
     config = tiny.config("labs_dae")
     identity.record(config, {}, str(tmp_path))
