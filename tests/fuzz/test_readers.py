@@ -16,6 +16,8 @@ EXAMPLES = 12
 
 @pytest.mark.parametrize("name", fuzz.readers())
 def test_a_damaged_file_is_read_or_refused_in_one_line(name, tmp_path):
+    if name == "pt":
+        pytest.importorskip("torch")  # which writes it
     reader, folder = fuzz.readers()[name], tmp_path / "set"
     reader.draw(folder)
     sound = (folder / reader.file).read_bytes()
