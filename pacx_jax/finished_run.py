@@ -201,15 +201,7 @@ def _vit_architecture(config) -> dict:
     if config.objective in ("classify", "segment"):
         architecture = model_folder.load(config.model_init, "vit").architecture
         return architecture | {"image_size": config.data.image_size}
-    width, depth, num_heads = vit.VARIANTS[config.model.variant]
-    return {
-        "patch_size": config.model.patch_size,
-        "width": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "ln_eps": config.model.ln_eps,
-        "image_size": config.data.image_size,
-    }
+    return vit.architecture(config.model, config.data.image_size)
 
 
 def _best_step(path: pathlib.Path) -> int:

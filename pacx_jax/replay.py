@@ -88,6 +88,10 @@ def _state_before(workdir: str, n: int, run: stage.Stage):
 def _check_data(workdir: str, run: stage.Stage) -> None:
     """PacxError where the run's data or first weights are others by now."""
     path = pathlib.Path(workdir) / identity.DATA
+    if not path.is_file():  # as of the first versions' runs
+        text = "whether the data are the run's cannot be checked"
+        saved_steps.warn(f"{path} is missing: {text}")
+        return
     old = json_file.read_own(path, "restore it from a copy")
     differing = identity.differences(old, run.fingerprints())
     if differing:

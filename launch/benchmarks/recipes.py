@@ -65,15 +65,7 @@ def image_encoder(config) -> model_folder.ModelFolder:
         raise PacxError(
             f"--variant={config.model.variant}: choose of {', '.join(vit.VARIANTS)}"
         )
-    width, depth, num_heads = vit.VARIANTS[config.model.variant]
-    architecture = {
-        "patch_size": config.model.patch_size,
-        "width": width,
-        "depth": depth,
-        "num_heads": num_heads,
-        "ln_eps": config.model.ln_eps,
-        "image_size": config.data.image_size,
-    }
+    architecture = vit.architecture(config.model, config.data.image_size)
     preprocessing = model_folder.image_preprocessing(config.data.mean, config.data.std)
     return model_folder.ModelFolder("vit", architecture, preprocessing, {})
 

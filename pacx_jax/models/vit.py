@@ -34,6 +34,19 @@ VARIANTS = {
 xavier = nn.initializers.xavier_uniform()
 
 
+def architecture(model, image_size: int) -> dict[str, int | float]:
+    """A recipe's ViT, as a model folder's config.json describes it; sizes in pixels."""
+    width, depth, num_heads = VARIANTS[model.variant]
+    return {
+        "patch_size": model.patch_size,
+        "width": width,
+        "depth": depth,
+        "num_heads": num_heads,
+        "ln_eps": model.ln_eps,
+        "image_size": image_size,
+    }
+
+
 def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
     """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): PyTorch's default for weights and biases."""
     bound = fan_in**-0.5

@@ -103,15 +103,20 @@ class Others(runs.Patients):
         self.fingerprint = self.fingerprint[::-1] if split == "train" else split
 
 
-def test_run_does_not_go_on_with_other_data_unless_forced(
-    tmp_path, monkeypatch, capsys
-):
+def stop_early(workdir, monkeypatch) -> None:
+    """A run that SIGTERM has stopped after a few steps."""
     runs.use_patients(monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(step, "make_train_step", step.make_train_step)
         runs.at_update(5, runs.ask_to_end)
         with pytest.raises(main.preemption.Preempted):
-            main.run(config(), str(tmp_path))
+            main.run(config(), str(workdir))
+
+
+def test_run_does_not_go_on_with_other_data_unless_forced(
+    tmp_path, monkeypatch, capsys
+):
+    stop_early(tmp_path, monkeypatch)
     with monkeypatch.context() as patched:
         patched.setattr(sources, "open_source", lambda data, split: Others(split))
         with pytest.raises(PacxError) as error:
@@ -130,12 +135,7 @@ def test_run_does_not_go_on_with_other_data_unless_forced(
 def test_what_is_refused_though_forced_leaves_the_run_its_records(
     tmp_path, monkeypatch
 ):
-    runs.use_patients(monkeypatch)
-    with monkeypatch.context() as patched:
-        patched.setattr(step, "make_train_step", step.make_train_step)
-        runs.at_update(5, runs.ask_to_end)
-        with pytest.raises(main.preemption.Preempted):
-            main.run(config(), str(tmp_path))
+    stop_early(tmp_path, monkeypatch)
     before = {n: (tmp_path / n).read_bytes() for n in ("config.json", "data.json")}
     with pytest.raises(PacxError, match="differ"):
         main.run(config(model__hidden=48), str(tmp_path), force=True)
