@@ -61,14 +61,14 @@ def _mae(work: dict) -> Flops:
     patches = _dense(k, p, d)
     encoder = _blocks(work["depth"], k + 1, d)
     decoder = _blocks(e["depth"], n + 1, e["width"])
-    around = _dense(k + 1, d, e["width"]) + _dense(n, e["width"], p)
+    around = _dense(k + 1, d, e["width"]) + _dense(n - k, e["width"], p)
     forward = patches + encoder + decoder + around
     return Flops(
         forward,
         3 * forward - patches,  # pixels get no gradient
         f"forward = 2 k p d + encoder {work['depth']} (24 t d^2 + 4 t^2 d) + decoder "
-        f"{e['depth']} (24 t' d'^2 + 4 t'^2 d') + 2 t d d' + 2 n d' p with k {k}, t "
-        f"{k + 1}, d {d}, t' {n + 1}, d' {e['width']}, n {n}, p {p}; "
+        f"{e['depth']} (24 t' d'^2 + 4 t'^2 d') + 2 t d d' + 2 (n - k) d' p with "
+        f"k {k}, t {k + 1}, d {d}, t' {n + 1}, d' {e['width']}, n {n}, p {p}; "
         "training = 3 forward - 2 k p d",
     )
 

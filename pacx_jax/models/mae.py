@@ -53,9 +53,17 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, tokens: Array, ids_restore: Array, grid: tuple[int, int]
+        self,
+        tokens: Array,
+        ids_restore: Array,
+        grid: tuple[int, int],
+        masked_only: bool = False,
     ) -> Array:
-        """Encoder tokens (b, 1 + k, d), ids_restore (b, n) -> pixels (b, n, p)."""
+        """Encoder tokens (b, 1 + k, d), ids_restore (b, n) -> pixels (b, n, p).
+
+        With `masked_only` pixels (b, n - k, p) of the patches `masked_ids` names, in
+        its order: all that the loss looks at.
+        """
         x = dense(self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed")(
             tokens
         )
@@ -63,19 +71,25 @@ class Decoder(nn.Module):
         mask_token = self.param(
             "mask_token", nn.initializers.normal(0.02), (1, 1, self.width)
         )
+        # Tokens stay in [CLS, kept, masked] order: blocks do not care about it, and
+        # moving positions, which are constants, needs no scatter in the backward pass.
+        k = tokens.shape[1] - 1
+        masked = jnp.broadcast_to(mask_token.astype(x.dtype), (b, n - k, self.width))
+        posemb = jnp.asarray(vit.posemb_sincos_2d(grid, self.width), x.dtype)
+        posemb = jnp.take(posemb, jnp.argsort(ids_restore, axis=1), axis=0)
         cls, kept = x[:, :1], x[:, 1:]
-        masked = jnp.tile(mask_token.astype(x.dtype), (b, n - kept.shape[1], 1))
-        x = jnp.concatenate([kept, masked], axis=1)
-        x = jnp.take_along_axis(x, ids_restore[..., None], axis=1)
-        x = x + jnp.asarray(vit.posemb_sincos_2d(grid, self.width), x.dtype)[None]
+        x = jnp.concatenate([kept, masked], axis=1) + posemb
         x = jnp.concatenate([cls, x], axis=1)
         x = vit.stack(
             x, self.depth, self.num_heads, self.ln_eps, self.dtype, self.remat
         )
+        x = x[:, 1 + k if masked_only else 1 :]
         x = dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
         )(x)
-        return x[:, 1:]
+        if masked_only:
+            return x
+        return jnp.take_along_axis(x, ids_restore[..., None], axis=1)
 
 
 class MAE(nn.Module):
@@ -84,11 +98,18 @@ class MAE(nn.Module):
     encoder: vit.ViT
     decoder: Decoder
 
-    def __call__(self, images: Array, ids_keep: Array, ids_restore: Array) -> Array:
-        """Normalised images (b, h, w, c) -> predicted pixels (b, n, p)."""
+    def __call__(
+        self,
+        images: Array,
+        ids_keep: Array,
+        ids_restore: Array,
+        masked_only: bool = False,
+    ) -> Array:
+        """Normalised images (b, h, w, c) -> pixels as `Decoder` predicts them."""
         size = self.encoder.patch_size
         grid = (images.shape[1] // size, images.shape[2] // size)
-        return self.decoder(self.encoder(images, ids_keep), ids_restore, grid)
+        tokens = self.encoder(images, ids_keep)
+        return self.decoder(tokens, ids_restore, grid, masked_only)
 
 
 def from_config(model, dtype: str = "float32", remat: str = "none") -> MAE:
@@ -108,12 +129,27 @@ def from_config(model, dtype: str = "float32", remat: str = "none") -> MAE:
     )
 
 
-def patch_targets(images: Array, patch_size: int, norm_pix_loss: bool) -> Array:
+def masked_ids(ids_keep: Array, ids_restore: Array) -> Array:
+    """The removed patches' places (b, n - k), from what `random_masking` returned."""
+    return jnp.argsort(ids_restore, axis=1)[:, ids_keep.shape[1] :]
+
+
+def take_patches(patches: Array, ids: Array) -> Array:
+    """Of patches (b, n, p) those at `ids` (b, m): (b, m, p)."""
+    return jnp.take_along_axis(patches, ids[..., None], axis=1)
+
+
+def patch_targets(
+    images: Array, patch_size: int, norm_pix_loss: bool, ids: Array | None = None
+) -> Array:
     """Pixels to predict, (b, n, p) float32, from normalised images (b, h, w, c).
 
-    `norm_pix_loss` standardises each patch by its mean and *unbiased* variance.
+    With `ids` (b, m) of these patches alone. `norm_pix_loss` standardises each patch
+    by its mean and *unbiased* variance.
     """
     x = vit.patchify(images, patch_size)
+    if ids is not None:
+        x = take_patches(x, ids)
     if norm_pix_loss:
         mean = x.mean(-1, keepdims=True)
         var = x.var(-1, keepdims=True, ddof=1)
@@ -121,12 +157,11 @@ def patch_targets(images: Array, patch_size: int, norm_pix_loss: bool) -> Array:
     return x
 
 
-def reconstruction_loss(pred: Array, target: Array, mask: Array) -> Array:
-    """Per-image loss (b,): mean over masked patches of the mean squared pixel error.
+def reconstruction_loss(pred: Array, target: Array) -> Array:
+    """Per-image loss (b,): mean squared pixel error of the masked patches (b, m, p).
 
     Every image masks the same number of patches, so the batch mean of this equals the
     reference's sum(loss * mask) / sum(mask) (D20).
     """
     wide = jnp.promote_types(pred.dtype, target.dtype)
-    error = (pred.astype(wide) - target) ** 2
-    return (error.mean(-1) * mask).sum(-1) / mask.sum(-1)
+    return ((pred.astype(wide) - target) ** 2).mean((-2, -1))

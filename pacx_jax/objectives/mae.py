@@ -23,31 +23,32 @@ def make(config) -> Objective:
         ids_keep, ids_restore, _ = mae.random_masking(key, jnp.arange(1), n, ratio)
         return model.init(key, images, ids_keep, ids_restore)["params"]
 
-    def reconstruct(params, batch, key):
-        images = normalize(batch["image"], mean, std)
-        target = mae.patch_targets(images, patch, config.loss.norm_pix_loss)
-        rows = sharding.row_numbers(batch)
-        ids_keep, ids_restore, mask = mae.random_masking(
-            key, rows, target.shape[1], ratio
+    def reconstruct(params, images, rows, key):
+        n = (size // patch) ** 2
+        ids_keep, ids_restore, _ = mae.random_masking(key, rows, n, ratio)
+        masked = mae.masked_ids(ids_keep, ids_restore)
+        target = mae.patch_targets(images, patch, config.loss.norm_pix_loss, masked)
+        pred = model.apply(
+            {"params": params}, images, ids_keep, ids_restore, masked_only=True
         )
-        pred = model.apply({"params": params}, images, ids_keep, ids_restore)
-        return pred, target, mask
+        return pred, target
 
     def loss(params, batch, key, *, train):
         del train  # no dropout: training and evaluation compute the same
-        pred, target, mask = reconstruct(params, batch, key)
-        return mae.reconstruction_loss(pred, target, mask).mean(), {}
+        images = normalize(batch["image"], mean, std)
+        pred, target = reconstruct(params, images, sharding.row_numbers(batch), key)
+        return mae.reconstruction_loss(pred, target).mean(), {}
 
     def outputs(params, batch, key):
-        pred, target, mask = reconstruct(params, batch, key)
+        images = normalize(batch["image"], mean, std)
+        pred, target = reconstruct(params, images, sharding.row_numbers(batch), key)
         # What predicting each image's own mean colour would cost: a floor to beat.
-        mean_pixel = jnp.tile(
-            target.reshape(*target.shape[:2], -1, 3).mean((1, 2), keepdims=True),
-            (1, target.shape[1], patch**2, 1),
-        ).reshape(target.shape)
+        whole = mae.patch_targets(images, patch, config.loss.norm_pix_loss)
+        colour = whole.reshape(len(whole), -1, 3).mean(1)
+        mean_pixel = jnp.tile(colour, (1, patch**2))[:, None]
         return {
-            "loss": mae.reconstruction_loss(pred, target, mask),
-            "loss_of_mean": mae.reconstruction_loss(mean_pixel, target, mask),
+            "loss": mae.reconstruction_loss(pred, target),
+            "loss_of_mean": mae.reconstruction_loss(mean_pixel, target),
         }
 
     def summarize(outputs):

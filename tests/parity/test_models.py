@@ -32,16 +32,19 @@ def mae_model(precision, **fields) -> mae.MAE:
 
 def mae_loss(model, case):
     """(loss, prediction) of the parameters and a flag, with the case's masks."""
-    images, mask = case.input("images"), case.input("mask")
+    images = case.input("images")
     ids = case.input("keep"), case.input("restore")
+    masked = mae.masked_ids(*ids)
     raw, standardised = (
-        mae.patch_targets(images, sizes.MAE["patch"], flag) for flag in (False, True)
+        mae.patch_targets(images, sizes.MAE["patch"], flag, masked)
+        for flag in (False, True)
     )
 
     def loss(params, norm_pix_loss):
         pred = model.apply({"params": params}, images, *ids)
         target = jnp.where(norm_pix_loss, standardised, raw)  # compiled once for both
-        return mae.reconstruction_loss(pred, target, mask).mean(), pred
+        of_masked = mae.take_patches(pred, masked)
+        return mae.reconstruction_loss(of_masked, target).mean(), pred
 
     return loss
 

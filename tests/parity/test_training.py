@@ -89,14 +89,15 @@ def test_mae_equals_after_twenty_updates_at_a_rate_changed_every_epoch(
 ):
     c = case("train_mae")
     model, images = mae_model(precision, depth=1), c.input("images")
-    target = mae.patch_targets(images, sizes.MAE["patch"], False)
 
     def loss(params, batch):
-        keep, restore, mask = batch
-        pred = model.apply({"params": params}, images, keep, restore)
-        return mae.reconstruction_loss(pred, target, mask).mean()
+        keep, restore = batch
+        masked = mae.masked_ids(keep, restore)
+        target = mae.patch_targets(images, sizes.MAE["patch"], False, masked)
+        pred = model.apply({"params": params}, images, keep, restore, masked_only=True)
+        return mae.reconstruction_loss(pred, target).mean()
 
-    batches = [c.input(name) for name in ("keep", "restore", "mask")]
+    batches = [c.input(name) for name in ("keep", "restore")]
     final, losses = descend(
         settings(**MAE), sizes.STEPS, c.params("mae"), loss, batches
     )
