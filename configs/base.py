@@ -51,6 +51,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.max_skipped = 10  # of such steps in a run
     c.grace_seconds = 25.0  # after SIGTERM, within which the state is saved
     c.watchdog_seconds = 900.0  # a step that takes longer has its stacks dumped; 0: off
+    c.profile_steps = 0  # of a session, traced into WORKDIR/profile from its third on
     c.export = "latest"  # which checkpoint the exported encoder is from
     c.model_init = ""  # folder of the weights to start from
 

@@ -5,7 +5,7 @@
       [--peer=torch|none] [--peer_mode=best|eager|compile|reference]
       [--input=synthetic|drawn|DIR] [--saves] [--profile=DIR]
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
-      [--peer=torch|none] [--source=DIR] [--workers=N]
+      [--peer=torch|none] [--source=DIR] [--workers=N] [--profile=DIR]
   python launch/bench.py scaling [--batch=64] [--steps=3] [--repeats=5] [--profile=DIR]
 
 MODES mae, distill: a training step. embed, ecg: an encoder's forward pass.
@@ -16,9 +16,9 @@ same batch of a ViT-Ti MAE in float32.
 
 All is measured in turns (A B A B ...), so that other load on the machine meets all
 alike. A table comes first, one line of JSON last; what cannot be measured is null.
---profile traces the steps of synthetic input, or scaling's eight devices. --saves needs
-real --input of a mode that trains, and two turns to compare. Flags that a mode does not
-take are refused.
+--profile traces a few steps of ours (of input: a turn of jpeg_on_device; of scaling:
+eight devices) outside the turns that are measured. --saves needs real --input of a mode
+that trains, and two turns to compare. Flags that a mode does not take are refused.
 Bad input is one line on stderr and exit code 2.
 """
 
@@ -62,7 +62,7 @@ NOT_OF = {
     "distill": ("source", "mask_ratio"),
     "embed": ("source", "mask_ratio", "train", "workers"),
     "ecg": ("source", "mask_ratio", "image_size"),
-    "input": (*_OF_MODELS, "profile"),
+    "input": _OF_MODELS,
     "scaling": (*_OF_MODELS, "dtype", "peer", "workers", "source"),
 }
 
@@ -136,9 +136,18 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             f"--saves with --repeats {options.repeats}: give at least 2, a save is "
             "compared with the turn before it"
         )
-    for name in ("profile", "peer_mode"):
-        if loop and getattr(options, name) != parser.get_default(name):
-            parser.error(f"--{name} is of synthetic input: leave it or --input out")
+    if loop and options.peer_mode != parser.get_default("peer_mode"):
+        parser.error("--peer_mode is of synthetic input: leave it or --input out")
+    if loop and options.profile and 0 < options.steps < 5 and options.mode != "embed":
+        parser.error(
+            f"--profile with --steps {options.steps}: give at least 5, the trace is of "
+            "the third step to the fifth, in the turn that does not count"
+        )
+    if options.profile:  # now, and not after minutes of measuring
+        try:
+            pathlib.Path(options.profile).mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            parser.error(f"--profile={options.profile}: {e.strerror}, give a folder")
     if not loop and options.mode != "input" and options.workers != -1:
         parser.error("--workers is of real input: give --input=drawn or a folder")
     if options.mode == "input":

@@ -40,6 +40,7 @@ FREE = frozenset(
         "mesh.tensor",
         "nonfinite",
         "num_devices",
+        "profile_steps",
         "remat",
         "watchdog_seconds",
     )

@@ -27,6 +27,7 @@ from pacx_jax import (
     numbers,
     overlap,
     processes,
+    profiling,
     stage,
 )
 from pacx_jax.preemption import Preempted, Preemption
@@ -114,17 +115,26 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
     val, values, n = {}, None, start
     stream = run.data.train(start)
     bar = progress_bar(config, start)
+    trace = profiling.StepTrace(
+        config.profile_steps if processes.is_first() else 0,
+        pathlib.Path(run.data.workdir) / "profile",
+        start,
+    )
     clock = time.perf_counter()
     try:
         if start:
             val = conclude(session, state, start, now)
         for n in range(start + 1, config.total_steps + 1):
             watchdog(config.watchdog_seconds * (1 if n > start + 1 else FIRST_STEP))
-            ledger.enter_reading(n, values)
-            batch = next(stream)
-            ledger.enter_step(n)
-            state, values = run.train_step(state, batch, run.step_key)
+            with trace.step(n):
+                ledger.enter_reading(n, values)
+                batch = next(stream)
+                ledger.enter_step(n)
+                state, values = run.train_step(state, batch, run.step_key)
             session.preemption.unsaved = True
+            if trace.ends_with(n):
+                ledger.enter("metrics")
+                trace.write(values)
             session.watch.add(n, values)
             every = (config.log_every, config.eval_every, config.save_every)
             log, check, save = (due(config, n, e) for e in every)
@@ -152,6 +162,7 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
         raise Preempted(f"preempted: saved at step {n}") from None
     finally:
         watchdog(0)
+        trace.close()
         bar.close()
         stream.close()
     return val

@@ -34,6 +34,7 @@ from data import prepare
 from data.cohort import latents, xray
 from launch.benchmarks import measure
 from launch.benchmarks.peer import Peer
+from pacx_jax import profiling
 from pacx_jax.input import images, normalize, pipeline, sources, transforms
 from pacx_jax.types import PacxError
 
@@ -75,6 +76,9 @@ def run(options: argparse.Namespace) -> dict:
                 stack.callback(pipe.close)
             variants |= {name: pipe.turn for name, pipe in mine.items()}
             turns = measure.in_turns(variants, options.repeats)
+            if options.profile:
+                with profiling.trace(options.profile):
+                    mine["jpeg_on_device"].turn()
     about = {"peer": peer.about if peer else None}
     about["settings"] = {name: pipe.about for name, pipe in mine.items()}
     return _result(options, turns, about, mean_bytes)

@@ -19,6 +19,7 @@ import io
 import json
 import os
 import pathlib
+import shutil
 import tempfile
 import time
 
@@ -27,12 +28,13 @@ import jax.numpy as jnp
 from absl import logging
 
 from launch.benchmarks import flops, loop_data, measure, recipes
-from pacx_jax import embed, host_memory, main
+from pacx_jax import embed, host_memory, main, profiling
 from pacx_jax.encoder import Encoder
 from pacx_jax.input import folders
 
 DEFAULT_INTERVAL = 500  # steps between two saves, of which a save's cost is a share
 LOG_EVERY = 50  # the recipes'
+PROFILED = 3  # steps, of the first turn, which does not count
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -47,7 +49,7 @@ def run(options: argparse.Namespace) -> dict:
         folder = pathlib.Path(folder)
         loop_data.point_at(config, options, folder)
         if options.mode == "embed":
-            turns = _embed(config, steps, options.repeats, folder)
+            turns = _embed(config, steps, options, folder)
         else:
             turns = _loop(config, steps, options, folder)
     return _result(options, config, work, steps, turns)
@@ -61,10 +63,13 @@ def _loop(config, steps: int, options, folder: pathlib.Path) -> list[measure.Tur
     c.save_every = 2 * steps if options.saves else c.total_steps
     c.best, c.export = "", "latest"
     c.model_init = ""
+    c.profile_steps = PROFILED if options.profile else 0
     if c.objective == "distill":
         loop_data.write_starts(c, folder)
     workdir = folder / "run"
     main.run(c, str(workdir))
+    if options.profile:
+        shutil.copytree(workdir / "profile", options.profile, dirs_exist_ok=True)
     lines = (workdir / "timings.jsonl").read_text().splitlines()
     rows = [row for row in map(json.loads, lines) if "seconds" in row]
     batch, turns = c.global_batch_size, []
@@ -83,7 +88,7 @@ def _loop(config, steps: int, options, folder: pathlib.Path) -> list[measure.Tur
     return turns
 
 
-def _embed(config, steps: int, repeats: int, folder: pathlib.Path):
+def _embed(config, steps: int, options, folder: pathlib.Path):
     """Passes over as many files as `steps` batches take."""
     batch, model = config.global_batch_size, recipes.image_encoder(config)
     root = pathlib.Path(config.data.path)
@@ -98,15 +103,19 @@ def _embed(config, steps: int, repeats: int, folder: pathlib.Path):
     params = init(jax.random.key(0), jnp.zeros((1, size, size, 3)))["params"]
     model = dataclasses.replace(model, params=params)
     encoder = Encoder(model, batch, config.dtype, config.num_devices)
-    turns = []
-    for _ in range(repeats + 1):
+
+    def turn() -> measure.Turn:
         start = time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
             embed.embed_folder(encoder, str(chosen), False)
         seconds = time.perf_counter() - start
-        rate = {"step_s": seconds / steps, "images_per_s": batch * steps / seconds}
-        turns.append(rate)
-    return turns[1:]  # the first compiles
+        return {"step_s": seconds / steps, "images_per_s": batch * steps / seconds}
+
+    turns = [turn() for _ in range(options.repeats + 1)][1:]  # the first compiles
+    if options.profile:
+        with profiling.trace(options.profile):
+            turn()
+    return turns
 
 
 def _result(options, config, work: dict, steps: int, turns: list) -> dict:

@@ -22,7 +22,7 @@ import numpy as np
 from launch.benchmarks import recipes, worker
 
 # isort: split
-from pacx_jax import forward, host_memory, objectives, sharding, stage
+from pacx_jax import forward, host_memory, objectives, profiling, sharding, stage
 from pacx_jax.models import ecg
 from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError
@@ -216,7 +216,7 @@ def _allocated(devices) -> float | None:
 
 
 def _profile(timed: worker.Timed, folder: str, steps: int) -> None:
-    with jax.profiler.trace(folder, create_perfetto_trace=True):
+    with profiling.trace(folder):
         timed.run(steps)
 
 

@@ -185,6 +185,7 @@ def gradient_step(config, devices: int, batch: int):
 def _serve(devices: int, batch: int, steps: int) -> None:
     import jax
 
+    from pacx_jax import profiling
     from pacx_jax.models import attention
 
     compiled, args = gradient_step(recipe(), devices, batch)
@@ -197,7 +198,7 @@ def _serve(devices: int, batch: int, steps: int) -> None:
         what, _, folder = line.strip().partition(" ")
         trace = contextlib.nullcontext()
         if what == "profile":
-            trace = jax.profiler.trace(folder, create_perfetto_trace=True)
+            trace = profiling.trace(folder)
         with trace:
             wall, processor = time.perf_counter(), time.process_time()
             for _ in range(steps):

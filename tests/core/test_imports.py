@@ -26,6 +26,7 @@ LAYERS = {
     "cluster": 0,
     "rendezvous": 0,
     "goodput": 2,
+    "profiling": 1,
     "processes": 1,
     "dropout": 0,
     "losses": 1,

@@ -7,6 +7,7 @@ import pytest
 from configs import mae_vitb16
 from launch import bench
 from launch.benchmarks import input_pipeline, peer, scaling
+from tests import profiles
 from tests.parity import comparing
 
 TINY = ["input", "--batch=2", "--steps=1", "--repeats=2", "--workers=0"]
@@ -20,10 +21,10 @@ def few(monkeypatch):
 
 
 def test_input_without_pytorch_ends_with_json_whose_peer_is_null(
-    few, monkeypatch, capsys
+    few, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setattr(peer.importlib.util, "find_spec", lambda name: None)
-    assert bench.main(TINY) == 0
+    assert bench.main([*TINY, f"--profile={tmp_path}"]) == 0
     lines = capsys.readouterr().out.splitlines()
     result = json.loads(lines[-1])
     assert "PyTorch or torchvision is missing" in lines[0]
@@ -37,6 +38,7 @@ def test_input_without_pytorch_ends_with_json_whose_peer_is_null(
     assert variants["jpeg"]["images_per_s"]["median"] == result["images_per_s"] > 0
     assert result["batch"] == 2 and result["dtype"] == "float32"
     assert result["peak_mib"] > 0 and result["versions"]["numpy"]
+    assert any("ThunkExecutor" in name for name, _ in profiles.events(tmp_path))
     spread = variants["decoded"]["images_per_s"]
     assert 0 < spread["min"] <= spread["median"] <= spread["max"]
 

@@ -22,6 +22,7 @@ from launch.benchmarks import (
     stand_ins,
 )
 from pacx_jax.models import attention
+from tests import profiles
 from tests.parity import comparing
 
 TINY = ["--variant=mu", "--batch=8", "--devices=2", "--steps=1", "--repeats=2"]
@@ -175,9 +176,13 @@ def test_stand_in_for_ml_collections_holds_the_same_recipe():
 def test_the_loop_reads_real_files(mode, tmp_path, capsys):
     for i in range(60):
         (tmp_path / f"{i:02d}.jpg").write_bytes(film(i % 2))
-    flags = [] if mode == "embed" else ["--saves"]
+    flags = [] if mode == "embed" else ["--saves", "--steps=5"]
+    flags.append(f"--profile={tmp_path / 'trace'}")
     lines, result = run(capsys, mode, *TINY, f"--input={tmp_path}", *flags)
     check(result, mode)
+    traced = profiles.events(tmp_path / "trace")
+    named = {"mae": "PjitFunction(train_step)", "embed": "PjitFunction"}[mode]
+    assert any(name.startswith(named) for name, _ in traced)
     assert result["input"] == str(tmp_path) and result["ratio"] is None
     if mode == "mae":
         stall = result["data_stall_share"]
@@ -238,12 +243,12 @@ def test_bad_flags_are_one_line(capsys):
         ("mae --saves", "--saves is of the loop"),
         ("mae --saves --input=drawn --repeats=1", "give at least 2"),
         ("embed --saves --input=drawn", "--saves is of the loop that trains"),
-        ("mae --input=drawn --profile=x", "--profile is of synthetic input"),
+        ("mae --input=drawn --profile=x --steps=4", "--profile with --steps 4"),
+        ("mae --profile=/dev/null/x", "Not a directory, give a folder"),
         ("mae --input=drawn --peer_mode=eager", "--peer_mode is of synthetic input"),
         ("mae --workers=2", "--workers is of real input"),
         ("mae --source=x", "--source: mode mae does not take it"),
         ("embed --mask_ratio=0.5", "--mask_ratio: mode embed"),
-        ("input --profile=x", "--profile: mode input"),
         ("input --saves", "--saves: mode input"),
         ("scaling --variant=mu", "--variant: mode scaling"),
         ("scaling --dtype=bfloat16", "--dtype: mode scaling"),

@@ -8,7 +8,7 @@ import pytest
 from pacx_jax import goodput, main, replay, step
 from pacx_jax.input import sources
 from pacx_jax.types import PacxError
-from tests import tiny
+from tests import profiles, tiny
 from tests.reliability import runs
 
 BAD = 7  # a patient whose laboratory value squared is more than float32 holds
@@ -199,3 +199,16 @@ def test_another_weight_to_start_from_is_other_data(tmp_path, monkeypatch):
     one, same, other = found(0), found(0), found(1)
     assert one == same != other
     assert [k for k in one if one[k] != other[k]] == ["weights.encoder"]
+
+
+def test_a_trace_holds_the_steps_asked_for_by_their_numbers(unwell, tmp_path):
+    main.run(config(nonfinite="skip", max_skipped=20, profile_steps=2), str(tmp_path))
+    stats = [s for name, s in profiles.events(tmp_path / "profile") if name == "train"]
+    assert [s["step_num"] for s in stats] == [3, 4]
+    assert list((tmp_path / "profile").rglob("perfetto_trace.json.gz"))
+
+
+def test_a_folder_that_takes_no_trace_is_one_line(unwell, tmp_path):
+    (tmp_path / "profile").write_text("in the way")
+    with pytest.raises(PacxError, match="profile: no trace can be written"):
+        main.run(config(nonfinite="skip", profile_steps=2), str(tmp_path))

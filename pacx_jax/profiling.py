@@ -1,0 +1,74 @@
+"""Traces of a few steps, which TensorBoard's profile plugin and Perfetto open.
+
+A trace is a folder: plugins/profile/TIME/, with HOST.xplane.pb for TensorBoard
+(`tensorboard --logdir=FOLDER`, with xprof installed) and perfetto_trace.json.gz for
+https://ui.perfetto.dev.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Iterator
+
+import jax
+
+from pacx_jax.types import PacxError
+
+SETTLING = 2  # updates of a session before its trace: the first one compiles
+
+
+@contextlib.contextmanager
+def trace(folder: str | pathlib.Path) -> Iterator[None]:
+    """What happens within is traced into the folder.
+
+    Raises:
+      PacxError: a folder that cannot be made.
+    """
+    make_folder(folder)
+    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+        yield
+
+
+def make_folder(folder: str | pathlib.Path) -> None:
+    """Makes the folder of a trace, or raises PacxError."""
+    try:
+        pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise PacxError(f"{folder}: no trace can be written ({e.strerror})") from None
+
+
+class StepTrace:
+    """Traces some updates of a session, from its third on; each is named by its step.
+
+    With `steps` 0 it traces none.
+
+    Raises:
+      PacxError: a folder that cannot be made.
+    """
+
+    def __init__(self, steps: int, folder: str | pathlib.Path, start: int):
+        self._first, self._last = start + SETTLING + 1, start + SETTLING + steps
+        self._folder = folder
+        self._open = contextlib.ExitStack()
+        if steps:
+            make_folder(folder)
+
+    def step(self, n: int) -> contextlib.AbstractContextManager:
+        """What is done within is step n."""
+        if n == self._first <= self._last:
+            self._open.enter_context(trace(self._folder))
+        return jax.profiler.StepTraceAnnotation("train", step_num=n)
+
+    def ends_with(self, n: int) -> bool:
+        """Whether step n is the last that is traced."""
+        return self._first <= self._last == n
+
+    def write(self, values) -> None:
+        """Writes the trace, once the devices have computed `values`."""
+        jax.block_until_ready(values)
+        self.close()
+
+    def close(self) -> None:
+        """Ends a trace that has begun; what it has is written."""
+        self._open.close()
