@@ -39,6 +39,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.mesh.fsdp = 0  # devices that share a layer's parameters; 0: by the model's size
     c.mesh.tensor = 1  # devices that share a layer's heads and hidden units
     c.accumulate = 1  # parts that a batch is taken in: memory of one, loss of the whole
+    c.attention = "auto"  # how it is computed; or xla, pallas (on TPUs: our kernel)
     c.remat = "none"  # of each block, in the backward pass: or dots, full
     c.total_steps = 1000
     c.log_every = 50

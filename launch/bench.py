@@ -2,6 +2,7 @@
 
   python launch/bench.py mae|distill|embed|ecg [--train] [--batch=N] [--steps=N]
       [--repeats=5] [--dtype=float32|bfloat16] [--variant=B] [--devices=N]
+      [--attention=auto|xla|pallas]
       [--peer=torch|none] [--peer_mode=best|eager|compile|reference]
       [--input=synthetic|drawn|DIR] [--saves] [--profile=DIR]
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
@@ -55,13 +56,13 @@ DTYPES = ("float32", "bfloat16")
 KEYS = ("mode", "images_per_s", "ratio", "mfu", "peak_mib", "batch", "dtype")
 KEYS += ("versions",)
 _OF_MODELS = ("mask_ratio", "train", "variant", "image_size", "devices", "input")
-_OF_MODELS += ("peer_mode", "peak_flops", "saves")
+_OF_MODELS += ("peer_mode", "peak_flops", "saves", "attention")
 # Mode -> flags that it does not take: giving them would change nothing.
 NOT_OF = {
     "mae": ("source",),
     "distill": ("source", "mask_ratio"),
     "embed": ("source", "mask_ratio", "train", "workers"),
-    "ecg": ("source", "mask_ratio", "image_size"),
+    "ecg": ("source", "mask_ratio", "image_size", "attention"),
     "input": _OF_MODELS,
     "scaling": (*_OF_MODELS, "dtype", "peer", "workers", "source"),
 }
@@ -95,6 +96,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     add("--variant", default="B", help="mae, distill, embed: of the ViT; mu is tiny")
     add("--image_size", type=int, default=0, help="pixels a side; 0 = the recipe's")
+    add("--attention", choices=("auto", "xla", "pallas"), default="auto")
     add("--mask_ratio", type=float, default=0.0, help="mae; 0 = the recipe's")
     add("--devices", type=int, default=0, help="of the mesh; 0 = all")
     add("--train", action="store_true", help="ecg: a training step, not a forward pass")
@@ -138,6 +140,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         )
     if loop and options.peer_mode != parser.get_default("peer_mode"):
         parser.error("--peer_mode is of synthetic input: leave it or --input out")
+    if loop and options.mode == "embed" and options.attention != "auto":
+        parser.error("--attention of embed is of synthetic input: leave --input out")
     if loop and options.profile and 0 < options.steps < 5 and options.mode != "embed":
         parser.error(
             f"--profile with --steps {options.steps}: give at least 5, the trace is of "

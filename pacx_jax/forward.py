@@ -41,8 +41,13 @@ def ecgs(module, mesh: Mesh) -> Forward:
 
 def _jitted(forward: Forward, mesh: Mesh) -> Forward:
     everywhere = sharding.replicated(mesh)
+
+    def on_mesh(params, inputs):
+        with sharding.tracing(mesh):
+            return forward(params, inputs)
+
     return jax.jit(
-        forward,
+        on_mesh,
         in_shardings=(everywhere, sharding.batch_sharding(mesh)),
         out_shardings=everywhere,
     )

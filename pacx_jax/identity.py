@@ -23,6 +23,7 @@ CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
 FREE = frozenset(
     (
         "accumulate",
+        "attention",
         "cache_dir",
         "data.allow_overlap",
         "data.cache",

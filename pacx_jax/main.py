@@ -151,8 +151,11 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise PacxError(
             f"config.loss.temperature is {flat['loss.temperature']}: give more than 0"
         )
+    from pacx_jax.models import attention
+
     choices = {
         "dtype": ("float32", "bfloat16", "float16"),
+        "attention": attention.WAYS,
         "export": ("latest", "best"),
         "best_mode": ("min", "max"),
         "nonfinite": ("stop", "skip"),

@@ -29,6 +29,7 @@ def run(options: argparse.Namespace) -> dict:
         return importlib.import_module("launch.benchmarks.loop").run(options)
     with contextlib.ExitStack() as stack:
         names = ("mode", "batch", "variant", "image_size", "mask_ratio", "devices")
+        names += ("attention",)
         asked = {name: getattr(options, name) for name in (*names, "dtype", "train")}
         share = {} if options.peer == "none" else _half_of_the_gpu()
         ours = Worker("launch.benchmarks.ours", json.dumps(asked), env=share)
@@ -143,6 +144,7 @@ def _result(options, steps: int, about: dict, peers: dict, turns: dict) -> dict:
         "train": work["train"],
         "dropout": work.get("lora", {}).get("dropout"),
         "mask_ratio": work.get("mask_ratio"),
+        "attention": options.attention,
         "input": "synthetic",
         "backend": about["backend"],
         "device_kind": about["device_kind"],

@@ -23,7 +23,7 @@ from launch.benchmarks import recipes, worker
 
 # isort: split
 from pacx_jax import forward, host_memory, objectives, profiling, sharding, stage
-from pacx_jax.models import ecg
+from pacx_jax.models import ecg, vit
 from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError
 
@@ -79,6 +79,7 @@ def forward_of(config, work: dict) -> Encoding:
         function, name, shape = forward.ecgs(module, mesh), "ecg", (work["length"], 12)
     else:
         module = recipes.image_encoder(config).module(config.dtype)
+        module = module.clone(**vit.ways(config))
         mean, std = config.data.mean, config.data.std
         function, name = forward.images(module, mean, std, mesh), "image"
         shape = (work["image_size"], work["image_size"], 3)

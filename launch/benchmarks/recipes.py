@@ -50,6 +50,7 @@ def make_config(options: dict):
     if mode == "mae" and options["mask_ratio"]:
         c.loss.mask_ratio = options["mask_ratio"]
     cpu = jax.default_backend() == "cpu"
+    c.attention = options["attention"]
     c.num_devices = options["devices"]
     n = options["devices"] or jax.device_count()
     c.dtype = options["dtype"] or ("float32" if cpu else "bfloat16")

@@ -14,21 +14,34 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
+from pacx_jax import sharding
 from pacx_jax.types import Array
 
 # From so many bytes of an image's scores on, a CPU takes one image at a time, if heads
 # have few channels: the scores are then most of what is read and written.
 LARGE_SCORES, FEW_CHANNELS = 2**20, 32
+# Images that the kernel for TPUs takes: few tokens leave it little to do, the scores of
+# many do not fit VMEM (compiled for v5e, v5p and v6e: 448 with 16 heads).
+LEAST_TOKENS, MOST_TOKENS = 64, 448
 
 
-def attend(qkv: Array, num_heads: int) -> Array:
+# config.attention: what suits the device; as written, by XLA; our kernel for TPUs.
+WAYS = ("auto", "xla", "pallas")
+
+
+def attend(qkv: Array, num_heads: int, way: str = "auto") -> Array:
     """Multi-head self-attention of fused projections, (b, n, 3 h c) -> (b, n, h c).
 
-    On a GPU in bfloat16 or float16 by cuDNN's flash attention, on one CPU device an
-    image at a time where that is faster, otherwise as written.
+    By `way`, one of WAYS. "auto": on a GPU in bfloat16 or float16 by cuDNN's flash
+    attention, on one CPU device an image at a time where that is faster, otherwise as
+    written. "pallas", where the kernel cannot run, is as "auto", which is said once.
     """
     n, c = qkv.shape[1], qkv.shape[2] // 3 // num_heads
     kind = device_kind()
+    if way == "pallas" and kernel_runs(n, kind):
+        return by_kernel(qkv, num_heads)
+    if way == "xla":
+        return as_written(qkv, num_heads)
     if "nvidia" in kind and qkv.dtype.itemsize == 2 and cudnn_runs(c, str(qkv.dtype)):
         q, k, v = einops.rearrange(
             qkv, "b n (qkv h c) -> qkv b n h c", qkv=3, h=num_heads
@@ -38,8 +51,52 @@ def attend(qkv: Array, num_heads: int) -> Array:
     large = num_heads * n * n * 4 >= LARGE_SCORES and c <= FEW_CHANNELS
     if large and kind == "cpu" and device_count() == 1:
         return by_image(qkv, num_heads)
+    return as_written(qkv, num_heads)
+
+
+def as_written(qkv: Array, num_heads: int) -> Array:
+    """`attend` by the formula above."""
     q, k, v = split_heads(qkv, num_heads)
     return join_heads(weighted(probabilities(q, k), v))
+
+
+def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
+    """`attend` by `attention_tpu`.
+
+    Rows that a mesh's devices cannot share evenly, as those of `init`, go as written.
+    """
+    from pacx_jax.models import attention_tpu  # Pallas, which takes 0.4 s to import
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty and len(qkv) % sharding.batch_shards(mesh):
+        return as_written(qkv, num_heads)
+    return attention_tpu.attend(qkv, num_heads, interpret)
+
+
+def kernel_runs(tokens: int, kind: str) -> bool:
+    """Whether `by_kernel` can be taken; if not, why is said once.
+
+    Not for few tokens, as an MAE's encoder has them: that needs no word.
+    """
+    if tokens < LEAST_TOKENS:
+        return False
+    mesh = jax.sharding.get_abstract_mesh()
+    reasons = {
+        f"{kind} is no TPU": "tpu" not in kind,
+        f"its kernel takes up to {MOST_TOKENS} tokens, here are {tokens}": tokens
+        > MOST_TOKENS,
+        "it does not split heads over config.mesh.tensor": not mesh.empty
+        and mesh.shape["tensor"] > 1,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        _say_once(f"config.attention=pallas: {found[0]}. XLA's attention is used")
+    return not found
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    logging.warning("%s, with the same results but for rounding", text)
 
 
 def split_heads(qkv: Array, num_heads: int) -> Array:

@@ -50,6 +50,7 @@ class Decoder(nn.Module):
     ln_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(
@@ -81,7 +82,13 @@ class Decoder(nn.Module):
         x = jnp.concatenate([kept, masked], axis=1) + posemb
         x = jnp.concatenate([cls, x], axis=1)
         x = vit.stack(
-            x, self.depth, self.num_heads, self.ln_eps, self.dtype, self.remat
+            x,
+            self.depth,
+            self.num_heads,
+            self.ln_eps,
+            self.dtype,
+            self.remat,
+            self.attention,
         )
         x = x[:, 1 + k if masked_only else 1 :]
         x = dense(
@@ -112,9 +119,10 @@ class MAE(nn.Module):
         return self.decoder(tokens, ids_restore, grid, masked_only)
 
 
-def from_config(model, dtype: str = "float32", remat: str = "none") -> MAE:
-    """The MAE that `config.model` describes."""
-    encoder = vit.from_config(model, dtype).clone(remat=remat)
+def from_config(model, dtype: str = "float32", ways: dict | None = None) -> MAE:
+    """The MAE that `config.model` describes; `ways` as `vit.ways` says them."""
+    ways = ways or {}
+    encoder = vit.from_config(model, dtype).clone(**ways)
     return MAE(
         encoder=encoder,
         decoder=Decoder(
@@ -124,7 +132,7 @@ def from_config(model, dtype: str = "float32", remat: str = "none") -> MAE:
             num_heads=model.decoder.num_heads,
             ln_eps=model.ln_eps,
             dtype=encoder.dtype,
-            remat=remat,
+            **ways,
         ),
     )
 

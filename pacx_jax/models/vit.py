@@ -111,6 +111,7 @@ class Attention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -124,7 +125,7 @@ class Attention(nn.Module):
             self.sow("intermediates", "attention", probs)
             x = attention.join_heads(attention.weighted(probs, v))
         else:
-            x = attention.attend(qkv, self.num_heads)
+            x = attention.attend(qkv, self.num_heads, self.attention)
         return dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
 
 
@@ -148,11 +149,13 @@ class Block(nn.Module):
     mlp_dim: int
     ln_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = LayerNorm(self.ln_eps, name="norm1")(x)
-        x = x + Attention(self.num_heads, self.dtype, name="attn")(y)
+        attend = Attention(self.num_heads, self.dtype, self.attention, name="attn")
+        x = x + attend(y)
         y = LayerNorm(self.ln_eps, name="norm2")(x)
         return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
@@ -167,21 +170,29 @@ REMAT = {
 
 
 def stack(
-    x: Array, depth: int, num_heads: int, ln_eps: float, dtype, remat: str = "none"
+    x: Array,
+    depth: int,
+    num_heads: int,
+    ln_eps: float,
+    dtype,
+    remat: str = "none",
+    attention: str = "auto",
 ) -> Array:
     """(b, n, d) through `depth` blocks and a LayerNorm, named in the calling module.
 
-    Each block is computed again in the backward pass as `remat` says (REMAT); its
-    parameters and adapters have the same names either way.
+    Each block is computed again in the backward pass as `remat` says (REMAT), and its
+    attention by the way `attention.WAYS` names; its parameters and adapters have the
+    same names either way.
     """
     if remat not in REMAT:
         raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
     sharding.check_heads(num_heads)
     block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
-    x = sharding.constrain_rows(x)
+    x, width = sharding.constrain_rows(x), 4 * x.shape[-1]
     for i in range(depth):
         name = f"block_{i:02d}"
-        x = block_of(num_heads, 4 * x.shape[-1], ln_eps, dtype, name=name)(x)
+        block = block_of(num_heads, width, ln_eps, dtype, attention, name=name)
+        x = block(x)
         x = sharding.constrain_rows(x)
     return LayerNorm(ln_eps, name="norm")(x)
 
@@ -198,6 +209,7 @@ class ViT(nn.Module):
         are parameters of a grid (rows, columns), as in converted ImageNet ViTs, and are
         resampled for other grids.
       remat: what of a block is computed again in the backward pass, see `stack`.
+      attention: how it is computed, see `attention.attend`.
     """
 
     patch_size: int = 16
@@ -208,6 +220,7 @@ class ViT(nn.Module):
     dtype: jnp.dtype = jnp.float32
     posemb_grid: tuple[int, ...] = ()
     remat: str = "none"
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, images: Array, ids_keep: Array | None = None) -> Array:
@@ -239,7 +252,15 @@ class ViT(nn.Module):
         )
         cls_token = (cls_token + cls_posemb).astype(x.dtype)
         x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)), x], 1)
-        return stack(x, self.depth, self.num_heads, self.ln_eps, self.dtype, self.remat)
+        return stack(
+            x,
+            self.depth,
+            self.num_heads,
+            self.ln_eps,
+            self.dtype,
+            self.remat,
+            self.attention,
+        )
 
     def _posemb(self, grid: tuple[int, int], dtype):
         """Positions of the patches (1, n, d), and of the CLS token: 0 or (1, 1, d)."""
@@ -251,6 +272,14 @@ class ViT(nn.Module):
         learned = self.param("pos_embed", nn.initializers.normal(0.02), shape)
         learned = resample_posemb(learned, self.posemb_grid, grid).astype(dtype)
         return learned[:, 1:], learned[:, :1]
+
+
+def ways(config) -> dict[str, str]:
+    """Attributes of a ViT by config fields that change how it is computed, not what."""
+    return {
+        "remat": config.get("remat", "none"),
+        "attention": config.get("attention", "auto"),
+    }
 
 
 def from_config(model, dtype: str = "float32") -> ViT:

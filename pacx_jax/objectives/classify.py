@@ -11,6 +11,7 @@ import numpy as np
 
 from pacx_jax import image_statistics, losses, model_folder
 from pacx_jax.input.normalize import normalize
+from pacx_jax.models import vit
 from pacx_jax.models.heads import LinearClassifier
 from pacx_jax.types import Array, Batch, Objective, PacxError
 
@@ -25,7 +26,7 @@ def make(config) -> Objective:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
     image_statistics.check_size(folder, config.model_init, config.data)
-    encoder = folder.module(config.dtype).clone(remat=config.get("remat", "none"))
+    encoder = folder.module(config.dtype).clone(**vit.ways(config))
     names = tuple(config.data.label_columns)
     head = LinearClassifier(len(names))
     mean, std = image_statistics.chosen(folder, config.data)

@@ -45,7 +45,7 @@ def from_folders(
 ) -> Objective:
     """As `make`, of an image encoder and of encoders of the modalities at hand."""
     modalities = _check(config)
-    encoder = folder.module(config.dtype).clone(remat=config.get("remat", "none"))
+    encoder = folder.module(config.dtype).clone(**vit.ways(config))
     heads = _heads(config, {m: s.width for m, s in sources.items()})
     parts = Parts(config, encoder, sources, heads)
     count, weights = _count(config), config.loss

@@ -6,13 +6,13 @@ import jax.numpy as jnp
 
 from pacx_jax import model_folder, sharding
 from pacx_jax.input.normalize import normalize
-from pacx_jax.models import mae
+from pacx_jax.models import mae, vit
 from pacx_jax.types import Objective, PacxError
 
 
 def make(config) -> Objective:
     """The MAE objective of `config` (model, loss.mask_ratio, loss.norm_pix_loss)."""
-    model = mae.from_config(config.model, config.dtype, config.get("remat", "none"))
+    model = mae.from_config(config.model, config.dtype, vit.ways(config))
     size, patch = config.data.image_size, config.model.patch_size
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     ratio = config.loss.mask_ratio

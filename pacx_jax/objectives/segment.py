@@ -9,6 +9,7 @@ import numpy as np
 
 from pacx_jax import image_statistics, losses, model_folder
 from pacx_jax.input.normalize import normalize
+from pacx_jax.models import vit
 from pacx_jax.models.heads import SegmentationDecoder
 from pacx_jax.types import Array, Objective, PacxError
 
@@ -28,7 +29,7 @@ def make(config) -> Objective:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
     image_statistics.check_size(folder, config.model_init, config.data)
-    encoder = folder.module(config.dtype)
+    encoder = folder.module(config.dtype).clone(**vit.ways(config))
     patch, size = folder.architecture["patch_size"], config.data.image_size
     decoder = SegmentationDecoder(widths(patch, config.decoder.width))
     mean, std = image_statistics.chosen(folder, config.data)

@@ -114,6 +114,7 @@ def test_flops_are_those_that_xla_counts(mode, published, monkeypatch):
     monkeypatch.setattr(attention, "device_count", lambda: 2)
     options = {"mode": mode, "variant": "B", "batch": 8, "image_size": 0}
     options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": True}
+    options["attention"] = "auto"
     config = recipes.make_config(options)
     work = recipes.describe(config, options)
     stage = ours.make_stage(config)
@@ -128,6 +129,7 @@ def test_flops_are_those_that_xla_counts(mode, published, monkeypatch):
 def test_flops_of_the_published_ecg_encoder_are_those_of_its_convolutions():
     options = {"mode": "ecg", "variant": "B", "batch": 1, "image_size": 0}
     options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": False}
+    options["attention"] = "auto"
     config = recipes.make_config(options)
     work = recipes.describe(config, options)
     timed = ours.forward_of(config, work)
@@ -249,6 +251,8 @@ def test_bad_flags_are_one_line(capsys):
         ("mae --workers=2", "--workers is of real input"),
         ("mae --source=x", "--source: mode mae does not take it"),
         ("embed --mask_ratio=0.5", "--mask_ratio: mode embed"),
+        ("embed --input=drawn --attention=xla", "--attention of embed"),
+        ("ecg --attention=xla", "--attention: mode ecg"),
         ("input --saves", "--saves: mode input"),
         ("scaling --variant=mu", "--variant: mode scaling"),
         ("scaling --dtype=bfloat16", "--dtype: mode scaling"),

@@ -1,5 +1,7 @@
 """One attention, however it is computed; layers with backward passes of their own."""
 
+import functools
+
 import einops
 import flax.linen as nn
 import jax
@@ -7,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax.models import attention, dense
+from pacx_jax import sharding
+from pacx_jax.models import attention, attention_tpu, dense, mae, vit
+from tests import tiny
 
 
 def textbook(qkv, num_heads):
@@ -115,3 +119,76 @@ def test_gelu_is_exact_in_value_and_slope():
         np.abs(narrow), 1
     )
     assert error.max() < 3e-7
+
+
+# The published encoder's heads, its decoder's, and others than lanes are divided by.
+@pytest.mark.parametrize("heads, channels", [(3, 64), (4, 32), (2, 80)])
+def test_kernel_for_tpus_is_the_textbooks(heads, channels):
+    # Bound 1e-5 of the largest value: float32, summed in another order. Measured 1e-6.
+    key, shape = jax.random.key(0), (1, 24, 3 * heads * channels)
+    qkv = 3 * jax.random.normal(key, shape)
+    got = value_and_gradient(lambda x: attention_tpu.attend(x, heads, True), qkv)
+    want = value_and_gradient(lambda x: textbook(x, heads), qkv)
+    assert furthest(got, want) < 1e-5
+
+
+def test_kernel_for_tpus_has_float32_softmax_in_bfloat16():
+    qkv = jax.random.normal(jax.random.key(0), (2, 70, 3 * 64))
+    narrow = qkv.astype(jnp.bfloat16)
+    got = value_and_gradient(lambda x: attention_tpu.attend(x, 2, True), narrow)
+    ours = value_and_gradient(lambda x: attention.as_written(x, 2), narrow)
+    for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(ours), strict=True):
+        assert one.dtype == jnp.bfloat16
+        spread = jnp.abs(one.astype(jnp.float32) - other).max()
+        assert float(spread) < 0.03 * float(jnp.abs(other).max())
+
+
+def test_devices_take_the_kernel_with_their_own_rows():
+    mesh = sharding.make_mesh(8, fsdp=2)
+    rows = sharding.batch_sharding(mesh)
+    qkv = jax.random.normal(jax.random.key(0), (16, 70, 3 * 32))
+
+    def both(x, interpret):
+        with sharding.tracing(mesh):
+            by = functools.partial(attention.by_kernel, interpret=interpret)
+            return value_and_gradient(lambda x: by(x, 2), x)
+
+    run = jax.jit(both, static_argnums=1, in_shardings=rows, out_shardings=rows)
+    got = run(jax.device_put(qkv, rows), True)
+    text = run.lower(qkv, True).compile().as_text()
+    assert "all-gather" not in text and "all-reduce" not in text
+    want = value_and_gradient(lambda x: textbook(x, 2), qkv)
+    assert furthest(got, want) < 1e-5
+    few = qkv[:3]  # which eight devices do not share
+    with sharding.tracing(mesh):
+        got = attention.by_kernel(few, 2)
+    assert furthest([got], [textbook(few, 2)]) < 1e-5
+
+
+def test_where_the_kernel_does_not_run_that_is_said_once(caplog, monkeypatch):
+    attention._say_once.cache_clear()
+    qkv = jax.random.normal(jax.random.key(0), (2, 70, 3 * 16))
+    with caplog.at_level("WARNING"):
+        got = [attention.attend(qkv, 2, "pallas") for _ in range(2)]
+        attention.attend(qkv[:, :9], 2, "pallas")  # too few tokens to be worth a word
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert "config.attention=pallas: cpu is no TPU. XLA's" in said
+    assert furthest([got[0]], [textbook(qkv, 2)]) < 1e-5
+    assert not attention.kernel_runs(500, "tpu v5 lite")
+    assert attention.kernel_runs(197, "tpu v5 lite")
+    with sharding.tracing(sharding.make_mesh(8, tensor=2)):
+        assert not attention.kernel_runs(197, "tpu v5 lite")
+
+
+def test_config_chooses_the_way(monkeypatch):
+    taken = []
+    monkeypatch.setattr(attention, "kernel_runs", lambda *_: True)
+    monkeypatch.setattr(
+        attention, "by_kernel", lambda x, h: taken.append(h) or attention.attend(x, h)
+    )
+    config = tiny.config("mae_vitb16", attention="pallas")
+    model = mae.from_config(config.model, ways=vit.ways(config))
+    assert model.encoder.attention == model.decoder.attention == "pallas"
+    ids = mae.random_masking(jax.random.key(0), np.arange(1), 16, 0.75)[:2]
+    jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), *ids)
+    assert len(taken) == model.encoder.depth + model.decoder.depth
