@@ -21,8 +21,9 @@ from pacx_jax.types import Array
 # have few channels: the scores are then most of what is read and written.
 LARGE_SCORES, FEW_CHANNELS = 2**20, 32
 # Images that the kernel for TPUs takes: few tokens leave it little to do, the scores of
-# many do not fit VMEM (compiled for v5e, v5p and v6e: 448 with 16 heads).
-LEAST_TOKENS, MOST_TOKENS = 64, 448
+# many do not fit VMEM (v5e, v5p: 320 of 1,280 channels do in bfloat16, 448 of 1,024 do
+# not; in float32 264 do not).
+LEAST_TOKENS, MOST_TOKENS = 64, 320
 
 
 # config.attention: what suits the device; as written, by XLA; our kernel for TPUs.
@@ -38,7 +39,7 @@ def attend(qkv: Array, num_heads: int, way: str = "auto") -> Array:
     """
     n, c = qkv.shape[1], qkv.shape[2] // 3 // num_heads
     kind = device_kind()
-    if way == "pallas" and kernel_runs(n, kind):
+    if way == "pallas" and kernel_runs(n, qkv.dtype, kind):
         return by_kernel(qkv, num_heads)
     if way == "xla":
         return as_written(qkv, num_heads)
@@ -73,7 +74,7 @@ def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
     return attention_tpu.attend(qkv, num_heads, interpret)
 
 
-def kernel_runs(tokens: int, kind: str) -> bool:
+def kernel_runs(tokens: int, dtype, kind: str) -> bool:
     """Whether `by_kernel` can be taken; if not, why is said once.
 
     Not for few tokens, as an MAE's encoder has them: that needs no word.
@@ -83,6 +84,7 @@ def kernel_runs(tokens: int, kind: str) -> bool:
     mesh = jax.sharding.get_abstract_mesh()
     reasons = {
         f"{kind} is no TPU": "tpu" not in kind,
+        f"its kernel does not take {dtype}": dtype.itemsize != 2,
         f"its kernel takes up to {MOST_TOKENS} tokens, here are {tokens}": tokens
         > MOST_TOKENS,
         "it does not split heads over config.mesh.tensor": not mesh.empty

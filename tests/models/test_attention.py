@@ -174,10 +174,12 @@ def test_where_the_kernel_does_not_run_that_is_said_once(caplog, monkeypatch):
     (said,) = [r.getMessage() for r in caplog.records]
     assert "config.attention=pallas: cpu is no TPU. XLA's" in said
     assert furthest([got[0]], [textbook(qkv, 2)]) < 1e-5
-    assert not attention.kernel_runs(500, "tpu v5 lite")
-    assert attention.kernel_runs(197, "tpu v5 lite")
+    narrow, v5e = np.dtype("float16"), "tpu v5 lite"
+    assert attention.kernel_runs(197, narrow, v5e)
+    assert not attention.kernel_runs(197, np.dtype("float32"), v5e)
+    assert not attention.kernel_runs(500, narrow, v5e)
     with sharding.tracing(sharding.make_mesh(8, tensor=2)):
-        assert not attention.kernel_runs(197, "tpu v5 lite")
+        assert not attention.kernel_runs(197, narrow, v5e)
 
 
 def test_config_chooses_the_way(monkeypatch):
