@@ -30,6 +30,7 @@ import importlib
 import json
 import pathlib
 import sys
+import tempfile
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 # As a script, this file's folder comes first, where nothing is to be found.
@@ -150,6 +151,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if options.profile:  # now, and not after minutes of measuring
         try:
             pathlib.Path(options.profile).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=options.profile).close()
         except OSError as e:
             parser.error(f"--profile={options.profile}: {e.strerror}, give a folder")
     if not loop and options.mode != "input" and options.workers != -1:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import tempfile
 from collections.abc import Iterator
 
 import jax
+from absl import logging
 
 from pacx_jax.types import PacxError
 
@@ -23,28 +25,42 @@ def trace(folder: str | pathlib.Path) -> Iterator[None]:
     """What happens within is traced into the folder.
 
     Raises:
-      PacxError: a folder that cannot be made.
+      PacxError: a folder that takes no files, a full disk, or a trace in a trace.
     """
     make_folder(folder)
-    with jax.profiler.trace(str(folder), create_perfetto_trace=True):
+    with _as_one_line(folder):
+        jax.profiler.start_trace(str(folder), create_perfetto_trace=True)
+    try:
         yield
+    finally:
+        with _as_one_line(folder):
+            jax.profiler.stop_trace()
 
 
 def make_folder(folder: str | pathlib.Path) -> None:
-    """Makes the folder of a trace, or raises PacxError."""
-    try:
+    """Makes the folder of a trace; PacxError unless files can be written there."""
+    with _as_one_line(folder):
         pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise PacxError(f"{folder}: no trace can be written ({e.strerror})") from None
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextlib.contextmanager
+def _as_one_line(folder: str | pathlib.Path) -> Iterator[None]:
+    """Makes a PacxError of what the disk or the profiler raises."""
+    try:
+        yield
+    except (OSError, RuntimeError, ValueError) as e:
+        text = getattr(e, "strerror", None) or " ".join(str(e).split())
+        raise PacxError(f"{folder}: no trace can be written ({text})") from e
 
 
 class StepTrace:
     """Traces some updates of a session, from its third on; each is named by its step.
 
-    With `steps` 0 it traces none.
+    With `steps` 0 it traces none. A trace that fails later on ends no run: why is said.
 
     Raises:
-      PacxError: a folder that cannot be made.
+      PacxError: a folder that takes no files.
     """
 
     def __init__(self, steps: int, folder: str | pathlib.Path, start: int):
@@ -57,7 +73,8 @@ class StepTrace:
     def step(self, n: int) -> contextlib.AbstractContextManager:
         """What is done within is step n."""
         if n == self._first <= self._last:
-            self._open.enter_context(trace(self._folder))
+            with _going_on():
+                self._open.enter_context(trace(self._folder))
         return jax.profiler.StepTraceAnnotation("train", step_num=n)
 
     def ends_with(self, n: int) -> bool:
@@ -71,4 +88,14 @@ class StepTrace:
 
     def close(self) -> None:
         """Ends a trace that has begun; what it has is written."""
-        self._open.close()
+        with _going_on():
+            self._open.close()
+
+
+@contextlib.contextmanager
+def _going_on() -> Iterator[None]:
+    """Says what went wrong, and no more."""
+    try:
+        yield
+    except PacxError as e:
+        logging.warning("%s; the run goes on without it", e)

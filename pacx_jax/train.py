@@ -113,13 +113,13 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
     """Updates the state from step `start`, whose metrics are `now`, to the last one."""
     run, ledger, config = session.run, session.ledger, session.run.config
     val, values, n = {}, None, start
-    stream = run.data.train(start)
-    bar = progress_bar(config, start)
     trace = profiling.StepTrace(
         config.profile_steps if processes.is_first() else 0,
         pathlib.Path(run.data.workdir) / "profile",
         start,
     )
+    stream = run.data.train(start)
+    bar = progress_bar(config, start)
     clock = time.perf_counter()
     try:
         if start:

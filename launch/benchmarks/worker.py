@@ -64,12 +64,19 @@ def serve(make: Callable[[], Timed], warm_up: int = 2) -> None:
     for line in sys.stdin:
         what, _, value = line.strip().partition(" ")
         if what == "profile":
-            timed.profile(value, 3)
-            answer({})
+            answer(_profile(timed, value))
             continue
         idle = time.process_time() - ended
         answer(_turn(timed, int(value), peaks) | {"idle_processor_s": idle})
         ended = time.process_time()
+
+
+def _profile(timed: Timed, folder: str) -> dict[str, str]:
+    try:
+        timed.profile(folder, 3)
+    except PacxError as e:
+        return {"error": str(e)}
+    return {}
 
 
 def _turn(timed: Timed, steps: int, peaks: measure.Peaks) -> measure.Turn:

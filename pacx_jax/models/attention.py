@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from pacx_jax import sharding
-from pacx_jax.types import Array
+from pacx_jax.types import Array, PacxError
 
 # From so many bytes of an image's scores on, a CPU takes one image at a time, if heads
 # have few channels: the scores are then most of what is read and written.
@@ -37,6 +37,8 @@ def attend(qkv: Array, num_heads: int, way: str = "auto") -> Array:
     attention, on one CPU device an image at a time where that is faster, otherwise as
     written. "pallas", where the kernel cannot run, is as "auto", which is said once.
     """
+    if way not in WAYS:
+        raise PacxError(f"config.attention is {way!r}: choose {' or '.join(WAYS)}")
     n, c = qkv.shape[1], qkv.shape[2] // 3 // num_heads
     kind = device_kind()
     if way == "pallas" and kernel_runs(n, qkv.dtype, kind):
@@ -92,7 +94,7 @@ def kernel_runs(tokens: int, dtype, kind: str) -> bool:
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
-        _say_once(f"config.attention=pallas: {found[0]}. XLA's attention is used")
+        _say_once(f"config.attention=pallas: {found[0]}. It is computed as by auto")
     return not found
 
 

@@ -2,7 +2,7 @@
 
 A program takes one image: its projections come into VMEM as the dense layer left them,
 scores and probabilities never leave it. XLA writes the scores of all images to HBM and
-reads them back, several times (docs/performance.md has both, by bytes).
+reads them back, several times.
 
 Letters: b batch, n tokens, h heads, c channels of a head.
 """

@@ -247,6 +247,7 @@ def test_bad_flags_are_one_line(capsys):
         ("embed --saves --input=drawn", "--saves is of the loop that trains"),
         ("mae --input=drawn --profile=x --steps=4", "--profile with --steps 4"),
         ("mae --profile=/dev/null/x", "Not a directory, give a folder"),
+        ("mae --profile=/proc", "--profile=/proc: "),
         ("mae --input=drawn --peer_mode=eager", "--peer_mode is of synthetic input"),
         ("mae --workers=2", "--workers is of real input"),
         ("mae --source=x", "--source: mode mae does not take it"),

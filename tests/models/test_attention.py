@@ -11,6 +11,7 @@ import pytest
 
 from pacx_jax import sharding
 from pacx_jax.models import attention, attention_tpu, dense, mae, vit
+from pacx_jax.types import PacxError
 from tests import tiny
 
 
@@ -172,7 +173,7 @@ def test_where_the_kernel_does_not_run_that_is_said_once(caplog, monkeypatch):
         got = [attention.attend(qkv, 2, "pallas") for _ in range(2)]
         attention.attend(qkv[:, :9], 2, "pallas")  # too few tokens to be worth a word
     (said,) = [r.getMessage() for r in caplog.records]
-    assert "config.attention=pallas: cpu is no TPU. XLA's" in said
+    assert "config.attention=pallas: cpu is no TPU. It is computed as by auto" in said
     assert furthest([got[0]], [textbook(qkv, 2)]) < 1e-5
     narrow, v5e = np.dtype("float16"), "tpu v5 lite"
     assert attention.kernel_runs(197, narrow, v5e)
@@ -180,6 +181,11 @@ def test_where_the_kernel_does_not_run_that_is_said_once(caplog, monkeypatch):
     assert not attention.kernel_runs(500, narrow, v5e)
     with sharding.tracing(sharding.make_mesh(8, tensor=2)):
         assert not attention.kernel_runs(197, narrow, v5e)
+
+
+def test_unknown_way_is_an_error():
+    with pytest.raises(PacxError, match="config.attention is 'flash': choose auto or"):
+        attention.attend(jnp.zeros((2, 70, 3 * 16)), 2, "flash")
 
 
 def test_config_chooses_the_way(monkeypatch):

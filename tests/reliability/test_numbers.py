@@ -2,10 +2,11 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from pacx_jax import goodput, main, replay, step
+from pacx_jax import goodput, main, preemption, replay, step
 from pacx_jax.input import sources
 from pacx_jax.types import PacxError
 from tests import profiles, tiny
@@ -212,3 +213,32 @@ def test_a_folder_that_takes_no_trace_is_one_line(unwell, tmp_path):
     (tmp_path / "profile").write_text("in the way")
     with pytest.raises(PacxError, match="profile: no trace can be written"):
         main.run(config(nonfinite="skip", profile_steps=2), str(tmp_path))
+
+
+@pytest.mark.parametrize("disk", ["free", "full"])
+def test_a_run_preempted_in_its_trace_is_saved_and_goes_on(
+    disk, unwell, tmp_path, monkeypatch, caplog
+):
+    end = jax.profiler.stop_trace
+
+    def on_full_disk():
+        end()
+        raise RuntimeError("RESOURCE_EXHAUSTED: No space left on device")
+
+    def start():
+        fields = {"nonfinite": "skip", "total_steps": 8, "profile_steps": 20}
+        main.run(config(**fields), str(tmp_path))
+
+    if disk == "full":
+        monkeypatch.setattr(jax.profiler, "stop_trace", on_full_disk)
+    monkeypatch.setattr(step, "make_train_step", step.make_train_step)
+    runs.at_update(5, runs.ask_to_end)
+    with pytest.raises(preemption.Preempted, match="saved at step 5"):
+        start()
+    stats = [s for name, s in profiles.events(tmp_path / "profile") if name == "train"]
+    assert [s["step_num"] for s in stats] == [3, 4, 5]
+    start()  # three steps more, of which the third is traced until the run ends
+    assert (tmp_path / "done.json").exists()
+    said = [r.getMessage() for r in caplog.records if "no trace" in r.getMessage()]
+    assert len(said) == (2 if disk == "full" else 0)
+    assert all("No space left on device); the run goes on" in text for text in said)
