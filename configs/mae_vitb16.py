@@ -1,7 +1,7 @@
 """Stage 1, images: MAE ViT-B/16 on CheXpert, 90% of the patches masked.
 
 PaCX-MAE, arXiv 2606.01537, section 3.1; 400 epochs of 223,414 X-rays at a global batch
-of 512. 42.9 GFLOP an image in training.
+of 512. 42.4 GFLOP an image in training.
 
   python -m pacx_jax.main --config=configs/mae_vitb16.py --workdir=runs/mae \\
       --config.data.path=DIR
