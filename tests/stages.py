@@ -56,29 +56,38 @@ def keep_gradients():
     )
 
 
-def jitted(c, mesh, dtype: str = "float32"):
-    """(train step, its arguments) of a config on a mesh; in float64 under x64."""
+def jitted(c, mesh, dtype: str = "float32", optimizer: bool = True):
+    """(train step, its arguments) of a config on a mesh; in float64 under x64.
+
+    The mesh may be of several processes: each calls this.
+
+    Args:
+      optimizer: without it gradients are the updates, and less is compiled.
+    """
     c = tiny.copy_of(c)
     c.dtype = dtype
     objective = objectives.make(c, mesh)
-    tx = optax.chain(keep_gradients(), optim.make(c.optim, c.total_steps))
+    rest = [optim.make(c.optim, c.total_steps)] if optimizer else []
+    tx = optax.chain(keep_gradients(), *rest)
     wide = "float64" if dtype == "float64" else "float32"
     params = jax.tree.map(lambda p: p.astype(wide), tiny.random_start(objective))
     state = step.make_state(params, objective, tx)
     shardings = sharding.tree_shardings(state, mesh)
     update = step.make_train_step(objective, tx, mesh, shardings, c.accumulate)
+    rows = sharding.local_rows(c.global_batch_size, mesh)  # all, in one process
+    examples = batch(c.objective, c.global_batch_size)
     # In float64 images are wide too: XLA rounds float32 pixels as it fuses them.
     examples = {
-        k: v if v.dtype == np.uint8 and wide == "float32" else v.astype(wide)
-        for k, v in batch(c.objective, c.global_batch_size).items()
+        k: (v if v.dtype == np.uint8 and wide == "float32" else v.astype(wide))[rows]
+        for k, v in examples.items()
     }
-    state = jax.device_put(state, shardings)
+    state = sharding.put_tree(state, shardings)
     return update, (state, sharding.put_batch(examples, mesh), jax.random.key(1))
 
 
-def one_step(c, mesh, dtype: str = "float32"):
+def one_step(c, mesh, dtype: str = "float32", optimizer: bool = True):
     """(metrics, gradients by path, state after it) of one real train step."""
-    update, args = jitted(c, mesh, dtype)
+    update, args = jitted(c, mesh, dtype, optimizer)
     state, metrics = update(*args)
     grads = tiny.flat(jax.device_get(state.opt_state[0]))
     return {k: float(v) for k, v in metrics.items()}, grads, state

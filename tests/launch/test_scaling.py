@@ -1,0 +1,235 @@
+"""docs/scaling.md: what its tables say, and that the predictions are today's code's.
+
+Its tables take hours of libtpu and are read here. What is compiled for them stands in
+them as rounded numbers; what `launch/planning/predict.py` makes of these numbers must
+be what stands there too.
+"""
+
+import dataclasses
+import decimal
+import functools
+import importlib
+import itertools
+import pathlib
+import re
+
+import jax
+import pytest
+
+from launch.planning import abstract, chips, predict, report, tables
+from launch.planning.collectives import Collective
+from tests import tiny
+
+DOC = pathlib.Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+LEAST = 0.95  # of the predicted efficiency, up to so many chips:
+CHIPS = 1024
+PARALLEL = ("mae_vitb16", "distill_vitb16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Section:
+    """A recipe's tables on one topology.
+
+    Attributes:
+      costs: what the first table says, by the name of its row.
+      collectives: the second table.
+      curve: the cells of each row of the third, without the bold face of its own.
+    """
+
+    recipe: str
+    topology: chips.Topology
+    costs: dict[str, str]
+    collectives: tuple[Collective, ...]
+    curve: list[list[str]]
+
+
+def sections(text: str) -> dict[tuple[str, str], Section]:
+    """(recipe, topology) -> its tables."""
+    body = text[text.index(tables.BEGIN) : text.index(tables.END)]
+    found = {}
+    for part in body.split("\n## ")[1:]:
+        recipe, name = part.splitlines()[0].split(" on ")
+        rows = [
+            [cell.strip(" *") for cell in line.strip("|").split("|")]
+            for line in part.splitlines()
+            if line.startswith("| ")
+        ]
+        found[recipe, name] = Section(
+            recipe,
+            chips.parse(name),
+            {row[0]: row[1] for row in rows if len(row) == 2 and row[0]},
+            tuple(
+                Collective(kind, *(int(n.replace(",", "")) for n in numbers))
+                for kind, *numbers in (row for row in rows if len(row) == 4)
+                if not kind.startswith("collective (")
+            ),
+            [row for row in rows if len(row) == 8 and row[0] != "topology"],
+        )
+    return found
+
+
+SECTIONS = sections(DOC.read_text(encoding="utf-8"))
+TABLES = [
+    pytest.param(s, id=f"{s.recipe} {s.topology.name}") for s in SECTIONS.values()
+]
+PODS = [
+    pytest.param(s, id=f"{s.recipe} {s.topology.name}")
+    for s in SECTIONS.values()
+    if s.recipe in PARALLEL and s.topology.is_tpu
+]
+
+
+def number(text: str) -> float:
+    """The first number of a cell."""
+    return float(re.search(r"\d[\d.,]*(e[+-]\d+)?", text)[0].replace(",", ""))
+
+
+def rounded(text: str, digits: int) -> tuple[float, float]:
+    """Between what the first number of a cell was, before so many digits were kept."""
+    value = decimal.Decimal(repr(number(text)))
+    half = decimal.Decimal(5).scaleb(value.adjusted() - digits) if value else 0
+    return float(value - half), float(value + half)
+
+
+def seconds(text: str) -> tuple[float, float]:
+    """The same of a time, as `report` writes it."""
+    unit = 1e-3 if text.endswith("ms") else 1.0
+    low, high = rounded(text, 3)
+    return low * unit, high * unit
+
+
+def percent(text: str, digits: int) -> tuple[float, float]:
+    """The same of a share of 1, with so many digits after the point."""
+    value, half = float(re.search(r"([\d.]+)%", text)[1]), 0.5 * 10**-digits
+    return (value - half) / 100, (value + half) / 100
+
+
+def growth(section: Section, flops: tuple[float, float]) -> tuple[float, float]:
+    """FLOPs a chip that each further chip adds, as the curve's column "compute" has it.
+
+    Args:
+      flops: of the topology itself, of which the table has more digits.
+    """
+    low, high = 0.0, float("inf")
+    rate = predict.UTILISATION * section.topology.chip.peak_flops
+    for row in section.curve:
+        more = int(row[1]) - section.topology.devices
+        least, most = (rate * s for s in seconds(row[3]))
+        if not more:
+            assert least <= flops[1] and flops[0] <= most, row
+            continue
+        bounds = (least - flops[1]) / more, (most - flops[0]) / more
+        if more < 0:
+            bounds = (most - flops[0]) / more, (least - flops[1]) / more
+        low, high = max(low, bounds[0]), min(high, bounds[1])
+    assert low <= high, "the curve's compute is no line through the step's FLOPs"
+    return low, high
+
+
+def possible(section: Section) -> list[predict.Costs]:
+    """Costs that would be written as this table's: the ends of what was rounded."""
+    n = section.topology.devices
+    low, high = rounded(section.costs["FLOPs a step"], 4)
+    flops = low / n, high / n
+    backward = percent(section.costs["FLOPs a step"].split("backward")[1], 0)
+    return [
+        predict.Costs(
+            section.topology,
+            int(number(section.costs["global batch"]) / n),
+            own,
+            ((0, 0.0), (1, each)),
+            share,
+            0.0,
+            section.collectives,
+        )
+        for own, each, share in itertools.product(
+            flops, growth(section, flops), backward
+        )
+    ]
+
+
+def agree(written: tuple[float, float], predicted) -> bool:
+    """Whether one of the values that are predicted would be written so."""
+    slack = 1e-9 * max(abs(written[1]), 1e-9)
+    return written[0] <= max(predicted) + slack and min(predicted) - slack <= written[1]
+
+
+@pytest.mark.parametrize("section", TABLES)
+def test_a_table_s_predictions_are_what_the_code_makes_of_its_figures(section):
+    curves = [predict.curve(costs) for costs in possible(section)]
+    assert len(section.curve) == len(curves[0])
+    for row, points in zip(section.curve, zip(*curves, strict=True), strict=True):
+        name, n, batch, _, moved, waited, efficiency, no_overlap = row
+        point = points[0][0]
+        assert (name, int(n)) == (point.topology.name, point.topology.devices)
+        here = number(section.costs["global batch"]) / section.topology.devices
+        assert number(batch) == here * int(n)
+        # Bytes are written whole: the time on links is the same to its last digit.
+        assert moved == report._ms(point.reduction + point.other), row
+        assert agree(seconds(waited), [p.step - p.compute for p, _, _ in points]), row
+        for text, values in (
+            (efficiency, [p[1] for p in points]),
+            (no_overlap, [p[2] for p in points]),
+        ):
+            # What rounding leaves open. Measured 0.34 percentage points at most: of
+            # compute, and so of how it grows, the table has three digits.
+            assert max(values) - min(values) < 0.02, row
+            assert agree(percent(text, 1), values), (row, values)
+        if name == section.topology.name:
+            assert section.costs["predicted efficiency"] == efficiency
+            assert section.costs["- without overlap"] == no_overlap
+
+
+def test_the_recipes_have_tables_for_256_and_1024_chips():
+    for recipe in PARALLEL:
+        pods = {s.topology.devices for (r, _), s in SECTIONS.items() if r == recipe}
+        assert {256, 1024} <= pods
+        assert (recipe, "v5p:8x8x16") in SECTIONS and (recipe, "v5e:16x16") in SECTIONS
+
+
+@pytest.mark.parametrize("section", PODS)
+def test_weak_scaling_is_predicted_to_be_95_percent_up_to_1024_chips(section):
+    # MAE 100% and 100% at 256 (v5e) and 1,024 chips, distillation 99.9% and 99.5%. The
+    # prediction hides all-reduces behind the backward pass, and XLA for TPUs makes
+    # all-reduces of the contrastive gathers, which cannot hide there. Waited for, as
+    # gathers and reduce-scatters, they leave distillation about 95% and 81%.
+    upto = [row for row in section.curve if int(row[1]) <= CHIPS]
+    assert any(int(row[1]) == section.topology.devices for row in upto)
+    for row in [*upto, [section.costs["predicted efficiency"]] * 8]:
+        assert number(row[6]) / 100 >= LEAST, row
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Recipe -> how many parameters it trains."""
+
+    @functools.cache
+    def count(recipe):
+        config = importlib.import_module(f"configs.{recipe}").get_config()
+        folder = str(tmp_path_factory.mktemp(recipe))
+        completed = abstract.completed(abstract.resized(config, 64), folder)
+        return tiny.count(abstract.train_step(completed, jax.devices()).args[0].params)
+
+    return count
+
+
+@pytest.mark.parametrize("section", PODS)
+def test_pods_move_gradients_and_contrastive_embeddings_alone(section, trained):
+    config = importlib.import_module(f"configs.{section.recipe}").get_config()
+    assert {c.group for c in section.collectives} == {section.topology.devices}
+    # Of each gradient once, 4 bytes, or 2 where XLA for TPUs adds up bfloat16; and
+    # scalars.
+    count = trained(section.recipe)
+    gradients = 2 * count, 4 * count + 64
+    total = sum(c.bytes_per_chip for c in section.collectives)
+    kinds = {c.kind for c in section.collectives}
+    if config.objective == "mae":
+        assert kinds == {"all-reduce"}
+        assert gradients[0] <= total <= gradients[1]
+        return
+    # X-ray, ECG and labs, float32, and up to four in the backward pass: for TPUs these
+    # are all-reduces too.
+    assert kinds <= {"all-reduce", "all-gather", "reduce-scatter"}
+    one = number(section.costs["global batch"]) * config.heads.shared_dim * 4
+    rest = [total - times * one for times in range(3, 8)]
+    assert any(gradients[0] <= r <= gradients[1] for r in rest), (total, one)
