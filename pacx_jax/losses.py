@@ -7,6 +7,7 @@ All are computed in float32 or wider.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -32,81 +33,68 @@ def temperature_scale(logit_scale: Array, low: float = 1.0, high: float = 100.0)
     return jnp.clip(jnp.exp(wide(logit_scale)), low, high)
 
 
-def cross_entropy(logits: Array, targets: Array, label_smoothing: float) -> Array:
-    """Mean over rows of the smoothed cross-entropy.
+def log_sums(rows: Array, columns: Array, chunk: int = 0) -> tuple[Array, Array]:
+    """Logarithms of the sums of exponentials of rows columns^T, by row and by column.
+
+    With `chunk`, (m, chunk) of the products exist at a time, also in the backward pass,
+    which computes each block again: O(m chunk + m b / chunk) of memory, exact.
 
     Args:
-      logits: (m, b).
-      targets: (m,) column of each row's positive.
-      label_smoothing: e; the positive's share is 1 - e + e/b, each other's e/b.
-    """
-    logp = jax.nn.log_softmax(logits, axis=-1)
-    positive = jnp.take_along_axis(logp, targets[:, None], axis=-1)[:, 0]
-    smooth = (1 - label_smoothing) * positive + label_smoothing * logp.mean(-1)
-    return -smooth.mean()
-
-
-def chunked_cross_entropy(
-    rows: Array, columns: Array, targets: Array, label_smoothing: float, chunk: int
-) -> Array:
-    """`cross_entropy` of rows columns^T, of which (m, chunk) exist at a time.
-
-    A row's loss is lse - (1 - e) positive - e mean, and only lse, the logarithm of its
-    sum of exponentials, needs all of its logits: it is the logsumexp of those of blocks
-    of columns. The backward pass computes each block again, so that the gradient is
-    exact and takes no more memory: O(m chunk + m b / chunk).
-
-    Args:
-      rows: (m, d), times the scale.
+      rows: (m, d).
       columns: (b, d); `chunk` divides b.
-      targets: (m,) column of each row's positive.
-      label_smoothing: as in `cross_entropy`.
+
+    Returns:
+      (m,) and (b,).
     """
+
+    def block(columns):
+        # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
+        logits = jnp.matmul(rows, columns.T, precision="highest")
+        return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
+
+    if not chunk:
+        return block(columns)
     b, d = columns.shape
-
-    @jax.checkpoint
-    def block_lse(block):
-        logits = jnp.matmul(rows, block.T, precision="highest")
-        return jax.nn.logsumexp(logits, axis=1)
-
-    parts = jax.lax.map(block_lse, columns.reshape(b // chunk, chunk, d))
-    lse = jax.nn.logsumexp(parts, axis=0)
-    positive = (rows * columns[targets]).sum(-1)
-    mean = jnp.matmul(rows, columns.mean(0), precision="highest")
-    return (lse - (1 - label_smoothing) * positive - label_smoothing * mean).mean()
+    blocks = columns.reshape(b // chunk, chunk, d)
+    by_row, by_column = jax.lax.map(jax.checkpoint(block), blocks)
+    return jax.nn.logsumexp(by_row, axis=0), by_column.reshape(b)
 
 
 def info_nce(
-    za: Array,
-    zb: Array,
+    anchor: Array,
+    others: Mapping[str, Array],
     scale: Array,
     *,
     label_smoothing: float,
     mesh: Mesh,
     chunk: int = 0,
-) -> Array:
-    """Symmetric InfoNCE over the global batch with gathered negatives.
+) -> dict[str, Array]:
+    """Symmetric InfoNCE of an anchor with each other modality, over the global batch.
 
       1/2 [CE(scale za zb^T) + CE(scale zb za^T)],  rows L2-normalised
 
-    Each device holds its rows and gathers the others' embeddings, (b, d), so its logits
-    are (m, b), or (m, chunk) at a time. Gradients flow through the gather; the result
-    is that of one device.
+    with a positive's share of 1 - e + e/b and each negative's of e/b. A row's cross
+    entropy is lse - (1 - e) positive - e mean: only lse, the logarithm of its sum of
+    exponentials, needs all of its logits.
+
+    Each device gathers the anchors of all, (b, d), once for all modalities. Its logits
+    are (m, b), its rows of the other modality against every anchor, or (m, chunk) at a
+    time: rows of the one cross entropy, and a part of each column of the other, whose
+    sums of exponentials are added up over the devices, (b,) numbers. Nothing else is
+    sent. Gradients flow through the gather; the result is that of one device.
 
     Args:
-      za, zb: (b, d) embeddings of two modalities, row i of both from one patient.
+      anchor: (b, d) embeddings of the X-rays.
+      others: name -> (b, d) embeddings; row i of all is of one patient.
       scale: () positive factor, as from `temperature_scale`.
+      label_smoothing: e.
       mesh: the batch is split over its axes `sharding.ROWS`.
       chunk: how many columns of logits exist at a time, a divisor of b; 0: all.
+
+    Returns:
+      name -> () loss.
     """
     rows, axes = PartitionSpec(sharding.ROWS), sharding.ROWS
-
-    def entropy(x, columns, targets):
-        if chunk:
-            return chunked_cross_entropy(x, columns, targets, label_smoothing, chunk)
-        # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
-        logits = jnp.matmul(x, columns.T, precision="highest")
-        return cross_entropy(logits, targets, label_smoothing)
 
     @functools.partial(
         jax.shard_map,
@@ -114,16 +102,26 @@ def info_nce(
         in_specs=(rows, rows, PartitionSpec()),
         out_specs=PartitionSpec(),
     )
-    def local(za, zb, scale):
-        all_a = jax.lax.all_gather(za, axes, tiled=True)
-        all_b = jax.lax.all_gather(zb, axes, tiled=True)
-        m = za.shape[0]
-        targets = jnp.arange(m) + jax.lax.axis_index(axes) * m
-        loss = entropy(scale * za, all_b, targets)
-        loss += entropy(scale * zb, all_a, targets)
-        return jax.lax.pmean(loss / 2, axes)
+    def local(anchor, others, scale):
+        anchors = jax.lax.all_gather(anchor, axes, tiled=True)
+        m = len(anchor)
+        own = jnp.arange(m) + jax.lax.axis_index(axes) * m  # the positives' columns
 
-    return local(l2_normalize(za), l2_normalize(zb), scale)
+        def loss(z):
+            z = scale * z
+            by_row, by_column = log_sums(z, anchors, chunk)
+            top = jax.lax.pmax(jax.lax.stop_gradient(by_column), axes)
+            summed = jax.lax.psum(jnp.exp(by_column - top), axes)
+            by_column = (top + jnp.log(summed))[own]
+            positive = (z * anchor).sum(-1)
+            mean = jnp.matmul(z, anchors.mean(0), precision="highest")
+            loss = (by_row + by_column) / 2 - (1 - label_smoothing) * positive
+            return jax.lax.pmean((loss - label_smoothing * mean).mean(), axes)
+
+        return jax.tree.map(loss, others)
+
+    others = {name: l2_normalize(z) for name, z in others.items()}
+    return local(l2_normalize(anchor), others, scale)
 
 
 def cosine_regression(pred: Array, target: Array) -> Array:

@@ -53,16 +53,17 @@ def from_folders(
     def loss(params, batch, key, *, train):
         z, targets, out = parts.forward(params, batch, key, train)
         scale = losses.temperature_scale(params["logit_scale"])
+        contrasts = losses.info_nce(
+            out["cxr_to_shared"],
+            {m: out[f"{m}_to_shared"] for m in modalities},
+            scale,
+            label_smoothing=weights.label_smoothing,
+            mesh=mesh,
+            chunk=weights.get("chunk", 0),
+        )
         metrics = {}
         for m in modalities:
-            metrics[f"clip_{m}"] = losses.info_nce(
-                out["cxr_to_shared"],
-                out[f"{m}_to_shared"],
-                scale,
-                label_smoothing=weights.label_smoothing,
-                mesh=mesh,
-                chunk=weights.get("chunk", 0),
-            )
+            metrics[f"clip_{m}"] = contrasts[m]
             metrics[f"regression_{m}"] = losses.cosine_regression(
                 out[f"cxr_to_{m}"], targets[m]
             )

@@ -104,8 +104,8 @@ def test_logits_do_not_exist_as_a_whole_where_they_are_chunked(meshes):
     def loss(za, zb, chunk):
         scale = jnp.float32(9)
         return losses.info_nce(
-            za, zb, scale, label_smoothing=0.1, mesh=meshes[2], chunk=chunk
-        )
+            za, {"b": zb}, scale, label_smoothing=0.1, mesh=meshes[2], chunk=chunk
+        )["b"]
 
     rows = sharding.batch_sharding(meshes[2])
     z = jax.ShapeDtypeStruct((64, 16), jnp.float32, sharding=rows)

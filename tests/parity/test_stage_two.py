@@ -118,8 +118,12 @@ def test_info_nce_and_gradients_equal(
     def run(x):
         factor = losses.temperature_scale(x["logit_scale"])
         return losses.info_nce(
-            x["za"], x["zb"], factor, label_smoothing=smoothing, mesh=meshes[devices]
-        )
+            x["za"],
+            {"b": x["zb"]},
+            factor,
+            label_smoothing=smoothing,
+            mesh=meshes[devices],
+        )["b"]
 
     name = f"{scale}_{smoothing}"
     loss, grads = jax.jit(jax.value_and_grad(run))(inputs)
