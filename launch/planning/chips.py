@@ -108,10 +108,15 @@ class Topology:
 
     @property
     def rings(self) -> tuple[Ring, ...]:
-        """What a collective goes round, one axis after the other."""
+        """What a collective goes round, one axis after the other.
+
+        A closed ring is used in both directions at once; in an open one, all bytes
+        reach its ends by one link.
+        """
         chip = self.chip
         if self.is_tpu:
-            kinds = [("ici", chip.link_bandwidth)] * len(self.shape)
+            closed = [self._closed(size) for size in self.shape]
+            kinds = [("ici", chip.link_bandwidth * (1 + c)) for c in closed]
         else:
             kinds = [
                 ("nvlink", chip.link_bandwidth),
@@ -122,6 +127,15 @@ class Topology:
             for size, (kind, bandwidth) in zip(self.shape, kinds, strict=True)
             if size > 1
         )
+
+    def _closed(self, size: int) -> bool:
+        """Whether the last of an axis's `size` chips is linked to the first.
+
+        Of v5e and v6e that is so along a whole pod's 16, of v5p in slices of cubes.
+        """
+        if len(self.shape) == 2:
+            return size == 16
+        return all(n % 4 == 0 for n in self.shape)
 
     def curve(self) -> tuple[Topology, ...]:
         """This topology among those of its chip from one host to the largest."""

@@ -59,8 +59,7 @@ class Collective:
 
           T = r sum_i V / (n_1 ... n_{i-1}) (n_i - 1) / n_i / W_i + r hops,  r = 1 or 2
 
-        One direction of one link an axis at a time: a torus has two, and XLA may use
-        several axes at once, so that this is on the slow side.
+        W is what a ring carries, `predict.rings_of` says how many links that are.
 
         Args:
           rings: axes of the chips that take part, the fastest first.

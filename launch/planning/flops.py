@@ -1,4 +1,4 @@
-"""Matrix products and convolutions of a traced step, counted by hand.
+"""Matrix products, convolutions and gathers of a traced step, counted by hand.
 
 XLA counts a loop's body once and knows nothing of forward and backward. This counts
 what is traced: loops by their length, recomputation where it is, and what stands in a
@@ -16,6 +16,34 @@ from jax.extend import core
 def per_chip(function, args: tuple, devices: int) -> float:
     """FLOPs of one of `devices` chips that share a call's work evenly."""
     return _count(_traced(function, args), devices)
+
+
+def gathered(function, args: tuple) -> int:
+    """Bytes a device of what a call sends by itself: gathers, and sums back of them.
+
+    The collectives of its `shard_map`s, of the size of their larger side. Those that
+    XLA adds, the sums of gradients, are in no trace.
+    """
+    return _gathered(_traced(function, args))
+
+
+_SENT = ("all_gather", "reduce_scatter", "psum", "pmax", "pmin", "all_to_all")
+
+
+def _gathered(jaxpr) -> int:
+    total = 0
+    for equation in jaxpr.eqns:
+        name, params = equation.primitive.name, equation.params
+        if name.removesuffix("_invariant") in _SENT:
+            sides = (equation.invars, equation.outvars)
+            total += max(sum(map(_bytes, side)) for side in sides)
+        rounds = params["length"] if name == "scan" else 1
+        total += rounds * sum(map(_gathered, _inner(params)))
+    return total
+
+
+def _bytes(variable) -> int:
+    return variable.aval.size * variable.aval.dtype.itemsize
 
 
 def has_loops(function, args: tuple) -> bool:

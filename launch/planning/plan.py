@@ -76,6 +76,7 @@ class Plan:
             "temporary_bytes_per_chip": r.temporaries,
             "flops_per_step": self.costs.flops * n,
             "collectives": [dataclasses.asdict(c) for c in self.costs.collectives],
+            "gathered_bytes_per_chip": self.costs.gathered,
             "collectives_counted_on": self.counted_on,
             "largest_global_batch": largest,
             "largest_global_batch_is_exact": exact,
@@ -124,6 +125,7 @@ def make(config, name: str, compiles: int, cache: pathlib.Path) -> Plan:
         result.backward,
         result.traffic if topology.is_tpu and not result.loops else 0.0,
         tuple(c for c in found if c.group > 1),
+        result.gathered,
     )
     return Plan(config, result, costs, counted_on)
 

@@ -8,7 +8,8 @@
   predicted_efficiency_no_overlap = T'(one host) / T'(N)
 
 "reduction" is what adds gradients up: all-reduces, and reduce-scatters within a group
-of a mesh's axis (FSDP). All else waits.
+of a mesh's axis (FSDP). All else waits, as the gathers of embeddings that the step asks
+for by itself; XLA for TPUs makes all-reduces of these, and they wait nevertheless.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Costs:
       backward: share of them that is not the forward pass.
       hbm_traffic: bytes that its operations access; 0 where that is not known.
       collectives: of the compiled step.
+      gathered: bytes a chip of gathers that the step asks for, and of the sums of their
+        gradients, whatever XLA makes of them. They grow with the chips, as the batch.
     """
 
     topology: Topology
@@ -44,6 +47,17 @@ class Costs:
     backward: float
     hbm_traffic: float
     collectives: tuple[Collective, ...]
+    gathered: int = 0
+
+    def gathered_in_reduces(self) -> int:
+        """Bytes of `gathered` that the compiled step has as all-reduces."""
+        n, apart, reduces = self.topology.devices, 0, 0
+        for one in self.collectives:
+            if one.group == n and one.kind in ("all-gather", "reduce-scatter"):
+                apart += one.bytes_per_chip
+            if one.group == n and one.kind == "all-reduce":
+                reduces += one.bytes_per_chip
+        return max(0, min(self.gathered - apart, reduces))
 
     def compute_seconds(self, devices: int) -> float:
         """At half of the peak; FLOPs a chip grow linearly with the global batch."""
@@ -52,24 +66,30 @@ class Costs:
         flops = self.flops + slope * (devices - self.topology.devices)
         return flops / (UTILISATION * self.topology.chip.peak_flops)
 
-    def collectives_at(self, topology: Topology) -> tuple[Collective, ...]:
-        """As compiled, with as many chips as `topology` where all took part.
+    def collectives_at(self, topology: Topology) -> list[tuple[Collective, bool]]:
+        """(as compiled, whether it reduces gradients), with the chips of `topology`.
 
         Gathers of all chips hold rows of the batch and grow with them; what is reduced
         has the size of the gradients and does not. Groups of a part of the chips (FSDP,
         tensor) stay as they are.
         """
-        all_, found = self.topology.devices, []
+        all_, n, found = self.topology.devices, topology.devices, []
         for one in self.collectives:
             if one.group < all_:
-                found.append(one)
-            elif topology.devices > 1:
+                found.append((one, one.kind in ("all-reduce", "reduce-scatter")))
+            elif n > 1:
+                one = dataclasses.replace(one, group=n)
                 size = one.bytes_per_chip
-                if one.kind != "all-reduce":
-                    size = size * topology.devices // all_
-                new = {"group": topology.devices, "bytes_per_chip": size}
-                found.append(dataclasses.replace(one, **new))
-        return tuple(found)
+                reduces = one.kind == "all-reduce"
+                rows = self.gathered_in_reduces() if reduces else size
+                if rows:  # the hops of all of them wait with these
+                    grown = {"bytes_per_chip": rows * n // all_}
+                    found.append((dataclasses.replace(one, **grown), False))
+                if rows < size:
+                    rest = {"bytes_per_chip": size - rows}
+                    rest["count"] = 0 if rows else one.count
+                    found.append((dataclasses.replace(one, **rest), True))
+        return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,11 +115,9 @@ def at(costs: Costs, topology: Topology) -> Point:
     """The predicted step of `costs` on another topology, equal rows a chip."""
     compute = costs.compute_seconds(topology.devices)
     reduction = other = 0.0
-    for one in costs.collectives_at(topology):
+    for one, reduces in costs.collectives_at(topology):
         seconds = one.seconds(rings_of(topology, one.group))
-        if one.kind == "all-reduce" or (
-            one.kind == "reduce-scatter" and one.group < topology.devices
-        ):
+        if reduces:
             reduction += seconds
         else:
             other += seconds
@@ -107,13 +125,23 @@ def at(costs: Costs, topology: Topology) -> Point:
 
 
 def rings_of(topology: Topology, group: int) -> tuple[Ring, ...]:
-    """The rings that `group` chips go round: neighbours first, then further axes."""
+    """The rings that `group` chips go round: neighbours first, then further axes.
+
+    On a torus a collective's bytes are split into as many parts as there are axes.
+    Each goes round them in another order, so that all links are in use all the time.
+    """
     found, left = [], group
     for ring in topology.rings:
         size = min(ring.size, left)
         if size > 1:
             found.append(dataclasses.replace(ring, size=size))
         left = -(-left // ring.size)
+    if topology.is_tpu:
+        all_axes = [ring.bytes_per_second * len(found) for ring in found]
+        found = [
+            dataclasses.replace(ring, bytes_per_second=rate)
+            for ring, rate in zip(found, all_axes, strict=True)
+        ]
     return tuple(found)
 
 

@@ -43,6 +43,11 @@ def _costs(plan: Plan) -> list[str]:
             f"{s['flops_per_step']:.4g}, {s['flops_per_step'] / batch / 1e9:.4g} G an "
             f"example; backward {costs.backward:.0%}",
         ),
+        *(
+            [("gathers and their gradients a chip", f"{costs.gathered:,} bytes")]
+            if costs.gathered
+            else []
+        ),
         (
             "largest batch that fits",
             f"{largest:,}{'' if exact else ' or more (a lower bound)'}; tried a chip: "

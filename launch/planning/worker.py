@@ -53,6 +53,7 @@ class Result:
       loops: whether products stand in loops, so that `flops` is not all.
       counted: see `predict.Costs`.
       backward: share of the products that is not the forward pass.
+      gathered: of the traced step, see `predict.Costs`.
       collectives: None where the compiled text cannot be had.
       tried: batches that were compiled, see `fitting`.
       mesh: axis -> devices.
@@ -68,6 +69,7 @@ class Result:
     loops: bool
     counted: tuple[tuple[int, float], tuple[int, float]]
     backward: float
+    gathered: int
     collectives: tuple[collectives.Collective, ...] | None
     tried: tuple[fitting.Tried, ...]
     mesh: dict[str, int]
@@ -271,6 +273,7 @@ def _result(compiled, step, tried, counted, backward) -> Result:
         loops=flops.has_loops(step.function, step.args),
         counted=counted,
         backward=backward,
+        gathered=flops.gathered(step.function, step.args),
         collectives=found if text else None,
         tried=tried,
         mesh=dict(step.mesh.shape),

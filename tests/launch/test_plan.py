@@ -29,6 +29,7 @@ from launch.planning import (
 )
 from launch.planning import plan as planning
 from launch.planning.collectives import Collective
+from pacx_jax import losses
 from pacx_jax.types import PacxError
 
 FIELDS = """devices global_batch peak_bytes_per_chip hbm_bytes_per_chip flops_per_step
@@ -170,33 +171,91 @@ def test_efficiency_is_the_issue_s_definition():
     topology = chips.parse("v5e:16x16")
     size = 50_000_000_000 // 10
     costs = hand_made(topology, [Collective("all-reduce", 256, 1, size)])
-    # Compute 100 ms at half of the peak, 60 of it backward; the reduction takes 200 ms
-    # times (n - 1) / n, and hops.
+    # Compute 100 ms at half of the peak, 60 of it backward. One link one way would take
+    # 200 ms times (n - 1) / n, and hops; a pod has two closed rings, a host two open.
     point = predict.at(costs, topology)
     assert point.compute == pytest.approx(0.1)
-    assert point.reduction == pytest.approx(0.2 * 255 / 256 + 60e-6)
-    assert point.step == pytest.approx(0.1 + point.reduction - 0.06)
+    assert point.reduction == pytest.approx(0.2 / 4 * 255 / 256 + 60e-6)
+    assert point.step == pytest.approx(0.1)
     host = predict.at(costs, topology.host())
-    assert host.reduction == pytest.approx(0.2 * 3 / 4 + 4e-6)
+    assert host.reduction == pytest.approx(0.2 / 2 * 3 / 4 + 4e-6)
+    assert host.step == pytest.approx(0.1 + host.reduction - 0.06)
     efficiency, no_overlap = predict.efficiencies(host, point)
     assert efficiency == pytest.approx(host.step / point.step)
     assert no_overlap == pytest.approx((0.1 + host.reduction) / (0.1 + point.reduction))
     hidden = hand_made(topology, [Collective("all-reduce", 256, 1, size // 10)])
     points = [predict.at(hidden, t) for t in (topology.host(), topology)]
-    assert predict.efficiencies(*points)[0] == 1.0 > predict.efficiencies(*points)[1]
+    # Without overlap the pod is ahead: its four links carry more than a host's two.
+    assert predict.efficiencies(*points)[0] == 1.0 < predict.efficiencies(*points)[1]
 
 
 def test_gathers_grow_with_the_chips_and_wait_for_nobody():
     topology = chips.parse("v5p:8x8x16")
     costs = hand_made(topology, [Collective("all-gather", 1024, 2, 1024_000)], many=0.1)
     at_host = costs.collectives_at(topology.host())
-    assert at_host == (Collective("all-gather", 4, 2, 4000),)
+    assert at_host == [(Collective("all-gather", 4, 2, 4000), False)]
     point = predict.at(costs, topology)
     assert point.other > 0 == point.reduction
     # FLOPs grow linearly with the global batch, from one host on.
     assert costs.compute_seconds(1024) == pytest.approx(0.1)
     grown = costs.compute_seconds(2044) - costs.compute_seconds(1024)
     assert grown == pytest.approx(0.2)
+
+
+def test_gathers_wait_and_grow_where_xla_makes_all_reduces_of_them():
+    topology = chips.parse("v5p:8x8x16")
+    gradients, rows = 8_000_000, 1024 * 1000
+    one = Collective("all-reduce", 1024, 9, gradients + rows)
+    costs = dataclasses.replace(hand_made(topology, [one]), gathered=rows)
+    assert costs.collectives_at(topology.host()) == [
+        (Collective("all-reduce", 4, 9, 4 * 1000), False),
+        (Collective("all-reduce", 4, 0, gradients), True),
+    ]
+    point = predict.at(costs, topology)
+    rings = predict.rings_of(topology, 1024)
+    assert point.other == Collective("all-reduce", 1024, 9, rows).seconds(rings)
+    assert point.step == pytest.approx(point.compute + point.other)  # the rest hides
+    # Where they are gathers still, nothing of the all-reduces is theirs.
+    apart = Collective("all-gather", 1024, 1, rows)
+    reduce = Collective("all-reduce", 1024, 8, gradients)
+    costs = dataclasses.replace(hand_made(topology, [apart, reduce]), gathered=rows)
+    assert costs.collectives_at(topology) == [(apart, False), (reduce, True)]
+
+
+def test_what_a_step_sends_by_itself_is_counted_from_its_trace(meshes):
+    def loss(za, zb):
+        found = losses.info_nce(
+            za, {"b": zb}, jnp.float32(9), label_smoothing=0.1, mesh=meshes[8]
+        )
+        return found["b"]
+
+    z = jax.ShapeDtypeStruct((64, 16), jnp.float32)
+    size, numbers = 64 * 16 * 4, 64 * 4
+    # Forward: the anchors, and for each column a maximum and a sum; the loss. Backward:
+    # the anchors' gradients, and one number a column.
+    sent = flops.gathered(jax.grad(loss, (0, 1)), (z, z))
+    assert 2 * size + 3 * numbers <= sent <= 2 * size + 3 * numbers + 16
+    assert flops.gathered(lambda z: z.sum(), (z,)) == 0
+
+
+def test_rings_are_closed_in_whole_pods_and_in_cubes():
+    closed = {
+        "v5e:16x16": [1, 1],
+        "v5e:8x16": [0, 1],
+        "v5e:8x8": [0, 0],
+        "v5p:2x4x4": [0, 0, 0],
+        "v5p:4x4x8": [1, 1, 1],
+    }
+    for name, axes in closed.items():
+        topology = chips.parse(name)
+        link = topology.chip.link_bandwidth
+        got = [ring.bytes_per_second for ring in topology.rings]
+        assert got == [link * (1 + one) for one in axes]
+        used = predict.rings_of(topology, topology.devices)
+        assert [r.bytes_per_second for r in used] == [len(axes) * b for b in got]
+    # Google states 51.2 TB/s for all-reduces of a v5e pod, 200 GB/s a chip: four links.
+    pod = predict.rings_of(chips.parse("v5e:16x16"), 256)
+    assert pod[0].bytes_per_second == pytest.approx(51.2e12 / 256)
 
 
 def test_groups_of_a_part_of_the_chips_go_round_their_own_rings():
@@ -347,15 +406,18 @@ def check_collectives(found, state, config, devices):
     """The gradient of each parameter once, scalars, and the embeddings' gathers."""
     gradients = sum(leaf.size * 4 for leaf in jax.tree.leaves(state.params))
     scalars = found["all-reduce"].bytes_per_chip - gradients
-    assert 0 < scalars <= 64 and all(c.group == devices for c in found.values())
+    assert all(c.group == devices for c in found.values())
     if config.objective == "mae":
+        assert 0 < scalars <= 64
         assert set(found) == {"all-reduce"}
         return
-    # X-ray, ECG and labs, float32; in the backward pass they are added up and split.
+    # X-rays' embeddings, float32; in the backward pass they are added up and split. For
+    # ECG and labs, of each column its largest sum, all sums, and their gradients.
     one = config.global_batch_size * config.heads.shared_dim * 4
     assert set(found) == {"all-reduce", "all-gather", "reduce-scatter"}
-    assert found["all-gather"].bytes_per_chip == 3 * one
-    assert found["reduce-scatter"].bytes_per_chip <= 4 * one
+    assert found["all-gather"].bytes_per_chip == one
+    assert found["reduce-scatter"].bytes_per_chip == one
+    assert 0 < scalars <= 2 * 3 * 4 * config.global_batch_size + 64
 
 
 @pytest.mark.full
@@ -427,6 +489,7 @@ def test_a_tpu_s_memory_is_not_judged_by_what_a_cpu_s_compiler_takes(small):
 def test_a_damaged_plan_is_made_again(left, monkeypatch, tmp_path, capsys):
     numbers = dict.fromkeys("arguments temporaries outputs code peak".split(), 1)
     numbers |= {"flops": 1.0, "traffic": 1.0, "loops": False, "backward": 0.5}
+    numbers["gathered"] = 0
     made = worker.Result(
         **numbers,
         counted=((4, 1.0), (4, 1.0)),
@@ -449,7 +512,7 @@ def test_a_damaged_plan_is_made_again(left, monkeypatch, tmp_path, capsys):
 
 def test_a_plan_that_is_not_written_whole_is_not_found(monkeypatch, tmp_path):
     """As by a full disk."""
-    made = worker.Result(1, 1, 1, 1, 1, 1.0, 1.0, False, (), 0.5, None, (), {})
+    made = worker.Result(1, 1, 1, 1, 1, 1.0, 1.0, False, (), 0.5, 0, None, (), {})
     monkeypatch.setattr(worker, "call", lambda request: made)
     write = pathlib.Path.write_text
 
