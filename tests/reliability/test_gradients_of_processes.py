@@ -19,8 +19,8 @@ from tests.reliability import runs
 FULL = pytest.mark.full
 # dtype -> largest relative difference of the metrics, the loss among them, and of the
 # gradients, each leaf by its norm. Measured with 2, 4 processes:
-#   distill float32: 2.6e-7, 1.7e-7 and 1.3e-6, 1.5e-6
-#           float64: 1.6e-16, 3.6e-16 and 1.0e-15, 1.8e-15
+#   distill float32: 8.4e-8, 1.7e-7 and 1.0e-6, 9.6e-7
+#           float64: 1.8e-16, 2.8e-16 and 1.2e-15, 1.9e-15
 #   mae     float32: 2.0e-7, 1.0e-7 and 4.9e-7, 5.0e-7
 #           float64: 1.6e-16, 1.9e-16 and 4.9e-16, 4.7e-16
 # Of 2 processes with their own negatives alone: 0.18 and 0.68; with a gather that hands
