@@ -25,7 +25,8 @@ def images(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh) -> F
 
     def forward(params, images):
         x = normalize(images, mean, std)
-        return module.apply({"params": params}, x)[:, 0].astype(jnp.float32)
+        tokens = module.apply({"params": params}, x, cls_only=True)
+        return tokens[:, 0].astype(jnp.float32)
 
     return _jitted(forward, mesh)
 

@@ -18,7 +18,6 @@ training cannot be written as a change of weights.
 from __future__ import annotations
 
 import contextlib
-import functools
 import zlib
 from collections.abc import Sequence
 
@@ -27,6 +26,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pacx_jax import target
 from pacx_jax.dropout import drop, row_seeds
 from pacx_jax.types import PacxError, Params
 
@@ -97,11 +97,12 @@ def applied(
             v.astype(y.dtype)
             for v in (args[0], pairs[path + ("a",)], pairs[path + ("b",)])
         )
+        b = _scale(a, alpha) * b
         if not dropout:
-            return y + _scale(a, alpha) * low_rank(x, a, b)
+            return y + low_rank(x, a, b)
         k = jax.random.fold_in(key, zlib.crc32("/".join(path).encode()))
         seeds = row_seeds(k, jnp.arange(len(x)) if rows is None else rows)
-        return y + _scale(a, alpha) * dropped_low_rank(x, a, b, seeds, dropout)
+        return y + dropped_low_rank(x, a, b, seeds, dropout)
 
     with nn.intercept_methods(interceptor):
         yield
@@ -112,7 +113,6 @@ def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
     return dropped_low_rank(x, a, b, jnp.zeros((0, 2), jnp.uint32), 0.0)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def dropped_low_rank(x, a, b, seeds, rate):
     """`low_rank` of drop(x), with a backward of its own; seeds as in `dropout.drop`.
 
@@ -121,7 +121,15 @@ def dropped_low_rank(x, a, b, seeds, rate):
     elementwise work fused into it; here only (n, r) arrays are. It halves the step. The
     mask is computed again instead of kept.
     """
+    form = _own if target.hand_written("low_rank") else _low_rank
+    return form(x, a, b, seeds, rate)
+
+
+def _low_rank(x, a, b, seeds, rate):
     return _forward(x, a, b, seeds, rate)[0]
+
+
+_own = jax.custom_vjp(_low_rank, nondiff_argnums=(4,))
 
 
 def _forward(x, a, b, seeds, rate):
@@ -131,6 +139,8 @@ def _forward(x, a, b, seeds, rate):
 
 def _backward(rate, residuals, g):
     x, a, b, seeds, h = residuals
+    if target.platform() == "gpu":  # or XLA would keep the mask of the forward pass
+        seeds = jax.lax.optimization_barrier(seeds)
     dh = jnp.einsum("...d,rd->...r", g, b)
     db = jnp.einsum("...r,...d->rd", h, g)
     da = jnp.einsum("...r,...i->ri", dh, drop(x, seeds, rate)).T
@@ -138,7 +148,7 @@ def _backward(rate, residuals, g):
     return dx, da, db, None
 
 
-dropped_low_rank.defvjp(_forward, _backward)
+_own.defvjp(_forward, _backward)
 
 
 def _scale(a: jax.Array, alpha: float) -> float:

@@ -30,7 +30,16 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import disk, host_memory, identity, locks, manifest, peers, processes
+from pacx_jax import (
+    disk,
+    host_memory,
+    identity,
+    locks,
+    manifest,
+    peers,
+    processes,
+    target,
+)
 from pacx_jax.types import PacxError
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -226,6 +235,8 @@ def _ending_well(command: Callable[[], None]) -> None:
         if disk.is_full(e):
             _stop_on_full_disk()
         processes.end_if_bereaved(e)
+        if told := target.out_of_memory(e):
+            _end(f"error: {told}", 2)
         if isinstance(e, OSError):  # such as a missing permission
             _end(f"error: {' '.join(str(e).split())}", 2)
         if not peers.watching():

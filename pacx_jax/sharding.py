@@ -7,6 +7,7 @@ docs/sharding.md explains both.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from pacx_jax import target
 from pacx_jax.types import Array, Batch, PacxError, Params
 
 AXES = ("data", "fsdp", "tensor")
@@ -191,9 +193,15 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
+@contextlib.contextmanager
 def tracing(mesh: Mesh):
-    """Within this context, functions being traced constrain their activations to it."""
-    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
+    """Within this context, functions being traced are for `mesh`.
+
+    They constrain their activations to it, and choose kernels by its devices.
+    """
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+        with target.compiling_for(mesh):
+            yield
 
 
 def constrain(x: Array, *axes) -> Array:

@@ -23,6 +23,7 @@ from pacx_jax import (
     optim,
     sharding,
     step,
+    target,
 )
 from pacx_jax.types import Metrics, Objective, PacxError
 
@@ -110,6 +111,7 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Stage:
 
     loaded = load_parts(objective, init_key)
     with sharding.tracing(mesh):
+        target.say_of_dtype(config.dtype)
         abstract = jax.eval_shape(init, init_key, loaded)
     shardings = sharding.tree_shardings(abstract, mesh)
     return Stage(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from pacx_jax import sharding
+from pacx_jax import sharding, target
 from pacx_jax.types import Batch, Metrics, Objective, PacxError, Params
 
 
@@ -100,18 +100,8 @@ def make_train_step(
                     gradient, batch, accumulate, objective.weight
                 )
         norm = optax.tree.norm(grads)
-
-        def update():
-            updates, opt_state = tx.update(grads, state.opt_state, state.params)
-            return optax.apply_updates(state.params, updates), opt_state
-
-        # A batch whose gradient is not finite leaves no trace but the step's number. To
-        # choose leaf by leaf afterwards would have XLA keep copies of the whole state.
-        params, opt_state = jax.lax.cond(
-            jnp.isfinite(loss) & jnp.isfinite(norm),
-            update,
-            lambda: (state.params, state.opt_state),
-        )
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        params, opt_state = update_if(finite, tx, grads, state, mesh)
         metrics = {"loss": loss, **metrics, "grad_norm": norm}
         state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
         return state, metrics
@@ -124,6 +114,26 @@ def make_train_step(
         donate_argnums=0,
         compiler_options=compiler_options(mesh),
     )
+
+
+def update_if(finite: jax.Array, tx, grads: Params, state: TrainState, mesh: Mesh):
+    """(params, opt_state) after an update where `finite` () holds, else as they are.
+
+    A batch whose gradient is not finite leaves no trace but the step's number. Either
+    form writes the state in place on its platforms, and has XLA copy all of it on the
+    others.
+    """
+
+    def update():
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        return optax.apply_updates(state.params, updates), opt_state
+
+    before = (state.params, state.opt_state)
+    with sharding.tracing(mesh):
+        in_branch = target.hand_written("update_in_branch")
+    if in_branch:
+        return jax.lax.cond(finite, update, lambda: before)
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(), before)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:

@@ -8,13 +8,15 @@ Shape letters: b batch, n tokens, h heads, c channels of a head.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import einops
 import jax
 import jax.numpy as jnp
-from absl import logging
+import numpy as np
+from jax import nn
 
-from pacx_jax import sharding
+from pacx_jax import sharding, target
 from pacx_jax.types import Array, PacxError
 
 # From so many bytes of an image's scores on, a CPU takes one image at a time, if heads
@@ -26,40 +28,42 @@ LARGE_SCORES, FEW_CHANNELS = 2**20, 32
 LEAST_TOKENS, MOST_TOKENS = 64, 320
 
 
+ALL = slice(None)  # tokens
 # config.attention: what suits the device; as written, by XLA; our kernel for TPUs.
 WAYS = ("auto", "xla", "pallas")
 
 
-def attend(qkv: Array, num_heads: int, way: str = "auto") -> Array:
+def attend(
+    qkv: Array, num_heads: int, way: str = "auto", outputs: slice = ALL
+) -> Array:
     """Multi-head self-attention of fused projections, (b, n, 3 h c) -> (b, n, h c).
 
-    By `way`, one of WAYS. "auto": on a GPU in bfloat16 or float16 by cuDNN's flash
-    attention, on one CPU device an image at a time where that is faster, otherwise as
-    written. "pallas", where the kernel cannot run, is as "auto", which is said once.
+    Of the tokens in `outputs` alone: (b, m, h c); a single one's is always as written.
+
+    By `way`, one of WAYS. "auto": by what the devices of the mesh do best. That is
+    cuDNN's flash attention on a GPU and our Pallas kernel on a TPU, both in two-byte
+    dtypes and tried once on a small batch; on one CPU device an image at a time where
+    that is faster; otherwise as written. Where "pallas" cannot run, it is as "auto".
+    Either is said once.
     """
     if way not in WAYS:
         raise PacxError(f"config.attention is {way!r}: choose {' or '.join(WAYS)}")
-    n, c = qkv.shape[1], qkv.shape[2] // 3 // num_heads
-    kind = device_kind()
-    if way == "pallas" and kernel_runs(n, qkv.dtype, kind):
-        return by_kernel(qkv, num_heads)
-    if way == "xla":
-        return as_written(qkv, num_heads)
-    if "nvidia" in kind and qkv.dtype.itemsize == 2 and cudnn_runs(c, str(qkv.dtype)):
-        q, k, v = einops.rearrange(
-            qkv, "b n (qkv h c) -> qkv b n h c", qkv=3, h=num_heads
-        )
-        out = jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
-        return einops.rearrange(out, "b n h c -> b n (h c)")
-    large = num_heads * n * n * 4 >= LARGE_SCORES and c <= FEW_CHANNELS
-    if large and kind == "cpu" and device_count() == 1:
-        return by_image(qkv, num_heads)
-    return as_written(qkv, num_heads)
+    if way != "xla" and len(range(qkv.shape[1])[outputs]) > 1:
+        n, c, dtype = qkv.shape[1], qkv.shape[2] // 3 // num_heads, qkv.dtype
+        if kernel_runs(n, num_heads, c, dtype, asked=way == "pallas"):
+            return by_kernel(qkv, num_heads)[:, outputs]
+        if cudnn_runs(n, num_heads, c, dtype):
+            return by_cudnn(qkv, num_heads)[:, outputs]
+        large = num_heads * n * n * 4 >= LARGE_SCORES and c <= FEW_CHANNELS
+        if large and target.platform() == "cpu" and target.device_count() == 1:
+            return by_image(qkv, num_heads)[:, outputs]
+    return as_written(qkv, num_heads, outputs)
 
 
-def as_written(qkv: Array, num_heads: int) -> Array:
+def as_written(qkv: Array, num_heads: int, outputs: slice = ALL) -> Array:
     """`attend` by the formula above."""
     q, k, v = split_heads(qkv, num_heads)
+    q = q[..., outputs, :]
     return join_heads(weighted(probabilities(q, k), v))
 
 
@@ -76,31 +80,98 @@ def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
     return attention_tpu.attend(qkv, num_heads, interpret)
 
 
-def kernel_runs(tokens: int, dtype, kind: str) -> bool:
-    """Whether `by_kernel` can be taken; if not, why is said once.
+def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -> bool:
+    """Whether `by_kernel` can be taken on the mesh's devices.
 
-    Not for few tokens, as an MAE's encoder has them: that needs no word.
+    If not, why is said once: where it was `asked` for, or failed when it was tried. Not
+    for few tokens, as an MAE's encoder has them.
     """
-    if tokens < LEAST_TOKENS:
+    if n < LEAST_TOKENS:
         return False
-    mesh = jax.sharding.get_abstract_mesh()
+    mesh, platform = jax.sharding.get_abstract_mesh(), target.platform()
     reasons = {
-        f"{kind} is no TPU": "tpu" not in kind,
+        f"{platform or 'any device'} is no TPU": platform != "tpu",
         f"its kernel does not take {dtype}": dtype.itemsize != 2,
-        f"its kernel takes up to {MOST_TOKENS} tokens, here are {tokens}": tokens
-        > MOST_TOKENS,
+        f"its kernel takes up to {MOST_TOKENS} tokens, here are {n}": n > MOST_TOKENS,
         "it does not split heads over config.mesh.tensor": not mesh.empty
         and mesh.shape["tensor"] > 1,
     }
     found = [reason for reason, holds in reasons.items() if holds]
     if found:
-        _say_once(f"config.attention=pallas: {found[0]}. It is computed as by auto")
-    return not found
+        if asked:
+            _say_of(f"config.attention=pallas: {found[0]}. It is computed as by auto")
+        return False
+    return _tried("Our attention kernel for TPUs", by_kernel, n, heads, channels, dtype)
 
 
-@functools.cache
-def _say_once(text: str) -> None:
-    logging.warning("%s, with the same results but for rounding", text)
+def by_cudnn(qkv: Array, num_heads: int) -> Array:
+    """`attend` by cuDNN's flash attention.
+
+    Its backward pass refuses an odd number of tokens, so that these get one more, which
+    the lengths exclude. Padding is part of the copy that takes q, k and v apart.
+    """
+    b, n = qkv.shape[:2]
+    qkv = jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0)))
+    q, k, v = einops.rearrange(qkv, "b n (qkv h c) -> qkv b n h c", qkv=3, h=num_heads)
+    lengths = jnp.full((b,), n, jnp.int32) if n % 2 else None
+    out = nn.dot_product_attention(
+        q,
+        k,
+        v,
+        query_seq_lengths=lengths,
+        key_value_seq_lengths=lengths,
+        implementation="cudnn",
+    )
+    return einops.rearrange(out[:, :n], "b n h c -> b n (h c)")
+
+
+def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
+    """Whether `by_cudnn` can be taken on the mesh's devices; if not, that is said."""
+    if target.platform() != "gpu":
+        return False
+    capability, kind = target.capability(), target.device().device_kind
+    most = 256 if capability >= (9, 0) else 128
+    reasons = {
+        f"{kind} is no NVIDIA GPU": not capability,
+        f"{kind} is older than compute capability 8.0": capability < (8, 0),
+        f"it does not take {dtype}, but bfloat16 and float16": dtype.itemsize != 2,
+        f"it takes heads of 8, 16, ... {most} channels, here are {channels}": channels
+        % 8
+        or channels > most,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    if found:
+        _say_of(f"No cuDNN attention: {found[0]}. XLA's is used")
+        return False
+    return _tried("cuDNN attention", by_cudnn, n, heads, channels, dtype)
+
+
+def _tried(what: str, form: Callable, n: int, heads: int, channels: int, dtype) -> bool:
+    """Whether a form gives what `as_written` does, gradient included, on a device."""
+    shape, about = (2, n, 3 * heads * channels), f"{n} tokens, {heads} x {channels}"
+
+    def attempt(device: jax.Device) -> str:
+        noise = np.random.default_rng(0).standard_normal(shape, np.float32)
+        qkv = jax.device_put(noise.astype(dtype), device)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def gradient(form, qkv):
+            return jax.grad(lambda x: jnp.square(_wide(form(x, heads))).sum())(qkv)
+
+        got, want = (
+            np.asarray(gradient(f, qkv), np.float64) for f in (form, as_written)
+        )
+        far = np.abs(got - want).max() / np.abs(want).max()
+        return "" if far < 0.05 else f"its gradient differs by {far:.2g} of the largest"
+
+    wrong = target.tried(f"{what} of {about} in {dtype}", attempt)
+    if wrong:
+        _say_of(f"{what} does not run here ({wrong}). XLA's is used")
+    return not wrong
+
+
+def _say_of(text: str) -> None:
+    target.say_once(f"{text}, with the same results but for rounding")
 
 
 def split_heads(qkv: Array, num_heads: int) -> Array:
@@ -183,39 +254,3 @@ def _scores(q, k):
 
 def _wide(x):
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
-
-
-def device_kind() -> str:
-    """What is compiled for, in lower case: "cpu", "nvidia ...", "tpu ..."."""
-    mesh = jax.sharding.get_abstract_mesh()
-    named = None if mesh.empty else mesh.abstract_device
-    return (named.device_kind if named else jax.devices()[0].device_kind).lower()
-
-
-def device_count() -> int:
-    """How many devices the mesh of `sharding.tracing` has; without one, one."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.size
-
-
-@functools.cache
-def cudnn_runs(channels: int, dtype: str) -> bool:
-    """Whether cuDNN's attention can be compiled here; if not, that is said once."""
-    x = jax.ShapeDtypeStruct((1, 8, 1, channels), dtype)
-    attention = functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
-    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    gradient = jax.jit(
-        jax.grad(lambda x: attention(x, x, x).sum()),
-        in_shardings=one,
-        out_shardings=one,
-    )
-    try:
-        gradient.lower(x).compile()
-    except Exception as error:  # whatever the installed cuDNN says
-        logging.warning(
-            "cuDNN attention does not run here (%s): XLA's is used, with the same "
-            "results but for rounding",
-            " ".join(str(error).split())[:200],
-        )
-        return False
-    return True

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pacx_jax.models import attention
+from pacx_jax import target
 from pacx_jax.models.dense import matmul
 from pacx_jax.types import Array
 
@@ -46,8 +46,8 @@ def _convolve(x, kernel, strides, padding, *, feature_group_count, precision, **
     (stride,), groups = strides, feature_group_count
     if kernel.shape[0] == stride == groups == 1 and precision is None:
         return matmul(x, kernel[0])
-    one_cpu = attention.device_kind() == "cpu" and attention.device_count() == 1
-    if groups > 1 and kernel.shape[0] % stride == 0 and one_cpu and precision is None:
+    ours = target.hand_written("grouped_convolution") and target.device_count() == 1
+    if groups > 1 and kernel.shape[0] % stride == 0 and ours and precision is None:
         return grouped(x, kernel, stride, groups)
     return jax.lax.conv_general_dilated(
         x,

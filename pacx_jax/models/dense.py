@@ -1,7 +1,7 @@
 """Dense layers, GELU and SiLU with backward passes of their own.
 
-The numbers are the usual ones; what differs is what XLA makes of them.
-docs/performance.md says what each gave.
+The numbers are the usual ones; what differs is what XLA makes of them. Each is used on
+the platforms of `target.HAND_WRITTEN`; elsewhere JAX derives the backward pass.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from pacx_jax import target
 from pacx_jax.types import Array
 
 
@@ -25,8 +26,15 @@ def dense(features: int, *, dtype, name: str, **inits) -> nn.Dense:
 
 
 def _dot_general(x, kernel, dims, precision=None, preferred_element_type=None):
-    del dims, preferred_element_type  # nn.Dense: the last axis with the first
-    return matmul(x, kernel) if precision is None else jnp.matmul(x, kernel, precision)
+    if precision is None and target.hand_written("dense"):
+        return matmul(x, kernel)  # nn.Dense: the last axis with the first
+    return jax.lax.dot_general(
+        x,
+        kernel,
+        dims,
+        precision=precision,
+        preferred_element_type=preferred_element_type,
+    )
 
 
 @jax.custom_vjp
@@ -53,43 +61,58 @@ def _matmul_backward(residuals, g):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-@jax.custom_vjp
 def gelu(x: Array) -> Array:
     """Exact GELU, x Phi(x), in float32 or wider; the result has the dtype of x.
 
     Phi by 1 + erf: for x below -3 its error is that of 1 (6e-8), as PyTorch's. Flax's
     form by erfc computes two series and a choice. The backward pass keeps x alone.
     """
+    return _own_gelu(x) if target.hand_written("gelu") else _gelu(x)
+
+
+def _gelu(x):
     wide = _wide(x)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
 
 
+_own_gelu = jax.custom_vjp(_gelu)
+
+
 def _gelu_forward(x):
-    return gelu(x), x
+    return _gelu(x), x
 
 
 def _gelu_backward(x, g):
     wide = _wide(x)
     density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
     slope = _normal_cdf(wide) + wide * density
-    return ((g * slope).astype(x.dtype),)
+    dx = (g * slope).astype(x.dtype)
+    if target.platform() == "gpu":  # the bias's sum over rows stays a kernel of its own
+        dx = jax.lax.optimization_barrier(dx)
+    return (dx,)
 
 
-gelu.defvjp(_gelu_forward, _gelu_backward)
+_own_gelu.defvjp(_gelu_forward, _gelu_backward)
 
 
 def _normal_cdf(x):
     return 0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))
 
 
-@jax.custom_vjp
 def silu(x: Array) -> Array:
     """SiLU, x sigmoid(x); the backward pass keeps x alone."""
+    return _own_silu(x) if target.hand_written("silu") else _silu(x)
+
+
+def _silu(x):
     return x * jax.nn.sigmoid(x)
 
 
+_own_silu = jax.custom_vjp(_silu)
+
+
 def _silu_forward(x):
-    return silu(x), x
+    return _silu(x), x
 
 
 def _silu_backward(x, g):
@@ -97,7 +120,7 @@ def _silu_backward(x, g):
     return (g * s * (1 + x * (1 - s)),)
 
 
-silu.defvjp(_silu_forward, _silu_backward)
+_own_silu.defvjp(_silu_forward, _silu_backward)
 
 
 def _wide(x):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from pacx_jax.models import vit
 from pacx_jax.models.dense import dense
@@ -74,13 +75,14 @@ class Decoder(nn.Module):
         )
         # Tokens stay in [CLS, kept, masked] order: blocks do not care about it, and
         # moving positions, which are constants, needs no scatter in the backward pass.
+        # CLS has none: it takes the table's row of zeros.
         k = tokens.shape[1] - 1
-        masked = jnp.broadcast_to(mask_token.astype(x.dtype), (b, n - k, self.width))
-        posemb = jnp.asarray(vit.posemb_sincos_2d(grid, self.width), x.dtype)
-        posemb = jnp.take(posemb, jnp.argsort(ids_restore, axis=1), axis=0)
-        cls, kept = x[:, :1], x[:, 1:]
-        x = jnp.concatenate([kept, masked], axis=1) + posemb
-        x = jnp.concatenate([cls, x], axis=1)
+        table = np.pad(vit.posemb_sincos_2d(grid, self.width), ((1, 0), (0, 0)))
+        order = jnp.pad(1 + jnp.argsort(ids_restore, axis=1), ((0, 0), (1, 0)))
+        masked = jnp.arange(1 + n)[:, None] > k
+        x = jnp.pad(x, ((0, 0), (0, n - k), (0, 0)))
+        x = jnp.where(masked, mask_token.astype(x.dtype), x)
+        x += jnp.take(jnp.asarray(table, x.dtype), order, axis=0, mode="clip")
         x = vit.stack(
             x,
             self.depth,
@@ -89,14 +91,14 @@ class Decoder(nn.Module):
             self.dtype,
             self.remat,
             self.attention,
+            (1 + k if masked_only else 1, 1 + n),
         )
-        x = x[:, 1 + k if masked_only else 1 :]
         x = dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
         )(x)
         if masked_only:
             return x
-        return jnp.take_along_axis(x, ids_restore[..., None], axis=1)
+        return jnp.take_along_axis(x, ids_restore[..., None], axis=1, mode="clip")
 
 
 class MAE(nn.Module):
@@ -144,7 +146,7 @@ def masked_ids(ids_keep: Array, ids_restore: Array) -> Array:
 
 def take_patches(patches: Array, ids: Array) -> Array:
     """Of patches (b, n, p) those at `ids` (b, m): (b, m, p)."""
-    return jnp.take_along_axis(patches, ids[..., None], axis=1)
+    return jnp.take_along_axis(patches, ids[..., None], axis=1, mode="clip")
 
 
 def patch_targets(

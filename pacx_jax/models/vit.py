@@ -12,8 +12,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 
-from pacx_jax import sharding
+from pacx_jax import sharding, target
 from pacx_jax.models import attention
 from pacx_jax.models.dense import dense, gelu
 from pacx_jax.models.layer_norm import LayerNorm
@@ -112,10 +113,11 @@ class Attention(nn.Module):
     num_heads: int
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
+    outputs: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        d = x.shape[-1]
+        d, outputs = x.shape[-1], slice(*(self.outputs or (None,)))
         if self.num_heads < 1 or d % self.num_heads:
             raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
         qkv = dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
@@ -123,9 +125,9 @@ class Attention(nn.Module):
             q, k, v = attention.split_heads(qkv, self.num_heads)
             probs = attention.probabilities(q, k)
             self.sow("intermediates", "attention", probs)
-            x = attention.join_heads(attention.weighted(probs, v))
+            x = attention.join_heads(attention.weighted(probs, v))[:, outputs]
         else:
-            x = attention.attend(qkv, self.num_heads, self.attention)
+            x = attention.attend(qkv, self.num_heads, self.attention, outputs)
         return dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
 
 
@@ -143,19 +145,25 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block. LayerNorm is in float32, products in `dtype`."""
+    """Pre-norm transformer block. LayerNorm is in float32, products in `dtype`.
+
+    Attributes:
+      outputs: (first, last + 1) of the tokens whose outputs are wanted; None: of all.
+    """
 
     num_heads: int
     mlp_dim: int
     ln_eps: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     attention: str = "auto"
+    outputs: tuple[int, int] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         y = LayerNorm(self.ln_eps, name="norm1")(x)
-        attend = Attention(self.num_heads, self.dtype, self.attention, name="attn")
-        x = x + attend(y)
+        ways = self.dtype, self.attention, self.outputs
+        y = Attention(self.num_heads, *ways, name="attn")(y)
+        x = (x if self.outputs is None else x[:, slice(*self.outputs)]) + y
         y = LayerNorm(self.ln_eps, name="norm2")(x)
         return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
@@ -177,22 +185,31 @@ def stack(
     dtype,
     remat: str = "none",
     attention: str = "auto",
+    outputs: tuple[int, int] | None = None,
 ) -> Array:
     """(b, n, d) through `depth` blocks and a LayerNorm, named in the calling module.
 
     Each block is computed again in the backward pass as `remat` says (REMAT), and its
     attention by the way `attention.WAYS` names; its parameters and adapters have the
     same names either way.
+
+    Args:
+      outputs: (first, last + 1) of the tokens that are wanted, which are then all that
+        is returned: of the others, the last block computes keys and values alone.
     """
     if remat not in REMAT:
         raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
     sharding.check_heads(num_heads)
     block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
     x, width = sharding.constrain_rows(x), 4 * x.shape[-1]
+    if target.platform() == "gpu":
+        # Or XLA lays the stream of an MAE's encoder out with the images last, and has
+        # each product transpose it.
+        x = with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
     for i in range(depth):
         name = f"block_{i:02d}"
-        block = block_of(num_heads, width, ln_eps, dtype, attention, name=name)
-        x = block(x)
+        wanted = outputs if i == depth - 1 else None
+        x = block_of(num_heads, width, ln_eps, dtype, attention, wanted, name=name)(x)
         x = sharding.constrain_rows(x)
     return LayerNorm(ln_eps, name="norm")(x)
 
@@ -223,10 +240,13 @@ class ViT(nn.Module):
     attention: str = "auto"
 
     @nn.compact
-    def __call__(self, images: Array, ids_keep: Array | None = None) -> Array:
+    def __call__(
+        self, images: Array, ids_keep: Array | None = None, cls_only: bool = False
+    ) -> Array:
         """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS first.
 
-        With `ids_keep` (b, k) only these patches are embedded: (b, 1 + k, d).
+        With `ids_keep` (b, k) only these patches are embedded: (b, 1 + k, d). With
+        `cls_only` (b, 1, d), and the last block's work for other tokens is saved.
         """
         b, h, w, _ = images.shape
         if self.patch_size < 1 or h % self.patch_size or w % self.patch_size:
@@ -235,10 +255,10 @@ class ViT(nn.Module):
             )
         grid = (h // self.patch_size, w // self.patch_size)
         x = patchify(images, self.patch_size)
-        posemb, cls_posemb = self._posemb(grid, x.dtype)
+        posemb, cls_posemb = self._posemb(grid, self.dtype)
         if ids_keep is not None:  # before the projection: masked patches cost nothing
-            x = jnp.take_along_axis(x, ids_keep[..., None], axis=1)
-            posemb = jnp.take(posemb[0], ids_keep, axis=0)
+            x = jnp.take_along_axis(x, ids_keep[..., None], axis=1, mode="clip")
+            posemb = jnp.take(posemb[0], ids_keep, axis=0, mode="clip")
         x = dense(
             self.width,
             kernel_init=xavier,
@@ -260,6 +280,7 @@ class ViT(nn.Module):
             self.dtype,
             self.remat,
             self.attention,
+            (0, 1) if cls_only else None,
         )
 
     def _posemb(self, grid: tuple[int, int], dtype):

@@ -39,7 +39,7 @@ def make(config) -> Objective:
 
     def logits(params, batch):
         images = normalize(batch["image"], mean, std)
-        z = encoder.apply({"params": params["encoder"]}, images)[:, 0]
+        z = encoder.apply({"params": params["encoder"]}, images, cls_only=True)[:, 0]
         return head.apply({"params": params["head"]}, losses.wide(z))
 
     def loss(params, batch, key, *, train):

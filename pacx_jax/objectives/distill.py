@@ -183,7 +183,8 @@ class Parts:
                 rows=rows,
             )
         with context:
-            tokens = self.encoder.apply({"params": params["encoder"]}, images)
+            variables = {"params": params["encoder"]}
+            tokens = self.encoder.apply(variables, images, cls_only=True)
         return losses.wide(tokens[:, 0])
 
     def targets(self, params, batch) -> dict[str, Array]:

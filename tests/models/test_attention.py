@@ -1,6 +1,7 @@
 """One attention, however it is computed; layers with backward passes of their own."""
 
 import functools
+import types
 
 import einops
 import flax.linen as nn
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax import sharding
+from pacx_jax import sharding, target
 from pacx_jax.models import attention, attention_tpu, dense, mae, vit
 from pacx_jax.types import PacxError
 from tests import tiny
@@ -72,27 +73,116 @@ def test_bfloat16_has_float32_softmax():
 
 def test_one_cpu_device_takes_large_scores_by_image_and_several_do_not(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention, "by_image", lambda x, h: taken.append(x.shape))
+    monkeypatch.setattr(attention, "by_image", lambda x, h: taken.append(x.shape) or x)
     large = jax.ShapeDtypeStruct((16, 197, 3 * 512), jnp.float32)
-    jax.eval_shape(lambda x: attention.attend(x, 16), large)
+    for devices in (1, 8):
+        with sharding.tracing(sharding.make_mesh(devices)):
+            jax.eval_shape(lambda x: attention.attend(x, 16), large)
     assert taken == [large.shape]
-    monkeypatch.setattr(attention, "device_count", lambda: 8)
-    jax.eval_shape(lambda x: attention.attend(x, 16), large)
-    assert len(taken) == 1
 
 
-def test_where_cudnn_does_not_run_that_is_said_once_and_xla_is_used(
-    monkeypatch, caplog
+@pytest.mark.parametrize("way", ["auto", "xla"])
+def test_outputs_of_some_tokens_are_those_of_all(way):
+    qkv = jax.random.normal(jax.random.key(0), (2, 9, 3 * 16))
+    whole = textbook(qkv, 2)
+    for wanted in (slice(0, 1), slice(4, 9)):
+        got = attention.attend(qkv, 2, way, wanted)
+        assert furthest([got], [whole[:, wanted]]) < 1e-6
+
+
+class FakeDevice:
+    """What `target` and `attention` read of a device."""
+
+    def __init__(self, device_kind, platform="gpu", compute_capability=""):
+        self.device_kind, self.platform = device_kind, platform
+        self.compute_capability, self.process_index = compute_capability, 0
+
+
+@pytest.fixture
+def said(caplog):
+    """The warnings so far; each is said anew in every test."""
+    target.say_once.cache_clear()
+    caplog.set_level("WARNING")
+    return lambda: [r.getMessage() for r in caplog.records]
+
+
+def with_device(monkeypatch, *args):
+    device = FakeDevice(*args)
+    monkeypatch.setattr(target, "device", lambda: device)
+    return device
+
+
+BFLOAT16, FLOAT32 = np.dtype(jnp.bfloat16), np.dtype("float32")
+
+
+@pytest.mark.parametrize(
+    "kind, capability, channels, dtype, why",
+    [
+        ("Tesla V100-SXM2-16GB", "7.0", 64, BFLOAT16, "older than compute capability"),
+        ("NVIDIA A100", "8.0", 160, BFLOAT16, "8, 16, ... 128 channels, here are 160"),
+        ("NVIDIA H100", "9.0", 20, BFLOAT16, "8, 16, ... 256 channels, here are 20"),
+        ("NVIDIA H100", "9.0", 64, FLOAT32, "does not take float32"),
+        ("AMD Instinct MI300X", "gfx942", 64, BFLOAT16, "is no NVIDIA GPU"),
+    ],
+)
+def test_what_cudnn_does_not_take_is_said_once_and_xla_is_used(
+    monkeypatch, said, kind, capability, channels, dtype, why
 ):
-    attention.cudnn_runs.cache_clear()
-    monkeypatch.setattr(attention, "device_kind", lambda: "nvidia h200")
-    qkv = jax.random.normal(jax.random.key(0), (2, 9, 3 * 16), jnp.bfloat16)
-    with caplog.at_level("WARNING"):
-        got = [attention.attend(qkv, 2) for _ in range(2)]  # this machine has no cuDNN
-    attention.cudnn_runs.cache_clear()
-    said = [r.getMessage() for r in caplog.records if "cuDNN" in r.getMessage()]
-    assert len(said) == 1 and "\n" not in said[0]
-    assert float(jnp.abs(got[0] - textbook(qkv, 2)).max()) < 0.05
+    with_device(monkeypatch, kind, "gpu", capability)
+    qkv = jax.random.normal(jax.random.key(0), (2, 9, 3 * 2 * channels)).astype(dtype)
+    got = [attention.attend(qkv, 2) for _ in range(2)]
+    (line,) = said()
+    assert why in line and "XLA's is used" in line and "\n" not in line
+    assert furthest([got[0]], [attention.as_written(qkv, 2)]) == 0
+
+
+def test_cudnn_is_asked_for_the_devices_of_the_mesh_and_for_an_even_number(monkeypatch):
+    with_device(monkeypatch, "NVIDIA H100 80GB HBM3", "gpu", "9.0")
+    asked = {}
+
+    def cudnn(q, k, v, **options):
+        asked.update(options, shape=q.shape)
+        return jax.nn.dot_product_attention(
+            q, k, v, **(options | {"implementation": "xla"})
+        )
+
+    qkv = jax.random.normal(jax.random.key(0), (2, 9, 3 * 32), jnp.float32)
+    narrow = qkv.astype(jnp.bfloat16)
+    assert attention.cudnn_runs(9, 2, 16, BFLOAT16)  # on devices that are not here
+    fake = types.SimpleNamespace(dot_product_attention=cudnn)
+    monkeypatch.setattr(attention, "nn", fake)
+    got = value_and_gradient(lambda x: attention.by_cudnn(x, 2), qkv)
+    assert asked["shape"] == (2, 10, 2, 16) and asked["implementation"] == "cudnn"
+    assert asked["query_seq_lengths"].tolist() == [9, 9]
+    want = value_and_gradient(lambda x: textbook(x, 2), qkv)
+    assert furthest(got, want) < 1e-5
+    assert attention.attend(narrow, 2).shape == (2, 9, 32)
+    attention.attend(narrow[:, :8], 2)
+    assert asked["query_seq_lengths"] is None and asked["shape"][1] == 8
+
+
+def test_a_kernel_that_fails_on_the_device_is_left_out_and_that_is_said(
+    monkeypatch, said
+):
+    """Tried within a trace, on this machine's CPU, which has neither kernel."""
+    mesh, n = sharding.make_mesh(1), 70
+    qkv = jax.random.normal(jax.random.key(0), (2, n, 3 * 16)).astype(jnp.bfloat16)
+    real, wrong = mesh.devices.flat[0], lambda x, h: 2 * attention.as_written(x, h)
+    monkeypatch.setattr(target, "_ANSWERS", {})
+    tried = functools.partial(attention._tried, n=n, heads=2, channels=8)
+
+    def step(x):
+        with sharding.tracing(mesh):
+            assert not tried("cuDNN", attention.by_cudnn, dtype=BFLOAT16)
+            assert not tried("A wrong kernel", wrong, dtype=BFLOAT16)
+            assert tried("A right kernel", attention.by_image, dtype=BFLOAT16)
+            return attention.attend(x, 2)
+
+    got = jax.jit(step)(jax.device_put(qkv, real))
+    assert furthest([got], [attention.as_written(qkv, 2)]) < 0.02
+    first, second = said()
+    assert "cuDNN of 70 tokens" in first or "cuDNN does not run here (" in first
+    assert "A wrong kernel does not run here (its gradient differs by" in second
 
 
 @pytest.mark.parametrize("d_in, d_out", [(3, 7), (7, 3)])
@@ -166,21 +256,33 @@ def test_devices_take_the_kernel_with_their_own_rows():
     assert furthest([got], [textbook(few, 2)]) < 1e-5
 
 
-def test_where_the_kernel_does_not_run_that_is_said_once(caplog, monkeypatch):
-    attention._say_once.cache_clear()
+def test_where_the_kernel_does_not_run_that_is_said_once(monkeypatch, said):
     qkv = jax.random.normal(jax.random.key(0), (2, 70, 3 * 16))
-    with caplog.at_level("WARNING"):
+    with sharding.tracing(sharding.make_mesh(1)):
         got = [attention.attend(qkv, 2, "pallas") for _ in range(2)]
         attention.attend(qkv[:, :9], 2, "pallas")  # too few tokens to be worth a word
-    (said,) = [r.getMessage() for r in caplog.records]
-    assert "config.attention=pallas: cpu is no TPU. It is computed as by auto" in said
+    (line,) = said()
+    assert "config.attention=pallas: cpu is no TPU. It is computed as by auto" in line
     assert furthest([got[0]], [textbook(qkv, 2)]) < 1e-5
-    narrow, v5e = np.dtype("float16"), "tpu v5 lite"
-    assert attention.kernel_runs(197, narrow, v5e)
-    assert not attention.kernel_runs(197, np.dtype("float32"), v5e)
-    assert not attention.kernel_runs(500, narrow, v5e)
+    with_device(monkeypatch, "TPU v5 lite", "tpu")
+    assert attention.kernel_runs(197, 12, 64, BFLOAT16)
+    assert not attention.kernel_runs(20, 12, 64, BFLOAT16)
+    assert not attention.kernel_runs(197, 12, 64, FLOAT32)
+    assert not attention.kernel_runs(500, 12, 64, BFLOAT16)
     with sharding.tracing(sharding.make_mesh(8, tensor=2)):
-        assert not attention.kernel_runs(197, narrow, v5e)
+        assert not attention.kernel_runs(197, 12, 64, BFLOAT16)
+    assert len(said()) == 1
+
+
+def test_auto_takes_the_kernel_on_tpus(monkeypatch):
+    with_device(monkeypatch, "TPU v5 lite", "tpu")
+    taken = []
+    monkeypatch.setattr(attention, "by_kernel", lambda x, h: taken.append(h) or x)
+    qkv = jnp.zeros((2, 70, 3 * 16), jnp.bfloat16)
+    attention.attend(qkv, 2)
+    attention.attend(qkv, 2, "xla")
+    attention.attend(qkv[:, :20], 2)
+    assert taken == [2]
 
 
 def test_unknown_way_is_an_error():
@@ -190,7 +292,7 @@ def test_unknown_way_is_an_error():
 
 def test_config_chooses_the_way(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention, "kernel_runs", lambda *_: True)
+    monkeypatch.setattr(attention, "kernel_runs", lambda *_, asked: asked)
     monkeypatch.setattr(
         attention, "by_kernel", lambda x, h: taken.append(h) or attention.attend(x, h)
     )

@@ -1,0 +1,177 @@
+"""The devices that are compiled for: those of the mesh, not of the host that traces.
+
+A plan made on a CPU decides as the GPU would, and so do all processes of a run.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import contextvars
+import functools
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+from absl import logging
+from jax._src import distributed  # its key-value store has no public name
+from jax.sharding import Mesh
+
+# Operation with a backward pass of its own -> platforms where that form is faster than
+# JAX's. docs/performance.md has the figures that decided.
+HAND_WRITTEN = {
+    "dense": ("cpu",),
+    "gelu": ("cpu", "gpu", "tpu"),
+    "silu": ("cpu", "gpu", "tpu"),
+    "layer_norm": ("cpu", "gpu", "tpu"),
+    "low_rank": ("cpu", "gpu", "tpu"),
+    "grouped_convolution": ("cpu",),  # on one device
+    "update_in_branch": ("cpu", "tpu"),
+}
+ANSWER_SECONDS = 600  # for all processes to have tried a kernel
+
+_MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh")
+_FORCED: contextvars.ContextVar[dict[str, bool]] = contextvars.ContextVar("forced")
+
+
+@contextlib.contextmanager
+def compiling_for(mesh: Mesh) -> Iterator[None]:
+    """Within this context, what is traced is for the devices of `mesh`."""
+    token = _MESH.set(mesh)
+    try:
+        yield
+    finally:
+        _MESH.reset(token)
+
+
+@contextlib.contextmanager
+def forced(**forms: bool) -> Iterator[None]:
+    """Within this context, operations of HAND_WRITTEN take that form, or JAX's.
+
+    For measurements of what each gives.
+    """
+    unknown = forms.keys() - HAND_WRITTEN.keys()
+    if unknown:
+        raise ValueError(f"{min(unknown)}: choose of {', '.join(HAND_WRITTEN)}")
+    token = _FORCED.set(_FORCED.get({}) | forms)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def device() -> jax.Device | None:
+    """One of the devices that is compiled for; None where no mesh is named."""
+    mesh = _MESH.get(None)
+    return None if mesh is None else mesh.devices.flat[0]
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu"; without a mesh "", for any of them."""
+    found = device()
+    return "" if found is None else found.platform
+
+
+def device_count() -> int:
+    """How many devices the mesh has; without one, one."""
+    mesh = _MESH.get(None)
+    return 1 if mesh is None else mesh.size
+
+
+def capability() -> tuple[int, ...]:
+    """An NVIDIA GPU's compute capability, such as (9, 0); () of other devices."""
+    text = getattr(device(), "compute_capability", "")
+    return tuple(int(part) for part in str(text).split(".") if part.isdecimal())
+
+
+def hand_written(operation: str) -> bool:
+    """Whether this operation takes its hand-written form on the devices at hand."""
+    here = (platform() or "cpu") in HAND_WRITTEN[operation]
+    return _FORCED.get({}).get(operation, here)
+
+
+def tried(what: str, attempt: Callable[[jax.Device], str]) -> str:
+    """Why a kernel cannot be used on the mesh's devices; "" where it can.
+
+    Tried once on a device of each process, and what one finds holds for all. Devices
+    that are not here, as a planned pod's, are taken at their word.
+
+    Args:
+      what: names the kernel and all that its success depends on.
+      attempt: (a device) -> what is wrong, or "". Runs outside of any trace; what it
+        raises is what is wrong.
+    """
+    mesh = _MESH.get(None)
+    if mesh is None:
+        return ""
+    here = [d for d in mesh.devices.flat if d in _local_devices()]
+    several = len({d.process_index for d in mesh.devices.flat}) > 1
+    if not here:
+        return ""
+    return _tried(what, attempt, here[0], several)
+
+
+@functools.cache
+def _local_devices() -> frozenset:
+    return frozenset(jax.local_devices())
+
+
+_ANSWERS: dict[tuple, str] = {}
+
+
+def _tried(what, attempt, device, several: bool) -> str:
+    key = (what, device.device_kind, several)
+    if key not in _ANSWERS:
+        # Another thread has no trace and no mesh of this one's.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            answer = thread.submit(_answer, attempt, device).result()
+        _ANSWERS[key] = _of_all(what, answer) if several else answer
+    return _ANSWERS[key]
+
+
+def _answer(attempt, device) -> str:
+    try:
+        return attempt(device)
+    except Exception as error:  # whatever a compiler or a driver says
+        return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _of_all(what: str, answer: str) -> str:
+    """The first answer, by number of process, that is not "", on every process."""
+    state = distributed.global_state
+    key = f"pacx_jax/tried/{what}"
+    state.client.key_value_set(f"{key}/{state.process_id}", answer or "-")
+    for i in range(state.num_processes):
+        found = state.client.blocking_key_value_get(f"{key}/{i}", ANSWER_SECONDS * 1000)
+        if found != "-":
+            return found
+    return ""
+
+
+def say_of_dtype(dtype: str) -> None:
+    """Says once where the mesh's devices have no units for products in `dtype`."""
+    if platform() == "gpu" and dtype == "bfloat16" and () < capability() < (8, 0):
+        say_once(
+            f"{device().device_kind} has no units for bfloat16: XLA computes its "
+            "products in float32, as slowly; give --config.dtype=float16 or float32"
+        )
+
+
+def out_of_memory(error: BaseException) -> str:
+    """One line on an error of XLA's that device memory ran out; "" of another error."""
+    text = " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" not in text:
+        return ""
+    wanted = re.search(r"allocat\w+ ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", text)
+    more = f" ({wanted[1]} more were asked for)" if wanted else ""
+    return (
+        f"the devices' memory does not hold this step{more}: lower the batch size, or "
+        "give --config.accumulate, --config.encoder_chunks or --config.remat=full; "
+        "launch/plan.py says what fits"
+    )
+
+
+@functools.cache
+def say_once(text: str) -> None:
+    """Logs a warning, once a process."""
+    logging.warning("%s", text)
