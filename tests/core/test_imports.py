@@ -14,6 +14,7 @@ PACKAGE = ROOT / "pacx_jax"
 # but never in a circle.
 LAYERS = {
     "types": 0,
+    "target": 0,
     "command": 0,
     "host_memory": 0,
     "locks": 0,
