@@ -82,6 +82,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.cache = False  # keep decoded examples in memory
     c.data.threads = 8  # that make batches
     c.data.workers = 0  # > 0: processes make the training batches, instead of threads
+    c.data.prefetch_to_device = 2  # batches put on the devices ahead of the step
     c.data.max_bad_share = 0.01  # unreadable samples above this share stop the run
     c.data.simulated = False
     c.data.namespace = ""  # whose patient ids they are; "": the prepared data set's

@@ -9,7 +9,14 @@ import ml_collections
 import numpy as np
 
 from pacx_jax import identity, objectives, physiology, sharding
-from pacx_jax.input import pipeline, quarantine, sources, subsets, transforms
+from pacx_jax.input import (
+    pipeline,
+    prefetch,
+    quarantine,
+    sources,
+    subsets,
+    transforms,
+)
 from pacx_jax.types import Objective, PacxError
 
 
@@ -118,7 +125,7 @@ class Data:
             index = next(stream)["index"]
         return [self.sources[split].name(int(i)) for i in index]
 
-    def train(self, start_step: int):
+    def train(self, start_step: int) -> prefetch.Prefetch:
         """Global batches from number `start_step` on, without end."""
         split, config = self.config.data.train_split, self.config
         stream = pipeline.train_batches(
@@ -129,15 +136,15 @@ class Data:
             workers=config.data.get("workers", 0),  # not in older workdirs
             **self._reading(split),
         )
-        return self._global(stream, split)
+        return self._on_devices(stream, split)
 
-    def val(self):
+    def val(self) -> prefetch.Prefetch:
         """The validation set once, in order; the last batch is padded (mask 0)."""
         split = self.config.data.val_split
         stream = pipeline.eval_batches(
             self.sources[split], self.transforms[False], **self._reading(split)
         )
-        return self._global(stream, split)
+        return self._on_devices(stream, split)
 
     def _reading(self, split) -> dict:
         return {
@@ -148,10 +155,10 @@ class Data:
             "quarantine": self.quarantine,
         }
 
-    def _global(self, stream, split):
-        with contextlib.closing(stream):
-            for batch in stream:
-                yield self._put(batch, split)
+    def _on_devices(self, stream, split) -> prefetch.Prefetch:
+        """The stream's batches with what they join, put on the devices ahead."""
+        count = self.config.data.get("prefetch_to_device", 0)  # not in older workdirs
+        return prefetch.Prefetch(stream, lambda batch: self._put(batch, split), count)
 
     def _put(self, batch, split):
         index = batch["index"] if "mask" in batch else batch.pop("index")

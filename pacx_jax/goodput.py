@@ -11,6 +11,7 @@ from pacx_jax import json_file, manifest
 from pacx_jax.types import PacxError
 
 FILE = "goodput.json"
+POLL_SECONDS = 0.005  # between two looks at whether the devices starve
 KINDS = (
     "setup",  # imports aside: data, parameters, cached embeddings
     "restore",
@@ -60,12 +61,22 @@ class Ledger:
         self._seconds[self._kind] += now - self._since - compiling
         self._kind, self._since, self._compiling = kind, now, 0.0
 
-    def enter_reading(self, step: int, last: dict[str, jax.Array] | None) -> None:
-        """The batch of update `step` is awaited.
+    def next_batch(self, stream, step: int, last: dict[str, jax.Array] | None):
+        """Reads the batch of update `step`, and adds up how long the devices starve.
 
-        A device that still computes `last`, the metrics of the update before, does not
-        starve.
+        They starve from when `last`, the metrics of the update before, is computed.
+
+        Args:
+          stream: of batches, see input/prefetch.py.
         """
+        self._enter_reading(step, last)
+        while not stream.wait(POLL_SECONDS):
+            self._enter_reading(step, last)
+        batch = next(stream)
+        self.enter_step(step)
+        return batch
+
+    def _enter_reading(self, step: int, last: dict[str, jax.Array] | None) -> None:
         if last is None or last["loss"].is_ready():
             self.enter("data_stall")
         else:

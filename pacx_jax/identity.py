@@ -29,6 +29,7 @@ FREE = frozenset(
         "data.cache",
         "data.max_bad_share",
         "data.namespace",
+        "data.prefetch_to_device",
         "data.threads",
         "data.workers",
         "encoder_chunks",

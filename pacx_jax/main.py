@@ -150,7 +150,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     least |= dict.fromkeys(("model.patch_size", "data.image_size"), 1)
     least |= dict.fromkeys(("mesh.tensor", "accumulate", "encoder_chunks"), 1)
     least |= dict.fromkeys(("num_devices", "mesh.fsdp", "loss.chunk"), 0)
-    least |= dict.fromkeys(("data.threads", "optim.peak_lr", "profile_steps"), 0)
+    least |= dict.fromkeys(("data.threads", "data.prefetch_to_device"), 0)
+    least |= dict.fromkeys(("optim.peak_lr", "profile_steps"), 0)
     least |= dict.fromkeys(("optim.warmup_steps", "optim.weight_decay"), 0)
     least |= dict.fromkeys(("max_skipped", "watchdog_seconds", "grace_seconds"), 0)
     for name, low in least.items():

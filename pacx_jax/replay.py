@@ -9,6 +9,7 @@ computed again. Nothing in the workdir is changed.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import sys
@@ -53,12 +54,11 @@ def replay(workdir: str, n: int) -> dict:
         run = stage.set_up(config, scratch, batches.open_sources(config))
         _check_data(workdir, run)
         start, state = _state_before(workdir, n, run)
-        stream = run.data.train(start)
         steps = range(start + 1, n + 1)
-        for _ in tqdm.tqdm(steps, disable=not sys.stderr.isatty(), unit="step"):
-            batch = next(stream)
-            state, values = run.train_step(state, batch, run.step_key)
-        stream.close()
+        with contextlib.closing(run.data.train(start)) as stream:
+            for _ in tqdm.tqdm(steps, disable=not sys.stderr.isatty(), unit="step"):
+                batch = next(stream)
+                state, values = run.train_step(state, batch, run.step_key)
         now = numbers.fetch(values)
         not_finite = [
             name

@@ -80,7 +80,9 @@ class Steps:
         if not saving.is_dir():
             raise PacxError(_not_shared(saving))
         about = {"step": step, "leaves": leaves(state), "metrics": metrics}
-        self._writer.save(saving / "state", args=ocp.args.StandardSave(state))
+        # Orbax copies the state to the host in its own ways.
+        with jax.transfer_guard("allow"):
+            self._writer.save(saving / "state", args=ocp.args.StandardSave(state))
         self._commit = threading.Thread(
             target=self._finish, args=(saving, folder, about)
         )

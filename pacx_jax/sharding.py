@@ -312,9 +312,14 @@ def put_tree(tree: Params, shardings) -> Params:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows of every array -> global arrays split over the mesh."""
+    """This process's rows of every array -> global arrays split over the mesh.
+
+    Returns before they are copied. The arrays must not be changed afterwards.
+    """
     sharding = batch_sharding(mesh)
-    return {
-        name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
-        for name, value in batch.items()
-    }
+    # With several processes JAX takes this for an implicit transfer.
+    with jax.transfer_guard_host_to_device("allow"):
+        return {
+            name: jax.make_array_from_process_local_data(sharding, np.asarray(value))
+            for name, value in batch.items()
+        }

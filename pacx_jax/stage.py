@@ -6,7 +6,9 @@ they compute the same.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -103,7 +105,12 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Stage:
       data: the stage's batches.
     """
     tx = optim.make(optim.settings(config), config.total_steps)
-    init_key, step_key, eval_key = jax.random.split(jax.random.key(config.seed), 3)
+    everywhere = sharding.replicated(mesh)
+    keys = jax.random.split(jax.random.key(config.seed), 3)
+    # Put on all devices once; a step that got them on one would copy them each time.
+    init_key, step_key, eval_key = jax.jit(
+        tuple, in_shardings=everywhere, out_shardings=everywhere
+    )(keys)
 
     def init(key, loaded):
         params = objective.init(key)
@@ -222,18 +229,31 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
 
 def collect(eval_step, state, val_batches, key, mesh, between=lambda: None):
     """Every real example's outputs, {name: (n, ...)}, and its index in the source."""
+    gather, numbered = _jitted(mesh)
+    collected = []
+    with contextlib.closing(val_batches):
+        for i, batch in enumerate(val_batches):
+            between()
+            mask, index = batch.pop("mask"), batch.pop("index")
+            with jax.transfer_guard("allow"):  # of the number
+                batch_key = numbered(key, np.uint32(i))
+            out = eval_step(state, batch, batch_key)
+            out, mask, index = jax.device_get((out, gather(mask), gather(index)))
+            out = {k: v[mask > 0.5] for k, v in (out | {"index": index}).items()}
+            collected.append(out)
+    whole = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
+    return whole, whole.pop("index")
+
+
+@functools.cache
+def _jitted(mesh: Mesh):
+    """Rows from all devices to each; fold_in of a key, the same on each."""
+    everywhere = sharding.replicated(mesh)
     gather = jax.jit(
         lambda x: x,
         in_shardings=sharding.batch_sharding(mesh),
-        out_shardings=sharding.replicated(mesh),
+        out_shardings=everywhere,
     )
-    collected = []
-    for i, batch in enumerate(val_batches):
-        between()
-        mask, index = batch.pop("mask"), batch.pop("index")
-        out = eval_step(state, batch, jax.random.fold_in(key, i))
-        out, mask, index = jax.device_get((out, gather(mask), gather(index)))
-        out = {k: v[mask > 0.5] for k, v in (out | {"index": index}).items()}
-        collected.append(out)
-    whole = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
-    return whole, whole.pop("index")
+    return gather, jax.jit(
+        jax.random.fold_in, in_shardings=everywhere, out_shardings=everywhere
+    )

@@ -2,7 +2,8 @@
 
 Its order is the resume contract: mesh, pipeline, abstract state, shardings, then init
 or restore, then for each step: read a batch, update, save, log, evaluate. Saved at step
-N means N updates done and N batches read; batch N is the next one. What follows the
+N means N updates done and N batches read; batch N is the next one. Batches that were
+put on the devices ahead do not count: a restored run reads them again. What follows the
 save of step N, its row and its evaluation, is done again after a restore.
 """
 
@@ -95,7 +96,9 @@ def train(
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
     session = Session(run, saver, writer, watch, ledger, preemption)
     try:
-        final = take_steps(session, state, start, now)
+        # What the loop moves between host and devices, it says where it does.
+        with jax.transfer_guard("disallow"):
+            final = take_steps(session, state, start, now)
     except Exception as e:
         processes.end_if_bereaved(e)
         raise
@@ -127,9 +130,7 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
         for n in range(start + 1, config.total_steps + 1):
             watchdog(config.watchdog_seconds * (1 if n > start + 1 else FIRST_STEP))
             with trace.step(n):
-                ledger.enter_reading(n, values)
-                batch = next(stream)
-                ledger.enter_step(n)
+                batch = ledger.next_batch(stream, n, values)
                 state, values = run.train_step(state, batch, run.step_key)
             session.preemption.unsaved = True
             if trace.ends_with(n):

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
@@ -129,6 +128,7 @@ def test_what_changes_no_number_may_differ(finished, config):
     other = tiny.copy_of(config)
     other.data.threads, other.num_devices, other.keep = 2, 2, 5
     other.mesh.fsdp, other.accumulate, other.remat = 2, 2, "full"
+    other.data.prefetch_to_device = 0
     main.run(other, str(finished))
 
 
@@ -138,6 +138,7 @@ def test_run_from_before_there_was_a_mesh_is_this_config_s(finished, config, tmp
     record = json.loads((workdir / "config.json").read_text())
     for name in ("mesh", "accumulate", "remat"):
         del record[name]
+    del record["data"]["prefetch_to_device"]
     (workdir / "config.json").write_text(json.dumps(record))
     main.run(config, str(workdir))
 
@@ -236,6 +237,7 @@ def test_continued_training_starts_from_the_parts_of_another_run(
         ({"best_mode": "up"}, "config.best_mode is 'up': choose min or max"),
         ({"nonfinite": "Stop"}, "config.nonfinite is 'Stop': choose stop or skip"),
         ({"max_skipped": -1}, "config.max_skipped is -1: give at least 0"),
+        ({"data__prefetch_to_device": -1}, "prefetch_to_device is -1: give at least 0"),
         ({"model_init": "/nowhere"}, "/nowhere"),
     ],
     ids=lambda x: next(iter(x)) if isinstance(x, dict) else "",
@@ -263,7 +265,7 @@ def test_value_that_is_not_a_number_stops_the_run_and_is_not_saved(
 
         def broken(state, batch, key):
             state, values = train_step(state, batch, key)
-            return state, values | {name: jnp.float32("nan")}
+            return state, values | {name: jax.device_put(np.float32("nan"))}
 
         return broken
 

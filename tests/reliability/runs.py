@@ -185,7 +185,7 @@ def compile_for_long() -> None:
             x = jax.numpy.sort(jax.numpy.sin(x[::-1] * (i + 1.0)))
         return x
 
-    jax.jit(sorted_often).lower(jax.numpy.ones(64)).compile()
+    jax.jit(sorted_often).lower(jax.ShapeDtypeStruct((64,), "float32")).compile()
     print("compiled", flush=True)
 
 
