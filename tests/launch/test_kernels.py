@@ -7,12 +7,24 @@ import os
 import re
 import sys
 
+import jax
+import jax.numpy as jnp
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo
 
 from launch import plan as command
-from launch.planning import chips, collectives, compilers, kernels, predict, worker
+from launch.planning import (
+    chips,
+    collectives,
+    compilers,
+    flops,
+    kernels,
+    predict,
+    worker,
+)
 from launch.planning import plan as planning
 from launch.planning.collectives import Collective
+from pacx_jax.models import attention_tpu
 from pacx_jax.types import PacxError
 
 RATES = kernels.Rates(1e12, 1e9)  # a microsecond is 1e6 FLOPs or 1,000 bytes
@@ -198,6 +210,25 @@ dim_labels=b0f_o0i->b0f, custom_call_target="__cudnn$convBackwardFilter"
     assert kind.own_seconds == pytest.approx(3 * size / 1e9)
 
 
+def test_products_within_attention_kernels_are_counted_in_a_trace(monkeypatch):
+    monkeypatch.setattr(
+        fused_attention_stablehlo, "check_cudnn_version", lambda: compilers.CUDNN
+    )
+    b, n, h, c = 8, 200, 4, 64
+
+    def cudnn(x):
+        q, k, v = jnp.moveaxis(x.reshape(b, n, 3, h, c), 2, 0)
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+    x = jax.ShapeDtypeStruct((b, n, 3 * h * c), jnp.bfloat16)
+    for attend in (cudnn, lambda x: attention_tpu.attend(x, h, True)):
+        total = lambda x: attend(x).astype(jnp.float32).sum()  # noqa: E731
+        product = 2 * b * n * n * h * c
+        assert flops.per_chip(total, (x,), 1) == 2 * product
+        # The scores are computed again.
+        assert flops.per_chip(jax.grad(total), (x,), 4) == 7 * product / 4
+
+
 def test_collectives_as_a_gpu_writes_them_are_counted():
     groups = "replica_groups={{0,1,2,3}}"
     text = f"""HloModule step
@@ -305,9 +336,6 @@ def test_a_batch_that_does_not_fit_an_h100_is_refused_with_what_fits(
 
 def attention_step(request):
     """In the process that compiles: the text of cuDNN's attention and its gradient."""
-    import jax
-    import jax.numpy as jnp
-
     device = compilers.devices(chips.parse(request.topology), False)[0]
 
     def loss(x, n):

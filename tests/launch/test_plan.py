@@ -197,7 +197,7 @@ def test_efficiency_is_relative_to_one_chip_without_collectives():
 
 
 @pytest.mark.parametrize("name", ["v5e:16x16", "v5p:8x8x16", "gpu:256xH100", "v5e:1x1"])
-@pytest.mark.parametrize("many", [0.0, 0.2])
+@pytest.mark.parametrize("many", [0.0, 0.04])
 def test_no_efficiency_is_above_1(name, many):
     topology = chips.parse(name)
     n = topology.devices
