@@ -11,6 +11,7 @@ import math
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def per_chip(function, args: tuple, devices: int) -> float:
@@ -52,9 +53,13 @@ def has_loops(function, args: tuple) -> bool:
 
 
 def _traced(function, args: tuple):
-    """The jaxpr of a function; of a jitted one its own, for it may have options."""
+    """The jaxpr of a function; of a jitted one its own, for it may have options.
+
+    Without what no output needs, such as gradients of frozen weights: XLA drops it.
+    """
     jitted = function if hasattr(function, "trace") else jax.jit(function)
-    return jitted.trace(*args).jaxpr.jaxpr
+    jaxpr = jitted.trace(*args).jaxpr.jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _loops(jaxpr) -> bool:

@@ -208,10 +208,11 @@ class _Counting:
         op, target = match["op"], _TARGET.search(line)
         target = target[1] if op == "custom-call" and target else None
         kind, own, copied = _kind(op, target, line), None, 0.0
-        if kind.startswith(ATTENTION):
-            own = self.rates.seconds(*_attention(match, line))
-        elif kind == CONVOLUTION:
-            own = self.rates.seconds(*_convolution(match, line, target, shapes))
+        if kind.startswith(ATTENTION) or kind == CONVOLUTION:
+            names = re.findall(r"%([\w.-]+)", line[match.end() :].split(")")[0])
+            work = _convolution if kind == CONVOLUTION else _attention
+            operands = [shapes[name] for name in names]
+            own = self.rates.seconds(*work(match, line, target, operands))
         elif kind == COPY:
             # An asynchronous one gives its target, its source and a context.
             result = hlo.arrays(match["result"])
@@ -250,22 +251,22 @@ def _model(line: str) -> float | None:
     return next((1e-6 * float(costs[name]) for name in names if name in costs), None)
 
 
-def _attention(match: re.Match, line: str) -> tuple[float, float]:
+def _attention(
+    match: re.Match, line: str, target: str, operands: list[str]
+) -> tuple[float, float]:
     """(FLOPs, bytes) of cuDNN's attention, from its operands and its scores' shape."""
-    operands = re.search(r"operand_layout_constraints=\{(.*?\})\}", line)[1]
     scores = re.search(r'"intermediate_tensor_shape":.*?"dimensions": ?\[(.*?)\]', line)
     size = math.prod(int(n) for n in re.findall(r"\d+", scores[1]))
-    channels = hlo.arrays(operands)[0][1][-1]
-    products = 10 if "Backward" in _TARGET.search(line)[1] else 4
-    return products * size * channels, _bytes(operands) + _bytes(match["result"])
+    channels = hlo.arrays(operands[0])[0][1][-1]
+    products = 5 if "Backward" in target else 2
+    moved = sum(map(_bytes, [*operands, match["result"]]))
+    return 2 * products * size * channels, moved
 
 
 def _convolution(
-    match: re.Match, line: str, target: str, shapes: dict[str, str]
+    match: re.Match, line: str, target: str, operands: list[str]
 ) -> tuple[float, float]:
     """(FLOPs, bytes) of one of cuDNN's convolutions, a gradient or not."""
-    names = re.findall(r"%([\w.-]+)", line[match.end() :].split(")")[0])
-    operands = [shapes[name] for name in names]
     kernel, outputs = operands[1], match["result"]
     if "BackwardFilter" in target:
         kernel, outputs = match["result"], operands[1]
@@ -275,7 +276,7 @@ def _convolution(
     weights = hlo.arrays(kernel)[0][1]
     each = math.prod(weights) / weights[labels.index("o")]
     flops = 2 * math.prod(hlo.arrays(outputs)[0][1]) * each
-    return flops, sum(map(_bytes, operands)) + _bytes(match["result"])
+    return flops, sum(map(_bytes, [*operands, match["result"]]))
 
 
 def _bytes(shape: str) -> float:

@@ -141,17 +141,19 @@ def test_of_a_choice_the_longest_branch_is_counted(called):
 
 ATTENTION = """HloModule step
 ENTRY %main (p: bf16[8,50,4,64]) -> bf16[8,50,4,64] {
+  %q = bf16[8,50,4,64]{3,2,1,0} bitcast(%p)
+  %k = bf16[8,50,4,64]{3,2,1,0} bitcast(%p)
+  %v = bf16[8,50,4,64]{3,2,1,0} bitcast(%p)
   %fwd = (bf16[8,4,50,64]{3,1,2,0}, f32[8,4,50]{2,1,0}, u8[0]{0}) custom-call(%q, %k, \
-/*index=2*/%v), custom_call_target="__cudnn$fmhaSoftmax", operand_layout_constraints=\
-{bf16[8,50,4,64]{3,2,1,0}, bf16[8,50,4,64]{3,2,1,0}, bf16[8,50,4,64]{3,2,1,0}}, \
+/*index=2*/%v), custom_call_target="__cudnn$fmhaSoftmax", \
 api_version=API_VERSION_STATUS_RETURNING, backend_config={"operation_queue_id": "0", \
 "cudnn_fmha_backend_config": {"fmha_scale": 0.125, "intermediate_tensor_shape": \
 {"element_type": "BF16", "dimensions": ["8", "4", "50", "50"], "tuple_shapes": []}}}
+  %s = f32[8,4,50]{2,1,0} get-tuple-element(%fwd), index=1
+  %o = bf16[8,50,4,64]{3,2,1,0} bitcast(%gte)
   ROOT %bwd = (bf16[8,4,50,64]{3,1,2,0}, bf16[8,4,50,64]{3,1,2,0}, \
-bf16[8,4,50,64]{3,1,2,0}, u8[4096]{0}) custom-call(%q, %k, %v, %s, %g, /*index=5*/%o), \
-custom_call_target="__cudnn$fmhaSoftmaxBackward", operand_layout_constraints=\
-{bf16[8,50,4,64]{3,2,1,0}, bf16[8,50,4,64]{3,2,1,0}, bf16[8,50,4,64]{3,2,1,0}, \
-f32[8,4,50]{2,1,0}, bf16[8,50,4,64]{3,2,1,0}, bf16[8,50,4,64]{3,2,1,0}}, \
+bf16[8,4,50,64]{3,1,2,0}, u8[4096]{0}) custom-call(%q, %k, %v, %s, %o, /*index=5*/%o), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", \
 backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": \
 {"element_type": "BF16", "dimensions": ["8", "4", "50", "50"]}}}
 }
