@@ -46,6 +46,8 @@ setuptools.setup(
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
         "stablehlo": ["flatbuffers>=24"],
         "plan": ["libtpu==0.0.52"],  # compiles for TPUs, on machines without one
+        # The same for GPUs, for the lock's jax: no driver, no nvidia-* wheel.
+        "plan-gpu": ["jax-cuda13-pjrt==0.10.2", "jax-cuda13-plugin==0.10.2"],
         "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

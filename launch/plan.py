@@ -5,12 +5,13 @@
   python launch/plan.py --config=configs/distill_vitb16.py --topology=gpu:64xH100
   python launch/plan.py --all --out=docs/scaling.md
 
-The real train step is compiled ahead of time, for TPUs by libtpu (pip install -e
-'.[plan]'), for GPUs for as many simulated CPU devices. No data and no weights are read:
-encoders that the config does not name have the published sizes. docs/scaling.md says
-what of a plan is compiled and what is predicted from that. Tables come first, one line
-of JSON last. --all writes the tables of every recipe and pod into a file; what was
-compiled before by the same code is found again in --plans.
+The real train step is compiled ahead of time: for TPUs by libtpu (pip install -e
+'.[plan]'), for H100 and H200 by JAX's CUDA plugin ('.[plan-gpu]'), for A100 for as many
+simulated CPU devices. No data and no weights are read: encoders that the config does
+not name have the published sizes. docs/scaling.md says what of a plan is compiled and
+what is predicted from that. Tables come first, one line of JSON last. --all writes the
+tables of every recipe and pod into a file; what was compiled before by the same code is
+found again in --plans.
 
 Bad input is one line on stderr and exit code 2.
 """

@@ -1,4 +1,4 @@
-"""The process that compiles: a pickled `worker.Request` in, its answer out."""
+"""The process that compiles: a pickled function of `worker` and its request in."""
 
 from __future__ import annotations
 
@@ -6,18 +6,17 @@ import os
 import pickle
 import sys
 
-from launch.planning import worker
 from pacx_jax.types import PacxError
 
 
 def main() -> None:
-    request = pickle.loads(sys.stdin.buffer.read())
+    function, request = pickle.loads(sys.stdin.buffer.read())
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print is no part of the answer
     try:
-        answer: worker.Result | str = worker.run(request)
+        answer = function(request)
     except PacxError as error:
-        answer = str(error)
+        answer = error
     out.write(pickle.dumps(answer))
     out.flush()
 

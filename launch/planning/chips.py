@@ -13,6 +13,7 @@ import re
 from pacx_jax.types import PacxError
 
 GIB = 2**30
+UTILISATION = 0.5  # of the peak, that products are assumed to reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Topology:
         return tuple(sorted(map(parse, names), key=lambda t: t.devices))
 
     def host(self) -> Topology:
-        """One host of this chip, which efficiency is relative to."""
+        """One host of this chip, which a curve starts at."""
         return self.curve()[0] if self.devices >= self.chip.per_host else self
 
 

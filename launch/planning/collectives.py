@@ -9,8 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 
+from launch.planning import hlo
 from launch.planning.chips import Ring
 
 KINDS = (
@@ -28,10 +30,6 @@ _COLLECTIVE = re.compile(
     rf"^\s*(?:ROOT )?\S+ = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})"
     r"(?P<start>-start)?\("
 )
-_ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
-_HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
-_CALLED = re.compile(r"\b\w+=(?:\{([^{}]*)\}|(%?[\w.-]+))")  # body=%a, calls={%a, %b}
-_ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +41,14 @@ class Collective:
       group: chips that take part in each.
       count: how often in a step, loops unrolled.
       bytes_per_chip: V summed over them.
+      dtypes: the same by what is sent, such as "bf16".
     """
 
     kind: str
     group: int
     count: int
     bytes_per_chip: int
+    dtypes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def seconds(self, rings: Sequence[Ring]) -> float:
         """The time of all of them, one after the other, on a ring of each axis.
@@ -87,11 +87,10 @@ def count(text: str, devices: int) -> list[Collective]:
     Raises:
       ValueError: a loop with collectives whose number of rounds XLA does not tell.
     """
-    computations = _computations(text)
-    times = _executions(computations)
-    found: dict[tuple[str, int], list[int]] = {}
+    module = hlo.parse(text)
+    found: dict[tuple[str, int], tuple[int, Counter]] = {}
     chains = set()
-    for name, lines in computations.items():
+    for name, lines in module.computations.items():
         for line in lines:
             match = _COLLECTIVE.search(line)
             if not match:
@@ -102,69 +101,21 @@ def count(text: str, devices: int) -> list[Collective]:
                 continue
             if chain:
                 chains.add(chain.groups())
-            if not times[name]:
+            times = module.times[name]
+            if not times:
                 why = "in a loop of unknown length"
-                if times[name] == 0:
+                if times == 0:
                     why = f"in {name}, which nothing is seen to call"
                 raise ValueError(f"a collective {why}: {line}")
             kind, group = match["kind"], _group(line, devices)
-            size = _volume(kind, match["result"], bool(match["start"]), group)
-            entry = found.setdefault((kind, group), [0, 0])
-            entry[0] += times[name]
-            entry[1] += times[name] * size
-    return [Collective(*key, *value) for key, value in sorted(found.items())]
-
-
-def _computations(text: str) -> dict[str, list[str]]:
-    """Name -> lines of every computation; the entry's name is ""."""
-    found: dict[str, list[str]] = {}
-    lines: list[str] = []
-    for line in text.splitlines():
-        head = _HEAD.match(line)
-        if head:
-            lines = found.setdefault("" if head[1] else head[2], [])
-        elif line.startswith("}"):
-            lines = []
-        else:
-            lines.append(line)
-    return found
-
-
-def _executions(computations: dict[str, list[str]]) -> dict[str, int | None]:
-    """How often each computation runs in a step; None = XLA does not tell."""
-    calls: dict[str, list[tuple[str, int | None]]] = {}
-    for name, lines in computations.items():
-        for line in lines:
-            rounds: int | None = 1
-            if " while(" in line:
-                rounds = _rounds(line, computations)
-            for match in _CALLED.finditer(line):
-                names = match[1] if match[2] is None else match[2]
-                for called in names.replace("%", "").split(", "):
-                    if called in computations:
-                        calls.setdefault(called, []).append((name, rounds))
-
-    def times(name: str) -> int | None:
-        if not name:
-            return 1
-        each = [(times(caller), rounds) for caller, rounds in calls.get(name, [])]
-        if any(None in pair for pair in each):
-            return None
-        return sum(outer * rounds for outer, rounds in each)
-
-    return {name: times(name) for name in computations}
-
-
-def _rounds(line: str, computations: dict[str, list[str]]) -> int | None:
-    """How often a loop's body runs: as XLA says, or its scan counts (for TPUs)."""
-    known = _ROUNDS.search(line)
-    if known:
-        return int(known[1])
-    condition = re.search(r"condition=%?([\w.-]+)", line)
-    text = "\n".join(computations.get(condition[1], []) if condition else [])
-    bounds = re.findall(r"= s32\[\]\S* constant\((\d+)\)", text)
-    counts_up = re.search(r"ROOT .* compare\(.*direction=LT", text)
-    return int(bounds[0]) if counts_up and len(bounds) == 1 else None
+            count_, sizes = found.get((kind, group), (0, Counter()))
+            for dtype, size in _volumes(match, group).items():
+                sizes[dtype] += times * size
+            found[kind, group] = count_ + times, sizes
+    return [
+        Collective(*key, times, sum(sizes.values()), dict(sorted(sizes.items())))
+        for key, (times, sizes) in sorted(found.items())
+    ]
 
 
 def _group(line: str, devices: int) -> int:
@@ -185,14 +136,20 @@ def _group(line: str, devices: int) -> int:
     return listed[1].count(",") + 1 if listed else devices
 
 
-def _volume(kind: str, result: str, start: bool, group: int) -> int:
-    bits = 0
-    for name, width, dims in _ARRAY.findall(result):
-        size = math.prod(int(d) for d in dims.split(",") if d)
-        bits += size * (8 if name == "pred" else int(width))
-    total = bits // 8
-    if start and kind in ("all-gather", "reduce-scatter"):
-        return total * group // (group + 1)  # operand and result, one is 1/group
-    if start and kind == "collective-permute":
-        return total // 2
-    return total * group if kind == "reduce-scatter" else total
+def _volumes(match: re.Match, group: int) -> dict[str, int]:
+    """dtype -> bytes of a collective, `V` of this module's docstring.
+
+    The result of an asynchronous one holds its operands too, but for an all-reduce's.
+    """
+    bits: Counter[str] = Counter()
+    for dtype, _, size in hlo.arrays(match["result"]):
+        bits[dtype] += size
+    sizes = {dtype: total // 8 for dtype, total in bits.items()}
+    kind, start = match["kind"], bool(match["start"])
+    if start and kind in ("all-gather", "reduce-scatter"):  # one of the two is 1/group
+        return {dtype: s * group // (group + 1) for dtype, s in sizes.items()}
+    if start and kind != "all-reduce":
+        return {dtype: s // 2 for dtype, s in sizes.items()}
+    if kind == "reduce-scatter":
+        return {dtype: s * group for dtype, s in sizes.items()}
+    return sizes

@@ -11,6 +11,7 @@ import math
 
 import jax
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def per_chip(function, args: tuple, devices: int) -> float:
@@ -52,9 +53,13 @@ def has_loops(function, args: tuple) -> bool:
 
 
 def _traced(function, args: tuple):
-    """The jaxpr of a function; of a jitted one its own, for it may have options."""
+    """The jaxpr of a function; of a jitted one its own, for it may have options.
+
+    Without what no output needs, such as gradients of frozen weights: XLA drops it.
+    """
     jitted = function if hasattr(function, "trace") else jax.jit(function)
-    return jitted.trace(*args).jaxpr.jaxpr
+    jaxpr = jitted.trace(*args).jaxpr.jaxpr
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _loops(jaxpr) -> bool:
@@ -80,8 +85,14 @@ def _count(jaxpr, share: int) -> float:
             total += 2 * math.prod(equation.outvars[0].aval.shape) * inner / share
         elif name == "conv_general_dilated":
             total += _convolution(equation) / share
+        elif name.startswith("dot_product_attention_"):  # cuDNN's
+            total += _attention(equation) / share
         elif name == "scan" and params["length"] > 1:
             total += params["length"] * _count(params["jaxpr"].jaxpr, share)
+            continue
+        elif name == "pallas_call":
+            programs = math.prod(params["grid_mapping"].grid)
+            total += programs * _count(params["jaxpr"], share)
             continue
         elif name == "cond":
             total += max(_count(b.jaxpr, share) for b in params["branches"])
@@ -100,6 +111,13 @@ def _convolution(equation) -> float:
     outputs = math.prod(equation.outvars[0].aval.shape)
     dilation = math.prod(equation.params["lhs_dilation"])
     return 2 * outputs * each / dilation
+
+
+def _attention(equation) -> float:
+    """Two products forward; backward five, for the scores are computed again."""
+    queries, keys = (variable.aval.shape for variable in equation.invars[:2])
+    products = 5 if "_bwd" in equation.primitive.name else 2
+    return 2.0 * products * math.prod(queries) * keys[1]
 
 
 def _inner(params: dict):

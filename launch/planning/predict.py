@@ -1,11 +1,16 @@
 """From what was compiled to step times: the roofline, and weak scaling over rings.
 
-  compute(N) = FLOPs of a chip / (half of its peak)
+  compute(N) = FLOPs of a chip / (half of its peak), or of a step compiled for a GPU
+               what its kernels take (kernels.py)
   T(N)       = compute + max(0, reduction - backward) + other collectives
   T'(N)      = compute + reduction + other collectives          (nothing overlaps)
 
-  predicted_efficiency            = T(one host) / T(N)     at an equal batch a chip
-  predicted_efficiency_no_overlap = T'(one host) / T'(N)
+  predicted_efficiency            = compute(1) / T(N)     at an equal batch a chip
+  predicted_efficiency_no_overlap = compute(1) / T'(N)
+
+One chip has no collectives, so that neither is above 1. It would not be so relative to
+one host: on the open axes of a 2x2 slice a chip has half the links of a closed pod, and
+gradients take longer to add up than on all of it.
 
 "reduction" is what adds gradients up: all-reduces, and reduce-scatters within a group
 of a mesh's axis (FSDP). All else waits, as the gathers of embeddings that the step asks
@@ -17,10 +22,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from launch.planning.chips import Ring, Topology
+from launch.planning.chips import UTILISATION, Ring, Topology
 from launch.planning.collectives import Collective
-
-UTILISATION = 0.5  # of the peak, that compute is assumed to reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Costs:
       collectives: of the compiled step.
       gathered: bytes a chip of gathers that the step asks for, and of the sums of their
         gradients, whatever XLA makes of them. They grow with the chips, as the batch.
+      kernels: seconds of the step's kernels but for collectives; 0 where not known.
     """
 
     topology: Topology
@@ -48,6 +52,7 @@ class Costs:
     hbm_traffic: float
     collectives: tuple[Collective, ...]
     gathered: int = 0
+    kernels: float = 0.0
 
     def gathered_in_reduces(self) -> int:
         """Bytes of `gathered` that the compiled step has as all-reduces."""
@@ -60,11 +65,12 @@ class Costs:
         return max(0, min(self.gathered - apart, reduces))
 
     def compute_seconds(self, devices: int) -> float:
-        """At half of the peak; FLOPs a chip grow linearly with the global batch."""
+        """Of a step on so many chips; FLOPs a chip grow linearly with the batch."""
         (low, few), (high, many) = self.counted
         slope = (many - few) / (high - low) if high > low else 0.0
-        flops = self.flops + slope * (devices - self.topology.devices)
-        return flops / (UTILISATION * self.topology.chip.peak_flops)
+        rate = UTILISATION * self.topology.chip.peak_flops
+        grown = slope * (devices - self.topology.devices) / rate
+        return (self.kernels or self.flops / rate) + grown
 
     def collectives_at(self, topology: Topology) -> list[tuple[Collective, bool]]:
         """(as compiled, whether it reduces gradients), with the chips of `topology`.
@@ -145,9 +151,10 @@ def rings_of(topology: Topology, group: int) -> tuple[Ring, ...]:
     return tuple(found)
 
 
-def efficiencies(host: Point, point: Point) -> tuple[float, float]:
+def efficiencies(costs: Costs, point: Point) -> tuple[float, float]:
     """(predicted_efficiency, predicted_efficiency_no_overlap) of `point`."""
-    return host.step / point.step, host.step_no_overlap / point.step_no_overlap
+    alone = costs.compute_seconds(1)
+    return alone / point.step, alone / point.step_no_overlap
 
 
 def roofline(costs: Costs) -> dict[str, float]:
@@ -164,6 +171,5 @@ def roofline(costs: Costs) -> dict[str, float]:
 
 def curve(costs: Costs) -> Sequence[tuple[Point, float, float]]:
     """(point, efficiency, efficiency without overlap) from one host to the largest."""
-    host = at(costs, costs.topology.host())
     points = [at(costs, topology) for topology in costs.topology.curve()]
-    return [(point, *efficiencies(host, point)) for point in points]
+    return [(point, *efficiencies(costs, point)) for point in points]

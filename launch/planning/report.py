@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.planning import predict
+from launch.planning import compilers, predict
 from launch.planning.plan import Plan
 
 GIB = 2**30
@@ -15,6 +15,7 @@ def lines(plan: Plan) -> list[str]:
         "",
         *_collectives(plan),
         "",
+        *_kernels(plan),
         *_curve(plan),
     ]
 
@@ -27,7 +28,9 @@ def _costs(plan: Plan) -> list[str]:
     tried = ", ".join(
         f"{t.rows} {'fits' if t.fits else 'does not'}" for t in plan.result.tried
     )
-    kind = "compiled for it" if topology.is_tpu else "by XLA's CPU compiler"
+    kind = "compiled for it"
+    if compilers.simulates(topology):
+        kind = f"by XLA's CPU compiler, which knows no {chip.name}: more than it takes"
     share = f"{r.peak / chip.hbm_bytes:.0%} of {chip.hbm_bytes / GIB:.1f} GiB"
     memory = f"{_ms(parts['memory'])} memory, " if costs.hbm_traffic else ""
     mesh = " x ".join(f"{axis} {size}" for axis, size in r.mesh.items() if size > 1)
@@ -58,8 +61,10 @@ def _costs(plan: Plan) -> list[str]:
             f"{_ms(s['roofline_seconds'])}, bound by {s['roofline_bound']} "
             f"({_ms(parts['compute'])} compute, {memory}{_ms(parts['links'])} links)",
         ),
+        *([("kernels", _ms(costs.kernels))] if costs.kernels else []),
         ("predicted step", _ms(s["predicted_step_seconds"])),
         ("predicted examples/s", f"{s['predicted_images_per_s']:,.0f}"),
+        ("predicted MFU", f"{s['predicted_mfu']:.1%}"),
         ("predicted efficiency", f"{s['predicted_efficiency']:.1%}"),
         ("- without overlap", f"{s['predicted_efficiency_no_overlap']:.1%}"),
     ]
@@ -76,13 +81,42 @@ def _collectives(plan: Plan) -> list[str]:
         where = f"the step compiled for {plan.topology.devices} simulated CPU devices"
     if not plan.costs.collectives:
         return [f"No collective in {where}."]
-    found = [f"| collective ({where}) | chips in each | count | bytes a chip |"]
-    found.append("|---|---:|---:|---:|")
+    found = [f"| collective ({where}) | chips in each | count | bytes a chip | of |"]
+    found.append("|---|---:|---:|---:|---|")
     for one in plan.costs.collectives:
+        dtypes = sorted(one.dtypes, key=one.dtypes.__getitem__, reverse=True)
         found.append(
-            f"| {one.kind} | {one.group} | {one.count} | {one.bytes_per_chip:,} |"
+            f"| {one.kind} | {one.group} | {one.count} | {one.bytes_per_chip:,} | "
+            f"{', '.join(dtypes)} |"
         )
     return found
+
+
+def _kernels(plan: Plan) -> list[str]:
+    """A GPU's kernels, and a blank line; nothing of other plans."""
+    kernels = plan.result.kernels
+    if kernels is None:
+        return []
+    found = ["| kernels | count | XLA's estimate | our estimate | without one |"]
+    found.append("|---|---:|---:|---:|---:|")
+    for kind in kernels.kinds:
+        found.append(
+            f"| {kind.name} | {kind.count:,} | {_ms(kind.model_seconds)} | "
+            f"{_ms(kind.own_seconds)} | {kind.untimed} |"
+        )
+    own = sum(kernels.own_seconds().values())
+    found.append(
+        f"| all | {sum(kind.count for kind in kernels.kinds):,} | "
+        f"{_ms(kernels.model_seconds)} | {_ms(own)} | "
+        f"{sum(kind.untimed for kind in kernels.kinds)} |"
+    )
+    calls = (f"`{name}` {n:,}" for name, n in kernels.custom_calls.items())
+    found += ["", f"Custom calls: {', '.join(calls) or 'none'}."]
+    if kernels.unknown_loops:
+        found.append(
+            f"{kernels.unknown_loops} loops of unknown length are taken as run once."
+        )
+    return [*found, ""]
 
 
 def _curve(plan: Plan) -> list[str]:

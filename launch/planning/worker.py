@@ -1,24 +1,24 @@
 """Compiles a step in a process of its own: the number of devices is set once in each.
 
-  python -m launch.planning < REQUEST > RESULT
+  python -m launch.planning < REQUEST > ANSWER
 
-Both are pickles, of `Request` and of a `Result` or a PacxError's text.
+Both are pickles: of `run` or `inspect` with its `Request`, and of what that returns or
+a PacxError.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
-import os
 import pathlib
 import pickle
 import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
-from launch.planning import chips, collectives, fitting
+from launch.planning import chips, collectives, compilers, fitting, kernels
 from pacx_jax.types import PacxError
 
 MOST_ROWS = 2**31 - 1  # of a global batch: their numbers are int32
@@ -49,7 +49,8 @@ class Result:
     Attributes:
       arguments, temporaries, outputs, code, peak: bytes; outputs are those that do not
         take an argument's place, peak is the sum.
-      flops, traffic: of XLA's cost analysis; a loop's body is counted once.
+      flops, traffic: of XLA's cost analysis; a loop's body is counted once. 0 for GPUs,
+        for which it has none.
       loops: whether products stand in loops, so that `flops` is not all.
       counted: see `predict.Costs`.
       backward: share of the products that is not the forward pass.
@@ -57,6 +58,7 @@ class Result:
       collectives: None where the compiled text cannot be had.
       tried: batches that were compiled, see `fitting`.
       mesh: axis -> devices.
+      kernels: of a step compiled for a GPU.
     """
 
     arguments: int
@@ -73,6 +75,7 @@ class Result:
     collectives: tuple[collectives.Collective, ...] | None
     tried: tuple[fitting.Tried, ...]
     mesh: dict[str, int]
+    kernels: kernels.Kernels | None = None
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Result:
@@ -83,34 +86,59 @@ class Result:
         if fields["collectives"] is not None:
             found = (collectives.Collective(**c) for c in fields["collectives"])
             fields["collectives"] = tuple(found)
+        if fields["kernels"] is not None:
+            fields["kernels"] = kernels.Kernels.from_dict(fields["kernels"])
         return cls(**fields)
 
 
-def call(request: Request) -> Result:
-    """Runs the request in a process of its own.
+@dataclasses.dataclass(frozen=True)
+class Compiled:
+    """A compiled step, for one chip.
+
+    Attributes:
+      text: `compiled.as_text()`, what `collectives.count` and `kernels.count` read.
+      arguments, temporaries, outputs, code, peak: as in `Result`, bytes.
+      aliased: bytes of outputs that take the place of arguments: the donated state.
+    """
+
+    text: str
+    arguments: int
+    temporaries: int
+    outputs: int
+    code: int
+    peak: int
+    aliased: int
+
+
+def compile_step(config, topology: str) -> Compiled:
+    """Compiles a recipe's train step for a topology, in a process of its own.
+
+    Args:
+      config: a recipe's, with its global batch.
+      topology: as `chips.parse` reads it, such as "gpu:1xH100".
 
     Raises:
-      PacxError: whatever is wrong with it, or with the compile.
+      PacxError: a config that cannot be, or a compiler that is not installed.
+    """
+    simulated = compilers.simulates(chips.parse(topology))
+    return call(Request(config, topology, simulated), inspect)
+
+
+def call(request: Request, function: Callable | None = None) -> Any:
+    """`run(request)`, or another function of this module, in a process of its own.
+
+    Raises:
+      PacxError: whatever is wrong with the request, or with the compile.
     """
     topology = chips.parse(request.topology)
-    environment = dict(os.environ, JAX_PLATFORMS="cpu")
-    if request.simulated:
-        flags = f"--xla_force_host_platform_device_count={topology.devices}"
-        environment["XLA_FLAGS"] = f"{flags} --xla_backend_optimization_level=0"
-    else:
-        check_libtpu()
-        folders = [os.environ.get(k) for k in ("PACX_LIBTPU", "PYTHONPATH")]
-        environment |= {
-            "PYTHONPATH": os.pathsep.join(filter(None, folders)),
-            "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to wait for
-            "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is claimed
-        }
+    if not request.simulated:
+        compilers.check(topology)
     done = subprocess.run(
         [sys.executable, "-m", "launch.planning"],
-        input=pickle.dumps(request),
+        input=pickle.dumps((function or run, request)),
         capture_output=True,
         cwd=ROOT,
-        env=environment,
+        env=compilers.environment(topology, request.simulated),
     )
     if done.returncode:
         tail = done.stderr.decode(errors="replace").strip().splitlines()[-6:]
@@ -119,27 +147,9 @@ def call(request: Request) -> Result:
             f"{done.returncode}: {' '.join(tail)}"
         )
     answer = pickle.loads(done.stdout)
-    if isinstance(answer, str):
-        raise PacxError(answer)
+    if isinstance(answer, PacxError):
+        raise answer
     return answer
-
-
-def check_libtpu() -> None:
-    """PacxError where libtpu, which compiles for TPUs, is not installed."""
-    if libtpu_version() == "none":
-        raise PacxError(
-            "libtpu, which compiles for TPUs, is not installed: pip install -e "
-            "'.[plan]', or name its folder by PACX_LIBTPU (docs/scaling.md)"
-        )
-
-
-def libtpu_version() -> str:
-    """Of the environment's libtpu, or of that in the folder PACX_LIBTPU; or "none"."""
-    folder = os.environ.get("PACX_LIBTPU")
-    found = importlib.metadata.distributions(
-        name="libtpu", path=[folder] if folder else sys.path
-    )
-    return next((d.version for d in found), "none")
 
 
 def run(request: Request) -> Result:
@@ -152,18 +162,20 @@ def run(request: Request) -> Result:
     from pacx_jax import sharding
 
     topology = chips.parse(request.topology)
-    devices = _devices(request, topology)
+    devices = compilers.devices(topology, request.simulated)
+    options = compilers.options(topology, request.simulated)
     capacity = topology.chip.hbm_bytes
     with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
         config = abstract.completed(request.config, directory)
         step = abstract.train_step(config, devices)
         shards = sharding.batch_shards(step.mesh)
         rows = config.global_batch_size // shards
-        compiled, first = _compile(step, rows, capacity)
+        compiled, first = _compile(step, rows, capacity, options)
 
         def compile_at(rows: int) -> fitting.Tried:
             other = abstract.resized(config, rows * shards)
-            return _compile(abstract.train_step(other, devices), rows, capacity)[1]
+            other = abstract.train_step(other, devices)
+            return _compile(other, rows, capacity, options)[1]
 
         unit = config.get("accumulate", 1) * config.get("encoder_chunks", 1)
         unit *= -(-fitting.STEP // unit)
@@ -176,32 +188,41 @@ def run(request: Request) -> Result:
         if compiled is None or (weighed and not first.fits):
             _refuse(config, topology, shards, tried)
         counted, backward = _products(config, topology, devices, step)
-        return _result(compiled, step, tuple(tried), counted, backward)
+        result = _result(compiled, step, tuple(tried), counted, backward)
+        if request.simulated or topology.is_tpu:
+            return result
+        found = kernels.count(compiled.as_text(), kernels.rates(topology.chip))
+        return dataclasses.replace(result, kernels=found)
 
 
-def _devices(request: Request, topology: chips.Topology) -> list:
-    import jax
-    from jax.experimental import topologies
+def inspect(request: Request) -> Compiled:
+    """In the process of its own: compiles, whether or not it fits.
 
-    if request.simulated:
-        return jax.devices()
-    found = topologies.get_topology_desc(
-        platform="tpu", topology_name=request.topology
-    ).devices
-    if len(found) != topology.devices:
-        raise PacxError(
-            f"--topology={request.topology}: libtpu makes {len(found)} devices of it, "
-            f"not {topology.devices}"
-        )
-    return list(found)
+    Raises:
+      PacxError: a config that cannot be.
+    """
+    from launch.planning import abstract
+
+    topology = chips.parse(request.topology)
+    devices = compilers.devices(topology, request.simulated)
+    with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
+        config = abstract.completed(request.config, directory)
+        step = abstract.train_step(config, devices)
+        lowered = step.function.lower(*step.args)
+    options = compilers.options(topology, request.simulated)
+    compiled = lowered.compile(compiler_options=options)
+    aliased = compiled.memory_analysis().alias_size_in_bytes
+    return Compiled(compiled.as_text(), **_bytes(compiled), aliased=aliased)
 
 
-def _compile(step, rows: int, capacity: int) -> tuple[Any, fitting.Tried]:
+def _compile(
+    step, rows: int, capacity: int, options: dict[str, Any]
+) -> tuple[Any, fitting.Tried]:
     """(compiled step, what it takes); (None, ...) where the compiler refuses it."""
     import jax
 
     try:
-        compiled = step.function.lower(*step.args).compile()
+        compiled = step.function.lower(*step.args).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         text = str(error)
         if "RESOURCE_EXHAUSTED" not in text:
@@ -264,7 +285,7 @@ def _result(compiled, step, tried, counted, backward) -> Result:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError:  # of v5p:8x8x16, in libtpu 0.0.52
         text = None
-    costs = compiled.cost_analysis()
+    costs = compiled.cost_analysis() or {"flops": 0.0, "bytes accessed": 0.0}
     found = text and tuple(collectives.count(text, step.mesh.size))
     return Result(
         **_bytes(compiled),

@@ -14,9 +14,20 @@ import pathlib
 import re
 
 import jax
+import ml_collections
 import pytest
 
-from launch.planning import abstract, chips, predict, report, tables
+from launch.planning import (
+    abstract,
+    chips,
+    fitting,
+    kernels,
+    plan,
+    predict,
+    report,
+    tables,
+    worker,
+)
 from launch.planning.collectives import Collective
 from tests import tiny
 
@@ -33,7 +44,7 @@ class Section:
     Attributes:
       costs: what the first table says, by the name of its row.
       collectives: the second table.
-      curve: the cells of each row of the third, without the bold face of its own.
+      curve: the cells of each row of the last, without the bold face of its own.
     """
 
     recipe: str
@@ -54,23 +65,33 @@ def sections(text: str) -> dict[tuple[str, str], Section]:
     found = {}
     for part in body.split("\n## ")[1:]:
         recipe, name = part.splitlines()[0].split(" on ")
-        rows = [
-            [cell.strip(" *") for cell in line.strip("|").split("|")]
-            for line in part.splitlines()
-            if line.startswith("| ")
-        ]
-        found[recipe, name] = Section(
-            recipe,
-            chips.parse(name),
-            {row[0]: row[1] for row in rows if len(row) == 2 and row[0]},
-            tuple(
-                Collective(kind, *(int(n.replace(",", "")) for n in numbers))
-                for kind, *numbers in (row for row in rows if len(row) == 4)
-                if not kind.startswith("collective (")
-            ),
-            [row for row in rows if len(row) == 8 and row[0] != "topology"],
-        )
+        found[recipe, name] = section(recipe, name, part.splitlines())
     return found
+
+
+def section(recipe: str, name: str, lines: list[str]) -> Section:
+    """What the lines of `report.lines` say."""
+    found: dict[str, list[list[str]]] = {}
+    rows = None
+    for line in lines:
+        cells = [cell.strip(" *") for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            rows = None
+        elif rows is None:
+            rows = found.setdefault(cells[0].split(" (")[0], [])
+        elif not line.startswith("|-"):
+            rows.append(cells)
+    collectives = (
+        Collective(kind, *(int(n.replace(",", "")) for n in numbers[:3]))
+        for kind, *numbers in found.get("collective", [])
+    )
+    return Section(
+        recipe,
+        chips.parse(name),
+        {row[0]: row[1] for row in found[""]},
+        tuple(collectives),
+        found["topology"],
+    )
 
 
 SECTIONS = sections(DOC.read_text(encoding="utf-8"))
@@ -109,17 +130,22 @@ def percent(text: str, digits: int) -> tuple[float, float]:
     return (value - half) / 100, (value + half) / 100
 
 
+def rate(section: Section) -> float:
+    """FLOP/s that are assumed."""
+    return predict.UTILISATION * section.topology.chip.peak_flops
+
+
 def growth(section: Section, flops: tuple[float, float]) -> tuple[float, float]:
     """FLOPs a chip that each further chip adds, as the curve's column "compute" has it.
 
     Args:
-      flops: of the topology itself, of which the table has more digits.
+      flops: that take as long as the step's compute, on the topology itself, of which
+        another table has more digits.
     """
     low, high = 0.0, float("inf")
-    rate = predict.UTILISATION * section.topology.chip.peak_flops
     for row in section.curve:
         more = int(row[1]) - section.topology.devices
-        least, most = (rate * s for s in seconds(row[3]))
+        least, most = (rate(section) * s for s in seconds(row[3]))
         if not more:
             assert least <= flops[1] and flops[0] <= most, row
             continue
@@ -136,6 +162,10 @@ def possible(section: Section) -> list[predict.Costs]:
     n = section.topology.devices
     low, high = rounded(section.costs["FLOPs a step"], 4)
     flops = low / n, high / n
+    kernels = (0.0, 0.0)
+    if "kernels" in section.costs:  # of a GPU's, which compute is then
+        kernels = seconds(section.costs["kernels"])
+        flops = tuple(rate(section) * s for s in kernels)
     backward = percent(section.costs["FLOPs a step"].split("backward")[1], 0)
     return [
         predict.Costs(
@@ -147,9 +177,10 @@ def possible(section: Section) -> list[predict.Costs]:
             0.0,
             section.collectives,
             section.gathered,
+            took,
         )
-        for own, each, share in itertools.product(
-            flops, growth(section, flops), backward
+        for (own, took), each, share in itertools.product(
+            zip(flops, kernels, strict=True), growth(section, flops), backward
         )
     ]
 
@@ -162,6 +193,10 @@ def agree(written: tuple[float, float], predicted) -> bool:
 
 @pytest.mark.parametrize("section", TABLES)
 def test_a_table_s_predictions_are_what_the_code_makes_of_its_figures(section):
+    check(section)
+
+
+def check(section: Section) -> None:
     curves = [predict.curve(costs) for costs in possible(section)]
     assert len(section.curve) == len(curves[0])
     for row, points in zip(section.curve, zip(*curves, strict=True), strict=True):
@@ -184,6 +219,39 @@ def test_a_table_s_predictions_are_what_the_code_makes_of_its_figures(section):
         if name == section.topology.name:
             assert section.costs["predicted efficiency"] == efficiency
             assert section.costs["- without overlap"] == no_overlap
+
+
+def test_a_gpu_s_tables_are_read_and_predicted_likewise():
+    topology = chips.parse("gpu:16xH100")
+    found = kernels.Kernels(
+        (
+            kernels.Kind("cuBLAS product", 368, 0.0449, 0.0, 0),
+            kernels.Kind("collective", 9, 0.00156, 0.0, 0),
+            kernels.Kind("copy", 774, 0.0, 0.00129, 0),
+        ),
+        {"__cublas$lt$matmul": 368},
+        2_160_000_000,
+        0,
+    )
+    sent = Collective("all-reduce", 16, 9, 223_424_516, {"bf16": 223_424_516})
+    counted = ((8, 1.10e13), (16, 1.12e13))
+    result = worker.Result(
+        *(10**9, 10**10, 10, 0, 11 * 10**9 + 10, 0.0, 0.0, False, counted, 0.6667),
+        *(0, (sent,), (fitting.Tried(256, 11 * 10**9 + 10, True),)),
+        *({"data": 16, "fsdp": 1, "tensor": 1}, found),
+    )
+    costs = predict.Costs(
+        *(topology, 256, 1.12e13, counted, 0.6667, 0.0, (sent,)),
+        kernels=found.compute_seconds,
+    )
+    config = ml_collections.ConfigDict({"name": "mae", "global_batch_size": 16 * 256})
+    lines = report.lines(plan.Plan(config, result, costs, "chips"))
+    written = section("mae", "gpu:16xH100", lines)
+    assert written.costs["kernels"] == "46.2 ms"
+    (read,) = written.collectives
+    assert (read.kind, read.group, read.count) == ("all-reduce", 16, 9)
+    assert len(written.curve) == 8
+    check(written)
 
 
 def test_the_recipes_have_tables_for_256_and_1024_chips():

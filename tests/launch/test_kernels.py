@@ -1,0 +1,428 @@
+"""Steps compiled for GPUs: kernels and their times in the text, and real compiles."""
+
+import dataclasses
+import importlib
+import json
+import os
+import re
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax._src.cudnn import fused_attention_stablehlo
+
+from launch import plan as command
+from launch.planning import (
+    chips,
+    collectives,
+    compilers,
+    flops,
+    kernels,
+    predict,
+    worker,
+)
+from launch.planning import plan as planning
+from launch.planning.collectives import Collective
+from pacx_jax.models import attention_tpu
+from pacx_jax.types import PacxError
+
+RATES = kernels.Rates(1e12, 1e9)  # a microsecond is 1e6 FLOPs or 1,000 bytes
+
+
+def cost(**names):
+    """A backend_config as XLA writes it, with a time in us by each of its models."""
+    each = ",".join(
+        f'{{"end_to_end_cycles":0,"exec_time_us":{us},"compute_time_us":0,'
+        f'"memory_access_time_us":0,"name":"{name.replace("_", "-")}"}}'
+        for name, us in names.items()
+    )
+    return f'"force_earliest_schedule":false,"reification_cost":[{each}]'
+
+
+LOOP = f"""HloModule jit_step, is_scheduled=true
+
+%fused_add (param_0: f32[8]) -> f32[8] {{
+  ROOT %add = f32[8]{{0}} add(%param_0, %param_0), backend_config={{{cost(sol=100)}}}
+  %copy.9 = f32[8]{{0}} copy(%add)
+}}
+
+%body (param: (s32[], f32[8])) -> (s32[], f32[8]) {{
+  %p = (s32[], f32[8]{{0}}) parameter(0)
+  %product = (bf16[4,4]{{1,0}}, s8[64]{{0}}) custom-call(%a, %b), \
+custom_call_target="__cublas$lt$matmul", backend_config={{{cost(sol=2.5)}}}
+  %loop_add = f32[8]{{0}} fusion(%x), kind=kLoop, calls=%fused_add, \
+backend_config={{{cost(_=9, sol=0.5)}}}
+  ROOT %t = (s32[], f32[8]{{0}}) tuple(%i, %loop_add)
+}}
+
+%condition (param: (s32[], f32[8])) -> pred[] {{
+  ROOT %lt = pred[] fusion(%i), kind=kLoop, calls=%fused_add, \
+backend_config={{{cost(sol=0.0)}}}
+}}
+
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %p.1 = f32[8]{{0}} parameter(0)
+  %soft = f32[8]{{0}} fusion(%p.1), kind=kCustom, calls=%fused_add, backend_config=\
+{{"fusion_backend_config":{{"kind":"__triton","block":1}},\
+{cost(_=7, indexing_cost_model=3, sol=0.01)}}}
+  %sum = f32[]{{:T(128)}} fusion(%soft), kind=kInput, calls=%fused_add, \
+backend_config={{{cost(sol=4)}}}
+  %start = f32[8]{{0}} all-reduce-start(%soft), replica_groups={{{{0,1}}}}, \
+to_apply=%add, backend_config={{{cost(sol=20)}}}
+  %done = f32[8]{{0}} all-reduce-done(%start), backend_config={{{cost()}}}
+  %c = f32[8]{{0}} copy(%done)
+  %cs = (f32[8]{{0}}, f32[8]{{0}}, u32[]) copy-start(%c)
+  %cd = f32[8]{{0}} copy-done(%cs)
+  %order = (f32[8]{{0}}, s32[8]{{0}}) sort(%cd, %i), dimensions={{0}}
+  ROOT %while.3 = (s32[], f32[8]{{0}}) while(%init), condition=%condition, \
+body=%body, backend_config={{"known_trip_count":{{"n":"5"}}}}
+}}
+"""
+
+
+def test_kernels_of_loops_are_counted_as_often_as_they_run():
+    found = kernels.count(LOOP, RATES)
+    kinds = {kind.name: dataclasses.astuple(kind)[1:] for kind in found.kinds}
+    us = pytest.approx
+    # What stands within a fusion is no kernel; a copy reads 32 bytes and writes them.
+    assert kinds == {
+        "cuBLAS product": (5, us(12.5e-6), 0.0, 0),
+        "loop fusion": (10, us(2.5e-6), 0.0, 0),
+        "Triton fusion": (1, us(3e-6), 0.0, 0),
+        "reduction fusion": (1, us(4e-6), 0.0, 0),
+        "collective": (1, us(20e-6), 0.0, 0),
+        "copy": (2, 0.0, us(0.128e-6), 0),
+        "sort": (1, 0.0, 0.0, 1),
+    }
+    assert [kind.name for kind in found.kinds][:2] == ["collective", "cuBLAS product"]
+    assert found.custom_calls == {"__cublas$lt$matmul": 5}
+    assert found.copied == 64 and found.unknown_loops == 0
+    assert found.model_seconds == us(42e-6)
+    assert found.compute_seconds == us(22e-6 + 0.128e-6)
+    told = dataclasses.asdict(found)
+    assert kernels.Kernels.from_dict(json.loads(json.dumps(told))) == found
+
+
+def test_a_loop_of_unknown_length_is_taken_as_run_once_and_said():
+    found = kernels.count(LOOP.replace("known_trip_count", "guess"), RATES)
+    assert found.custom_calls == {"__cublas$lt$matmul": 1} and found.unknown_loops == 1
+
+
+CHOICE = f"""HloModule step
+%update (p: f32[250]) -> f32[250] {{
+  ROOT %adam = f32[250]{{0}} fusion(%p), kind=kLoop, calls=%none, \
+backend_config={{{cost(sol=3)}}}
+}}
+%keep (p: f32[250]) -> f32[250] {{
+  ROOT %copy.1 = f32[250]{{0}} copy(%p)
+}}
+ENTRY %main (p: f32[250]) -> f32[250] {{
+  ROOT %cond = f32[250]{{0}} conditional(%ok, %p, %p), CALLED
+}}
+"""
+
+
+@pytest.mark.parametrize(
+    "called",
+    [
+        "true_computation=%update, false_computation=%keep",
+        "branch_computations={%keep, %update}",
+    ],
+)
+def test_of_a_choice_the_longest_branch_is_counted(called):
+    found = kernels.count(CHOICE.replace("CALLED", called), RATES)
+    assert [(k.name, k.count) for k in found.kinds] == [("loop fusion", 1)]
+    # A copy of 1,000 bytes takes 2 us here; with a shorter update it is the longer one.
+    text = CHOICE.replace("CALLED", called).replace('"exec_time_us":3', '"us":1')
+    found = kernels.count(text, RATES)
+    assert [(k.name, k.own_seconds) for k in found.kinds] == [("copy", 2e-6)]
+
+
+ATTENTION = """HloModule step
+ENTRY %main (p: bf16[8,50,4,64]) -> bf16[8,50,4,64] {
+  %q = bf16[8,50,4,64]{3,2,1,0} bitcast(%p)
+  %k = bf16[8,50,4,64]{3,2,1,0} bitcast(%p)
+  %v = bf16[8,50,4,64]{3,2,1,0} bitcast(%p)
+  %fwd = (bf16[8,4,50,64]{3,1,2,0}, f32[8,4,50]{2,1,0}, u8[0]{0}) custom-call(%q, %k, \
+/*index=2*/%v), custom_call_target="__cudnn$fmhaSoftmax", \
+api_version=API_VERSION_STATUS_RETURNING, backend_config={"operation_queue_id": "0", \
+"cudnn_fmha_backend_config": {"fmha_scale": 0.125, "intermediate_tensor_shape": \
+{"element_type": "BF16", "dimensions": ["8", "4", "50", "50"], "tuple_shapes": []}}}
+  %s = f32[8,4,50]{2,1,0} get-tuple-element(%fwd), index=1
+  %o = bf16[8,50,4,64]{3,2,1,0} bitcast(%gte)
+  ROOT %bwd = (bf16[8,4,50,64]{3,1,2,0}, bf16[8,4,50,64]{3,1,2,0}, \
+bf16[8,4,50,64]{3,1,2,0}, u8[4096]{0}) custom-call(%q, %k, %v, %s, %o, /*index=5*/%o), \
+custom_call_target="__cudnn$fmhaSoftmaxBackward", \
+backend_config={"cudnn_fmha_backend_config": {"intermediate_tensor_shape": \
+{"element_type": "BF16", "dimensions": ["8", "4", "50", "50"]}}}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rates", "forward", "backward"),
+    [
+        # 8 x 4 x 50 x 50 scores, 64 channels: 2 products and 5.
+        (kernels.Rates(1e12, 1e15), 4 * 80000 * 64 / 1e12, 10 * 80000 * 64 / 1e12),
+        # Arrays of 8 x 50 x 4 x 64 bfloat16, and a float32 a query; no workspace.
+        (
+            kernels.Rates(1e18, 1e9),
+            (4 * 204800 + 6400) / 1e9,
+            (8 * 204800 + 6400) / 1e9,
+        ),
+    ],
+)
+def test_cudnn_s_attention_is_estimated_from_its_shapes(rates, forward, backward):
+    found = kernels.count(ATTENTION, rates)
+    own = found.own_seconds()
+    assert own == {
+        "cuDNN attention, forward": pytest.approx(forward),
+        "cuDNN attention, backward": pytest.approx(backward),
+    }
+    assert found.custom_calls == {
+        "__cudnn$fmhaSoftmax": 1,
+        "__cudnn$fmhaSoftmaxBackward": 1,
+    }
+    assert found.model_seconds == 0 and not any(k.untimed for k in found.kinds)
+
+
+def test_cudnn_s_convolutions_are_estimated_from_their_shapes():
+    """32 signals of 1,024 (512 out), 64 channels in 4 groups, 15 taps."""
+    text = """HloModule step
+ENTRY %main (x: bf16[32,1024,64]) -> bf16[64,15,16] {
+  %x = bf16[32,1024,64]{2,1,0} parameter(0)
+  %w = bf16[64,15,16]{2,1,0} parameter(1)
+  %y = (bf16[32,512,64]{2,1,0}, u8[9]{0}) custom-call(%x, %w), window={size=15}, \
+dim_labels=b0f_o0i->b0f, feature_group_count=4, custom_call_target="__cudnn$conv\
+Forward", backend_config={"cudnn_conv_backend_config":{}, "reification_cost":[]}
+  %g = bf16[32,512,64]{2,1,0} get-tuple-element(%y), index=0
+  %dx = (bf16[32,1024,64]{2,1,0}, u8[0]{0}) custom-call(%g, %w), \
+dim_labels=b0f_o0i->b0f, custom_call_target="__cudnn$convBackwardInput"
+  ROOT %dw = (bf16[64,15,16]{2,1,0}, u8[0]{0}) custom-call(%x, %g), \
+dim_labels=b0f_o0i->b0f, custom_call_target="__cudnn$convBackwardFilter"
+}
+"""
+    (kind,) = kernels.count(text, kernels.Rates(1e12, 1e15)).kinds
+    flops = 2 * (32 * 512 * 64) * (15 * 16)
+    assert (kind.name, kind.count) == ("cuDNN convolution", 3)
+    assert kind.own_seconds == pytest.approx(3 * flops / 1e12)
+    (kind,) = kernels.count(text, kernels.Rates(1e18, 1e9)).kinds
+    size = 2 * (32 * 1024 * 64 + 32 * 512 * 64 + 64 * 15 * 16)
+    assert kind.own_seconds == pytest.approx(3 * size / 1e9)
+
+
+def test_products_within_attention_kernels_are_counted_in_a_trace(monkeypatch):
+    monkeypatch.setattr(
+        fused_attention_stablehlo, "check_cudnn_version", lambda: compilers.CUDNN
+    )
+    b, n, h, c = 8, 200, 4, 64
+
+    def cudnn(x):
+        q, k, v = jnp.moveaxis(x.reshape(b, n, 3, h, c), 2, 0)
+        return jax.nn.dot_product_attention(q, k, v, implementation="cudnn")
+
+    x = jax.ShapeDtypeStruct((b, n, 3 * h * c), jnp.bfloat16)
+    for attend in (cudnn, lambda x: attention_tpu.attend(x, h, True)):
+        total = lambda x: attend(x).astype(jnp.float32).sum()  # noqa: E731
+        product = 2 * b * n * n * h * c
+        assert flops.per_chip(total, (x,), 1) == 2 * product
+        # The scores are computed again.
+        assert flops.per_chip(jax.grad(total), (x,), 4) == 7 * product / 4
+
+
+def test_collectives_as_a_gpu_writes_them_are_counted():
+    groups = "replica_groups={{0,1,2,3}}"
+    text = f"""HloModule step
+%wrapped (p: f32[8]) -> f32[8] {{
+  ROOT %w = f32[8]{{0}} collective-broadcast(%p), {groups}
+}}
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %as = ((f32[8]{{0}}), f32[8]{{0}}) async-start(%x), calls=%wrapped
+  %ad = f32[8]{{0}} async-done(%as), calls=%wrapped
+  %r = (bf16[64,4]{{1,0}}, f32[]) all-reduce-start(%a, %b), \
+replica_groups=mesh['axis_0'=4,'axis_1'=1] {{'axis_0'}}, to_apply=%add
+  %rd = (bf16[64,4]{{1,0}}, f32[]) all-reduce-done(%r)
+  %s = ((f32[16,4]{{1,0}}), f32[4,4]{{1,0}}) reduce-scatter-start(%x), {groups}
+  %g = (f32[4,4]{{1,0}}, f32[16,4]{{1,0}}) all-gather-start(%x), {groups}
+  ROOT %t = ((f32[8,4]{{1,0}}), f32[8,4]{{1,0}}) all-to-all-start(%x), {groups}
+}}
+"""
+    whole = 16 * 4 * 4
+    assert collectives.count(text, 8) == [
+        Collective("all-gather", 4, 1, whole, {"f32": whole}),
+        Collective("all-reduce", 4, 1, 516, {"bf16": 512, "f32": 4}),
+        Collective("all-to-all", 4, 1, 128, {"f32": 128}),
+        Collective("collective-broadcast", 4, 1, 32, {"f32": 32}),
+        Collective("reduce-scatter", 4, 1, whole, {"f32": whole}),
+    ]
+    (kind,) = kernels.count(text, RATES).kinds
+    assert (kind.name, kind.count, kind.untimed) == ("collective", 5, 5)
+
+
+def test_the_estimates_are_of_half_the_peak_and_all_of_the_memory():
+    chip = chips.GPUS["H100"]
+    assert kernels.rates(chip) == kernels.Rates(989e12 / 2, 3350e9)
+
+
+def test_a_gpu_s_compute_is_what_its_kernels_take():
+    topology = chips.parse("gpu:16xH100")
+    counted = ((8, 1e12), (16, 1e12))
+    costs = predict.Costs(topology, 1, 1e12, counted, 0.5, 0.0, (), kernels=0.07)
+    assert predict.at(costs, topology).step == 0.07
+    plain = dataclasses.replace(costs, kernels=0.0)
+    assert predict.at(plain, topology).step == pytest.approx(2 / 989)
+
+
+def require_plugin():
+    """Skips where it is not installed; where PACX_CUDA names it, as in CI, fails."""
+    if compilers.cuda_version() == "none" and "PACX_CUDA" not in os.environ:
+        pytest.skip("JAX's CUDA plugin is not installed (docs/scaling.md)")
+
+
+def run(monkeypatch, *flags):
+    monkeypatch.setattr(sys, "argv", ["plan.py", *flags])
+    return command.main()
+
+
+def test_a_plan_for_an_h100_is_compiled_for_it(monkeypatch, tmp_path, capsys):
+    require_plugin()
+    flags = ["--config=configs/mae_vitb16.py:runlocal", "--topology=gpu:16xH100"]
+    flags += ["--config.dtype=bfloat16", "--config.attention=xla", "--compiles=0"]
+    flags += ["--config.model.decoder.depth=1", f"--plans={tmp_path}"]
+    assert run(monkeypatch, *flags, "--global_batch=64") == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    found = json.loads(last)
+    assert found["compiled_for"] == found["collectives_counted_on"] == "chips"
+    assert found["hbm_bytes_per_chip"] == 80 * 10**9 > found["temporaries"] > 0
+    (reduction,) = found["collectives"]
+    assert reduction["kind"] == "all-reduce" and reduction["group"] == 16
+    # Gradients are added up in bfloat16, as a CPU's compiler would not do.
+    assert reduction["dtypes"]["bf16"] > 0.9 * reduction["bytes_per_chip"]
+    products = sum(n for name, n in found["custom_calls"].items() if "cublas" in name)
+    kinds = {kind["name"]: kind for kind in found["kernels"]}
+    assert products == kinds["cuBLAS product"]["count"] > 0
+    assert kinds["collective"]["count"] == reduction["count"]
+    assert not any(kind["untimed"] for kind in kinds.values())
+    model = 1000 * sum(kind["model_seconds"] for kind in kinds.values())
+    assert found["model_ms"] == pytest.approx(model) and model > 0
+    assert set(found["own_estimate_ms"]) == {"copy"}
+    compute = model - 1000 * kinds["collective"]["model_seconds"]
+    compute += found["own_estimate_ms"]["copy"]
+    assert 1000 * found["predicted_step_seconds"] >= compute
+    assert 0 < found["predicted_mfu"] < 0.5
+    assert 0 < found["predicted_efficiency_no_overlap"] < 1
+    assert found["predicted_efficiency_no_overlap"] <= found["predicted_efficiency"]
+    assert any(line.startswith("| cuBLAS product |") for line in lines)
+    assert any("bytes a chip, compiled for it" in line for line in lines)
+    # Asked again, it is not compiled again.
+    monkeypatch.setattr(worker, "call", None)
+    assert run(monkeypatch, *flags, "--global_batch=64") == 0
+    assert capsys.readouterr().out.splitlines() == [*lines, last]
+
+
+def test_a_batch_that_does_not_fit_an_h100_is_refused_with_what_fits(
+    monkeypatch, tmp_path, capsys
+):
+    require_plugin()
+    rows = 2**29
+    flags = ["--config=configs/labs_dae.py", "--topology=gpu:1xH100"]
+    flags += [f"--global_batch={rows}", f"--plans={tmp_path}"]
+    assert run(monkeypatch, *flags) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    said = rf"--global_batch={rows} \({rows} rows a chip\) does not fit gpu:1xH100: "
+    said += r"it takes [\d.]+ GiB a chip, which has 74.5 GiB; --global_batch=(\d+) fits"
+    assert 0 < int(re.search(said, err)[1]) < rows
+
+
+def attention_step(request):
+    """In the process that compiles: the text of cuDNN's attention and its gradient."""
+    device = compilers.devices(chips.parse(request.topology), False)[0]
+
+    def loss(x, n):
+        out = jax.nn.dot_product_attention(
+            x,
+            x,
+            x,
+            query_seq_lengths=n,
+            key_value_seq_lengths=n,
+            implementation="cudnn",
+        )
+        return out.astype(jnp.float32).sum()
+
+    x = jax.ShapeDtypeStruct((4, 198, 2, 32), jnp.bfloat16)
+    lengths = jax.ShapeDtypeStruct((4,), jnp.int32)
+    one = jax.sharding.SingleDeviceSharding(device)
+    lowered = jax.jit(jax.grad(loss), in_shardings=one).lower(x, lengths)
+    return lowered.compile(compiler_options=compilers.GPU_OPTIONS).as_text()
+
+
+def test_cudnn_s_attention_compiles_without_cudnn():
+    require_plugin()
+    text = worker.call(worker.Request(None, "gpu:1xH200", False), attention_step)
+    found = kernels.count(text, kernels.rates(chips.GPUS["H200"]))
+    names = {"__cudnn$fmhaSoftmax": 1, "__cudnn$fmhaSoftmaxBackward": 1}
+    assert found.custom_calls == names
+    size = 4 * 198 * 2 * 32 * 2
+    forward = found.own_seconds()["cuDNN attention, forward"]
+    assert forward == pytest.approx(4 * size / 4800e9, rel=0.05)
+
+
+def test_a_step_s_text_and_bytes_are_there_for_tests():
+    require_plugin()
+    config = importlib.import_module("configs.labs_dae").get_config()
+    config.global_batch_size = 64
+    found = worker.compile_step(config, "gpu:2xH100")
+    assert "ENTRY" in found.text and collectives.count(found.text, 2)
+    assert 0 < found.aliased <= found.arguments < found.peak
+
+
+def test_without_the_plugin_a_plan_for_gpus_is_one_line(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("PACX_CUDA", str(tmp_path))
+    flags = ["--config=configs/labs_dae.py", "--topology=gpu:1xH100"]
+    assert run(monkeypatch, *flags, f"--plans={tmp_path}") == 2
+    err = capsys.readouterr().err
+    assert "CUDA plugin, which compiles for GPUs, is not installed: pip install" in err
+    assert "jax-cuda13-plugin==" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("plugin", "pjrt"), [("0.9.9", "0.9.9"), ("0.9.9", None), (None, "0.9.9")]
+)
+def test_a_plugin_of_another_version_is_refused(plugin, pjrt, monkeypatch, tmp_path):
+    monkeypatch.setenv("PACX_CUDA", str(tmp_path))
+    for name, version in zip(compilers.WHEELS, (plugin, pjrt), strict=True):
+        if version:
+            folder = tmp_path / f"{name.replace('-', '_')}-{version}.dist-info"
+            folder.mkdir()
+            text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            (folder / "METADATA").write_text(text)
+    with pytest.raises(PacxError, match=r"has version 0\.9\.9.*, jax 0.*pip install"):
+        compilers.check(chips.parse("gpu:1xH100"))
+
+
+def test_a_key_changes_with_the_plugin_and_the_device_s_description(
+    monkeypatch, tmp_path
+):
+    config = importlib.import_module("configs.labs_dae").get_config()
+    request = worker.Request(config, "gpu:1xH100", False)
+    keys = {planning._key(request)}
+    monkeypatch.setattr(compilers, "cuda_version", lambda: "0.0.1")
+    keys.add(planning._key(request))
+    spec = tmp_path / "h100.txtpb"
+    spec.write_text("other")
+    monkeypatch.setattr(compilers, "SPECS", tmp_path)
+    keys.add(planning._key(request))
+    assert len(keys) == 3
+
+
+def test_what_is_simulated_and_what_is_not():
+    simulated = {name: compilers.simulates(chips.parse(name)) for name in
+                 ("gpu:8xH100", "gpu:8xH200", "gpu:8xA100", "v5e:2x2")}  # fmt: skip
+    assert simulated == {
+        "gpu:8xH100": False,
+        "gpu:8xH200": False,
+        "gpu:8xA100": True,
+        "v5e:2x2": False,
+    }
