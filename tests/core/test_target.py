@@ -148,7 +148,7 @@ def test_an_update_that_is_not_finite_changes_nothing_in_either_form(meshes, in_
     ):
         np.testing.assert_array_equal(a, b)
     state, _ = update(state, {"x": jnp.ones((8, 3))}, key)
-    assert (np.asarray(state.params["w"]) != before.params["w"]).all()
+    assert (np.asarray(state.params["w"]) != before.params["w"]).any()
 
 
 def test_a_cpu_writes_the_state_in_place(meshes):

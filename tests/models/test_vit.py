@@ -125,11 +125,13 @@ def test_keeping_every_patch_equals_keeping_none_out(model, params, images):
 
 def test_cls_token_alone_is_that_of_all_tokens(model, params, images):
     # Measured 2.4e-7: fewer rows are summed in another order.
-    whole = model.apply(params, images)
-    alone = model.apply(params, images, cls_only=True)
+    whole = model.apply({"params": params}, images)
+    alone = model.apply({"params": params}, images, cls_only=True)
     assert alone.shape == (3, 1, 32)
     np.testing.assert_allclose(alone, whole[:, :1], atol=2e-6)
-    _, state = model.apply(params, images, cls_only=True, mutable="intermediates")
+    _, state = model.apply(
+        {"params": params}, images, cls_only=True, mutable="intermediates"
+    )
     (probs,) = state["intermediates"]["block_01"]["attn"]["attention"]
     assert probs.shape == (3, 2, 13, 13)  # rollout wants those of all tokens
 
