@@ -17,6 +17,10 @@ setuptools.setup(
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
     python_requires=">=3.11",
+    classifiers=[  # those that the tests ran on
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
     install_requires=[
         "absl-py",
         "array-record>=0.8",  # what prepared data sets are stored in

@@ -1,11 +1,24 @@
 # shellcheck shell=bash
 # Sourced by the launchers: makes .venv from the lock once, and activates it.
-# PYTHON names another interpreter than python3.11 or python3.
+# PYTHON names an interpreter; without it, the first of python3.11, python3.12 and python3
+# that runs and is new enough.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
-if [ ! -x .venv/bin/python ] || ! cmp -s requirements.lock .venv/requirements.lock; then
-  python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
-  if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'
-  then
+
+# Prints the version of the interpreter $1; fails where it does not run or is too old.
+python_version() {
+  "$1" -c 'import sys; print(*sys.version_info[:2]); sys.exit(sys.version_info < (3, 11))' \
+    2>/dev/null
+}
+
+wanted=$(python_version "${PYTHON:-.venv/bin/python}" || true)
+if [ ! -x .venv/bin/python ] || ! cmp -s requirements.lock .venv/requirements.lock ||
+  [ "$wanted" != "$(python_version .venv/bin/python)" ]; then
+  candidates=(python3.11 python3.12 python3)
+  [ -z "${PYTHON:-}" ] || candidates=("$PYTHON")
+  for python in "${candidates[@]}" none; do
+    if python_version "$python" >/dev/null; then break; fi
+  done
+  if [ "$python" = none ]; then
     echo "error: Python 3.11 or newer is needed: install it, or set PYTHON to it" >&2
     exit 2
   fi

@@ -1,7 +1,7 @@
 """Records what test_golden.py compares with: traces of every stage, an old workdir.
 
 python -m tests.reliability.record traces     after a change that is meant to change
-                                              numbers, or for another version of jax
+                                              numbers; one file, for all versions of jax
 python -m tests.reliability.record workdir N  for a new format N of checkpoints
 """
 
@@ -14,13 +14,8 @@ import tempfile
 import tests.conftest  # noqa: F401  the same devices and flags as in the tests
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+TRACES = GOLDEN / "traces.json"
 STAGES = ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
-
-
-def version() -> str:
-    import jax
-
-    return ".".join(jax.__version__.split(".")[:2])
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -53,9 +48,8 @@ def main() -> None:
             config = runs.config(stage, folders, num_devices=2)
             main.run(config, str(root / "runs" / stage))
             found[stage] = losses(root / "runs" / stage)
-    file = GOLDEN / f"traces_jax{version()}.json"
-    file.write_text(json.dumps(found, indent=1) + "\n")
-    print(file)
+    TRACES.write_text(json.dumps(found, indent=1) + "\n")
+    print(TRACES)
 
 
 if __name__ == "__main__":
