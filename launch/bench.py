@@ -2,7 +2,7 @@
 
   python launch/bench.py mae|distill|embed|ecg [--train] [--batch=N] [--steps=N]
       [--repeats=5] [--dtype=float32|bfloat16] [--variant=B] [--devices=N]
-      [--attention=auto|xla|pallas]
+      [--attention=auto|xla|pallas] [--set=FIELD=VALUE]
       [--peer=torch|none] [--peer_mode=best|eager|compile|reference]
       [--input=synthetic|drawn|DIR] [--saves] [--profile=DIR]
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
@@ -57,7 +57,7 @@ DTYPES = ("float32", "bfloat16")
 KEYS = ("mode", "images_per_s", "ratio", "mfu", "peak_mib", "batch", "dtype")
 KEYS += ("versions",)
 _OF_MODELS = ("mask_ratio", "train", "variant", "image_size", "devices", "input")
-_OF_MODELS += ("peer_mode", "peak_flops", "saves", "attention")
+_OF_MODELS += ("peer_mode", "peak_flops", "saves", "attention", "set")
 # Mode -> flags that it does not take: giving them would change nothing.
 NOT_OF = {
     "mae": ("source",),
@@ -98,6 +98,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--variant", default="B", help="mae, distill, embed: of the ViT; mu is tiny")
     add("--image_size", type=int, default=0, help="pixels a side; 0 = the recipe's")
     add("--attention", choices=("auto", "xla", "pallas"), default="auto")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="a field of the recipe's config; can be given again",
+    )
     add("--mask_ratio", type=float, default=0.0, help="mae; 0 = the recipe's")
     add("--devices", type=int, default=0, help="of the mesh; 0 = all")
     add("--train", action="store_true", help="ecg: a training step, not a forward pass")

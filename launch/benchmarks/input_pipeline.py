@@ -30,7 +30,6 @@ import cv2
 import jax
 import numpy as np
 
-from data import prepare
 from data.cohort import latents, xray
 from launch.benchmarks import measure
 from launch.benchmarks.peer import Peer
@@ -112,6 +111,8 @@ def draw(i: int) -> bytes:
 
 def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Ours]:
     """This package's variants, each with the workers that suit it best."""
+    from data import prepare  # TFDS, which drawing films does not need
+
     opened = {}
     for name, flags in FOLDERS.items():
         target = files.parent / name

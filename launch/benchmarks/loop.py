@@ -127,7 +127,6 @@ def _result(options, config, work: dict, steps: int, turns: list) -> dict:
     n = config.num_devices or jax.device_count()
     device = jax.devices()[0]
     rate = figures["images_per_s"]["median"] / n
-    peak = options.peak_flops or flops.peak(device.device_kind, config.dtype)
     step = figures["step_s"]["median"]
     log = figures["log_s"] and figures["log_s"]["median"] / (LOG_EVERY * step)
     result = {
@@ -135,7 +134,9 @@ def _result(options, config, work: dict, steps: int, turns: list) -> dict:
         "images_per_s": figures["images_per_s"]["median"],
         "images_per_s_per_device": round(rate, 4),
         "ratio": None,  # the peer has synthetic input
-        "mfu": round(rate * need.step / peak, 4) if peak else None,
+        **flops.utilisation(
+            rate * need.step, device.device_kind, config.dtype, options.peak_flops
+        ),
         "peak_mib": measure.peak_mib(),
         "batch": config.global_batch_size,
         "steps": steps,
@@ -156,6 +157,8 @@ def _result(options, config, work: dict, steps: int, turns: list) -> dict:
         "log_every": LOG_EVERY,
         "saves": cost_of_saves(turns, steps) if options.saves else None,
         "gflop_step": round(need.step / 1e9, 4),
+        "set": options.set,
+        "autotune_level": measure.autotune_level(),
         "versions": measure.versions(),
     }
     return {"table": list(_table(result)), **result}
@@ -186,6 +189,9 @@ def _table(r: dict):
     )
     yield f"step, ms               {measure.cell(r['step_s'], 1000, 1)}"
     yield f"images/s               {measure.cell(r['images_per_s_spread'], digits=2)}"
+    yield f"utilisation            {flops.as_text(r)}"
+    if r["backend"] == "gpu":
+        yield measure.software(r)
     yield f"data stall, % of time  {measure.cell(r['data_stall_share'], 100, 2)}"
     if r["log_share"] is not None:
         yield (

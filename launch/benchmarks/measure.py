@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pathlib
 import platform
+import re
 import resource
 import statistics
 import sys
@@ -16,7 +17,8 @@ from collections.abc import Callable, Mapping
 Turn = dict[str, float | None]
 PACKAGES = (
     "jax jaxlib flax optax numpy grain array-record tensorflow-datasets pillow "
-    "opencv-python-headless torch torchvision"
+    "opencv-python-headless torch torchvision jax-cuda13-plugin jax-cuda12-plugin "
+    "nvidia-cudnn-cu13 nvidia-cudnn-cu12 nvidia-cublas libtpu"
 ).split()
 
 
@@ -113,6 +115,25 @@ class Peaks:
     def since_reset(self) -> float | None:
         """MiB; None where it cannot be counted anew."""
         return peak_mib() if self._reset else None
+
+
+def autotune_level() -> int:
+    """How much XLA tries out kernels on a GPU: 0 not at all, 4 (its default) fully."""
+    found = re.findall(
+        r"--xla_gpu_autotune_level=(\d+)", os.environ.get("XLA_FLAGS", "")
+    )
+    return int(found[-1]) if found else 4
+
+
+def software(result: dict) -> str:
+    """A result's autotune level and versions, as a line of a GPU's table."""
+    names = ("jax", "jaxlib", "jax-cuda", "nvidia", "torch")
+    versions = ", ".join(
+        f"{name} {version}"
+        for name, version in result["versions"].items()
+        if version and name.startswith(names)
+    )
+    return f"XLA's autotune level {result['autotune_level']}; {versions}"
 
 
 def versions() -> dict[str, str | None]:

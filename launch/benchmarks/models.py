@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> dict:
         return importlib.import_module("launch.benchmarks.loop").run(options)
     with contextlib.ExitStack() as stack:
         names = ("mode", "batch", "variant", "image_size", "mask_ratio", "devices")
-        names += ("attention",)
+        names += ("attention", "set")
         asked = {name: getattr(options, name) for name in (*names, "dtype", "train")}
         share = {} if options.peer == "none" else _half_of_the_gpu()
         ours = Worker("launch.benchmarks.ours", json.dumps(asked), env=share)
@@ -115,7 +115,6 @@ def _result(options, steps: int, about: dict, peers: dict, turns: dict) -> dict:
     }  # fmt: skip
     ours = figures["ours"]
     rate = ours["images_per_s"]["median"] / n
-    peak = options.peak_flops or flops.peak(about["device_kind"], about["dtype"])
     ratios = {
         kind: measure.ratio(turns["ours"], turns[kind], "images_per_s")
         for kind in peers
@@ -134,7 +133,9 @@ def _result(options, steps: int, about: dict, peers: dict, turns: dict) -> dict:
         "images_per_s": ours["images_per_s"]["median"],
         "images_per_s_per_device": round(rate, 4),
         "ratio": ratios[best]["median"] if best else None,
-        "mfu": round(rate * need.step / peak, 4) if peak else None,
+        **flops.utilisation(
+            rate * need.step, about["device_kind"], about["dtype"], options.peak_flops
+        ),
         "peak_mib": ours["device_peak_mib"] or ours["peak_mib"],
         "batch": work["batch"],
         "steps": steps,
@@ -159,14 +160,14 @@ def _result(options, steps: int, about: dict, peers: dict, turns: dict) -> dict:
         "gflop_forward": round(need.forward / 1e9, 4),
         "gflop_step": round(need.step / 1e9, 4),
         "flops_per_s_per_device": round(rate * need.step),
-        "peak_flops": peak,
         "trained_parameters": about["trained_parameters"],
         "peer": best,
         "ratios": ratios,
         "memory_ratios": memory,
         "variants": figures,
         "peers": peers,
-        "stand_ins": about["stand_ins"],
+        "set": options.set,
+        "autotune_level": measure.autotune_level(),
         "versions": measure.versions(),
     }
     return {"table": list(_table(result, need)), **result}
@@ -183,9 +184,11 @@ def _table(r: dict, need: flops.Flops):
     yield (
         f"{r['gflop_forward']:,.3f} GFLOP forward and {r['gflop_step']:,.3f} a timed "
         f"step, an image; {r['flops_per_s_per_device'] / 1e9:,.0f} GFLOP/s a device, "
-        f"MFU {'not known' if r['mfu'] is None else r['mfu']}"
+        f"{flops.as_text(r)}"
     )
     cached = ", cache on" if r["compile_cache"] else ""
+    if r["backend"] == "gpu":
+        yield measure.software(r)
     yield f"traced in {r['trace_s']} s, compiled in {r['compile_s']} s{cached}"
     yield (
         f"{'':10} {'step, ms':>26} {'images/s':>26} {'peak MiB':>9} {'in turns':>9} "

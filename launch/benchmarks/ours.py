@@ -18,10 +18,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-# The first of all: it stands in for packages that are missing.
 from launch.benchmarks import recipes, worker
-
-# isort: split
 from pacx_jax import forward, host_memory, objectives, profiling, sharding, stage
 from pacx_jax.models import ecg, vit
 from pacx_jax.objectives import distill
@@ -203,7 +200,6 @@ def make(options: dict) -> worker.Timed:
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
-        "stand_ins": recipes.MISSING,
     }
     return timed
 

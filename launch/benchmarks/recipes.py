@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from launch.benchmarks import stand_ins
+import ast
 
-MISSING = stand_ins.install()  # before what imports those packages
+import jax
 
-import jax  # noqa: E402
-
-from configs import (  # noqa: E402
+from configs import (
     base,
     distill_vitb16,
     ecg_net1d,
     labs_dae,
     mae_vitb16,
 )
-from pacx_jax import model_folder  # noqa: E402
-from pacx_jax.models import vit  # noqa: E402
-from pacx_jax.objectives import distill  # noqa: E402
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax import model_folder
+from pacx_jax.models import vit
+from pacx_jax.objectives import distill
+from pacx_jax.types import PacxError
 
 RECIPES = {"mae": mae_vitb16, "distill": distill_vitb16, "ecg": ecg_net1d}
 RECIPES["embed"] = mae_vitb16  # of its encoder
@@ -57,7 +55,25 @@ def make_config(options: dict):
     c.global_batch_size = options["batch"] or BATCHES[mode][0 if cpu else 1] * (
         1 if cpu else n
     )
+    for field in options.get("set", ()):
+        _set(c, field)
     return c
+
+
+def _set(config, field: str) -> None:
+    """Sets a field given as NAME=VALUE; PacxError if the recipe has no such field."""
+    name, _, text = field.partition("=")
+    try:
+        value = ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        value = text
+    config.lock()  # otherwise an unknown field would be added
+    try:
+        config.update_from_flattened_dict({name: value})
+    except (KeyError, TypeError) as e:
+        what = str(e.args[0]).partition(". Other fields")[0]
+        raise PacxError(f"--set={field}: {what}; give FIELD=VALUE") from None
+    config.unlock()
 
 
 def image_encoder(config) -> model_folder.ModelFolder:

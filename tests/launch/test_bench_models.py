@@ -4,10 +4,7 @@ import contextlib
 import json
 import os
 
-import einops
 import jax
-import ml_collections
-import numpy as np
 import pytest
 
 from launch import bench
@@ -15,22 +12,23 @@ from launch.benchmarks import (
     flops,
     input_pipeline,
     loop,
+    measure,
     models,
     ours,
     recipes,
     scaling,
-    stand_ins,
 )
 from pacx_jax.models import attention
 from tests import profiles
 from tests.parity import comparing
 
 TINY = ["--variant=mu", "--batch=8", "--devices=2", "--steps=1", "--repeats=2"]
-# What pip brings with jax, flax, optax and numpy may be imported, and no more.
+# What pip brings with jax, flax, optax and numpy may be imported, einops and
+# ml_collections, which are carried, and no more.
 BLOCKED = """
 import sys
-NAMES = set('array_record cloudpickle cv2 einops grain ml_collections PIL safetensors '
-            'sklearn tensorboardX tensorflow_datasets torch tqdm'.split())
+NAMES = set('array_record cloudpickle cv2 grain PIL pytest safetensors sklearn '
+            'tensorboardX tensorflow_datasets torch tqdm'.split())
 class Blocked:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in NAMES:
@@ -57,9 +55,7 @@ def check(result: dict, mode: str) -> None:
     "mode",
     ["mae", *(pytest.param(m, marks=pytest.mark.full) for m in ("embed", "ecg"))],
 )
-def test_synthetic_input_needs_jax_flax_optax_and_numpy_alone(
-    mode, tmp_path, monkeypatch, capsys
-):
+def test_synthetic_input_needs_few_packages(mode, tmp_path, monkeypatch, capsys):
     (tmp_path / "sitecustomize.py").write_text(BLOCKED)
     path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
     monkeypatch.setenv("PYTHONPATH", path)  # of the process that takes the steps
@@ -67,7 +63,6 @@ def test_synthetic_input_needs_jax_flax_optax_and_numpy_alone(
     lines, result = run(capsys, mode, *TINY, *flags)
     assert 0 < result["mfu"] < 1
     check(result | {"mfu": None}, mode)
-    assert result["stand_ins"] == ["ml_collections", "einops"]
     assert result["ratio"] is None and result["peer"] is None
     assert result["gflop_step"] > 0 and any("forward = 2" in line for line in lines)
     traces = {p.name.partition(".")[2] for p in (tmp_path / "trace").rglob("*.*")}
@@ -148,30 +143,31 @@ def test_peaks_are_of_known_devices_in_bfloat16_alone():
     assert flops.peak("NVIDIA H200", "float32") is None
 
 
-@pytest.mark.parametrize(
-    "shape, pattern, sizes",
-    [
-        ((2, 8, 12, 3), "b (h p) (w q) c -> b (h w) (p q c)", {"p": 4, "q": 4}),
-        ((2, 5, 24), "b n (qkv h c) -> qkv b h n c", {"qkv": 3, "h": 2}),
-        ((2, 3, 5, 4), "b h n c -> b n (h c)", {}),
-    ],
-)
-def test_stand_in_for_einops_gives_the_same(shape, pattern, sizes):
-    x = np.arange(np.prod(shape)).reshape(shape)
-    want = einops.rearrange(x, pattern, **sizes)
-    np.testing.assert_array_equal(stand_ins.rearrange(x, pattern, **sizes), want)
-    with pytest.raises(ValueError, match="axes|fit"):
-        stand_ins.rearrange(x[0], pattern, **sizes)
+def test_mfu_is_of_the_data_sheet_and_beside_it_of_what_was_measured():
+    both = flops.utilisation(395e12, "NVIDIA H200", "bfloat16")
+    assert both["mfu"] == 0.3994 and both["mfu_measured"] == 0.5
+    assert "0.3994 of 989 TFLOP/s (data sheet), 0.5 of 790" in flops.as_text(both)
+    sheet = flops.utilisation(395e12, "NVIDIA H100 80GB HBM3", "bfloat16")
+    assert sheet["mfu"] == 0.3994 and sheet["mfu_measured"] is None
+    given = flops.utilisation(1e12, "cpu", "float32", 4e12)
+    assert flops.as_text(given) == "MFU 0.25 of 4 TFLOP/s (--peak_flops)"
+    assert flops.as_text(flops.utilisation(1e12, "cpu", "float32")) == "MFU not known"
 
 
-def test_stand_in_for_ml_collections_holds_the_same_recipe():
-    def fill(config):
-        config.a, config.model = 1, type(config)()
-        config.model.update(width=2, depth=3)
-        config.update_from_flattened_dict({"model.depth": 4})
-        return config.to_dict(), config.get("none", 5), config["a"], "a" in config
+def test_gpu_table_says_autotune_level_and_versions(monkeypatch):
+    monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_autotune_level=2 --xla_other=1")
+    about = {"backend": "gpu", "device_kind": "NVIDIA H200", "dtype": "bfloat16"}
+    table = made_result("mae", **about)["table"]
+    (line,) = (x for x in table if x.startswith("XLA's autotune level 2; "))
+    assert f"jax {jax.__version__}, jaxlib " in line and "None" not in line
+    monkeypatch.delenv("XLA_FLAGS")
+    assert measure.autotune_level() == 4
 
-    assert fill(stand_ins.ConfigDict()) == fill(ml_collections.ConfigDict())
+
+def test_set_changes_a_field_of_the_recipe():
+    options = vars(bench.parse(["mae", "--set=optim.peak_lr=0.5", "--set=seed=7"]))
+    config = recipes.make_config(options)
+    assert config.optim.peak_lr == 0.5 and config.seed == 7
 
 
 @pytest.mark.parametrize("mode", ["mae", "embed"])
@@ -222,6 +218,8 @@ def test_a_save_costs_what_its_turn_is_longer():
             "9 is not divisible by 2",
         ),
         (["mae", "--input=/nowhere"], "--input=/nowhere: no such folder"),
+        (["mae", "--set=optim.lr=1"], '--set=optim.lr=1: Key "lr" does not exist'),
+        (["mae", "--set=seed"], "--set=seed: "),
     ],
 )
 def test_bad_input_is_one_line(argv, message, capsys):
@@ -255,6 +253,7 @@ def test_bad_flags_are_one_line(capsys):
         ("embed --input=drawn --attention=xla", "--attention of embed"),
         ("ecg --attention=xla", "--attention: mode ecg"),
         ("input --saves", "--saves: mode input"),
+        ("input --set=seed=1", "--set: mode input"),
         ("scaling --variant=mu", "--variant: mode scaling"),
         ("scaling --dtype=bfloat16", "--dtype: mode scaling"),
         ("scaling --devices=2", "--devices: mode scaling"),
@@ -273,7 +272,7 @@ def test_flags_that_would_change_nothing_are_refused_before_any_work(
     assert error.startswith("error: ") and message in error
 
 
-def made_result(mode: str) -> dict:
+def made_result(mode: str, **about_it) -> dict:
     """What a mode makes of a turn's figures, none of which was measured."""
     options = bench.parse([mode.removesuffix("_loop"), "--batch=8", "--variant=B"])
     turn = dict.fromkeys("step_s images_per_s images_per_cpu_s last".split(), 1.0)
@@ -295,8 +294,7 @@ def made_result(mode: str) -> dict:
     about = {"work": work, "dtype": config.dtype, "backend": "cpu", "devices": 1}
     about |= dict.fromkeys("trace_s compile_s trained_parameters".split(), 1)
     about |= {"device_kind": "cpu", "compile_cache": False, "xla_mib": None}
-    about["stand_ins"] = []
-    return models._result(options, 3, about, {}, {"ours": [turn]})
+    return models._result(options, 3, about | about_it, {}, {"ours": [turn]})
 
 
 MODELS = ("mae", "distill", "embed", "ecg")
