@@ -135,6 +135,7 @@ def parity(name: str) -> None:
     from tests.parity import comparing, record
 
     numbers, precision = Numbers(), comparing.PRECISIONS[0]
+    mesh = sharding.make_mesh(1)
 
     def case(name: str) -> comparing.Case:
         return comparing.Case(record.load(name), precision)
@@ -143,30 +144,31 @@ def parity(name: str) -> None:
         "case": case,
         "precision": precision,
         "measure": numbers.measure,
-        "meshes": {1: sharding.make_mesh(1)},
+        "meshes": {1: mesh},
     }
     for module, function, parameters in PARITY[name]:
         test = getattr(importlib.import_module(_PARITY + module), function)
         given = fixtures | parameters
         if "mae_case" in (wanted := inspect.signature(test).parameters):
             given["mae_case"] = case("mae")
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest"), sharding.tracing(mesh):
             test(**{k: v for k, v in given.items() if k in wanted})
     numbers.end()
 
 
 def attention() -> None:
     """bfloat16 attention of this device, with its gradient, against float32's."""
+    from pacx_jax import sharding
     from pacx_jax.models import attention as library
 
-    numbers = Numbers()
+    numbers, mesh = Numbers(), sharding.make_mesh(1)
 
     def run(function, dtype, heads, qkv, weights):
         def loss(qkv):
             out = function(qkv.astype(dtype), heads).astype(jnp.float32)
             return (out * weights).sum(), out
 
-        with jax.default_matmul_precision("highest"):
+        with sharding.tracing(mesh):  # by which the library knows the device
             (_, out), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(qkv)
         return np.asarray(out), np.asarray(gradient)
 
@@ -176,7 +178,8 @@ def attention() -> None:
         qkv = qkv.astype(jnp.bfloat16).astype(np.float32)
         weights = rng.standard_normal((2, tokens, width), np.float32)
         got = run(library.attend, jnp.bfloat16, heads, qkv, weights)
-        want = run(library.as_written, jnp.float32, heads, qkv, weights)
+        with jax.default_matmul_precision("highest"):
+            want = run(library.as_written, jnp.float32, heads, qkv, weights)
         for what, x, y in zip(("attention", "gradient"), got, want, strict=True):
             error = np.abs(x - y).max() / np.abs(y).max()
             text = f"{what}, {tokens} tokens, {heads} heads of {channels}"
@@ -307,6 +310,9 @@ def trace(out: str, *flags: str) -> None:
             with open(path, "rb") as plain, gzip.open(f"{path}.gz", "wb") as packed:
                 shutil.copyfileobj(plain, packed)
         files = sorted(pathlib.Path(folder).rglob("*.gz"))
+        files = [
+            p for p in files if not p.name.endswith(".trace.json.gz")
+        ]  # Perfetto's
         sizes = {p.name: p.stat().st_size for p in files}
         total = sum(sizes.values())
         if total > MOST_TRACE:
