@@ -16,7 +16,7 @@ works.
 
 The machine needs jax with its CUDA plugin, flax, optax and numpy, with what pip brings
 along, and torch for the peers. The rest can be carried, for a machine without a
-network (here for Python 3.12 on x86-64, about 90 MB; without numeric and loop, einops
+network (here for Python 3.12 on x86-64, about 81 MB; without numeric and loop, einops
 and ml_collections do):
 
   pip download --no-deps --only-binary=:all: --python-version=3.12 \\
