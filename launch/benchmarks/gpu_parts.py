@@ -77,7 +77,7 @@ CHOICES = (
         env={"XLA_FLAGS": "--xla_gpu_autotune_level=0"},
     ),
 )
-# Check of gpu_work.py -> seconds. None is timed, so they run side by side.
+# Check of gpu_numeric.py -> seconds. None is timed, so they run side by side.
 NUMERIC = {
     "attention": 60,
     "parity_mae": 90,
@@ -124,9 +124,9 @@ def parts(out: str, dry_run: bool) -> list[Part]:
         Part(name, "bench", argv, _limit(name)) for name, argv in benches.items()
     ]
     return [
-        Part("environment", "environment", _work("environment"), 40, SHARED, False),
+        Part("environment", "environment", _device("environment"), 40, SHARED, False),
         *_numeric(),
-        Part("dense products", "environment", _work("products", dry_run), 40),
+        Part("dense products", "environment", _device("products", dry_run), 40),
         *measured[:2],
         peers[0],
         choices[0],
@@ -134,7 +134,7 @@ def parts(out: str, dry_run: bool) -> list[Part]:
         Part("mae --input=drawn --saves", "loop", saves, 120),
         peers[1],
         *choices[1:],
-        Part("trace", "trace", _work("trace", out, *size), 90),
+        Part("trace", "trace", _device("trace", out, *size), 90),
         *peers[2:],
     ]
 
@@ -144,7 +144,7 @@ def _numeric() -> list[Part]:
         Part(
             name.replace("_", " "),
             "numeric",
-            _work(name),
+            ("-m", "launch.benchmarks.gpu_numeric", name),
             limit,
             SHARED | (DETERMINISTIC if name.startswith("resume") else {}),
             timed=False,
@@ -161,5 +161,5 @@ def _bench(argv: tuple[str, ...], *more: str) -> tuple[str, ...]:
     return ("launch/bench.py", *argv, *more)
 
 
-def _work(check: str, *arguments) -> tuple[str, ...]:
-    return ("-m", "launch.benchmarks.gpu_work", check, *map(str, arguments))
+def _device(part: str, *arguments) -> tuple[str, ...]:
+    return ("-m", "launch.benchmarks.gpu_device", part, *map(str, arguments))

@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from launch import bench, gpu_check
-from launch.benchmarks import gpu_parts, gpu_report, gpu_work
+from launch.benchmarks import (
+    gpu_device,
+    gpu_numeric,
+    gpu_parts,
+    gpu_report,
+    gpu_running,
+)
 from launch.benchmarks.gpu_parts import Part
 
 ROOT = pathlib.Path(gpu_check.ROOT)
@@ -70,7 +76,7 @@ def test_what_fails_or_hangs_is_a_row_and_the_rest_goes_on(
         python("hangs", HANGS % str(number), limit=4),
         python("works", 'print(\'noise\\n{"n": 1, "flops_per_s": null}\\nnoise\')'),
     ]
-    monkeypatch.setattr(gpu_check, "allotted", lambda part, *_: part.limit)
+    monkeypatch.setattr(gpu_running, "allotted", lambda part, *_: part.limit)
     code, rows, text = run(monkeypatch, tmp_path, parts, "--seconds=100")
     assert code == 1
     row = {r["part"]: r for r in rows}
@@ -135,10 +141,10 @@ def test_timed_parts_run_alone_and_others_side_by_side(monkeypatch, tmp_path):
 
 def test_time_left_over_is_shared_by_limits():
     one, two = python("one", "", limit=10), python("two", "", limit=30)
-    assert gpu_check.allotted(one, [two], 80) == 20  # twice as much as both need
-    assert gpu_check.allotted(one, [two], 20) == 10
-    assert gpu_check.allotted(two, [], 20) == 20
-    assert gpu_check.allotted(two, [], 7) is None
+    assert gpu_running.allotted(one, [two], 80) == 20  # twice as much as both need
+    assert gpu_running.allotted(one, [two], 20) == 10
+    assert gpu_running.allotted(two, [], 20) == 20
+    assert gpu_running.allotted(two, [], 7) is None
 
 
 @pytest.mark.parametrize(
@@ -223,10 +229,11 @@ def test_every_part_is_a_command_that_exists(dry_run):
         if part.command[0] == "launch/bench.py":
             bench.parse(list(part.command[1:]))
             continue
-        assert part.command[:2] == ("-m", "launch.benchmarks.gpu_work")
-        check, _, name = part.command[2].partition("_")
-        assert hasattr(gpu_work, check)
-        assert check != "parity" or name in gpu_work.PARITY
+        known = {
+            "launch.benchmarks.gpu_numeric": gpu_numeric.CHECKS,
+            "launch.benchmarks.gpu_device": gpu_device.PARTS,
+        }
+        assert part.command[0] == "-m" and part.command[2] in known[part.command[1]]
 
 
 def test_choices_are_of_known_modes_and_change_something():
@@ -235,13 +242,13 @@ def test_choices_are_of_known_modes_and_change_something():
 
 
 def test_flags_of_xla_add_to_those_that_are_set():
-    both = gpu_check._merged({"XLA_FLAGS": "--a=1", "X": "1"}, {"XLA_FLAGS": "--b=2"})
+    both = gpu_running.merged({"XLA_FLAGS": "--a=1", "X": "1"}, {"XLA_FLAGS": "--b=2"})
     assert both == {"XLA_FLAGS": "--a=1 --b=2", "X": "1"}
-    assert gpu_check._merged({"X": "1"}, {}) == {"X": "1"}
+    assert gpu_running.merged({"X": "1"}, {}) == {"X": "1"}
 
 
 def test_numbers_beyond_their_bounds_end_with_a_line(capsys):
-    numbers = gpu_work.Numbers()
+    numbers = gpu_numeric.Numbers()
     numbers.add("near", 1e-6, 1e-5)
     numbers.measure("same", np.ones(3), np.ones(3), 0)
     numbers.end()
@@ -258,9 +265,9 @@ def test_a_number_of_the_suite_that_is_wrong_fails_its_check(monkeypatch, capsys
 
     good = attention.attend
     monkeypatch.setattr(attention, "attend", lambda *args: 1.1 * good(*args))
-    monkeypatch.setattr(gpu_work, "ATTENTION", ((20, 2, 8),))
+    monkeypatch.setattr(gpu_numeric, "ATTENTION", ((20, 2, 8),))
     with pytest.raises(SystemExit, match="2 of 2 beyond: attention, 20 tokens"):
-        gpu_work.attention()
+        gpu_numeric.attention()
 
 
 def test_carried_versions_are_those_of_the_lock():
