@@ -2,7 +2,7 @@
 
   python launch/bench.py mae|distill|embed|ecg [--train] [--batch=N] [--steps=N]
       [--repeats=5] [--dtype=float32|bfloat16] [--variant=B] [--devices=N]
-      [--attention=auto|xla|pallas] [--set=FIELD=VALUE]
+      [--attention=auto|xla|pallas] [--set=FIELD=VALUE] [--other_form=OPERATION]
       [--peer=torch|none] [--peer_mode=best|eager|compile|reference]
       [--input=synthetic|drawn|DIR] [--saves] [--profile=DIR]
   python launch/bench.py input [--batch=64] [--steps=12] [--repeats=5] [--dtype=float32]
@@ -57,7 +57,7 @@ DTYPES = ("float32", "bfloat16")
 KEYS = ("mode", "images_per_s", "ratio", "mfu", "peak_mib", "batch", "dtype")
 KEYS += ("versions",)
 _OF_MODELS = ("mask_ratio", "train", "variant", "image_size", "devices", "input")
-_OF_MODELS += ("peer_mode", "peak_flops", "saves", "attention", "set")
+_OF_MODELS += ("peer_mode", "peak_flops", "saves", "attention", "set", "other_form")
 # Mode -> flags that it does not take: giving them would change nothing.
 NOT_OF = {
     "mae": ("source",),
@@ -105,6 +105,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="FIELD=VALUE",
         help="a field of the recipe's config; can be given again",
     )
+    add(
+        "--other_form",
+        action="append",
+        default=[],
+        metavar="OPERATION",
+        help="of pacx_jax/target.py's HAND_WRITTEN, in the form that is not usual on "
+        "the device; can be given again",
+    )
     add("--mask_ratio", type=float, default=0.0, help="mae; 0 = the recipe's")
     add("--devices", type=int, default=0, help="of the mesh; 0 = all")
     add("--train", action="store_true", help="ecg: a training step, not a forward pass")
@@ -146,6 +154,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
             f"--saves with --repeats {options.repeats}: give at least 2, a save is "
             "compared with the turn before it"
         )
+    if loop and options.other_form:
+        parser.error("--other_form is of synthetic input: leave it or --input out")
     if loop and options.peer_mode != parser.get_default("peer_mode"):
         parser.error("--peer_mode is of synthetic input: leave it or --input out")
     if loop and options.mode == "embed" and options.attention != "auto":

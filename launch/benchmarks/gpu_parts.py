@@ -63,9 +63,20 @@ class Choice:
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
+def _other_forms(mode: str, *operations: str) -> tuple[Choice, ...]:
+    """Of operations of `target.HAND_WRITTEN`: the form that is not usual on a GPU."""
+    return tuple(
+        Choice(mode, f"{name} in its other form", (f"--other_form={name}",))
+        for name in operations
+    )
+
+
 CHOICES = (
     Choice("mae", "attention=xla", ("--set=attention=xla",)),
     Choice("distill", "attention=xla", ("--set=attention=xla",)),
+    *_other_forms("mae", "gelu", "layer_norm", "dense", "update_in_branch"),
+    *_other_forms("distill", "low_rank", "gelu", "layer_norm"),
+    *_other_forms("ecg --train", "grouped_convolution", "silu"),
     Choice(
         "mae",
         "XLA's Triton products off",

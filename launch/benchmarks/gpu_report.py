@@ -145,6 +145,9 @@ def _of_bench(r: dict, products: float | None) -> list[str]:
     if products and r["dtype"] == "bfloat16":
         said.append(f"{need / products:.3f} of this device's dense products")
     said.append(f"{r['peak_mib']:,.0f} MiB")
+    if r.get("forced"):
+        forms = {True: "hand-written", False: "JAX's"}
+        said.append(", ".join(f"{k} {forms[v]}" for k, v in r["forced"].items()))
     if r.get("compile_s") and not r.get("ratios"):  # those come from the cache
         said.append(f"compiled in {r['compile_s']} s")
     if r.get("ratios"):

@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> dict:
         return importlib.import_module("launch.benchmarks.loop").run(options)
     with contextlib.ExitStack() as stack:
         names = ("mode", "batch", "variant", "image_size", "mask_ratio", "devices")
-        names += ("attention", "set")
+        names += ("attention", "set", "other_form")
         asked = {name: getattr(options, name) for name in (*names, "dtype", "train")}
         share = {} if options.peer == "none" else _half_of_the_gpu()
         ours = Worker("launch.benchmarks.ours", json.dumps(asked), env=share)
@@ -167,6 +167,7 @@ def _result(options, steps: int, about: dict, peers: dict, turns: dict) -> dict:
         "variants": figures,
         "peers": peers,
         "set": options.set,
+        "forced": about["forced"],
         "autotune_level": measure.autotune_level(),
         "versions": measure.versions(),
     }

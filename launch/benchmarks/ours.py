@@ -13,13 +13,21 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from launch.benchmarks import recipes, worker
-from pacx_jax import forward, host_memory, objectives, profiling, sharding, stage
+from pacx_jax import (
+    forward,
+    host_memory,
+    objectives,
+    profiling,
+    sharding,
+    stage,
+    target,
+)
 from pacx_jax.models import ecg, vit
 from pacx_jax.objectives import distill
 from pacx_jax.types import PacxError
@@ -190,8 +198,11 @@ def make(options: dict) -> worker.Timed:
         ) from None
     config = recipes.make_config(options)
     work = recipes.describe(config, options)
-    timed = (Training if work["train"] else Forward)(config, work)
-    devices = sharding.make_mesh(config.num_devices).devices.ravel()
+    mesh = sharding.make_mesh(config.num_devices)
+    forced = other_forms(options.get("other_form", ()), mesh)
+    with target.forced(**forced):
+        timed = (Training if work["train"] else Forward)(config, work)
+    devices = mesh.devices.ravel()
     timed.device_peak_mib = lambda: _allocated(devices)
     timed.profile = lambda folder, steps: _profile(timed, folder, steps)
     timed.about |= {
@@ -200,8 +211,23 @@ def make(options: dict) -> worker.Timed:
         "backend": jax.default_backend(),
         "device_kind": devices[0].device_kind,
         "devices": len(devices),
+        "forced": forced,
     }
     return timed
+
+
+def other_forms(operations: Sequence[str], mesh) -> dict[str, bool]:
+    """Operation -> whether it is to be hand-written: what is not usual on the mesh.
+
+    Raises:
+      PacxError: an operation that `target.HAND_WRITTEN` does not have.
+    """
+    for name in operations:
+        if name not in target.HAND_WRITTEN:
+            known = ", ".join(target.HAND_WRITTEN)
+            raise PacxError(f"--other_form={name}: choose of {known}")
+    with sharding.tracing(mesh):
+        return {name: not target.hand_written(name) for name in operations}
 
 
 def _allocated(devices) -> float | None:

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import types
 
 import jax
 import pytest
@@ -18,7 +19,7 @@ from launch.benchmarks import (
     recipes,
     scaling,
 )
-from pacx_jax.models import attention
+from pacx_jax import sharding, target
 from tests import profiles
 from tests.parity import comparing
 
@@ -106,7 +107,7 @@ def test_without_pytorch_one_line_says_that_the_peer_is_missing(monkeypatch, cap
 @pytest.mark.parametrize("mode, published", [("mae", 42.4), ("distill", 72.7)])
 def test_flops_are_those_that_xla_counts(mode, published, monkeypatch):
     # One CPU device takes attention in a loop, whose body XLA counts once.
-    monkeypatch.setattr(attention, "device_count", lambda: 2)
+    monkeypatch.setattr(target, "device_count", lambda: 2)
     options = {"mode": mode, "variant": "B", "batch": 8, "image_size": 0}
     options |= {"mask_ratio": 0.0, "devices": 1, "dtype": "float32", "train": True}
     options["attention"] = "auto"
@@ -162,6 +163,24 @@ def test_gpu_table_says_autotune_level_and_versions(monkeypatch):
     table = made_result("mae", **about)["table"]
     (line,) = (x for x in table if x.startswith("XLA's autotune level 2; "))
     assert f"jax {jax.__version__}, jaxlib " in line and "None" not in line
+
+
+def test_other_form_is_what_the_device_does_not_usually_take(monkeypatch):
+    monkeypatch.setitem(target.HAND_WRITTEN, "gelu", ("cpu",))
+    monkeypatch.setitem(target.HAND_WRITTEN, "dense", ("gpu",))
+    mesh = sharding.make_mesh(1)
+    found = ours.other_forms(["gelu", "dense"], mesh)
+    assert found == {"gelu": False, "dense": True}
+    seen = []
+
+    def training(*_):  # where the step is traced
+        seen.append((target.hand_written("gelu"), target.hand_written("dense")))
+        return types.SimpleNamespace(about={})
+
+    monkeypatch.setattr(ours, "Training", training)
+    asked = vars(bench.parse(["mae", *TINY, "--other_form=gelu"])) | {"train": True}
+    about = ours.make(asked).about
+    assert seen == [(False, False)] and about["forced"] == {"gelu": False}
 
 
 def test_set_changes_a_field_of_the_recipe():
@@ -220,6 +239,7 @@ def test_a_save_costs_what_its_turn_is_longer():
         (["mae", "--input=/nowhere"], "--input=/nowhere: no such folder"),
         (["mae", "--set=optim.lr=1"], '--set=optim.lr=1: Key "lr" does not exist'),
         (["mae", "--set=seed"], "--set=seed: "),
+        (["mae", "--other_form=x"], "--other_form=x: choose of dense"),
     ],
 )
 def test_bad_input_is_one_line(argv, message, capsys):
@@ -254,6 +274,7 @@ def test_bad_flags_are_one_line(capsys):
         ("ecg --attention=xla", "--attention: mode ecg"),
         ("input --saves", "--saves: mode input"),
         ("input --set=seed=1", "--set: mode input"),
+        ("mae --input=drawn --other_form=gelu", "--other_form is of synthetic"),
         ("scaling --variant=mu", "--variant: mode scaling"),
         ("scaling --dtype=bfloat16", "--dtype: mode scaling"),
         ("scaling --devices=2", "--devices: mode scaling"),
@@ -294,6 +315,7 @@ def made_result(mode: str, **about_it) -> dict:
     about = {"work": work, "dtype": config.dtype, "backend": "cpu", "devices": 1}
     about |= dict.fromkeys("trace_s compile_s trained_parameters".split(), 1)
     about |= {"device_kind": "cpu", "compile_cache": False, "xla_mib": None}
+    about["forced"] = {}
     return models._result(options, 3, about | about_it, {}, {"ours": [turn]})
 
 
