@@ -5,7 +5,9 @@ a few per cent of them and no device's peak is about it. A trained product costs
 times its forward pass, a frozen one that gradients pass through twice, one of two
 activations (attention) three times. `work` is what `recipes.py` says of the step.
 
-Letters: t tokens, d width, n patches, k kept patches, p numbers in a patch, r rank.
+Letters: t tokens, w tokens that are wanted of the last block, d width, n patches, k
+kept patches, p numbers in a patch, r rank. The last block projects all tokens; what
+follows is of the wanted ones alone: the CLS token, or an MAE's masked patches.
 """
 
 from __future__ import annotations
@@ -40,13 +42,15 @@ def _dense(t: int, d_in: int, d_out: int) -> int:
     return 2 * t * d_in * d_out
 
 
-def _attention(t: int, d: int) -> int:
-    return 4 * t * t * d  # q k^T and the weighted sum of v
+def _attention(depth: int, t: int, d: int, w: int) -> int:
+    """q k^T and the weighted sum of v: 4 t d a token."""
+    return (depth * t - (t - w)) * 4 * t * d
 
 
-def _blocks(depth: int, t: int, d: int) -> int:
+def _blocks(depth: int, t: int, d: int, w: int) -> int:
     """qkv 6 t d^2, proj 2 t d^2, the MLP 16 t d^2, and attention."""
-    return depth * (24 * t * d * d + _attention(t, d))
+    products = depth * 24 * t * d * d - 18 * (t - w) * d * d
+    return products + _attention(depth, t, d, w)
 
 
 def _tokens(work: dict) -> tuple[int, int, int]:
@@ -59,17 +63,17 @@ def _mae(work: dict) -> Flops:
     (n, p, d), e = _tokens(work), work["decoder"]
     k = int(n * (1 - work["mask_ratio"]))
     patches = _dense(k, p, d)
-    encoder = _blocks(work["depth"], k + 1, d)
-    decoder = _blocks(e["depth"], n + 1, e["width"])
+    encoder = _blocks(work["depth"], k + 1, d, k + 1)
+    decoder = _blocks(e["depth"], n + 1, e["width"], n - k)
     around = _dense(k + 1, d, e["width"]) + _dense(n - k, e["width"], p)
     forward = patches + encoder + decoder + around
     return Flops(
         forward,
         3 * forward - patches,  # pixels get no gradient
         f"forward = 2 k p d + encoder {work['depth']} (24 t d^2 + 4 t^2 d) + decoder "
-        f"{e['depth']} (24 t' d'^2 + 4 t'^2 d') + 2 t d d' + 2 (n - k) d' p with "
-        f"k {k}, t {k + 1}, d {d}, t' {n + 1}, d' {e['width']}, n {n}, p {p}; "
-        "training = 3 forward - 2 k p d",
+        f"{e['depth']} (24 t' d'^2 + 4 t'^2 d') - (k + 1) (18 d'^2 + 4 t' d') + 2 t d "
+        f"d' + 2 (n - k) d' p with k {k}, t {k + 1}, d {d}, t' {n + 1}, d' "
+        f"{e['width']}, n {n}, p {p}; training = 3 forward - 2 k p d",
     )
 
 
@@ -77,29 +81,32 @@ def _distill(work: dict) -> Flops:
     (n, p, d), r = _tokens(work), work["lora"]["rank"]
     t, depth = n + 1, work["depth"]
     patches = _dense(n, p, d)
-    blocks, attention = _blocks(depth, t, d), depth * _attention(t, d)
+    blocks, attention = _blocks(depth, t, d, 1), _attention(depth, t, d, 1)
     ends = {"qkv": (d, 3 * d), "proj": (d, d), "fc1": (d, 4 * d), "fc2": (4 * d, d)}
-    lora = depth * sum(2 * t * r * sum(ends[name]) for name in work["lora"]["targets"])
+    adapters = work["lora"]["targets"]
+    lora = depth * sum(2 * t * r * sum(ends[name]) for name in adapters)
+    lora -= sum(2 * n * r * sum(ends[name]) for name in adapters if name != "qkv")
     heads = sum(_dense(1, *ends) for ends in work["heads"])
     forward = patches + blocks + lora + heads
     return Flops(
         forward,
         patches + 2 * blocks + attention + 3 * lora + 3 * heads,
-        f"forward = 2 n p d + {depth} (24 t d^2 + 4 t^2 d) + LoRA {depth} (2 t r "
-        f"(in + out) of each of {', '.join(work['lora']['targets'])}) + heads with n "
-        f"{n}, t {t}, d {d}, p {p}, r {r}; training = 2 n p d + {depth} (48 t d^2 + "
-        "12 t^2 d) + 3 LoRA + 3 heads (frozen weights get no gradient)",
+        f"forward = 2 n p d + blocks {depth} (24 t d^2 + 4 t^2 d) - n (18 d^2 + 4 t d) "
+        f"+ LoRA {depth} (2 t r (in + out) of each of {', '.join(adapters)}) less what "
+        f"follows the last block's qkv for n tokens + heads with n {n}, t {t}, d {d}, "
+        f"p {p}, r {r}; training = 2 n p d + 2 blocks + their attention + 3 LoRA + 3 "
+        "heads (frozen weights get no gradient)",
     )
 
 
 def _embed(work: dict) -> Flops:
     n, p, d = _tokens(work)
-    forward = _dense(n, p, d) + _blocks(work["depth"], n + 1, d)
+    forward = _dense(n, p, d) + _blocks(work["depth"], n + 1, d, 1)
     return Flops(
         forward,
         forward,
-        f"forward = 2 n p d + {work['depth']} (24 t d^2 + 4 t^2 d) with n {n}, t "
-        f"{n + 1}, d {d}, p {p}",
+        f"forward = 2 n p d + {work['depth']} (24 t d^2 + 4 t^2 d) - n (18 d^2 + 4 t d)"
+        f" with n {n}, t {n + 1}, d {d}, p {p}",
     )
 
 
