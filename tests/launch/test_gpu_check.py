@@ -18,8 +18,11 @@ from launch.benchmarks import (
     gpu_parts,
     gpu_report,
     gpu_running,
+    ours,
+    recipes,
 )
 from launch.benchmarks.gpu_parts import Part
+from pacx_jax import sharding
 
 ROOT = pathlib.Path(gpu_check.ROOT)
 # Sleeps, as does a process that it starts and whose number it writes.
@@ -238,7 +241,10 @@ def test_every_part_is_a_command_that_exists(dry_run):
 
 def test_choices_are_of_known_modes_and_change_something():
     for choice in gpu_parts.CHOICES:
-        assert choice.mode in gpu_parts.MODES and (choice.flags or choice.env)
+        assert choice.flags or choice.env
+        options = vars(bench.parse([*gpu_parts.MODES[choice.mode], *choice.flags]))
+        recipes.make_config(options)  # refuses unknown fields
+        ours.other_forms(options["other_form"], sharding.make_mesh(1))
 
 
 def test_flags_of_xla_add_to_those_that_are_set():
