@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from pacx_jax import target
-from pacx_jax.models.dense import matmul
+from pacx_jax.models.dense import first, matmul
 from pacx_jax.types import Array
 
 _LAYOUT = ("NHC", "HIO", "NHC")
@@ -94,7 +94,8 @@ def _grouped_backward(stride, groups, residuals, dy):
     before = both // 2
     dx = _to_input(kernel, dy, stride, groups)[:, before : before + x.shape[1]]
     padded = jnp.pad(x, ((0, 0), (before, both - before), (0, 0)))
-    return dx, _to_kernel(padded, dy, stride, groups)
+    dkernel = _to_kernel(padded, dy, stride, groups)
+    return first(dx, dkernel), dkernel
 
 
 def _to_input(kernel, dy, stride, groups):

@@ -16,30 +16,58 @@ from pacx_jax import target
 from pacx_jax.types import Array
 
 
-def dense(features: int, *, dtype, name: str, **inits) -> nn.Dense:
-    """`nn.Dense` whose weight gradient x^T g transposes the narrower of x and g.
+class Dense(nn.Dense):
+    """`nn.Dense` of `affine`: the same parameters and numbers."""
 
-    JAX's own rule leaves it to XLA, which on CPU transposes g, together with all the
-    elementwise work fused into it, which is then done again for each use.
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(..., i) -> (..., features)."""
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
+        return affine(x, kernel, bias)
+
+
+def affine(x: Array, kernel: Array, bias: Array) -> Array:
+    """x kernel + bias, of (..., i), (i, o) and (o,).
+
+    The own backward pass takes the weight gradient x^T g by transposing the narrower of
+    the two. JAX's rule leaves it to XLA, which on CPU transposes g, with all the
+    elementwise work fused into it, which is then done again for each use. Of frozen
+    weights it takes no gradient, and keeps no x.
     """
-    return nn.Dense(features, dtype=dtype, dot_general=_dot_general, name=name, **inits)
+    own = target.hand_written("dense")
+    return (_own_affine if own else _affine)(x, kernel, bias)
 
 
-def _dot_general(x, kernel, dims, precision=None, preferred_element_type=None):
-    if precision is None and target.hand_written("dense"):
-        return matmul(x, kernel)  # nn.Dense: the last axis with the first
-    return jax.lax.dot_general(
-        x,
-        kernel,
-        dims,
-        precision=precision,
-        preferred_element_type=preferred_element_type,
-    )
+def _affine(x, kernel, bias):
+    return x @ kernel + bias
+
+
+_own_affine = jax.custom_vjp(_affine)
+
+
+def _affine_forward(x, kernel, bias):
+    out = _affine(x.value, kernel.value, bias.value)
+    return out, (x.value if kernel.perturbed else None, kernel.value)
+
+
+def _affine_backward(residuals, g):
+    x, kernel = residuals
+    dbias = g.sum(tuple(range(g.ndim - 1)))
+    if x is None:
+        return _to_input(kernel, g), jnp.zeros_like(kernel), dbias
+    dkernel = _to_kernel(x, g)
+    return first(_to_input(kernel, g), dkernel, dbias), dkernel, dbias
+
+
+_own_affine.defvjp(_affine_forward, _affine_backward, symbolic_zeros=True)
 
 
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
-    """(..., i) and (i, o) -> (..., o)."""
+    """`affine` without a bias, always by its own backward pass."""
     return x @ kernel
 
 
@@ -49,16 +77,37 @@ def _matmul_forward(x, kernel):
 
 def _matmul_backward(residuals, g):
     x, kernel = residuals
-    rows = tuple(range(x.ndim - 1))
-    over_rows = ((rows, rows), ((), ()))
-    if x.shape[-1] <= g.shape[-1]:
-        dkernel = jax.lax.dot_general(x, g, over_rows)
-    else:
-        dkernel = jax.lax.dot_general(g, x, over_rows).T
-    return jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ()))), dkernel
+    dkernel = _to_kernel(x, g)
+    return first(_to_input(kernel, g), dkernel), dkernel
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def _to_input(kernel, g):
+    return jax.lax.dot_general(g, kernel, (((g.ndim - 1,), (1,)), ((), ())))
+
+
+def _to_kernel(x, g):
+    rows = tuple(range(x.ndim - 1))
+    over_rows = ((rows, rows), ((), ()))
+    if x.shape[-1] <= g.shape[-1]:
+        return jax.lax.dot_general(x, g, over_rows)
+    return jax.lax.dot_general(g, x, over_rows).T
+
+
+def first(x: Array, *sums: Array) -> Array:
+    """x, which on CPU is not gone on with before `sums` are there.
+
+    XLA's scheduler for CPUs leaves the gradients of parameters to the end of the
+    backward pass, and keeps all that they are sums of until then. No barrier of JAX's
+    reaches it, but an addend does: zero, unless a gradient is not finite.
+    """
+    if (target.platform() or "cpu") != "cpu":
+        return x
+    for each in sums:
+        x = x + (0 * each.ravel()[0]).astype(x.dtype)
+    return x
 
 
 def gelu(x: Array) -> Array:
@@ -83,7 +132,7 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, g):
-    wide = _wide(x)
+    wide = _wide(first(x, g))  # or XLA would keep the forward pass's erf for it
     density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
     slope = _normal_cdf(wide) + wide * density
     dx = (g * slope).astype(x.dtype)

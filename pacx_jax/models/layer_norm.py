@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from pacx_jax import target
+from pacx_jax.models.dense import first
 from pacx_jax.types import Array
 
 
@@ -88,7 +89,8 @@ def _backward(eps, residuals, g):
     dunit = g * scale
     along = (dunit * unit).mean(-1, keepdims=True)
     dx = inverse * (dunit - dunit.mean(-1, keepdims=True) - unit * along)
-    return dx.astype(x.dtype), (g * unit).sum(rows), g.sum(rows)
+    sums = (g * unit).sum(rows), g.sum(rows)
+    return first(dx.astype(x.dtype), *sums), *sums
 
 
 _own.defvjp(_forward, _backward)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax.models import vit
-from pacx_jax.models.dense import dense
+from pacx_jax.models.dense import Dense
 from pacx_jax.types import Array, PacxError
 
 
@@ -66,7 +66,7 @@ class Decoder(nn.Module):
         With `masked_only` pixels (b, n - k, p) of the patches `masked_ids` names, in
         its order: all that the loss looks at.
         """
-        x = dense(self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed")(
+        x = Dense(self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed")(
             tokens
         )
         b, n = ids_restore.shape
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
             self.attention,
             (1 + k if masked_only else 1, 1 + n),
         )
-        x = dense(
+        x = Dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
         )(x)
         if masked_only:

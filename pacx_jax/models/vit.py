@@ -16,7 +16,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from pacx_jax import sharding, target
 from pacx_jax.models import attention
-from pacx_jax.models.dense import dense, gelu
+from pacx_jax.models.dense import Dense, gelu
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array, PacxError
 
@@ -120,7 +120,7 @@ class Attention(nn.Module):
         d, outputs = x.shape[-1], slice(*(self.outputs or (None,)))
         if self.num_heads < 1 or d % self.num_heads:
             raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
-        qkv = dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
+        qkv = Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
         if self.is_mutable_collection("intermediates"):  # probabilities are wanted
             q, k, v = attention.split_heads(qkv, self.num_heads)
             probs = attention.probabilities(q, k)
@@ -128,7 +128,7 @@ class Attention(nn.Module):
             x = attention.join_heads(attention.weighted(probs, v))[:, outputs]
         else:
             x = attention.attend(qkv, self.num_heads, self.attention, outputs)
-        return dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
+        return Dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
 
 
 class Mlp(nn.Module):
@@ -140,8 +140,8 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         d = x.shape[-1]
-        x = dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
-        return dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(gelu(x))
+        x = Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
+        return Dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(gelu(x))
 
 
 class Block(nn.Module):
@@ -259,7 +259,7 @@ class ViT(nn.Module):
         if ids_keep is not None:  # before the projection: masked patches cost nothing
             x = jnp.take_along_axis(x, ids_keep[..., None], axis=1, mode="clip")
             posemb = jnp.take(posemb[0], ids_keep, axis=0, mode="clip")
-        x = dense(
+        x = Dense(
             self.width,
             kernel_init=xavier,
             bias_init=fan_in_uniform(x.shape[-1]),

@@ -26,10 +26,7 @@ def operations():
     x, wide = array(3, 5, 8), array(3, 5, 12)
     seeds = jnp.asarray(RNG.integers(0, 2**32, (3, 2)), jnp.uint32)
     return {
-        "dense": (
-            lambda x, k: dense._dot_general(x, k, (((2,), (0,)), ((), ()))),
-            (x, array(8, 12)),
-        ),
+        "dense": (dense.affine, (x, array(8, 12), array(12))),
         "gelu": (dense.gelu, (wide,)),
         "silu": (dense.silu, (wide,)),
         "layer_norm": (

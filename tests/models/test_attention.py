@@ -191,7 +191,7 @@ def test_dense_has_the_gradients_of_flax(d_in, d_out):
         x = jax.random.normal(jax.random.key(0), (2, 5, d_in), jnp.float64)
         kernel = jax.random.normal(jax.random.key(1), (d_in, d_out), jnp.float64)
         variables = {"params": {"kernel": kernel, "bias": jnp.ones(d_out)}}
-        ours = dense.dense(d_out, dtype=jnp.float64, name=None)
+        ours = dense.Dense(d_out, dtype=jnp.float64)
         plain = nn.Dense(d_out, dtype=jnp.float64)
         got, want = (value_and_gradient(m.apply, variables, x) for m in (ours, plain))
         assert furthest(got, want) < 1e-14
@@ -302,3 +302,46 @@ def test_config_chooses_the_way(monkeypatch):
     ids = mae.random_masking(jax.random.key(0), np.arange(1), 16, 0.75)[:2]
     jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)), *ids)
     assert len(taken) == model.encoder.depth + model.decoder.depth
+
+
+def test_a_cpu_keeps_what_a_backward_pass_needs_and_no_more(meshes):
+    """Of 8 layers of 16 -> 256 -> 16 units, x, x kernel and its GELU a layer.
+
+    Measured 1.2 times that; 2.4 with gradients of parameters at the end of the backward
+    pass and a GELU whose erf is kept.
+    """
+    rows, layers = 2048, 8
+
+    def loss(params, x):
+        for a, b in params:
+            x = x + dense.affine(dense.gelu(dense.affine(x, *a)), *b)
+        return (x**2).sum()
+
+    shape = jax.ShapeDtypeStruct
+    one = [
+        (shape((i, o), jnp.float32), shape((o,), jnp.float32))
+        for i, o in ((16, 256), (256, 16))
+    ]
+    x = shape((rows, 16), jnp.float32)
+    with sharding.tracing(meshes[1]):
+        lowered = jax.jit(jax.grad(loss)).lower([one] * layers, x)
+    options = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    compiled = lowered.compile(compiler_options=options)
+    needed = layers * rows * (16 + 2 * 256) * 4
+    print(compiled.memory_analysis().temp_size_in_bytes / needed)
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * needed
+
+
+def test_frozen_weights_cost_no_gradient_and_keep_no_input(meshes):
+    kernel, bias = jnp.ones((16, 256)), jnp.ones(256)
+    x = jnp.ones((64, 16))
+    with sharding.tracing(meshes[1]):
+        frozen = jax.make_jaxpr(
+            jax.grad(lambda x: (dense.affine(x, kernel, bias) ** 2).sum())
+        )(x)
+        trained = jax.make_jaxpr(
+            jax.grad(lambda k: (dense.affine(x, k, bias) ** 2).sum())
+        )(kernel)
+    # Forward, and the gradient of x; trained, that of the kernel too.
+    assert str(frozen).count("dot_general") == 2
+    assert str(trained).count("dot_general") == 3
