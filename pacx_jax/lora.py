@@ -133,17 +133,18 @@ _own = jax.custom_vjp(_low_rank, nondiff_argnums=(4,))
 
 
 def _forward(x, a, b, seeds, rate):
-    h = drop(x, seeds, rate) @ a
+    x = drop(x, seeds, rate)
+    h = x @ a
     return h @ b, (x, a, b, seeds, h)
 
 
 def _backward(rate, residuals, g):
-    x, a, b, seeds, h = residuals
+    x, a, b, seeds, h = residuals  # x as it was dropped
     if target.platform() == "gpu":  # or XLA would keep the mask of the forward pass
         seeds = jax.lax.optimization_barrier(seeds)
     dh = jnp.einsum("...d,rd->...r", g, b)
     db = jnp.einsum("...r,...d->rd", h, g)
-    da = jnp.einsum("...r,...i->ri", dh, drop(x, seeds, rate)).T
+    da = jnp.einsum("...r,...i->ri", dh, x).T
     dx = drop(jnp.einsum("...r,ir->...i", dh, a), seeds, rate)
     return dx, da, db, None
 

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pacx_jax import target
@@ -217,6 +218,22 @@ def constrain_rows(x: Array) -> Array:
     if mesh.empty or x.shape[0] % batch_shards(mesh):
         return x
     return constrain(x, ROWS)
+
+
+def row_major(x: Array) -> Array:
+    """x, laid out in memory with its last axis innermost, on GPUs.
+
+    XLA lays the stream of an MAE's encoder out with the images innermost, and has each
+    product transpose it. On each device for itself, for XLA would gather x for it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if target.platform() != "gpu" or mesh.empty or x.shape[0] % batch_shards(mesh):
+        return x
+    layout = Layout(major_to_minor=tuple(range(x.ndim)))
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(
+        lambda x: with_layout_constraint(x, layout), in_specs=rows, out_specs=rows
+    )(x)
 
 
 def check_no_tensor(what: str) -> None:

@@ -12,9 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.layout import Layout, with_layout_constraint
 
-from pacx_jax import sharding, target
+from pacx_jax import sharding
 from pacx_jax.models import attention
 from pacx_jax.models.dense import Dense, gelu
 from pacx_jax.models.layer_norm import LayerNorm
@@ -202,10 +201,7 @@ def stack(
     sharding.check_heads(num_heads)
     block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
     x, width = sharding.constrain_rows(x), 4 * x.shape[-1]
-    if target.platform() == "gpu":
-        # Or XLA lays the stream of an MAE's encoder out with the images last, and has
-        # each product transpose it.
-        x = with_layout_constraint(x, Layout(major_to_minor=(0, 1, 2)))
+    x = sharding.row_major(x)
     for i in range(depth):
         name = f"block_{i:02d}"
         wanted = outputs if i == depth - 1 else None

@@ -307,8 +307,7 @@ def test_config_chooses_the_way(monkeypatch):
 def test_a_cpu_keeps_what_a_backward_pass_needs_and_no_more(meshes):
     """Of 8 layers of 16 -> 256 -> 16 units, x, x kernel and its GELU a layer.
 
-    Measured 1.2 times that; 2.4 with gradients of parameters at the end of the backward
-    pass and a GELU whose erf is kept.
+    Measured 1.00 times that; 1.49 where `dense.first` has no effect.
     """
     rows, layers = 2048, 8
 
@@ -329,7 +328,7 @@ def test_a_cpu_keeps_what_a_backward_pass_needs_and_no_more(meshes):
     compiled = lowered.compile(compiler_options=options)
     needed = layers * rows * (16 + 2 * 256) * 4
     print(compiled.memory_analysis().temp_size_in_bytes / needed)
-    assert compiled.memory_analysis().temp_size_in_bytes < 1.5 * needed
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.2 * needed
 
 
 def test_frozen_weights_cost_no_gradient_and_keep_no_input(meshes):

@@ -1,0 +1,98 @@
+"""The train step of every recipe, at published size, as XLA compiles it for GPUs.
+
+Needs JAX's CUDA plugin (docs/scaling.md), and no GPU. Two of the compiles are in CI.
+"""
+
+import dataclasses
+import importlib
+import math
+import os
+import re
+
+import pytest
+
+from launch.planning import chips, collectives, compilers, kernels, worker
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a compiled step is held to.
+
+    Attributes:
+      rows: of the batch, a GPU.
+      forward, backward: calls of cuDNN's attention.
+      temporaries: bytes recorded on 2026-11-29 for one H100.
+      kinds: of collectives on several GPUs.
+    """
+
+    rows: int
+    forward: int
+    backward: int
+    temporaries: float
+    kinds: frozenset[str] = frozenset({"all-reduce"})
+
+
+# The last block of an encoder whose CLS token alone is wanted has one query: no cuDNN.
+# float32 recipes (labs_dae, linear_probe) and convolutions have none either.
+RECIPES = {
+    "mae_vitb16": Expected(256, 20, 20, 9.00e9),
+    "distill_vitb16": Expected(
+        64, 11, 11, 3.91e9, frozenset({"all-reduce", "all-gather", "reduce-scatter"})
+    ),
+    "labs_dae": Expected(1024, 0, 0, 0),
+    "linear_probe": Expected(256, 11, 0, 0),
+    "segment": Expected(64, 12, 0, 0),
+    "ecg_net1d": Expected(64, 0, 0, 0),
+}
+IN_CI = {("mae_vitb16", "gpu:1xH100"), ("distill_vitb16", "gpu:8xH100")}
+CASES = [
+    pytest.param(
+        recipe, gpus, marks=() if (recipe, gpus) in IN_CI else pytest.mark.full
+    )
+    for recipe in RECIPES
+    for gpus in ("gpu:1xH100", "gpu:8xH100", "gpu:1xH200", "gpu:8xH200")
+]
+
+
+@pytest.fixture(autouse=True)
+def plugin():
+    """Skips where it is not installed; where PACX_CUDA names it, as in CI, fails."""
+    if compilers.cuda_version() == "none" and "PACX_CUDA" not in os.environ:
+        pytest.skip("JAX's CUDA plugin is not installed (docs/scaling.md)")
+
+
+def config_of(recipe, rows):
+    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config.global_batch_size = rows
+    return config
+
+
+def state_copies(text):
+    """Bytes of copies of float32 arrays: parameters and moments, for nothing else is."""
+    shapes = re.findall(r"= f32\[([\d,]*)\]\S* copy\(", text)
+    return sum(4 * math.prod(int(n) for n in s.split(",") if n) for s in shapes)
+
+
+@pytest.mark.parametrize("recipe, gpus", CASES)
+def test_step_compiles_for_gpus_as_it_should(recipe, gpus):
+    want, topology = RECIPES[recipe], chips.parse(gpus)
+    n = topology.devices
+    step = worker.compile_step(config_of(recipe, want.rows * n), gpus)
+    found = kernels.count(step.text, kernels.rates(topology.chip))
+    print(recipe, gpus, step.temporaries, found.custom_calls, found.model_seconds)
+    calls = found.custom_calls
+    assert calls.get("__cudnn$fmhaSoftmax", 0) == want.forward
+    assert calls.get("__cudnn$fmhaSoftmaxBackward", 0) == want.backward
+    # The state is donated, and all of it: what is not aliased are metrics.
+    assert step.outputs < 2**16
+    assert step.aliased > 0.9 * (step.arguments - batch_bytes(recipe, want.rows))
+    assert state_copies(step.text) < 0.01 * step.aliased
+    assert "input_transpose_fusion" not in step.text or recipe != "mae_vitb16"
+    sent = collectives.count(step.text, n)
+    if n == 1:
+        assert not sent
+    else:
+        assert {one.kind for one in sent} == want.kinds
+        assert {one.group for one in sent} == {n}
+    if gpus == "gpu:1xH100":
+        assert step.temporaries == pytest.approx(want.temporaries, rel=0.1)
