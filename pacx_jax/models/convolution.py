@@ -1,4 +1,4 @@
-"""1-D convolutions whose backward passes XLA does well on a CPU.
+"""1-D convolutions whose backward passes XLA does well, on a CPU and on a mesh.
 
 The numbers are the usual ones; docs/performance.md says what each form gave.
 Shape letters: b batch, t samples in, u samples out, k kernel, g groups, i and o
@@ -13,8 +13,9 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 
-from pacx_jax import target
+from pacx_jax import sharding, target
 from pacx_jax.models.dense import first, matmul
 from pacx_jax.types import Array
 
@@ -46,18 +47,40 @@ def _convolve(x, kernel, strides, padding, *, feature_group_count, precision, **
     (stride,), groups = strides, feature_group_count
     if kernel.shape[0] == stride == groups == 1 and precision is None:
         return matmul(x, kernel[0])
-    ours = target.hand_written("grouped_convolution") and target.device_count() == 1
-    if groups > 1 and kernel.shape[0] % stride == 0 and ours and precision is None:
-        return grouped(x, kernel, stride, groups)
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        strides,
-        padding,
-        feature_group_count=groups,
-        precision=precision,
-        **layout,
-    )
+    own = target.hand_written("grouped_convolution") and precision is None
+    if own and groups > 1 and kernel.shape[0] % stride == 0:
+        return _by_rows(lambda x, k: grouped(x, k, stride, groups), x, kernel)
+
+    def plain(x, kernel):
+        return jax.lax.conv_general_dilated(
+            x,
+            kernel,
+            strides,
+            padding,
+            feature_group_count=groups,
+            precision=precision,
+            **layout,
+        )
+
+    return plain(x, kernel) if groups == 1 else _by_rows(plain, x, kernel)
+
+
+def _by_rows(convolve, x, kernel):
+    """convolve(x, kernel), each device of the mesh its own rows of x.
+
+    Left to itself, XLA gathers the signals of all devices for the weight gradient of a
+    grouped convolution.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(x) % sharding.batch_shards(mesh):
+        return convolve(x, kernel)
+    rows = PartitionSpec(sharding.ROWS)
+
+    def local(x, kernel):  # whose gradient is the sum of the devices'
+        return convolve(x, jax.lax.pcast(kernel, sharding.ROWS, to="varying"))
+
+    specs = {"in_specs": (rows, PartitionSpec()), "out_specs": rows}
+    return jax.shard_map(local, **specs)(x, kernel)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
