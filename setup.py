@@ -51,7 +51,11 @@ setuptools.setup(
         "stablehlo": ["flatbuffers>=24"],
         "plan": ["libtpu==0.0.52"],  # compiles for TPUs, on machines without one
         # The same for GPUs, for the lock's jax: no driver, no nvidia-* wheel.
-        "plan-gpu": ["jax-cuda13-pjrt==0.10.2", "jax-cuda13-plugin==0.10.2"],
+        "plan-gpu": [
+            f"jax-cuda13-{part}=={version}; python_version {which} '3.12'"
+            for part in ("pjrt", "plugin")
+            for version, which in (("0.10.2", "<"), ("0.12.0.1", ">="))
+        ],
         "demo": ["psutil>=6"],  # memory of the demonstration's processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

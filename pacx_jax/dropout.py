@@ -2,9 +2,10 @@
 
 A mask of `jax.random.bernoulli` is a fifth of a distillation step on a CPU: threefry
 takes 20 rounds for two words. For dropout a hash of two multiplications suffices
-(Wellons 2018, "lowbias32"), which XLA computes within the operation that uses it, so
-that no mask is ever stored; and as a row's mask depends on its number in the global
-batch, it is the same on any number of devices and in any part of the batch.
+(Wellons 2018, "lowbias32"), which XLA computes within the operation that uses it; for
+a backward pass it may keep the mask nevertheless (see `lora.dropped_low_rank`). As a
+row's mask depends on its number in the global batch, it is the same on any number of
+devices and in any part of the batch.
 """
 
 from __future__ import annotations

@@ -13,10 +13,11 @@ import argparse
 import pathlib
 import sys
 
+import jax
 import numpy as np
 import tqdm
 
-from pacx_jax import command, host_memory
+from pacx_jax import command, host_memory, target
 from pacx_jax.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoder import load_encoder
 from pacx_jax.input import ecg, ecg_records, folders
@@ -209,6 +210,15 @@ def main(argv: list[str] | None = None) -> int:
         _write(out, arrays)
     except (PacxError, OSError) as e:
         print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
+        return 2
+    except jax.errors.JaxRuntimeError as e:
+        if not target.out_of_memory(e):
+            raise
+        print(
+            f"error: the device's memory does not hold --batch_size={args.batch_size}: "
+            "give less",
+            file=sys.stderr,
+        )
         return 2
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)

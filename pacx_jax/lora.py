@@ -119,7 +119,7 @@ def dropped_low_rank(x, a, b, seeds, rate):
     Its gradient is the usual one; what differs is which operand of each product is
     transposed. XLA on CPU would transpose the wide cotangent, together with all the
     elementwise work fused into it; here only (n, r) arrays are. It halves the step. The
-    mask is computed again instead of kept.
+    dropped x is kept for the gradient of a; for that of x the mask is computed again.
     """
     form = _own if target.hand_written("low_rank") else _low_rank
     return form(x, a, b, seeds, rate)

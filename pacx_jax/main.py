@@ -235,9 +235,9 @@ def _ending_well(command: Callable[[], None]) -> None:
     except Exception as e:
         if disk.is_full(e):
             _stop_on_full_disk()
-        processes.end_if_bereaved(e)
         if told := target.out_of_memory(e):
             _end(f"error: {told}", 2)
+        processes.end_if_bereaved(e)
         if isinstance(e, OSError):  # such as a missing permission
             _end(f"error: {' '.join(str(e).split())}", 2)
         if not peers.watching():

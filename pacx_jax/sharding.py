@@ -224,7 +224,7 @@ def row_major(x: Array) -> Array:
     """x, laid out in memory with its last axis innermost, on GPUs.
 
     XLA lays the stream of an MAE's encoder out with the images innermost, and has each
-    product transpose it. On each device for itself, for XLA would gather x for it.
+    product transpose it. By `shard_map`: for a global constraint XLA would gather x.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if target.platform() != "gpu" or mesh.empty or x.shape[0] % batch_shards(mesh):

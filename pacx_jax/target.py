@@ -17,8 +17,8 @@ from absl import logging
 from jax._src import distributed  # its key-value store has no public name
 from jax.sharding import Mesh
 
-# Operation with a backward pass of its own -> platforms where that form is faster than
-# JAX's. docs/compiled.md has the figures that decided.
+# Operation with two forms -> platforms that take the hand-written one, not JAX's.
+# docs/compiled.md has the figures that decided.
 HAND_WRITTEN = {
     "dense": ("cpu",),
     "gelu": ("cpu", "gpu"),
@@ -67,7 +67,10 @@ def device() -> jax.Device | None:
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu"; without a mesh "", for any of them."""
+    """ "cpu", "gpu" or "tpu"; "" without a mesh.
+
+    Then operations take the CPU's forms, and attention XLA's.
+    """
     found = device()
     return "" if found is None else found.platform
 
@@ -125,7 +128,8 @@ def _tried(what, attempt, device, several: bool) -> str:
         # Another thread has no trace and no mesh of this one's.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             answer = thread.submit(_answer, attempt, device).result()
-        _ANSWERS[key] = _of_all(what, answer) if several else answer
+        asked = f"{what} on {device.device_kind}"
+        _ANSWERS[key] = _of_all(asked, answer) if several else answer
     return _ANSWERS[key]
 
 
@@ -153,7 +157,7 @@ def say_of_dtype(dtype: str) -> None:
     if platform() == "gpu" and dtype == "bfloat16" and () < capability() < (8, 0):
         say_once(
             f"{device().device_kind} has no units for bfloat16: XLA computes its "
-            "products in float32, as slowly; give --config.dtype=float16 or float32"
+            "products in float32, no faster; give --config.dtype=float16 or float32"
         )
 
 

@@ -147,7 +147,7 @@ def parity(name: str) -> None:
 
 def attention() -> None:
     """bfloat16 attention of this device, with its gradient, against float32's."""
-    from pacx_jax import sharding
+    from pacx_jax import sharding, target
     from pacx_jax.models import attention as library
 
     numbers, mesh = Numbers(), sharding.make_mesh(1)
@@ -173,6 +173,11 @@ def attention() -> None:
             error = np.abs(x - y).max() / np.abs(y).max()
             text = f"{what}, {tokens} tokens, {heads} heads of {channels}"
             numbers.add(text, error, ATTENTION_BOUND)
+        with sharding.tracing(mesh):
+            if target.platform() == "gpu":
+                dtype = np.dtype(jnp.bfloat16)
+                taken = library.cudnn_runs(tokens, heads, channels, dtype)
+                numbers.add(f"cuDNN's is not taken, {tokens} tokens", not taken, 0.0)
     numbers.end()
 
 

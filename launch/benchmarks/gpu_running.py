@@ -66,7 +66,7 @@ class Running:
         if outcome == gpu_report.OK and self.part.group == "peers":
             missing = [x for x in out.splitlines() if x.endswith("is not measured")]
             why = "; ".join(missing) or None
-            if not result["ratios"]:
+            if not (result or {}).get("ratios"):
                 outcome = gpu_report.FAILED
         row = make_row(self.part, outcome, why, result)
         row["seconds"] = round(time.monotonic() - self._start, 1)
@@ -166,16 +166,21 @@ class Check:
         self._running.append(Running(part, seconds, self._environ))
 
     def _note(self, row: dict[str, Any]) -> None:
+        try:
+            text = gpu_report.words(row)
+        except (KeyError, TypeError, ValueError) as error:  # a result of another shape
+            row |= {"result": None, "outcome": gpu_report.FAILED}
+            row["reason"] = text = f"its result cannot be read: {error!r}"
         self._report["rows"].append(row)
         self._report["seconds"] = round(time.monotonic() - self._begun, 1)
         gpu_report.write(self._out, self._report)
-        text = gpu_report.words(row)
         print(
             f"{row['part']}: {row['outcome']}, {row['seconds']} s; {text}", flush=True
         )
         if row["part"] == "environment" and not self._report["dry_run"]:
             backend = (row["result"] or {}).get("backend")
-            if backend != "gpu":
+            late = backend is None and row["outcome"] == gpu_report.LATE
+            if backend != "gpu" and not late:
                 self._waiting.clear()
                 why = row["reason"] or f"JAX's backend is {backend}"
                 raise PacxError(f"JAX has no GPU ({why}): give --dry_run on a CPU")

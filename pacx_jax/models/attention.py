@@ -84,13 +84,14 @@ def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -
     """Whether `by_kernel` can be taken on the mesh's devices.
 
     If not, why is said once: where it was `asked` for, or failed when it was tried. Not
-    for few tokens, as an MAE's encoder has them.
+    for few tokens, as an MAE's encoder has them, nor where shapes alone are traced,
+    without a mesh.
     """
-    if n < LEAST_TOKENS:
-        return False
     mesh, platform = jax.sharding.get_abstract_mesh(), target.platform()
+    if n < LEAST_TOKENS or not platform:
+        return False
     reasons = {
-        f"{platform or 'any device'} is no TPU": platform != "tpu",
+        f"{platform} is no TPU": platform != "tpu",
         f"its kernel does not take {dtype}": dtype.itemsize != 2,
         f"its kernel takes up to {MOST_TOKENS} tokens, here are {n}": n > MOST_TOKENS,
         "it does not split heads over config.mesh.tensor": not mesh.empty
@@ -107,8 +108,9 @@ def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -
 def by_cudnn(qkv: Array, num_heads: int) -> Array:
     """`attend` by cuDNN's flash attention.
 
-    Its backward pass refuses an odd number of tokens, so that these get one more, which
-    the lengths exclude. Padding is part of the copy that takes q, k and v apart.
+    JAX 0.10 and 0.12 refuse an odd number of tokens with a gradient (a check for a
+    bias, applied without one too). These get one more, which the lengths exclude;
+    padding is part of the copy that takes q, k and v apart.
     """
     b, n = qkv.shape[:2]
     qkv = jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0)))

@@ -97,16 +97,18 @@ def _to_kernel(x, g):
 
 
 def first(x: Array, *sums: Array) -> Array:
-    """x, which on CPU is not gone on with before `sums` are there.
+    """Returns x, but on one CPU device makes XLA compute `sums` before its next use.
 
     XLA's scheduler for CPUs leaves the gradients of parameters to the end of the
     backward pass, and keeps all that they are sums of until then. No barrier of JAX's
     reaches it, but an addend does: zero, unless a gradient is not finite.
     """
-    if (target.platform() or "cpu") != "cpu":
+    # On several, to look at one entry would have them agree on the whole first.
+    if (target.platform() or "cpu") != "cpu" or target.device_count() > 1:
         return x
     for each in sums:
-        x = x + (0 * each.ravel()[0]).astype(x.dtype)
+        if each.size:
+            x = x + (0 * each.ravel()[0]).astype(x.dtype)
     return x
 
 

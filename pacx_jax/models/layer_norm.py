@@ -36,8 +36,8 @@ class LayerNorm(nn.Module):
 def normalized(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """The function of `LayerNorm`.
 
-    Its own backward pass keeps x, and a mean and a deviation a row; the usual one keeps
-    two arrays of the size of x.
+    Its own backward pass keeps x, and on CPUs and TPUs a mean and a deviation a row;
+    the usual one keeps two arrays of the size of x.
     """
     form = _own if target.hand_written("layer_norm") else _normalized
     return form(x, scale, bias, eps)
@@ -68,13 +68,13 @@ def _moments_at_once(x, eps):
     """`_moments` by one reading of x.
 
     Deviations are from the row's first entry. It lies within sqrt(d - 1) standard
-    deviations of the mean, so that to cancel costs log2(d) of 24 bits at most.
+    deviations of the mean, so cancellation loses at most log2(d) of float32's 24 bits.
     """
-    first = _wide(x[..., :1])
-    x = _wide(x) - first
+    start = _wide(x[..., :1])
+    x = _wide(x) - start
     mean = x.mean(-1, keepdims=True)
     variance = jnp.square(x).mean(-1, keepdims=True) - jnp.square(mean)
-    return first + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
+    return start + mean, jax.lax.rsqrt(jnp.maximum(variance, 0) + eps)
 
 
 def _backward(eps, residuals, g):

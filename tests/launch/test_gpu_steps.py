@@ -21,35 +21,41 @@ class Expected:
     Attributes:
       rows: of the batch, a GPU.
       forward, backward: calls of cuDNN's attention.
-      temporaries: bytes recorded on 2026-11-29 for one H100.
+      temporaries: bytes recorded on 2026-11-29 for one H100, and for eight.
+      sent: bytes of collectives, by kind, recorded for eight.
       copied: of the state's bytes, how much may be copied in float32: cuDNN's
         convolutions want kernels in a layout of their own.
-      kinds: of collectives on several GPUs.
     """
 
     rows: int
     forward: int
     backward: int
-    temporaries: float
+    temporaries: tuple[float, float]
+    sent: dict[str, int]
     copied: float = 0.0
-    kinds: frozenset[str] = frozenset({"all-reduce"})
 
 
 # The last block of an encoder whose CLS token alone is wanted has one query: no cuDNN.
 # The recipes labs_dae and linear_probe are in float32, which cuDNN's does not take.
 RECIPES = {
-    "mae_vitb16": Expected(256, 20, 20, 9.00e9),
+    "mae_vitb16": Expected(
+        256, 20, 20, (9.003e9, 10.597e9), {"all-reduce": 223_422_980}
+    ),
     "distill_vitb16": Expected(
         64,
         11,
         11,
-        3.76e9,
-        kinds=frozenset({"all-reduce", "all-gather", "reduce-scatter"}),
+        (3.759e9, 3.978e9),
+        {"all-gather": 524_288, "all-reduce": 8_282_132, "reduce-scatter": 524_288},
     ),
-    "labs_dae": Expected(1024, 0, 0, 0.019e9),
-    "linear_probe": Expected(256, 0, 0, 1.394e9),
-    "segment": Expected(64, 12, 0, 0.405e9, copied=0.05),
-    "ecg_net1d": Expected(64, 0, 0, 1.033e9, copied=0.1),
+    "labs_dae": Expected(1024, 0, 0, (0.019e9, 0.021e9), {"all-reduce": 1_365_200}),
+    "linear_probe": Expected(256, 0, 0, (1.394e9, 1.394e9), {"all-reduce": 43_072}),
+    "segment": Expected(
+        64, 12, 0, (0.405e9, 0.701e9), {"all-reduce": 7_768_464}, copied=0.05
+    ),
+    "ecg_net1d": Expected(
+        64, 0, 0, (1.033e9, 1.123e9), {"all-reduce": 80_765_280}, copied=0.1
+    ),
 }
 IN_CI = {("mae_vitb16", "gpu:1xH100"), ("distill_vitb16", "gpu:8xH100")}
 CASES = [
@@ -75,8 +81,8 @@ def config_of(recipe, rows):
 
 
 def state_copies(text):
-    """Bytes of copies of float32 arrays: parameters and moments, for nothing else is."""
-    shapes = re.findall(r"= f32\[([\d,]*)\]\S* copy\(", text)
+    """Bytes of copies in float32: of parameters and moments, for nothing else is."""
+    shapes = re.findall(r"= \(?f32\[([\d,]*)\]\S* .*?copy(?:-start)?\(", text)
     return sum(4 * math.prod(int(n) for n in s.split(",") if n) for s in shapes)
 
 
@@ -92,14 +98,12 @@ def test_step_compiles_for_gpus_as_it_should(recipe, gpus):
     assert calls.get("__cudnn$fmhaSoftmaxBackward", 0) == want.backward
     # The state is donated: what takes no argument's place are metrics.
     assert step.outputs < 2**16 < step.aliased
-    assert state_copies(step.text) <= want.copied * step.aliased
+    assert state_copies(step.text) <= want.copied * step.aliased + 2**16
     if recipe == "mae_vitb16":  # its stream is row-major throughout
         assert "input_transpose_fusion" not in step.text
     sent = collectives.count(step.text, n)
-    if n == 1:
-        assert not sent
-    else:
-        assert {one.kind for one in sent} == want.kinds
-        assert {one.group for one in sent} == {n}
-    if gpus == "gpu:1xH100":
-        assert step.temporaries == pytest.approx(want.temporaries, rel=0.1)
+    assert {one.group for one in sent} <= {n}
+    found = {one.kind: one.bytes_per_chip for one in sent}
+    assert found == ({} if n == 1 else pytest.approx(want.sent, rel=0.01))
+    if "H100" in gpus:
+        assert step.temporaries == pytest.approx(want.temporaries[n > 1], rel=0.1)

@@ -344,3 +344,23 @@ def test_frozen_weights_cost_no_gradient_and_keep_no_input(meshes):
     # Forward, and the gradient of x; trained, that of the kernel too.
     assert str(frozen).count("dot_general") == 2
     assert str(trained).count("dot_general") == 3
+
+
+def test_on_several_devices_the_order_of_sums_costs_no_collective(meshes):
+    def loss(params, x):
+        for kernel, bias in params:
+            x = dense.gelu(dense.affine(x, kernel, bias))
+        return (x**2).sum()
+
+    everywhere, rows = (
+        f(meshes[8]) for f in (sharding.replicated, sharding.batch_sharding)
+    )
+    step = jax.jit(
+        jax.grad(loss), in_shardings=(everywhere, rows), out_shardings=everywhere
+    )
+    with sharding.tracing(meshes[8]):
+        lowered = step.lower(
+            [(jnp.ones((16, 16)), jnp.ones(16))] * 3, jnp.ones((16, 16))
+        )
+    text = lowered.compile().as_text()
+    assert text.count(" all-reduce(") == 1  # of the gradients of all layers together

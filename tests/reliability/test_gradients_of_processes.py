@@ -96,8 +96,8 @@ def one_device(configs, meshes):
 @pytest.mark.parametrize(
     ("count", "stage"),
     [
-        (4, "distill"),
-        pytest.param(2, "distill", marks=FULL),
+        (2, "distill"),
+        pytest.param(4, "distill", marks=FULL),
         pytest.param(2, "mae", marks=FULL),
         pytest.param(4, "mae", marks=FULL),
     ],
