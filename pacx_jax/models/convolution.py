@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from pacx_jax import sharding, target
-from pacx_jax.models.dense import first, matmul
+from pacx_jax.models.dense import matmul
 from pacx_jax.types import Array
 
 _LAYOUT = ("NHC", "HIO", "NHC")
@@ -118,7 +118,7 @@ def _grouped_backward(stride, groups, residuals, dy):
     dx = _to_input(kernel, dy, stride, groups)[:, before : before + x.shape[1]]
     padded = jnp.pad(x, ((0, 0), (before, both - before), (0, 0)))
     dkernel = _to_kernel(padded, dy, stride, groups)
-    return first(dx, dkernel), dkernel
+    return dx, dkernel
 
 
 def _to_input(kernel, dy, stride, groups):

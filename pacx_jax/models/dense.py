@@ -78,7 +78,7 @@ def _matmul_forward(x, kernel):
 def _matmul_backward(residuals, g):
     x, kernel = residuals
     dkernel = _to_kernel(x, g)
-    return first(_to_input(kernel, g), dkernel), dkernel
+    return _to_input(kernel, g), dkernel
 
 
 matmul.defvjp(_matmul_forward, _matmul_backward)
