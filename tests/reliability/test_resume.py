@@ -51,10 +51,9 @@ def patients(monkeypatch):
     [
         ("mae", 5),
         ("labs_dae", 4),
-        ("ecg", 2),
         pytest.param("distill", 4, marks=pytest.mark.full),  # test_processes has it
         ("classify", 6),
-        ("segment", 4),
+        pytest.param("segment", 4, marks=pytest.mark.full),
         *[
             pytest.param(stage, k, marks=pytest.mark.full)
             for stage in ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
