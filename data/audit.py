@@ -12,7 +12,6 @@ Bad input is one line on stderr and exit code 2.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import itertools
 import json
@@ -28,6 +27,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from data import cells, twins  # noqa: E402
+from pacx_jax import cli  # noqa: E402
 from pacx_jax.input import folders, patients, sources  # noqa: E402
 from pacx_jax.input import manifest as manifests  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
@@ -212,30 +212,17 @@ def _print(report: dict) -> None:
     print(json.dumps(report))
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        self.exit(2, f"error: {message}; see --help\n")
-
-
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = _Parser(
-        prog="data/audit.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser(prog="data/audit.py", description=__doc__)
     parser.add_argument("sets", nargs="+", metavar="[NAME=]DIR")
     parser.add_argument("--workers", type=int, default=0, help="0 = one for each core")
     parser.add_argument("--fail", action="store_true", help="exit 1 with findings")
     options = parser.parse_args(argv)
-    try:
-        if options.workers < 0:
-            raise PacxError(f"--workers {options.workers}: give at least 0")
-        report = audit(options.sets, options.workers)
-    except PacxError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if options.workers < 0:
+        raise PacxError(f"--workers {options.workers}: give at least 0")
+    report = audit(options.sets, options.workers)
     _print(report)
     return 1 if options.fail and report["findings"] else 0
 

@@ -44,7 +44,7 @@ from data import (  # noqa: E402
     records,
     shards,
 )
-from pacx_jax import disk, locks  # noqa: E402
+from pacx_jax import cli, disk, locks  # noqa: E402
 from pacx_jax.input import manifest as manifests  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
@@ -237,21 +237,13 @@ def _check(options: argparse.Namespace) -> int:
     return 2 if found["problems"] else 0
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
     options = parse(argv)
-    try:
-        if options.check:
-            return _check(options)
-        _print(prepare(options))
-    except PacxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        if not disk.is_full(error):
-            raise
-        print(f"error: {disk.told(error.filename or 'the target')}", file=sys.stderr)
-        return 2
+    if options.check:
+        return _check(options)
+    _print(prepare(options))
     return 0
 
 

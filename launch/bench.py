@@ -40,7 +40,7 @@ sys.path[:] = [
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax import cli  # noqa: E402
 
 # Mode -> its module, which has `run(options)`: a dict for the JSON, which begins with
 # `table`, the lines for people. Each imports what it needs and no more.
@@ -180,18 +180,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return options
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command; returns its exit code."""
+@cli.command
+def main(argv: list[str] | None = None) -> None:
+    """Runs the command."""
     options = parse(argv)
-    try:
-        result = importlib.import_module(MODES[options.mode]).run(options)
-    except PacxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    result = importlib.import_module(MODES[options.mode]).run(options)
     for line in result.pop("table"):
         print(line)
     print(json.dumps(result))
-    return 0
 
 
 if __name__ == "__main__":

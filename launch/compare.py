@@ -25,6 +25,7 @@ import psutil
 
 from pacx_jax import (
     checkpoint,
+    cli,
     goodput,
     host_memory,
     load_encoder,
@@ -382,8 +383,9 @@ def write(target: pathlib.Path, split: str) -> None:
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 
-def main() -> int:
-    """The command line; returns the exit code."""
+@cli.command
+def main() -> None:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -392,15 +394,10 @@ def main() -> int:
     parser.add_argument("--ceiling", action="store_true")
     args = parser.parse_args()
     host_memory.keep_freed()
-    try:
-        if args.ceiling:
-            ceiling(args.target)
-        else:
-            write(args.target, args.split)
-    except PacxError as e:
-        print(f"error: {e}", file=sys.stderr)
-        return 2
-    return 0
+    if args.ceiling:
+        ceiling(args.target)
+    else:
+        write(args.target, args.split)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
+from pacx_jax import cli  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 
@@ -121,12 +122,9 @@ def create(document: dict, *, dry_run: bool) -> None:
         raise PacxError(f"kubectl refused {name}: exit code {e.returncode}") from None
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser(description=__doc__)
     add_flags(parser)
     parser.add_argument("--name", required=True)
     parser.add_argument("--dry-run", action="store_true")
@@ -135,8 +133,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except PacxError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -40,6 +40,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 from launch.planning import chips, plan, report, tables  # noqa: E402
+from pacx_jax import cli  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
@@ -67,17 +68,14 @@ def define() -> flags.FlagValues:
     return values
 
 
+@cli.command
 def main() -> int:
     """Runs the command of sys.argv; returns its exit code."""
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
         print(define().get_help())
         return 0
-    try:
-        _run(sys.argv)
-    except PacxError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _run(sys.argv)
     return 0
 
 

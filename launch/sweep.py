@@ -43,6 +43,7 @@ from launch.sweep_runs import (  # noqa: E402
     collect,
     plan,
 )
+from pacx_jax import cli  # noqa: E402
 from pacx_jax.types import PacxError  # noqa: E402
 
 PROGRAM = (sys.executable, "-m", "pacx_jax.main")
@@ -176,6 +177,7 @@ def create_jobsets(runs: list[Run], flags) -> int:
     return 0
 
 
+@cli.command
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__,
@@ -244,8 +246,4 @@ def _start(open_runs, state: pathlib.Path, flags, runs) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except PacxError as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(main())

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import tqdm
 
-from pacx_jax import command, host_memory, target
+from pacx_jax import cli, host_memory, target
 from pacx_jax.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoder import load_encoder
 from pacx_jax.input import ecg, ecg_records, folders
@@ -140,9 +140,33 @@ def _write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = command.Parser(prog="pacx_jax.embed", description=__doc__)
+def _embed(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The arrays to write, and the messages of what was skipped."""
+    if args.ecgs is not None:
+        encoder = load_ecg_encoder(args.encoder, args.batch_size, args.dtype)
+        return embed_ecgs(encoder, args.ecgs, args)
+    encoder = load_encoder(args.encoder, args.batch_size, args.dtype, args.image_size)
+    paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
+    return {"path": np.array(paths, dtype=np.str_), "embedding": z}, skipped
+
+
+def _check(arrays: dict[str, np.ndarray], skipped: list[str], source: str) -> None:
+    """Raises PacxError if there are no embeddings, or some that are not finite."""
+    if not len(arrays["embedding"]):
+        raise PacxError(
+            f"{source}: nothing there can be embedded ({len(skipped)} skipped; the "
+            f"first: {skipped[0]})"
+        )
+    bad = ~np.isfinite(arrays["embedding"]).all(axis=1)
+    if bad.any():
+        raise PacxError(
+            f"{arrays['path'][bad][0]}: its embedding is not finite ({bad.sum()} "
+            f"such of {len(bad)}): remove it, or use --dtype=float32"
+        )
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(prog="pacx_jax.embed", description=__doc__)
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", help="folder of JPEG, PNG or DICOM files")
@@ -177,54 +201,36 @@ def main(argv: list[str] | None = None) -> int:
         choices=tuple(ecg.LEAD_ORDERS),
         help="of arrays alone",
     )
+    return parser
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = _parser()
     args = parser.parse_args(argv)
     host_memory.keep_freed()
+    _refuse_unused(parser, args)
+    out = pathlib.Path(args.out)
+    if out.suffix != ".npz":
+        raise PacxError(f"--out {out}: name a file that ends in .npz")
+    if args.batch_size < 1:
+        raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
+    if args.ecgs is not None:
+        _refuse_without_arrays(parser, args)
     try:
-        _refuse_unused(parser, args)
-        out = pathlib.Path(args.out)
-        if out.suffix != ".npz":
-            raise PacxError(f"--out {out}: name a file that ends in .npz")
-        if args.batch_size < 1:
-            raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
-        if args.ecgs is not None:
-            _refuse_without_arrays(parser, args)
-            encoder = load_ecg_encoder(args.encoder, args.batch_size, args.dtype)
-            arrays, skipped = embed_ecgs(encoder, args.ecgs, args)
-        else:
-            encoder = load_encoder(
-                args.encoder, args.batch_size, args.dtype, args.image_size
-            )
-            paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
-            arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
-        if not len(arrays["embedding"]):
-            raise PacxError(
-                f"{args.images or args.ecgs}: nothing there can be embedded "
-                f"({len(skipped)} skipped; the first: {skipped[0]})"
-            )
-        bad = ~np.isfinite(arrays["embedding"]).all(axis=1)
-        if bad.any():
-            raise PacxError(
-                f"{arrays['path'][bad][0]}: its embedding is not finite ({bad.sum()} "
-                f"such of {len(bad)}): remove it, or use --dtype=float32"
-            )
-        _write(out, arrays)
-    except (PacxError, OSError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
+        arrays, skipped = _embed(args)
     except jax.errors.JaxRuntimeError as e:
-        if not target.out_of_memory(e):
+        text = target.out_of_memory(e, f"give less than --batch_size={args.batch_size}")
+        if not text:
             raise
-        print(
-            f"error: the device's memory does not hold --batch_size={args.batch_size}: "
-            "give less",
-            file=sys.stderr,
-        )
-        return 2
+        raise PacxError(text) from None
+    _check(arrays, skipped, args.images or args.ecgs)
+    _write(out, arrays)
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     n, width = arrays["embedding"].shape
     print(f"{n} embeddings of width {width} in {out}")
-    return 0
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from pacx_jax import command, finished_run, model_folder
+from pacx_jax import cli, finished_run, model_folder
 from pacx_jax.exporting import write
 from pacx_jax.exporting.source import Source, classifier_of
 from pacx_jax.input import folders, images, sources
@@ -117,9 +117,10 @@ def _export(args: argparse.Namespace) -> None:
         print(f"\n{use(source)}")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    parser = command.Parser(prog="pacx_jax.export", description=__doc__)
+@cli.command
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    parser = cli.Parser(prog="pacx_jax.export", description=__doc__)
     add = parser.add_argument
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--workdir", help="a finished run")
@@ -142,12 +143,7 @@ def main(argv: list[str] | None = None) -> int:
         help="pixels a side, if not its own",
     )
     args = parser.parse_args(argv)
-    try:
-        _export(args)
-    except (PacxError, OSError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        return 2
-    return 0
+    _export(args)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pacx_jax import sharding
+from pacx_jax import sharding, target
 from pacx_jax.input.normalize import normalize
 from pacx_jax.types import Array, Params
 
@@ -28,7 +28,7 @@ def images(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh) -> F
         tokens = module.apply({"params": params}, x, cls_only=True)
         return tokens[:, 0].astype(jnp.float32)
 
-    return _jitted(forward, mesh)
+    return _jitted(forward, mesh, module.dtype)
 
 
 def ecgs(module, mesh: Mesh) -> Forward:
@@ -37,14 +37,15 @@ def ecgs(module, mesh: Mesh) -> Forward:
     def forward(params, ecgs):
         return module.apply({"params": params}, ecgs).astype(jnp.float32)
 
-    return _jitted(forward, mesh)
+    return _jitted(forward, mesh, module.dtype)
 
 
-def _jitted(forward: Forward, mesh: Mesh) -> Forward:
+def _jitted(forward: Forward, mesh: Mesh, dtype: str) -> Forward:
     everywhere = sharding.replicated(mesh)
 
     def on_mesh(params, inputs):
         with sharding.tracing(mesh):
+            target.say_of_dtype(dtype)
             return forward(params, inputs)
 
     return jax.jit(

@@ -22,7 +22,7 @@ import tqdm
 from pacx_jax import (
     batches,
     checkpoint,
-    command,
+    cli,
     finished_run,
     identity,
     json_file,
@@ -108,17 +108,14 @@ def _as_logged(rows: list[dict], n: int, loss: float) -> bool | None:
     return None
 
 
-def main(argv: list[str] | None = None) -> None:
+@cli.command
+def main(argv: list[str] | None = None) -> int:
     """The command line; the last line printed is JSON."""
-    parser = command.Parser(prog="python -m pacx_jax.replay", description=__doc__)
+    parser = cli.Parser(prog="python -m pacx_jax.replay", description=__doc__)
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the update, from 1")
     args = parser.parse_args(argv)
-    try:
-        result = replay(args.workdir, args.step)
-    except (PacxError, OSError) as e:
-        print(f"error: {' '.join(str(e).split())}", file=sys.stderr)
-        sys.exit(2)
+    result = replay(args.workdir, args.step)
     told = {None: "was not logged", True: "is the logged one, bit for bit"}
     told[False] = (
         f"is NOT the logged one: other devices ({jax.device_count()} here), another "
@@ -127,9 +124,8 @@ def main(argv: list[str] | None = None) -> None:
     print(f"step {args.step}, from the state of step {result['from_step']}:")
     print(f"the loss, {result['metrics']['loss']!r}, {told[result['logged']]}")
     print(json.dumps(result))
-    if result["logged"] is False:
-        sys.exit(1)
+    return 1 if result["logged"] is False else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

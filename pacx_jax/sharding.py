@@ -236,20 +236,6 @@ def row_major(x: Array) -> Array:
     )(x)
 
 
-def check_no_tensor(what: str) -> None:
-    """PacxError where the mesh of `tracing` has a "tensor" axis, unfit for `what`.
-
-    XLA (jax 0.10.2) silently doubles the weight gradient of some grouped convolutions
-    whose batch is split over a part of the mesh alone.
-    """
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty and mesh.shape["tensor"] > 1:
-        raise PacxError(
-            f"config.mesh.tensor is {mesh.shape['tensor']}, but {what} has nothing to "
-            "split over it: give 1, so that more devices share the batch"
-        )
-
-
 def check_heads(num_heads: int) -> None:
     """PacxError unless the "tensor" axis of `tracing` divides the attention heads."""
     mesh = jax.sharding.get_abstract_mesh()

@@ -161,18 +161,20 @@ def say_of_dtype(dtype: str) -> None:
         )
 
 
-def out_of_memory(error: BaseException) -> str:
+TRAINING = (
+    "lower the batch size, or give --config.accumulate, --config.encoder_chunks or "
+    "--config.remat=full; launch/plan.py says what fits"
+)
+
+
+def out_of_memory(error: BaseException, remedy: str = TRAINING) -> str:
     """One line on an error of XLA's that device memory ran out; "" of another error."""
     text = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in text:
         return ""
     wanted = re.search(r"allocat\w+ ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", text)
     more = f" ({wanted[1]} more were asked for)" if wanted else ""
-    return (
-        f"the devices' memory does not hold this step{more}: lower the batch size, or "
-        "give --config.accumulate, --config.encoder_chunks or --config.remat=full; "
-        "launch/plan.py says what fits"
-    )
+    return f"the devices' memory does not hold this step{more}: {remedy}"
 
 
 @functools.cache

@@ -18,7 +18,7 @@ import sys
 
 import numpy as np
 
-from pacx_jax import finished_run, model_folder
+from pacx_jax import cli, finished_run, model_folder
 from pacx_jax.convert import beside, files, kinds, layouts, tables
 from pacx_jax.convert.layouts import KINDS, MODELS
 from pacx_jax.convert.sizes import Options
@@ -269,19 +269,12 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code."""
-    try:
-        args = parser().parse_args(argv)
-        check_options(args)
-        (to_torch if args.to == "torch" else from_torch)(args)
-    except (PacxError, OSError) as e:
-        text = str(e)
-        if isinstance(e, OSError) and e.filename:
-            text = f"{e.filename}: {e.strerror}"
-        print(f"error: {' '.join(text.split())}", file=sys.stderr)
-        return 2
-    return 0
+@cli.command
+def main(argv: list[str] | None = None) -> None:
+    """The command line."""
+    args = parser().parse_args(argv)
+    check_options(args)
+    (to_torch if args.to == "torch" else from_torch)(args)
 
 
 if __name__ == "__main__":

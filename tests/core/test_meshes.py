@@ -32,6 +32,9 @@ LONG = [
       for mesh in ((8, 4, 1), (8, 2, 2))),
     ("ecg", (8, 4, 1), {}),
     ("ecg", (8, 1, 1), {}),
+    ("ecg", (8, 2, 2), {}),
+    ("ecg", (8, 1, 2), {}),
+    ("ecg", (8, 1, 4), {"accumulate": 2}),
     ("classify", (8, 2, 2), {"tuning": "full"}),
     ("mae", (1, 1, 1), {"accumulate": 4}),
     ("mae", (2, 1, 1), {"remat": "full"}),
@@ -65,12 +68,6 @@ def test_step_equals_that_of_one_device(stage, mesh, fields, whole, stage_folder
     state = got[2]
     stated = jax.tree.leaves(sharding.tree_shardings(state, on))
     assert [leaf.sharding for leaf in jax.tree.leaves(state)] == stated
-
-
-def test_ecg_encoder_is_refused_a_tensor_axis(stage_folders):
-    config = stages.config("ecg", stage_folders)
-    with pytest.raises(PacxError, match="config.mesh.tensor is 2, but the ECG encoder"):
-        stages.one_step(config, sharding.make_mesh(8, 2, 2))
 
 
 def test_bfloat16_products_have_losses_and_gradients_in_float32(

@@ -1,0 +1,68 @@
+"""What every command shares: its parser, errors as one line, exit codes."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pacx_jax import disk
+from pacx_jax.types import PacxError
+
+FAILED = 2  # exit code of an error that the user can mend
+INTERRUPTED = 130  # by Ctrl-C
+
+
+class Parser(argparse.ArgumentParser):
+    """Flags in full, described by the module's docstring."""
+
+    def __init__(self, **kwargs):
+        super().__init__(
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the command; argparse would print its usage too."""
+        self.exit(FAILED, f"error: {' '.join(message.split())}; see --help\n")
+
+
+def command(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Decorates a command's main: an error of the user's is one line and exit code 2.
+
+    What `describe` does not know is a bug, and keeps its stack trace.
+    """
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except KeyboardInterrupt:
+            print("stopped", file=sys.stderr)
+            return INTERRUPTED
+        except Exception as error:
+            text = describe(error)
+            if not text:
+                raise
+        print(f"error: {text}", file=sys.stderr)
+        return FAILED
+
+    return wrapped
+
+
+def describe(error: BaseException) -> str:
+    """One line for an error that the user can mend; "" for a bug."""
+    if isinstance(error, OSError) and disk.is_full(error):
+        return disk.told(error.filename or "the target")
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, (PacxError, OSError)):
+        return " ".join(str(error).split())
+    if "RESOURCE_EXHAUSTED" in str(error):
+        from pacx_jax import target  # imports jax, which not every command needs
+
+        return target.out_of_memory(error, "JAX_PLATFORMS=cpu computes on the host")
+    return ""
