@@ -55,10 +55,11 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 
 def describe(error: BaseException) -> str:
     """One line for an error that the user can mend; "" for a bug."""
-    if isinstance(error, OSError) and disk.is_full(error):
-        return disk.told(error.filename or "the target")
     if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+        full = disk.is_full(error)
+        return (
+            disk.told(error.filename) if full else f"{error.filename}: {error.strerror}"
+        )
     if isinstance(error, (PacxError, OSError)):
         return " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in str(error):

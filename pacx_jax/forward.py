@@ -28,7 +28,7 @@ def images(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh) -> F
         tokens = module.apply({"params": params}, x, cls_only=True)
         return tokens[:, 0].astype(jnp.float32)
 
-    return _jitted(forward, mesh, module.dtype)
+    return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
 
 
 def ecgs(module, mesh: Mesh) -> Forward:
@@ -37,7 +37,7 @@ def ecgs(module, mesh: Mesh) -> Forward:
     def forward(params, ecgs):
         return module.apply({"params": params}, ecgs).astype(jnp.float32)
 
-    return _jitted(forward, mesh, module.dtype)
+    return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
 
 
 def _jitted(forward: Forward, mesh: Mesh, dtype: str) -> Forward:

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import pytest
 
 from pacx_jax import losses, sharding
-from pacx_jax.types import PacxError
 from tests import stages
 
 FULL = pytest.mark.full

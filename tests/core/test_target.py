@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax import lora, optim, sharding, step, target
-from pacx_jax.models import convolution, dense, layer_norm
+from pacx_jax import forward, lora, optim, sharding, step, target
+from pacx_jax.models import convolution, dense, layer_norm, vit
 from pacx_jax.types import Objective
 from tests import tiny
 
@@ -219,3 +219,15 @@ def test_bfloat16_on_a_gpu_without_it_is_said_once(monkeypatch, caplog):
             target.say_of_dtype(dtype)
     (said,) = [r.getMessage() for r in caplog.records]
     assert "Tesla V100-SXM2 has no units for bfloat16" in said
+
+
+def test_an_encoder_in_use_says_of_its_dtype_too(monkeypatch):
+    said = []
+    monkeypatch.setattr(target, "say_of_dtype", said.append)
+    module = vit.ViT(8, 16, 1, 2, dtype=jnp.bfloat16)
+    encode = forward.images(module, [0.5] * 3, [0.5] * 3, sharding.make_mesh(1))
+    images = jax.ShapeDtypeStruct((1, 16, 16, 3), np.uint8)
+    x = jax.ShapeDtypeStruct((1, 16, 16, 3), np.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), x)["params"]
+    encode.lower(params, images)
+    assert said == ["bfloat16"]
