@@ -28,9 +28,9 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
 
 from data import cells, twins  # noqa: E402
 from pacx_jax import cli  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.input import folders, patients, sources  # noqa: E402
-from pacx_jax.input import manifest as manifests  # noqa: E402
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax.input import prepared as manifests  # noqa: E402
 
 KINDS = ("patients", "studies", "identical", "near")
 _EXAMPLES = 3  # of a pair of splits

@@ -12,8 +12,8 @@ import numpy as np
 import tqdm
 
 from data import twins
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, patients, sources
-from pacx_jax.types import PacxError
 
 _CHUNK = 32  # images a worker gets at a time
 _STUDY_ENTRIES = ("study_id", "hadm_id")

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from data import durable, parallel
+from data import parallel
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, sources
-from pacx_jax.input import manifest as manifests
-from pacx_jax.types import PacxError
+from pacx_jax.input import prepared as manifests
 
 
 def check(target: pathlib.Path, workers: int, name: str = "") -> dict[str, Any]:
@@ -85,7 +86,7 @@ def _check_file(target: pathlib.Path, manifest: dict, name: str) -> dict[str, st
         if file.stat().st_size != size:
             stored = file.stat().st_size
             return {"problem": f"{file}: {stored} bytes, {size} were written"}
-        digest = durable.sha256(file)
+        digest = files.sha256(file)
     except OSError as error:
         return {"problem": f"{file}: cannot be read ({error.strerror})"}
     if digest != manifest["sha256"].get(name):

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from data import durable, published, records, shards
-from pacx_jax.input import manifest as manifests
+from data import published, records, shards
+from pacx_jax import files
 from pacx_jax.input import patients
+from pacx_jax.input import prepared as manifests
 
 
 def finish(
@@ -62,11 +63,11 @@ def finish(
         "report": dict(plan.report),
     }
     sums = {d["file"]: d["sha256"] for d in preparation.done.values()}
-    files = sorted(p for p in built.iterdir() if p.name != manifests.FILE)
-    for path in files:
+    written = sorted(p for p in built.iterdir() if p.name != manifests.FILE)
+    for path in written:
         if path.name not in sums:
-            durable.sync(path)
-            sums[path.name] = durable.sha256(path)
+            files.sync(path)
+            sums[path.name] = files.sha256(path)
     manifest = {
         "name": name,
         "namespace": patients.namespace(name),
@@ -74,7 +75,7 @@ def finish(
         "source_fingerprint": plan.fingerprint,
         "fingerprint": fingerprint,
         "splits": counts,
-        "files": {path.name: path.stat().st_size for path in files},
+        "files": {path.name: path.stat().st_size for path in written},
         "sha256": dict(sorted(sums.items())),
         "patients": patient_files,
         "entries": plan.entries,
@@ -83,11 +84,11 @@ def finish(
         "lead_order": plan.lead_order,
         "summary": summary,
     }
-    durable.put(built / manifests.FILE, json.dumps(manifest, indent=1) + "\n")
+    files.write(built / manifests.FILE, json.dumps(manifest, indent=1) + "\n")
     if target.exists():
         target.rmdir()  # it is empty
     built.rename(target)
-    durable.sync(target.resolve().parent)
+    files.sync(target.resolve().parent)
     return summary
 
 
@@ -100,12 +101,12 @@ def _write_patients(
     """
     if "patient_id" not in plan.entries:
         return {}
-    files = {}
+    names = {}
     for split, found in preparation.by_split("patients").items():
-        files[split] = f"patients-{split}.json"
+        names[split] = f"patients-{split}.json"
         text = json.dumps(list(itertools.chain.from_iterable(found)))
-        (preparation.set / files[split]).write_text(text)
-    return files
+        (preparation.set / names[split]).write_text(text)
+    return names
 
 
 def list_unreadable(path: pathlib.Path, unreadable: list[dict]) -> None:

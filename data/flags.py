@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data import splits
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 NAMES = (
     "chexpert",

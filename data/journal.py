@@ -7,8 +7,8 @@ import pathlib
 import shutil
 from typing import Any
 
-from data import durable
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 JOURNAL = "journal.json"
 LOCK = "lock"
@@ -36,7 +36,7 @@ def begin(folder: pathlib.Path, header: dict[str, Any]) -> None:
         )
     if before != header:
         _clear(folder)
-        durable.put(folder / JOURNAL, json.dumps(header))
+        files.write(folder / JOURNAL, json.dumps(header))
 
 
 def _clear(folder: pathlib.Path) -> None:

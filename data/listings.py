@@ -13,8 +13,8 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
 from data import records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import folders, images, tables
-from pacx_jax.types import PacxError
 
 
 @dataclasses.dataclass(frozen=True)

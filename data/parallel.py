@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 _CHUNK = 16  # rows a worker gets at a time
 

@@ -44,9 +44,9 @@ from data import (  # noqa: E402
     records,
     shards,
 )
-from pacx_jax import cli, disk, locks  # noqa: E402
-from pacx_jax.input import manifest as manifests  # noqa: E402
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax import cli, files  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
+from pacx_jax.input import prepared as manifests  # noqa: E402
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -155,7 +155,7 @@ def _prepare(
     preparation = None
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(locks.held(work / journal.LOCK, taken))
+            stack.enter_context(files.locked(work / journal.LOCK, taken))
         except OSError as error:
             raise PacxError(f"{target}: cannot be written ({error.strerror})") from None
         try:
@@ -176,8 +176,8 @@ def _prepare(
             kept = _kept(preparation, work)
             if isinstance(error, KeyboardInterrupt):
                 raise PacxError(f"{target}: interrupted{kept}") from None
-            if disk.is_full(error):
-                raise PacxError(f"{disk.told(target)}{kept}") from None
+            if files.is_full(error):
+                raise PacxError(f"{files.full_disk(target)}{kept}") from None
             if not isinstance(error, PacxError) or not preparation:
                 raise
             if preparation.unreadable:

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from data import listings, records, splits
+from pacx_jax.errors import PacxError
 from pacx_jax.input import folders
-from pacx_jax.types import PacxError
 
 Counts = Mapping[str, Mapping[str, int]]  # "train" or "train+val" -> IMAGES, labels
 IMAGES = "images"

@@ -16,8 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from data import parallel
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, masks
-from pacx_jax.types import PacxError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,10 @@ import tensorflow_datasets as tfds
 import tqdm
 from array_record.python import array_record_module
 
-from data import durable, journal, parallel, records
+from data import journal, parallel, records
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 from pacx_jax.input import quarantine
-from pacx_jax.types import PacxError
 
 VERSION = 1  # of how rows become records; a journal of another one is not gone on with
 LEAST = 256  # rows a shard, so that a small set has one
@@ -119,7 +120,7 @@ class Preparation:
             try:
                 done = json.loads(path.read_text())
                 source, file = done["source"], self.set / done["file"]
-                whole = durable.sha256(file) == done["sha256"]
+                whole = files.sha256(file) == done["sha256"]
             except (OSError, ValueError, KeyError, TypeError):
                 continue
             if source != self._source(shard):
@@ -225,11 +226,11 @@ class Preparation:
             positives += record.positive
             patients.append(record.patient)
         writer.close()
-        durable.sync(temporary)
+        files.sync(temporary)
         done = {
             "source": source,
             "file": file,
-            "sha256": durable.sha256(temporary),
+            "sha256": files.sha256(temporary),
             "examples": len(patients),
             "record_bytes": size,
             "positives": positives.tolist(),
@@ -238,8 +239,8 @@ class Preparation:
             "unreadable": unreadable,
         }
         temporary.replace(self.set / file)
-        durable.sync(self.set)
-        durable.put(self._folder / shard.note, json.dumps(done))
+        files.sync(self.set)
+        files.write(self._folder / shard.note, json.dumps(done))
         self.done[shard] = done
         self.made += len(patients)
 

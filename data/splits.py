@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 POLICIES = ("strict", "reference")
 NAMES = ("train", "val", "test")

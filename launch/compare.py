@@ -23,17 +23,9 @@ import ml_collections
 import numpy as np
 import psutil
 
-from pacx_jax import (
-    checkpoint,
-    cli,
-    goodput,
-    host_memory,
-    load_encoder,
-    metrics,
-    model_folder,
-    physiology,
-    sharding,
-)
+from pacx_jax import cli, files, load_encoder, sharding
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import (
     alignment,
     comparison,
@@ -47,7 +39,7 @@ from pacx_jax.input import images, sources, subsets, transforms
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae, vit
 from pacx_jax.objectives import distill
-from pacx_jax.types import PacxError
+from pacx_jax.run import checkpoint, embedding_cache, goodput, host_memory, metrics
 
 FRACTIONS = (0.01, 0.1, 1.0)
 LABS = ("labs_percentiles.npy", "labs_missingness.npy")
@@ -120,11 +112,8 @@ def ceiling(target: pathlib.Path) -> dict[str, np.ndarray]:
         np.load(raw / LABS[0], allow_pickle=False),
         np.load(raw / LABS[1], allow_pickle=False),
     )
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    temporary = cache.with_suffix(".tmp")
-    with temporary.open("wb") as file:
+    with files.whole(cache, "wb") as file:
         np.savez(file, path=np.array(paths), z=z)
-    temporary.replace(cache)
     return dict(zip(paths, z, strict=True))
 
 
@@ -206,7 +195,7 @@ def retrieval_rows(target: pathlib.Path, identity: dict) -> list[dict]:
     )
     sets = {s: sources.open_source(config.data, s) for s in ("train", "val")}
     embedding = {
-        (m, split): physiology.embeddings(  # cached since Stage 2
+        (m, split): embedding_cache.embeddings(  # cached since Stage 2
             source,
             m,
             distill.load_source(config, m),

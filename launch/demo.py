@@ -31,6 +31,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import compile_cache  # noqa: E402
+from pacx_jax import files  # noqa: E402
 
 # Studies of the cohort, training steps, further config overrides, and the seconds that
 # stages took on two cores, for the progress bar (10 where none are given). The settings
@@ -296,9 +297,7 @@ class Demo:
             "peak_rss_mib": round(self.peak, 1),
         }
         self.saved = time.monotonic()
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(row, indent=2) + "\n")
-        temporary.replace(self.record)
+        files.write_json(self.record, row)
 
 
 def die_with_parent() -> None:

@@ -56,7 +56,7 @@ from launch.benchmarks import (  # noqa: E402
     gpu_running,
     measure,
 )
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from pacx_jax import cli  # noqa: E402
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

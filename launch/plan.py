@@ -42,7 +42,7 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 from launch.planning import chips, plan, report, tables  # noqa: E402
 from pacx_jax import cli  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
 
 
 def define() -> flags.FlagValues:

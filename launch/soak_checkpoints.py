@@ -18,8 +18,8 @@ import time
 
 import numpy as np
 
-from pacx_jax import checkpoint, saved_steps
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint, saved_steps
 
 STEPS = (3, 6, 9)
 KINDS = ("flip", "cut", "empty", "grow", "delete", "swap", "link", "extra")

@@ -44,7 +44,7 @@ from launch.sweep_runs import (  # noqa: E402
     plan,
 )
 from pacx_jax import cli  # noqa: E402
-from pacx_jax.types import PacxError  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
 
 PROGRAM = (sys.executable, "-m", "pacx_jax.main")
 

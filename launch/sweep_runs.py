@@ -10,7 +10,7 @@ import os
 import pathlib
 import re
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 STOPPED = 75  # what pacx_jax.main ends with when it was asked to stop and saved
 

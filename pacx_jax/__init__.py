@@ -7,7 +7,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     # Imported when they are used: a command takes SIGTERM before the seconds of import.
     if name in __all__:
-        from pacx_jax import encoder
+        from pacx_jax.encoders import xray_encoder
 
-        return getattr(encoder, name)
+        return getattr(xray_encoder, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

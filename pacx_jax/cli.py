@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from pacx_jax import disk
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 FAILED = 2  # exit code of an error that the user can mend
 INTERRUPTED = 130  # by Ctrl-C
@@ -56,10 +56,9 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 def describe(error: BaseException) -> str:
     """One line for an error that the user can mend; "" for a bug."""
     if isinstance(error, OSError) and error.filename:
-        full = disk.is_full(error)
-        return (
-            disk.told(error.filename) if full else f"{error.filename}: {error.strerror}"
-        )
+        if files.is_full(error):
+            return files.full_disk(error.filename)
+        return f"{error.filename}: {error.strerror}"
     if isinstance(error, (PacxError, OSError)):
         return " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" in str(error):

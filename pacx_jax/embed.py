@@ -17,11 +17,12 @@ import jax
 import numpy as np
 import tqdm
 
-from pacx_jax import cli, host_memory, target
-from pacx_jax.ecg_encoder import load_ecg_encoder
-from pacx_jax.encoder import load_encoder
+from pacx_jax import cli, files, target
+from pacx_jax.encoders.ecg_encoder import load_ecg_encoder
+from pacx_jax.encoders.xray_encoder import load_encoder
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records, folders
-from pacx_jax.types import PacxError
+from pacx_jax.run import host_memory
 
 
 def embed_folder(
@@ -128,18 +129,6 @@ def _refuse_without_arrays(parser: argparse.ArgumentParser, args) -> None:
         )
 
 
-def _write(out: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes the file whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    try:
-        with temporary.open("wb") as file:
-            np.savez(file, **arrays)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _embed(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[str]]:
     """The arrays to write, and the messages of what was skipped."""
     if args.ecgs is not None:
@@ -226,7 +215,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         raise PacxError(text) from None
     _check(arrays, skipped, args.images or args.ecgs)
-    _write(out, arrays)
+    with files.whole(out, "wb") as file:
+        np.savez(file, **arrays)
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     n, width = arrays["embedding"].shape

@@ -15,21 +15,23 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from pacx_jax import cli, finished_run, model_folder
+from pacx_jax import cli
+from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.errors import PacxError
 from pacx_jax.exporting import write
 from pacx_jax.exporting.source import Source, classifier_of
 from pacx_jax.input import folders, images, sources
-from pacx_jax.model_folder import ModelFolder
-from pacx_jax.types import PacxError
+from pacx_jax.run import finished
 
 
 def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
     """The encoder that the command line names, and its model card."""
     if args.workdir:
-        config = finished_run.read_config(args.workdir)
+        config = finished.read_config(args.workdir)
         which = args.which or config.export
-        model = finished_run.read_run(config, args.workdir, which, args.heads)
-        return model, finished_run.card(config, args.workdir, model, which)
+        model = finished.read_run(config, args.workdir, which, args.heads)
+        return model, finished.card(config, args.workdir, model, which)
     model = model_folder.load(args.encoder)
     if args.heads and model.heads is None:
         raise PacxError(
@@ -63,7 +65,7 @@ def _x_rays(args: argparse.Namespace, most: int = 8) -> tuple[list, str]:
         root = pathlib.Path(args.images)
         files = _some(folders.list_images(root, "--images"), most)
         return [root / file for file in files], "given images"
-    data = finished_run.read_config(args.workdir).data
+    data = finished.read_config(args.workdir).data
     try:
         source = sources.open_source(data, data.val_split)
         rows = _some(range(len(source)), most)

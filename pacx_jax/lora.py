@@ -27,8 +27,9 @@ import jax
 import jax.numpy as jnp
 
 from pacx_jax import target
-from pacx_jax.dropout import drop, row_seeds
-from pacx_jax.types import PacxError, Params
+from pacx_jax.errors import PacxError
+from pacx_jax.models.dropout import drop, row_seeds
+from pacx_jax.types import Params
 
 
 def init(key: jax.Array, params: Params, targets: Sequence[str], rank: int) -> Params:

@@ -11,7 +11,7 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 # ruff: noqa: E402 - SIGTERM is taken before the seconds that imports take
 from __future__ import annotations
 
-from pacx_jax import preemption
+from pacx_jax.distributed import preemption
 
 if __name__ == "__main__":
     preemption.end_at_once()
@@ -30,17 +30,10 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import (
-    disk,
-    host_memory,
-    identity,
-    locks,
-    manifest,
-    peers,
-    processes,
-    target,
-)
-from pacx_jax.types import PacxError
+from pacx_jax import files, target
+from pacx_jax.distributed import peers, processes
+from pacx_jax.errors import PacxError
+from pacx_jax.run import fingerprints, host_memory
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe.", lock_config=True
@@ -79,7 +72,7 @@ def run(
     path = pathlib.Path(workdir)
     # A run that stopped at its first error has claimed nothing: it may be mended.
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
-        identity.check_config(config, workdir, force=force)
+        fingerprints.check_config(config, workdir, force=force)
     if (path / "done.json").exists():
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
@@ -88,7 +81,7 @@ def run(
     with contextlib.ExitStack() as stack:
         if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
-            stack.enter_context(locks.held(path / "lock", refusal))
+            stack.enter_context(files.locked(path / "lock", refusal))
         several = jax.process_count() > 1
         asked = preemption.Preemption(
             config.grace_seconds, processes.agree_to_end if several else None
@@ -99,18 +92,19 @@ def run(
 
 def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) -> None:
     """Trains, exports, marks the run as finished and says so."""
-    from pacx_jax import finished_run, train
+    from pacx_jax import train
+    from pacx_jax.run import finished
 
     path = pathlib.Path(workdir)
     metrics = train.train(config, workdir, asked, force=force)
-    target = finished_run.from_workdir(config, workdir)
+    target = finished.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     keys = ("val/loss", "val/auroc_macro", "val/dice")
     shown = [k for k in keys if metrics.get(k) is not None]
     text = ", ".join(f"{k} {metrics[k]:.4f}" for k in shown)
     if processes.is_first():
-        manifest.write_json(path / "done.json", done)
+        files.write_json(path / "done.json", done)
         print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
 
 
@@ -120,9 +114,9 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
 
     check_processes(config, workdir)
     processes.check_agreement("--evaluate", split)
-    record = pathlib.Path(workdir) / identity.CONFIG
+    record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
-        identity.check_config(config, workdir)
+        fingerprints.check_config(config, workdir)
     result = held_out.evaluate(config, workdir, split)
     if not processes.is_first():
         return
@@ -136,7 +130,7 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
 def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:
     """PacxError on every process of the run unless all have the same to do."""
     processes.check_agreement(
-        "the config", sorted(identity.flat(config.to_dict()).items())
+        "the config", sorted(fingerprints.flat(config.to_dict()).items())
     )
     processes.check_agreement("--workdir", os.path.abspath(workdir))
     processes.check_devices(config.num_devices)
@@ -144,7 +138,7 @@ def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:
 
 def check_values(config: ml_collections.ConfigDict) -> None:
     """Refuses numbers that no run can have, before anything is read."""
-    flat = identity.flat(config.to_dict())
+    flat = fingerprints.flat(config.to_dict())
     least = dict.fromkeys(("global_batch_size", "total_steps", "keep"), 1)
     least |= dict.fromkeys(("log_every", "eval_every", "save_every", "lora.rank"), 1)
     least |= dict.fromkeys(("model.patch_size", "data.image_size"), 1)
@@ -233,7 +227,7 @@ def _ending_well(command: Callable[[], None]) -> None:
             preemption.INTERRUPTED,
         )
     except Exception as e:
-        if disk.is_full(e):
+        if files.is_full(e):
             _stop_on_full_disk()
         if told := target.out_of_memory(e):
             _end(f"error: {told}", 2)
@@ -256,14 +250,14 @@ def _end(text: str, code: int) -> None:
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
     """A thread without room stops the run: without it, others would wait for it."""
-    if disk.is_full(failure.exc_value):
+    if files.is_full(failure.exc_value):
         _stop_on_full_disk()
     threading.__excepthook__(failure)
 
 
 def _stop_on_full_disk() -> None:
     """Ends at once: closing files that cannot be written would raise again."""
-    peers.end(f"error: {disk.told(_WORKDIR.value)}", 2)
+    peers.end(f"error: {files.full_disk(_WORKDIR.value)}", 2)
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

@@ -8,7 +8,8 @@ import ml_collections
 import optax
 from absl import logging
 
-from pacx_jax.types import PacxError, Params
+from pacx_jax.errors import PacxError
+from pacx_jax.types import Params
 
 
 def settings(config):

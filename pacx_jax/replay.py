@@ -19,19 +19,18 @@ import jax
 import numpy as np
 import tqdm
 
-from pacx_jax import (
+from pacx_jax import cli, files
+from pacx_jax.errors import PacxError
+from pacx_jax.run import (
     batches,
     checkpoint,
-    cli,
-    finished_run,
-    identity,
-    json_file,
+    fingerprints,
+    finished,
     metrics,
-    numbers,
+    nonfinite,
     saved_steps,
-    stage,
+    setup,
 )
-from pacx_jax.types import PacxError
 
 
 def replay(workdir: str, n: int) -> dict:
@@ -43,7 +42,7 @@ def replay(workdir: str, n: int) -> dict:
       logged), `samples`, and `not_finite`: names of the batch's arrays that hold what
       is not a number.
     """
-    config = finished_run.read_config(workdir)
+    config = finished.read_config(workdir)
     if not 1 <= n <= config.total_steps:
         raise PacxError(f"--step {n}: {workdir} has steps 1 to {config.total_steps}")
     rows = metrics.read_rows(workdir)
@@ -51,7 +50,7 @@ def replay(workdir: str, n: int) -> dict:
         config.cache_dir = config.get("cache_dir") or str(
             pathlib.Path(workdir).absolute() / "cache"
         )
-        run = stage.set_up(config, scratch, batches.open_sources(config))
+        run = setup.prepare(config, scratch, batches.open_sources(config))
         _check_data(workdir, run)
         start, state = _state_before(workdir, n, run)
         steps = range(start + 1, n + 1)
@@ -59,7 +58,7 @@ def replay(workdir: str, n: int) -> dict:
             for _ in tqdm.tqdm(steps, disable=not sys.stderr.isatty(), unit="step"):
                 batch = next(stream)
                 state, values = run.train_step(state, batch, run.step_key)
-        now = numbers.fetch(values)
+        now = nonfinite.fetch(values)
         not_finite = [
             name
             for name, array in batch.items()
@@ -76,7 +75,7 @@ def replay(workdir: str, n: int) -> dict:
         }
 
 
-def _state_before(workdir: str, n: int, run: stage.Stage):
+def _state_before(workdir: str, n: int, run: setup.Run):
     """The newest saved state from before update `n`, or the run's first."""
     folder = pathlib.Path(workdir).absolute() / "checkpoints"
     step, about, _ = saved_steps.newest(folder, before=n)
@@ -85,15 +84,15 @@ def _state_before(workdir: str, n: int, run: stage.Stage):
     return step, checkpoint.restore(folder / str(step), about, run.abstract)
 
 
-def _check_data(workdir: str, run: stage.Stage) -> None:
+def _check_data(workdir: str, run: setup.Run) -> None:
     """PacxError where the run's data or first weights are others by now."""
-    path = pathlib.Path(workdir) / identity.DATA
+    path = pathlib.Path(workdir) / fingerprints.DATA
     if not path.is_file():  # as of the first versions' runs
         text = "whether the data are the run's cannot be checked"
         saved_steps.warn(f"{path} is missing: {text}")
         return
-    old = json_file.read_own(path, "restore it from a copy")
-    differing = identity.differences(old, run.fingerprints())
+    old = files.read_own_json(path, "restore it from a copy")
+    differing = fingerprints.differences(old, run.fingerprints())
     if differing:
         raise PacxError(
             f"{workdir} is a run on other data: {'; '.join(differing)}. Its steps can "

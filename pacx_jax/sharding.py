@@ -19,7 +19,8 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from pacx_jax import target
-from pacx_jax.types import Array, Batch, PacxError, Params
+from pacx_jax.errors import PacxError
+from pacx_jax.types import Array, Batch, Params
 
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over

@@ -12,7 +12,8 @@ import optax
 from jax.sharding import Mesh
 
 from pacx_jax import sharding, target
-from pacx_jax.types import Batch, Metrics, Objective, PacxError, Params
+from pacx_jax.errors import PacxError
+from pacx_jax.types import Batch, Metrics, Objective, Params
 
 
 @flax.struct.dataclass

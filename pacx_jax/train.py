@@ -19,20 +19,20 @@ import time
 import jax
 import tqdm
 
-from pacx_jax import (
+from pacx_jax.distributed import processes
+from pacx_jax.distributed.preemption import Preempted, Preemption
+from pacx_jax.errors import PacxError
+from pacx_jax.run import (
     batches,
     checkpoint,
+    fingerprints,
     goodput,
-    identity,
     metrics,
-    numbers,
+    nonfinite,
     overlap,
-    processes,
     profiling,
-    stage,
+    setup,
 )
-from pacx_jax.preemption import Preempted, Preemption
-from pacx_jax.types import PacxError
 
 FIRST_STEP = 4  # times as long as others it may take: it is compiled
 
@@ -50,10 +50,10 @@ class Session:
       preemption: says when it shall save and end.
     """
 
-    run: stage.Stage
+    run: setup.Run
     saver: checkpoint.Checkpointer
     writer: metrics.MetricsWriter | metrics.NoWriter
-    watch: numbers.Numbers
+    watch: nonfinite.Numbers
     ledger: goodput.Ledger
     preemption: Preemption
 
@@ -77,7 +77,7 @@ def train(
     ledger = goodput.Ledger(workdir, active=processes.is_first())
     opened = batches.open_sources(config)
     overlap.account(config, workdir, opened[config.data.train_split])
-    run = stage.set_up(config, workdir, opened)
+    run = setup.prepare(config, workdir, opened)
     write_label_names(run, workdir)
     saver = checkpoint.Checkpointer(
         workdir, keep=config.keep, best=config.best, mode=config.best_mode
@@ -86,12 +86,12 @@ def train(
     if not start and processes.is_first() and metrics.has_rows(workdir):
         print(f"{workdir}: no checkpoint yet, so the run begins at step 0 again")
     prints = run.fingerprints()
-    identity.check_data(workdir, prints, started=start > 0, force=force)
+    fingerprints.check_data(workdir, prints, started=start > 0, force=force)
     ledger.enter("restore")
     state, now = saver.restore(run.abstract) if start else (run.init(), {})
-    identity.record(config, prints, workdir)
+    fingerprints.record(config, prints, workdir)
     ledger.enter("setup")
-    watch = numbers.Numbers(config, workdir, start, run.data.sample_names)
+    watch = nonfinite.Numbers(config, workdir, start, run.data.sample_names)
     writer = metrics.writer(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
     session = Session(run, saver, writer, watch, ledger, preemption)
@@ -216,7 +216,7 @@ def watchdog(seconds: float) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def write_label_names(run: stage.Stage, workdir: str) -> None:
+def write_label_names(run: setup.Run, workdir: str) -> None:
     """Writes down which output of a classifier's head is which label."""
     if "labels" in run.objective.modalities and processes.is_first():
         names = json.dumps(list(run.config.data.label_columns))

@@ -18,26 +18,6 @@ Batch = Mapping[str, Array]  # every array has the global batch as its first axi
 Metrics = dict[str, Array]
 
 
-class PacxError(Exception):
-    """An error of the user's input: shown as one line, without a stack trace.
-
-    The message names the file, field or value and says what to do. It may quote what
-    stands in files, so line breaks become spaces, and other characters that cannot be
-    printed, which a terminal might obey, are escaped.
-    """
-
-    def __init__(self, message: object = ""):
-        text = " ".join(str(message).splitlines())
-        super().__init__("".join(map(_printable, text))[:_LONGEST])
-
-
-_LONGEST = 3000  # characters of a message
-
-
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
-
-
 @dataclasses.dataclass(frozen=True)
 class Objective:
     """What is trained, and its loss. A new objective is one file that makes one.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import model_folder
+from pacx_jax.encoders import model_folder
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 VIT = {

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from data import published, records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import folders, tables
-from pacx_jax.types import PacxError
 
 LABELS = (
     "No Finding",

@@ -18,6 +18,8 @@ import shutil
 import numpy as np
 import tqdm
 
+from pacx_jax import files
+
 VERSION = 3  # raise when the same parameters would give other bytes
 MARKER = "cohort_layout.json"
 _PATIENTS_PER_TASK = 6
@@ -28,10 +30,8 @@ class CohortError(Exception):
 
 
 def write_json(path: pathlib.Path, value) -> None:
-    """Writes JSON to a temporary name and renames it."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    os.replace(temporary, path)
+    """Writes JSON with sorted keys, whole."""
+    files.write(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def create_array(path: pathlib.Path, shape, dtype) -> None:

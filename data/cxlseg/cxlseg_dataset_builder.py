@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from data import listings, published, records, splits
+from pacx_jax.errors import PacxError
 from pacx_jax.input import tables
-from pacx_jax.types import PacxError
 
 COLUMNS = ("dicom_id", "subject_id", "study_id", "split")
 FACTS = published.Facts(

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from data import records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import arrays, ecg, folders, tables
-from pacx_jax.types import PacxError
 
 LABS = "labs_percentiles.npy"
 LABS_MASK = "labs_missingness.npy"

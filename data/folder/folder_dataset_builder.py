@@ -14,8 +14,8 @@ import pathlib
 from typing import Any
 
 from data import listings, published, records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import folders
-from pacx_jax.types import PacxError
 
 
 class Builder(records.RecordBuilder, skip_registration=True):

@@ -31,7 +31,7 @@ from typing import Any
 
 from data import listings, published, records, splits
 from data.medmod import stays
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 STRATUM = "Other upper respiratory disease"
 PHENOTYPES = (

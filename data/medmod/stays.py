@@ -15,8 +15,8 @@ import numpy as np
 
 from data import listings, splits
 from data.mimic_labs import events
+from pacx_jax.errors import PacxError
 from pacx_jax.input import patients, tables
-from pacx_jax.types import PacxError
 
 STAYS, LABELS = "all_stays.csv", "phenotype_labels.csv"
 METADATA = ("mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-metadata.csv")

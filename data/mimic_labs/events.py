@@ -20,7 +20,7 @@ import numpy as np
 import tqdm
 
 from data.mimic_labs import items
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 DAY = 24 * 3600  # seconds
 _ENDS = 65536

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 # (id, name, unit), in the order of the models' inputs: ascending id. Units are those of
 # MIMIC-IV; several are one and the same measure.

@@ -18,8 +18,8 @@ import numpy as np
 
 from data import records
 from data.mimic_labs import events, items
+from pacx_jax.errors import PacxError
 from pacx_jax.input import percentiles, tables
-from pacx_jax.types import PacxError
 
 ENTRIES = ("labs", "labs_mask", "patient_id", "hadm_id")
 TABLES = ("admissions", "d_labitems", "labevents")

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from data import listings, published, records, splits
+from pacx_jax.errors import PacxError
 from pacx_jax.input import tables
-from pacx_jax.types import PacxError
 
 CSVS = ("Data_Entry_2017_v2020.csv", "Data_Entry_2017.csv")
 LISTS = {"train": "train_val_list.txt", "test": "test_list.txt"}

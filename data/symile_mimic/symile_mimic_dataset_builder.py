@@ -28,9 +28,9 @@ import numpy as np
 
 from data import records
 from data.ecg_array.ecg_array_dataset_builder import open_array
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, tables
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
-from pacx_jax.types import PacxError
 
 SPLITS = ("train", "val", "val_retrieval", "test")
 LABELS = (

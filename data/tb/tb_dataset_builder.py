@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data import listings, published, records, splits
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 CSV = "shenzhen_metadata.csv"
 FACTS = published.Facts(

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from data import listings, published, records, splits
+from pacx_jax.errors import PacxError
 from pacx_jax.input import tables
-from pacx_jax.types import PacxError
 
 FILES = ("image_labels_train.csv", "annotations/image_labels_train.csv")
 # Positives among the 15,000 images of the official train split.

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from data import records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records, folders, tables
-from pacx_jax.types import PacxError
 
 SCALE = 1e-3  # mV a step
 PATIENT_FIELDS = ("patient_id", "patient id", "subject_id", "subject id", "patient")

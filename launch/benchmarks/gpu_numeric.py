@@ -183,7 +183,8 @@ def attention() -> None:
 
 def resume(stage: str) -> None:
     """A run that SIGTERM stops at its fifth update goes on to the last bit."""
-    from pacx_jax import main, preemption, step
+    from pacx_jax import main, step
+    from pacx_jax.distributed import preemption
     from tests.reliability import runs
 
     numbers = Numbers()

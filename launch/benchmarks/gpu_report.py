@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import signal
 from typing import Any
 
 from launch.benchmarks import measure
+from pacx_jax import files
 
 OK, FAILED, LATE, LEFT_OUT = "ok", "failed", "out of time", "not run"
 _MISSING = re.compile(r"No module named '([\w.]+)'")
@@ -58,10 +58,7 @@ def write(out: pathlib.Path, report: dict[str, Any]) -> None:
     """Renews gpu_check.json and gpu_check.md, each whole or as it was."""
     texts = {"json": json.dumps(report, indent=1) + "\n", "md": markdown(report)}
     for suffix, text in texts.items():
-        path = out / f"gpu_check.{suffix}"
-        temporary = path.with_suffix(f".{suffix}.writing")
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        files.write(out / f"gpu_check.{suffix}", text)
 
 
 def markdown(report: dict[str, Any]) -> str:

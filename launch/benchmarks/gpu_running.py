@@ -16,7 +16,7 @@ from typing import Any
 from launch.benchmarks import gpu_report
 from launch.benchmarks.gpu_parts import Part
 from launch.benchmarks.worker import ROOT
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 LEAST = 0.25  # of its limit, without which a part is not begun
 KEPT = 4000  # last characters of what a failed part said

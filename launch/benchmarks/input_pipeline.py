@@ -33,9 +33,9 @@ import numpy as np
 from data.cohort import latents, xray
 from launch.benchmarks import measure
 from launch.benchmarks.peer import Peer
-from pacx_jax import profiling
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, normalize, pipeline, sources, transforms
-from pacx_jax.types import PacxError
+from pacx_jax.run import profiling
 
 SIZE = 224
 HEIGHT, WIDTH, QUALITY = 320, 390, 95  # of a film of CheXpert-v1.0-small

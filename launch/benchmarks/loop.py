@@ -28,9 +28,10 @@ import jax.numpy as jnp
 from absl import logging
 
 from launch.benchmarks import flops, loop_data, measure, recipes
-from pacx_jax import embed, host_memory, main, profiling
-from pacx_jax.encoder import Encoder
+from pacx_jax import embed, main
+from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.input import folders
+from pacx_jax.run import host_memory, profiling
 
 DEFAULT_INTERVAL = 500  # steps between two saves, of which a save's cost is a share
 LOG_EVERY = 50  # the recipes'

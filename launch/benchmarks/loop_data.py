@@ -13,9 +13,9 @@ import numpy as np
 
 from launch.benchmarks import recipes
 from launch.benchmarks.worker import ROOT
-from pacx_jax import model_folder
-from pacx_jax.input import manifest
-from pacx_jax.types import PacxError
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.input import prepared
 
 DRAWN = {  # mode -> sizes of the cohort, builder, folder; X-rays need none
     "distill": (
@@ -35,12 +35,12 @@ def point_at(config, options: argparse.Namespace, folder: pathlib.Path) -> None:
         path = str(draw(options.mode, folder))
     elif not pathlib.Path(path).is_dir():
         raise PacxError(f"--input={path}: no such folder; or give synthetic or drawn")
-    prepared = (pathlib.Path(path) / manifest.FILE).is_file()
-    data.source, data.path = "prepared" if prepared else "folder", path
+    is_prepared = (pathlib.Path(path) / prepared.FILE).is_file()
+    data.source, data.path = "prepared" if is_prepared else "folder", path
     data.simulated, data.cache = options.input == "drawn", False
     if options.mode == "ecg":
         data.label_columns = ()  # all that there are
-    if not prepared:
+    if not is_prepared:
         data.val_fraction = 0.02  # the loop ends with an evaluation, which is not timed
     if options.workers > 0:
         data.workers = options.workers

@@ -15,7 +15,7 @@ import time
 
 from launch.benchmarks import flops, measure
 from launch.benchmarks.worker import Worker
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 PEERS = ("reference", "eager", "compile")
 _SETTLE = 0.3  # seconds between turns, in which the threads of the last one rest

@@ -19,18 +19,12 @@ import jax
 import numpy as np
 
 from launch.benchmarks import recipes, worker
-from pacx_jax import (
-    forward,
-    host_memory,
-    objectives,
-    profiling,
-    sharding,
-    stage,
-    target,
-)
+from pacx_jax import objectives, sharding, target
+from pacx_jax.encoders import forward
+from pacx_jax.errors import PacxError
 from pacx_jax.models import ecg, vit
 from pacx_jax.objectives import distill
-from pacx_jax.types import PacxError
+from pacx_jax.run import host_memory, profiling, setup
 
 
 class Training:
@@ -123,7 +117,7 @@ class Forward:
         return _finite(float(np.asarray(z).mean()))
 
 
-def make_stage(config) -> stage.Stage:
+def make_stage(config) -> setup.Run:
     """The library's stage of a config, from random weights, without data."""
     mesh = sharding.make_mesh(config.num_devices)
     if config.objective == "distill":
@@ -135,7 +129,7 @@ def make_stage(config) -> stage.Stage:
         objective = dataclasses.replace(objective, pretrained={})
     else:
         objective = objectives.make(config, mesh)
-    return stage.assemble(config, mesh, objective)
+    return setup.assemble(config, mesh, objective)
 
 
 def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 
 from launch.benchmarks import measure
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -13,10 +13,10 @@ from configs import (
     labs_dae,
     mae_vitb16,
 )
-from pacx_jax import model_folder
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill
-from pacx_jax.types import PacxError
 
 RECIPES = {"mae": mae_vitb16, "distill": distill_vitb16, "ecg": ecg_net1d}
 RECIPES["embed"] = mae_vitb16  # of its encoder

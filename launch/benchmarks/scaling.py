@@ -21,7 +21,7 @@ import sys
 import time
 
 from launch.benchmarks import measure
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 DEVICES = 8
@@ -155,10 +155,11 @@ def gradient_step(config, devices: int, batch: int):
     import jax
     import numpy as np
 
-    from pacx_jax import sharding, stage
+    from pacx_jax import sharding
+    from pacx_jax.run import setup
 
     config.num_devices, config.global_batch_size = devices, batch
-    mesh, objective = stage.place(config)
+    mesh, objective = setup.place(config)
     everywhere = sharding.replicated(mesh)
     rows = sharding.batch_sharding(mesh)
 
@@ -185,8 +186,8 @@ def gradient_step(config, devices: int, batch: int):
 def _serve(devices: int, batch: int, steps: int) -> None:
     import jax
 
-    from pacx_jax import profiling
     from pacx_jax.models import attention
+    from pacx_jax.run import profiling
 
     compiled, args = gradient_step(recipe(), devices, batch)
     jax.block_until_ready(compiled(*args))

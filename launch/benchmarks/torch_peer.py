@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from launch.benchmarks import measure, torch_modules, torch_stage_two, worker
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

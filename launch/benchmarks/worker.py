@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from launch.benchmarks import measure
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

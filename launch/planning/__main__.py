@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 
 def main() -> None:

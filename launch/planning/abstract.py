@@ -22,16 +22,10 @@ import PIL.Image
 from jax.sharding import Mesh
 
 from configs import ecg_net1d, labs_dae, mae_vitb16
-from pacx_jax import (
-    finished_run,
-    model_folder,
-    objectives,
-    optim,
-    sharding,
-    stage,
-    step,
-)
+from pacx_jax import objectives, optim, sharding, step
+from pacx_jax.encoders import model_folder
 from pacx_jax.input import transforms
+from pacx_jax.run import finished, setup
 from pacx_jax.types import Objective
 
 # Of a recipe that takes its labels from the data: CheXpert's and ECGFounder's number.
@@ -77,7 +71,7 @@ def zero_folder(kind: str, directory: str, data, preset: str = "") -> str:
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     target = str(pathlib.Path(directory) / kind)
-    model = finished_run.model_of(config, params)
+    model = finished.model_of(config, params)
     model_folder.save(target, model, "Zeros, for shapes alone.\n")
     return target
 
@@ -105,7 +99,7 @@ def train_step(config, devices) -> Step:
     Raises:
       PacxError: a batch or a mesh that does not fit the devices.
     """
-    mesh, objective = stage.place(config, devices)
+    mesh, objective = setup.place(config, devices)
     tx = optim.make(optim.settings(config), config.total_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
@@ -127,7 +121,7 @@ def train_step(config, devices) -> Step:
 
 def forward(config, devices) -> Step:
     """The loss alone, to tell forward from backward."""
-    mesh, objective = stage.place(config, devices)
+    mesh, objective = setup.place(config, devices)
     key = jax.eval_shape(lambda: jax.random.key(0))
 
     def loss(params, batch, key):

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import re
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 GIB = 2**30
 UTILISATION = 0.5  # of the peak, that products are assumed to reach

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from launch.planning.chips import Topology
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 SPECS = pathlib.Path(__file__).parent / "gpus"
 WHEELS = ("jax-cuda13-plugin", "jax-cuda13-pjrt")

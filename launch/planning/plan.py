@@ -8,11 +8,11 @@ import importlib.metadata
 import json
 import pathlib
 import sys
-import uuid
 from typing import Any
 
 from launch.planning import chips, compilers, fitting, predict, worker
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 ROOT = worker.ROOT
 # What a plan depends on besides its request.
@@ -166,11 +166,7 @@ def _cached(request: worker.Request, cache: pathlib.Path) -> worker.Result:
         except (ValueError, TypeError, KeyError):
             print(f"{path} is damaged: it is compiled again", file=sys.stderr)
     result = worker.call(request)
-    cache.mkdir(parents=True, exist_ok=True)
-    # With --all, and in other commands, others may write the same file meanwhile.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    temporary.write_text(json.dumps(dataclasses.asdict(result)), encoding="utf-8")
-    temporary.replace(path)
+    files.write_json(path, dataclasses.asdict(result))
     return result
 
 

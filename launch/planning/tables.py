@@ -11,7 +11,7 @@ import time
 from concurrent import futures
 
 from launch.planning import chips, compilers, plan, report
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 PODS = ("v5e:16x16", "v6e:16x16", "v5p:8x8x16")
 GPUS = ("gpu:1xH100", "gpu:1xH200", "gpu:256xH100")

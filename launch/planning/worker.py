@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from launch.planning import chips, collectives, compilers, fitting, kernels
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 MOST_ROWS = 2**31 - 1  # of a global batch: their numbers are int32
 ROOT = pathlib.Path(__file__).resolve().parents[2]

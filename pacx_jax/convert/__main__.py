@@ -18,12 +18,14 @@ import sys
 
 import numpy as np
 
-from pacx_jax import cli, finished_run, model_folder
+from pacx_jax import cli
 from pacx_jax.convert import beside, files, kinds, layouts, tables
 from pacx_jax.convert.layouts import KINDS, MODELS
 from pacx_jax.convert.sizes import Options
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
-from pacx_jax.types import PacxError
+from pacx_jax.run import finished
 
 # Under what a PyTorch file of the kind holds its state dict.
 CONTAINER = dict.fromkeys(KINDS, "state_dict") | {"vit_timm": "", "vit_hf": ""}
@@ -143,7 +145,7 @@ def to_torch(args) -> None:
 def open_source(path: str) -> model_folder.ModelFolder:
     """The model folder at `path`; of a run's workdir with the heads that it trained."""
     if (pathlib.Path(path) / "done.json").is_file():
-        return finished_run.read_run(finished_run.read_config(path), path, heads=True)
+        return finished.read_run(finished.read_config(path), path, heads=True)
     return model_folder.load(path)
 
 

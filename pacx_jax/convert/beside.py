@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import pathlib
 
-from pacx_jax import json_file
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
 TASKS = {
@@ -120,6 +120,6 @@ def _timm(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
 
 def _json(file: pathlib.Path) -> dict:
     try:
-        return json_file.read(file)
+        return files.read_json(file)
     except (OSError, ValueError) as e:
         raise PacxError(f"{file} cannot be read: {e}") from None

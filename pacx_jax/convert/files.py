@@ -16,7 +16,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 # A checkpoint holds its state dict itself, or under one of these: Lightning's and
 # ECGFounder's, the original MAE repository's.

@@ -9,14 +9,14 @@ import shlex
 import flax
 import numpy as np
 
-from pacx_jax import model_folder, model_heads
 from pacx_jax.convert import layouts, sizes, state, tables
 from pacx_jax.convert.layouts import KINDS, Spec
 from pacx_jax.convert.sizes import Options
+from pacx_jax.encoders import model_folder, model_heads
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
-from pacx_jax.model_folder import ModelFolder
-from pacx_jax.model_heads import Heads
-from pacx_jax.types import PacxError
 
 HALF = (0.5, 0.5, 0.5)  # what timm's and Hugging Face's ImageNet ViTs are trained with
 

@@ -10,8 +10,8 @@ import dataclasses
 
 from pacx_jax.convert import tables
 from pacx_jax.convert.state import Entry
-from pacx_jax.model_folder import ModelFolder
-from pacx_jax.types import PacxError
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.errors import PacxError
 
 # What stands before the encoder's keys, by kind. The first is the published layout.
 PREFIXES = {

@@ -9,7 +9,7 @@ import re
 from pacx_jax.convert import tables
 from pacx_jax.convert.layouts import MODELS, PREFIXES, Spec, head_root
 from pacx_jax.convert.state import is_fixed, shorten
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 EPS = {"vit_hf": 1e-12, "pacx": 1e-5}  # transformers' default; D6; 1e-6 for the others
 # Heads by width, of the published ViT-Ti, S, B, L and H, and of MAE's decoder.

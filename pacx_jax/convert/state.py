@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 import ml_dtypes
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from pacx_jax.retrieval import normalize_rows, recall_at_k
+from pacx_jax.objectives.retrieval import normalize_rows, recall_at_k
 
 
 def ridge_alignment(

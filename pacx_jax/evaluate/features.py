@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pacx_jax import sharding
-from pacx_jax.encoder import Encoder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.input import images, subsets
-from pacx_jax.model_folder import ModelFolder
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,19 +10,12 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import (
-    batches,
-    checkpoint,
-    manifest,
-    overlap,
-    processes,
-    sharding,
-    stage,
-    step,
-)
+from pacx_jax import files, sharding, step
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import segment
-from pacx_jax.types import PacxError
+from pacx_jax.run import batches, checkpoint, overlap, setup
 
 
 def evaluate(config, workdir: str, split: str) -> dict:
@@ -41,7 +34,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     opened = batches.open_sources(config)
     overlap.check_evaluation(config, workdir, split)
     config = batches.with_label_names(config, opened)
-    mesh, objective = stage.place(config)
+    mesh, objective = setup.place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)
     params = checkpoint.read_params(workdir, config.export)
     trained, frozen = step.split_params(params, objective.trainable)
@@ -50,7 +43,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     state = sharding.put_tree(state, shardings)
     eval_step = step.make_eval_step(objective, mesh, shardings)
     key = jax.random.key(config.seed)
-    outputs, index = stage.collect(eval_step, state, data.val(), key, mesh)
+    outputs, index = setup.collect(eval_step, state, data.val(), key, mesh)
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
     if "logits" in outputs or "hits" in outputs:
         source = data.sources[split]
@@ -65,7 +58,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
         )
     processes.check_agreement("the evaluation", json.dumps(result))
     if processes.is_first():
-        manifest.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)
+        files.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)
     return result
 
 

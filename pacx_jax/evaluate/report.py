@@ -12,6 +12,7 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
+from pacx_jax import files
 from pacx_jax.evaluate import evidence, page, probe, tables
 from pacx_jax.evaluate.comparison import verdict
 from pacx_jax.evaluate.tables import Arm
@@ -39,7 +40,7 @@ class Report:
       versions: package -> version.
       seeds: name -> seed.
       seconds: stage -> wall time in seconds.
-      goodput: run -> its goodput.json (see pacx_jax/goodput.py).
+      goodput: run -> its goodput.json (see pacx_jax/run/goodput.py).
       n_resamples: bootstrap resamples behind every interval.
       notes: sentences on limits or oddities of this run.
     """
@@ -66,11 +67,7 @@ class Report:
 
 def write_report(path: str | pathlib.Path, report: Report) -> None:
     """Write the report to `path`, replacing the file in one step."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    partial.write_text(render(report), encoding="utf-8", newline="\n")
-    partial.replace(path)
+    files.write(path, render(report))
 
 
 def render(report: Report) -> str:

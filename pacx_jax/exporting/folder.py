@@ -9,10 +9,10 @@ from collections.abc import Callable
 import flax
 import numpy as np
 
-from pacx_jax import model_folder, model_heads
+from pacx_jax.encoders import model_folder, model_heads
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.errors import PacxError
 from pacx_jax.exporting.source import Source, classifier_of
-from pacx_jax.model_folder import ModelFolder
-from pacx_jax.types import PacxError
 
 FILES = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
 

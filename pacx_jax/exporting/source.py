@@ -8,9 +8,9 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax.encoder import Encoder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.input.normalize import normalize
-from pacx_jax.model_folder import ModelFolder
 from pacx_jax.models.heads import LinearClassifier
 from pacx_jax.types import Array
 

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from pacx_jax import model_folder
+from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.errors import PacxError
 from pacx_jax.exporting import folder, graphs, pytorch
 from pacx_jax.exporting.source import Source
-from pacx_jax.model_folder import ModelFolder
-from pacx_jax.types import PacxError
 
 LIMIT = 1e-4  # largest absolute error of an output
 ABOUT = "pacx_export.json"

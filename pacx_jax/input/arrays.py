@@ -6,7 +6,7 @@ import os
 
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 
 def open_npy(path: str | os.PathLike) -> np.ndarray:

@@ -24,8 +24,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import dicom_header, dicom_pixels
-from pacx_jax.types import PacxError
 
 # The largest detector plates have about 20 million, mammograms at 50 micrometers 29.
 MAX_PIXELS = 50_000_000

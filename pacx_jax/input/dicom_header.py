@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 _PREAMBLE = 128
 _PIXEL_DATA = 0x7FE00010

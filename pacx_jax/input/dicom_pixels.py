@@ -12,8 +12,8 @@ import struct
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import dicom_header, jpeg_2000
-from pacx_jax.types import PacxError
 
 MAX_SCANS = 100  # progressive encoders write 6 to 20
 GREY = ("MONOCHROME1", "MONOCHROME2")

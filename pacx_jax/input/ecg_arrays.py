@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import arrays, ecg, matlab
-from pacx_jax.types import PacxError
 
 SUFFIXES = (".npy", ".mat")
 

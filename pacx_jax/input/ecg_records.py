@@ -18,8 +18,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_arrays, folders
-from pacx_jax.types import PacxError
 
 MV = {"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3}
 # Bytes a sample, of the WFDB formats whose length can be told from the header.

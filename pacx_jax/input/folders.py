@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import tables
 from pacx_jax.input.images import EXTENSIONS
-from pacx_jax.types import PacxError
 
 DEFAULT_CSVS = ("labels.csv", "metadata.csv")
 _SAMPLE_BYTES = 4096

@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import dicom
 from pacx_jax.input.dicom import MAX_PIXELS, is_dicom
 from pacx_jax.input.dicom_pixels import check_scans
-from pacx_jax.types import PacxError
 
 FORMATS = ("JPEG", "PNG")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")

@@ -12,8 +12,8 @@ import os
 import numpy as np
 from PIL import Image
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images
-from pacx_jax.types import PacxError
 
 
 def decode(data: bytes | str | os.PathLike, name: str = "") -> np.ndarray:

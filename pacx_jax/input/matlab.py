@@ -16,7 +16,7 @@ import zlib
 
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 LARGEST = 2**31  # bytes of a file
 # Bytes that one compressed variable may unpack to: 90 minutes of 12 leads at 500 Hz in

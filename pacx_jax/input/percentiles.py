@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 LARGEST = 2**26  # bytes: 80,000 values of each of 50 items
 FILE = "labs_percentiles.npz"  # its name in a prepared set

@@ -17,12 +17,12 @@ from typing import Any
 import grain
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import quarantine as quarantine_lib
 from pacx_jax.input import workers as workers_lib
 from pacx_jax.input.cache import Cache
 from pacx_jax.input.quarantine import Quarantine
 from pacx_jax.input.transforms import Transform
-from pacx_jax.types import PacxError
 
 Batch = dict[str, np.ndarray]
 _ATTEMPTS = 100

@@ -9,8 +9,8 @@ import pathlib
 import threading
 from typing import Any
 
-from pacx_jax import json_file, locks
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 
 class Quarantine:
@@ -73,7 +73,7 @@ class Quarantine:
     def _write(self, line: dict[str, Any]) -> int:
         """Adds a line; returns how many of its split are listed now."""
         folder = self._path.parent
-        with locks.held(folder / "quarantine.lock"):
+        with files.locked(folder / "quarantine.lock"):
             # The first reason stays: it was given where the sample itself was read.
             lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
@@ -85,7 +85,7 @@ class Quarantine:
     def _read(self) -> list[dict[str, Any]]:
         try:
             text = self._path.read_text(encoding="utf-8")
-            lines = [json_file.loads(line) for line in text.splitlines()]
+            lines = [files.parse_json(line) for line in text.splitlines()]
             if not all(map(_is_line, lines)):
                 raise ValueError("a line without split, index, name and reason")
             return lines

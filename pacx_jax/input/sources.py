@@ -23,8 +23,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from pacx_jax.input import folders, manifest, patients, records, subsets
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
+from pacx_jax.input import folders, patients, prepared, records, subsets
 
 SPLITS = ("train", "val", "test")
 _READ_AT_ONCE = 256  # records
@@ -109,7 +109,7 @@ def _refuse_folder_fields(data: Any) -> None:
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if getattr(data, "source", "") == "prepared":
-        return tuple(manifest.read(pathlib.Path(data.path))["splits"])
+        return tuple(prepared.read(pathlib.Path(data.path))["splits"])
     return SPLITS
 
 
@@ -179,14 +179,14 @@ class PreparedSource:
         folder = pathlib.Path(path)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        about = manifest.read(folder)
+        about = prepared.read(folder)
         sizes = about["splits"]
         if split not in sizes:
             raise PacxError(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
         try:
-            manifest.check_features(folder)
+            prepared.check_features(folder)
             builder = tfds.builder_from_directory(str(folder))
             self._forms = records.forms(builder.info.features)
             self._records = builder.as_data_source(split=split).data_source

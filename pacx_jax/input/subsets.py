@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 
 class Subset:

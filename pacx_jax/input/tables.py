@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 PATH_COLUMNS = ("path", "Path", "file", "filename", "Image Index")
 PATIENT_COLUMNS = ("patient_id", "subject_id", "Patient ID", "patient")

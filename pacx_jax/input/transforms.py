@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import augment, ecg, images, masks, subsets
-from pacx_jax.types import PacxError
 
 Example = dict[str, Any]
 NAMES = ("mae", "distill", "probe", "segment", "labs", "ecg")

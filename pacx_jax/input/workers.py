@@ -16,7 +16,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 _AHEAD = 2  # batches that each worker makes ahead
 _PATIENCE = 10.0  # seconds in which a worker ends its batch and itself

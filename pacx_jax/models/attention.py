@@ -17,7 +17,8 @@ import numpy as np
 from jax import nn
 
 from pacx_jax import sharding, target
-from pacx_jax.types import Array, PacxError
+from pacx_jax.errors import PacxError
+from pacx_jax.types import Array
 
 # From so many bytes of an image's scores on, a CPU takes one image at a time, if heads
 # have few channels: the scores are then most of what is read and written.

@@ -5,9 +5,10 @@ from __future__ import annotations
 import einops
 import flax.linen as nn
 
+from pacx_jax.errors import PacxError
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.models.vit import fan_in_uniform
-from pacx_jax.types import Array, PacxError
+from pacx_jax.types import Array
 
 
 class Head(nn.Module):

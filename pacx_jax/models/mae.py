@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
 from pacx_jax.models.dense import Dense
-from pacx_jax.types import Array, PacxError
+from pacx_jax.types import Array
 
 
 def random_masking(key: jax.Array, rows: Array, n: int, mask_ratio: float):

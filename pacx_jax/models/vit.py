@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax import sharding
+from pacx_jax.errors import PacxError
 from pacx_jax.models import attention
 from pacx_jax.models.dense import Dense, gelu
 from pacx_jax.models.layer_norm import LayerNorm
-from pacx_jax.types import Array, PacxError
+from pacx_jax.types import Array
 
 # name -> (width, depth, num_heads); mlp_dim is 4 * width. "mu" is for tests and
 # "demo" for the embedded cohort on two CPU cores.

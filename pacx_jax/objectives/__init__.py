@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from jax.sharding import Mesh
 
+from pacx_jax.errors import PacxError
 from pacx_jax.objectives import classify, distill, ecg, labs_dae, mae, segment
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.types import Objective
 
 
 def make(config, mesh: Mesh) -> Objective:

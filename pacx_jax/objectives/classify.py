@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import image_statistics, losses, model_folder
+from pacx_jax import losses
+from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import LinearClassifier
-from pacx_jax.types import Array, Batch, Objective, PacxError
+from pacx_jax.types import Array, Batch, Objective
 
 
 def make(config) -> Objective:

@@ -18,12 +18,14 @@ import jax.numpy as jnp
 import ml_collections
 from jax.sharding import Mesh
 
-from pacx_jax import image_statistics, lora, losses, model_folder, sharding
+from pacx_jax import lora, losses, sharding
+from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import Head
 from pacx_jax.objectives import distill_metrics
-from pacx_jax.types import Array, Batch, Objective, PacxError, Params
+from pacx_jax.types import Array, Batch, Objective, Params
 
 SOURCES = {"ecg": "ecg_net1d", "labs": "labs_dae"}  # modality -> model kind
 

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from pacx_jax import retrieval
+from pacx_jax.objectives import retrieval
 
 
 def summarize(config, modalities: tuple[str, ...], count: int):

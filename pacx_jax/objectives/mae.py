@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from pacx_jax import model_folder, sharding
+from pacx_jax import sharding
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae, vit
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.types import Objective
 
 
 def make(config) -> Objective:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import model_folder
 from pacx_jax.convert import beside, kinds
-from pacx_jax.types import PacxError
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from tests.convert.test_files import needs_torch, run
 from tests.convert.test_kinds import assert_same, everything, folder
 

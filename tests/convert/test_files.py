@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import load_encoder, model_folder
+from pacx_jax import load_encoder
 from pacx_jax.convert import __main__ as command
 from pacx_jax.convert import files, kinds
-from pacx_jax.types import PacxError
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from tests.convert.test_kinds import OPTIONS, assert_same, everything, folder
 
 needs_torch = pytest.mark.skipif(
@@ -62,8 +63,8 @@ def test_safetensors_need_no_pytorch(tmp_path, capsys, state, monkeypatch):
 
 
 def test_a_converted_folder_embeds_and_starts_training(tmp_path, capsys, state):
-    from pacx_jax import stage
     from pacx_jax.objectives import mae
+    from pacx_jax.run import setup
     from tests import tiny
 
     files.write(tmp_path / "m.safetensors", state, "")
@@ -80,7 +81,7 @@ def test_a_converted_folder_embeds_and_starts_training(tmp_path, capsys, state):
     config.model.update(variant="mu", patch_size=8)
     config.model.decoder.update(width=16, depth=2, num_heads=2)
     config.data.image_size = 32
-    loaded = stage.load_parts(mae.make(config), __import__("jax").random.key(0))
+    loaded = setup.load_parts(mae.make(config), __import__("jax").random.key(0))
     assert set(loaded) == {"encoder", "decoder"}
     token = state["model.mask_token"]
     assert loaded["decoder"]["mask_token"].tobytes() == token.tobytes()

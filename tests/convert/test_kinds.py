@@ -6,11 +6,12 @@ import pathlib
 import numpy as np
 import pytest
 
-from pacx_jax import lora, model_folder, model_heads
+from pacx_jax import lora
 from pacx_jax.convert import kinds, layouts, tables
 from pacx_jax.convert.sizes import Options
+from pacx_jax.encoders import model_folder, model_heads
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN
-from pacx_jax.types import PacxError
 from tests import tiny
 
 PARITY = pathlib.Path(__file__).resolve().parents[1] / "parity"

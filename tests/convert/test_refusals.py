@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import checkpoint, model_folder
 from pacx_jax.convert import files, kinds
 from pacx_jax.convert.sizes import Options
-from pacx_jax.types import PacxError
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint
 from tests import tiny
 from tests.convert.test_files import HEADS, needs_torch, run
 from tests.convert.test_kinds import OPTIONS, folder

@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from pacx_jax import batches
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.errors import PacxError
+from pacx_jax.run import batches
+from pacx_jax.types import Objective
 from tests import tiny
 from tests.core.test_physiology import Source
 

@@ -7,8 +7,9 @@ import numpy as np
 import optax
 import pytest
 
-from pacx_jax import checkpoint, sharding, step
-from pacx_jax.types import PacxError
+from pacx_jax import sharding, step
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint
 from tests import tiny
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 
 from pacx_jax import cli, export, replay
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 
 def raising(error):

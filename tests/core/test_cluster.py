@@ -6,8 +6,8 @@ import pytest
 from jax._src.clusters import cloud_tpu_cluster
 from jax._src.clusters import cluster as jax_cluster
 
-from pacx_jax import cluster
-from pacx_jax.types import PacxError
+from pacx_jax.distributed import cluster
+from pacx_jax.errors import PacxError
 
 NODE = {"SLURM_JOB_ID": "4097", "SLURM_NTASKS": "16", "SLURM_PROCID": "9"}
 NODE |= {"SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "gpu[003-004],far"}

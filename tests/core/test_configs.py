@@ -9,7 +9,7 @@ import pytest
 
 from configs import base
 from pacx_jax import objectives, optim, sharding
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import checkpoint, disk, main, manifest, train
-from pacx_jax.types import PacxError
+from pacx_jax import files, main, train
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint, manifest
 
 
 def full() -> OSError:
@@ -26,9 +27,9 @@ def test_full_disk_is_known_by_its_error_or_by_the_words_in_others():
     chained.__context__ = full()
     written = ValueError("RESOURCE_EXHAUSTED: Failed to write: No space left on device")
     for error in (full(), chained, written):
-        assert disk.is_full(error)
+        assert files.is_full(error)
     for error in (PermissionError(13, "Permission denied"), ValueError("x"), None):
-        assert not disk.is_full(error)
+        assert not files.is_full(error)
 
 
 @pytest.mark.parametrize("seen", [True, False], ids=["before the save", "in it"])

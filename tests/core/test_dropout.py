@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax import dropout
+from pacx_jax.models import dropout
 
 SHAPE = (8, 100, 300)  # 240,000 entries: a share is known to 0.001
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from pacx_jax import embed, model_folder
-from pacx_jax.ecg_encoder import load_ecg_encoder
+from pacx_jax import embed
+from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.ecg_encoder import load_ecg_encoder
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg
-from pacx_jax.types import PacxError
 from tests import tiny
 from tests.input.test_ecg import record
 

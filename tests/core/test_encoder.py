@@ -8,9 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import embed, load_encoder, model_folder, sharding
-from pacx_jax.encoder import Encoder
-from pacx_jax.types import PacxError
+from pacx_jax import embed, load_encoder, sharding
+from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.xray_encoder import Encoder
+from pacx_jax.errors import PacxError
 from tests import tiny
 from tests.models import plain
 

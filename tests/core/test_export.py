@@ -4,16 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import (
-    checkpoint,
-    export,
-    finished_run,
-    lora,
-    metrics,
-    model_folder,
-    objectives,
-)
-from pacx_jax.types import PacxError
+from pacx_jax import export, lora, objectives
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint, finished, metrics
 from tests import tiny
 
 
@@ -32,7 +26,7 @@ def export_run(tmp_path, monkeypatch):
         writer.write(config.total_steps, {"loss": 0.5, "val/loss": 0.25})
         writer.close()
         return model_folder.load(
-            finished_run.from_workdir(config, str(tmp_path), which="latest")
+            finished.from_workdir(config, str(tmp_path), which="latest")
         )
 
     return run
@@ -62,9 +56,10 @@ def test_exported_encoder_embeds_as_the_objective_does(folders, meshes, export_r
     params = tiny.random_start(objective)
     batch = tiny.distill_batch(16)
     want = jax.jit(objective.outputs)(params, batch, jax.random.key(0))["z"]
-    from pacx_jax import encoder
+    from pacx_jax.encoders import xray_encoder
 
-    got = encoder.Encoder(export_run(config, params), batch_size=16)(batch["image"])
+    encoder = xray_encoder.Encoder(export_run(config, params), batch_size=16)
+    got = encoder(batch["image"])
     assert tiny.relative(got, want) < 1e-6
 
 

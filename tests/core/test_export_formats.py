@@ -14,11 +14,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import checkpoint, export, load_encoder, metrics, model_folder
+from pacx_jax import export, load_encoder
+from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.model_heads import Heads
+from pacx_jax.errors import PacxError
 from pacx_jax.exporting import pytorch, source, write
 from pacx_jax.input.normalize import normalize
-from pacx_jax.model_heads import Heads
-from pacx_jax.types import PacxError
+from pacx_jax.run import checkpoint, metrics
 from tests import tiny
 
 NAMES = tuple(write.FORMATS)

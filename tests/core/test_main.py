@@ -8,8 +8,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import checkpoint, load_encoder, locks, main, model_folder, step
-from pacx_jax.types import PacxError
+from pacx_jax import files, load_encoder, main, step
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint
 from tests import tiny
 
 
@@ -316,7 +318,7 @@ def test_second_run_in_one_workdir_stops_and_leaves_the_first_alone(
 def test_finished_run_is_measured_while_another_holds_its_lock(
     finished, config, capsys
 ):
-    with locks.held(finished / "lock", "taken"):
+    with files.locked(finished / "lock", "taken"):
         main.measure(tiny.copy_of(config), str(finished), "val")
     assert "split val, n 8" in capsys.readouterr().out
     (finished / "evaluation_val.json").unlink()

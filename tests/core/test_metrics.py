@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from pacx_jax import metrics
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
+from pacx_jax.run import metrics
 
 
 def write(workdir, start, steps):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import model_folder
-from pacx_jax.types import PacxError
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from tests import tiny
 
 

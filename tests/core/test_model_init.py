@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import load_encoder, model_folder, stage
+from pacx_jax import load_encoder
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.objectives import ecg, labs_dae
-from pacx_jax.types import PacxError
+from pacx_jax.run import setup
 from tests import tiny
 from tests.convert.test_kinds import folder
 
@@ -32,7 +34,7 @@ def test_an_ecg_encoder_starts_from_a_converted_one(saved):
     config.model.update({k: tuple(v) if isinstance(v, list) else v
                          for k, v in model.architecture.items()})  # fmt: skip
     config.data.label_columns = ("x", "y", "z", "w")  # not those it was trained on
-    loaded = stage.load_parts(ecg.make(config), KEY)
+    loaded = setup.load_parts(ecg.make(config), KEY)
     assert set(loaded) == {"encoder"}
     same(loaded["encoder"], model.params)
 
@@ -41,7 +43,7 @@ def test_a_labs_autoencoder_starts_with_its_decoder(saved):
     model = folder("labs_dae")
     config = tiny.config("labs_dae", "runlocal", model_init=saved(model))
     config.model.update(hidden=16, latent=8)
-    loaded = stage.load_parts(labs_dae.make(config), KEY)
+    loaded = setup.load_parts(labs_dae.make(config), KEY)
     same(loaded["encoder"], model.params)
     same(loaded["decoder"], model.heads.params["decoder"])
 
@@ -55,7 +57,7 @@ def same(a, b):
 def test_a_folder_of_another_kind_is_refused(saved):
     config = tiny.config("labs_dae", "runlocal", model_init=saved(folder("mae")))
     with pytest.raises(PacxError, match="its encoder is not that of config.model"):
-        stage.load_parts(labs_dae.make(config), KEY)
+        setup.load_parts(labs_dae.make(config), KEY)
 
 
 @pytest.mark.parametrize("name, value", [("mean", None), ("std", [0.1, 0, 0.1])])

@@ -11,7 +11,7 @@ import pytest
 
 from configs import base
 from pacx_jax import optim
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 from tests import tiny
 
 

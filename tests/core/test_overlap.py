@@ -7,9 +7,10 @@ import stat
 import numpy as np
 import pytest
 
-from pacx_jax import identity, main, overlap
+from pacx_jax import main
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, patients, sources
-from pacx_jax.types import PacxError
+from pacx_jax.run import fingerprints, overlap
 from tests import tiny
 
 
@@ -204,5 +205,5 @@ def test_main_refuses_before_anything_is_trained(tmp_path, pretrained):
 def test_permission_to_overlap_changes_no_run(tmp_path):
     old = {"seed": 0, "data": {"path": "x"}}
     new = {"seed": 0, "data": {"path": "x", "allow_overlap": True, "namespace": "n"}}
-    old, new = identity.flat(old), identity.flat(new)
-    identity.refuse(old, new, identity.FREE, "run", "config", force=False)
+    old, new = fingerprints.flat(old), fingerprints.flat(new)
+    fingerprints.refuse(old, new, fingerprints.FREE, "run", "config", force=False)

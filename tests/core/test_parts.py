@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from pacx_jax import objectives, sharding, step
+from pacx_jax.errors import PacxError
 from pacx_jax.models import mae
-from pacx_jax.types import PacxError
 from tests import stages, tiny
 
 

@@ -9,9 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import physiology
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, quarantine
-from pacx_jax.types import PacxError
+from pacx_jax.run import embedding_cache
 from tests import tiny
 
 
@@ -45,7 +45,7 @@ def embed(tmp_path, meshes):
     data = tiny.config("distill_vitb16", data__threads=0).data
 
     def run(source, modality, encoder, mesh=meshes[2], bad=None):
-        return physiology.embeddings(
+        return embedding_cache.embeddings(
             source,
             modality,
             encoder,
@@ -110,14 +110,14 @@ def test_embedding_that_is_not_finite_is_an_unreadable_example(embed):
 
 def test_of_two_calls_at_once_one_computes_and_the_other_waits(embed, monkeypatch):
     source, encoder, calls = Source(), tiny.folder("labs_dae"), []
-    original = physiology.compute
+    original = embedding_cache.compute
 
     def slow(*args):
         calls.append(args)
         time.sleep(0.5)
         return original(*args)
 
-    monkeypatch.setattr(physiology, "compute", slow)
+    monkeypatch.setattr(embedding_cache, "compute", slow)
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         waiting = [pool.submit(embed, source, "labs", encoder) for _ in range(2)]
     np.testing.assert_array_equal(*(w.result() for w in waiting))
@@ -176,5 +176,5 @@ def test_cache_key_is_the_same_in_another_layout_of_the_weights():
     other = dataclasses.replace(
         encoder, params=jax.tree.map(np.asfortranarray, encoder.params)
     )
-    keys = {physiology.cache_key(Source(), e, 4) for e in (encoder, other)}
+    keys = {embedding_cache.cache_key(Source(), e, 4) for e in (encoder, other)}
     assert len(keys) == 1

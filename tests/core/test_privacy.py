@@ -8,19 +8,13 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import (
-    checkpoint,
-    embed,
-    finished_run,
-    metrics,
-    model_folder,
-    objectives,
-    overlap,
-)
+from pacx_jax import embed, objectives
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.convert import files, kinds
+from pacx_jax.encoders import model_folder
 from pacx_jax.exporting import source, write
 from pacx_jax.input import images
+from pacx_jax.run import checkpoint, finished, metrics, overlap
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -69,7 +63,7 @@ def test_exported_run_and_its_card_name_no_patient_and_no_folder(
     monkeypatch.setattr(checkpoint, "read_params", lambda *args: params)
     metrics.MetricsWriter(work, 0).close()
     out = tmp_path / "out"
-    finished_run.from_workdir(config, str(work), str(out), "latest", heads=True)
+    finished.from_workdir(config, str(work), str(out), "latest", heads=True)
     key = (work / overlap.KEY).read_text().strip()
     assert_private(out, str(tmp_path), key)
     # The list of patients holds them hashed, and the workdir's name as it was given.

@@ -7,8 +7,8 @@ from concurrent import futures
 
 import pytest
 
-from pacx_jax import rendezvous
-from pacx_jax.types import PacxError
+from pacx_jax.distributed import rendezvous
+from pacx_jax.errors import PacxError
 
 
 def free_port() -> int:

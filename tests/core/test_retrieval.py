@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pacx_jax import retrieval
+from pacx_jax.objectives import retrieval
 
 
 def test_own_key_is_found_whatever_the_lengths_of_the_vectors():

@@ -6,8 +6,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from pacx_jax import sharding
+from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
-from pacx_jax.types import PacxError
 
 
 def test_mesh_takes_the_first_devices_or_all(meshes):

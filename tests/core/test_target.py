@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax import forward, lora, optim, sharding, step, target
+from pacx_jax import lora, optim, sharding, step, target
+from pacx_jax.encoders import forward
 from pacx_jax.models import convolution, dense, layer_norm, vit
 from pacx_jax.types import Objective
 from tests import tiny

@@ -2,7 +2,7 @@
 
 import json
 
-from pacx_jax.input import manifest as manifests
+from pacx_jax.input import prepared as manifests
 from pacx_jax.input import sources
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from data import prepare, records
 from pacx_jax.input import images
-from pacx_jax.input import manifest as manifests
+from pacx_jax.input import prepared as manifests
 
 
 @pytest.fixture

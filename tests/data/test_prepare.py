@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from data import prepare
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, pipeline, sources, transforms
-from pacx_jax.input import manifest as manifests
-from pacx_jax.types import PacxError
+from pacx_jax.input import prepared as manifests
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

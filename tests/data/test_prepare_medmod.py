@@ -7,9 +7,9 @@ import pytest
 
 from data import audit
 from data.medmod import medmod_dataset_builder as medmod
-from pacx_jax import overlap
+from pacx_jax.errors import PacxError
 from pacx_jax.input import sources
-from pacx_jax.types import PacxError
+from pacx_jax.run import overlap
 from tests import tiny
 from tests.data import test_prepare
 from tests.data.published_trees import put, write

@@ -11,7 +11,7 @@ import pytest
 
 from pacx_jax import main
 from pacx_jax.input import ecg, ecg_records
-from pacx_jax.input import manifest as manifests
+from pacx_jax.input import prepared as manifests
 from tests import tiny
 from tests.data.prepared_sets import read
 

@@ -9,7 +9,7 @@ import pytest
 
 from data import prepare, published, splits
 from pacx_jax.input import images, pipeline, sources, transforms
-from pacx_jax.input import manifest as manifests
+from pacx_jax.input import prepared as manifests
 from tests.data import test_prepare
 from tests.data.published_trees import (
     DRAW,

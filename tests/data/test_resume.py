@@ -11,11 +11,11 @@ import types
 import numpy as np
 import pytest
 
-from data import durable, journal, parallel, prepare, published, records, shards
+from data import journal, parallel, prepare, published, records, shards
 from data.folder import folder_dataset_builder
-from pacx_jax import locks
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, sources
-from pacx_jax.types import PacxError
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = 5  # a shard
@@ -82,7 +82,7 @@ def fail_at(monkeypatch, owner, name, call, error):
 FULL = RuntimeError("write() failed: No space left on device; at byte 307200")
 FAILURES = {
     "full disk, in a record": (records.RecordBuilder, "serialize", 12, FULL),
-    "full disk, at a sync": (durable, "sync", 12, OSError(28, os.strerror(28))),
+    "full disk, at a sync": (files, "sync", 9, OSError(28, os.strerror(28))),
     "full disk, at the end": (shards.Preparation, "describe", 1, FULL),
     "interrupted": (published.MakeImage, "__call__", 12, KeyboardInterrupt()),
 }
@@ -149,7 +149,7 @@ def test_when_corrupt_images_are_mended_it_goes_on(films, run, whole, tmp_path):
 
 def test_two_at_once_are_refused_and_the_first_is_not_disturbed(run, tmp_path):
     partial = tmp_path / ".out.partial"
-    with locks.held(partial / journal.LOCK):
+    with files.locked(partial / journal.LOCK):
         code, _, err = run()
         assert code == 2 and "another process is preparing it" in err
         assert [p.name for p in partial.iterdir()] == [journal.LOCK]

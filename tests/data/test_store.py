@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from data import prepare, records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, pipeline, sources, transforms
-from pacx_jax.types import PacxError
 
 RNG = np.random.default_rng(0)
 FILMS = [

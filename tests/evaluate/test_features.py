@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from pacx_jax.encoder import Encoder
+from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.evaluate import features
 from tests import tiny
 

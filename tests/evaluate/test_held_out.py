@@ -7,9 +7,10 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import main, model_folder
+from pacx_jax import main
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import held_out
-from pacx_jax.types import PacxError
 from tests import tiny
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import scipy.io
 
 from data.ecg_array import ecg_array_dataset_builder
-from pacx_jax import physiology
 from pacx_jax.input import ecg, ecg_records, percentiles
+from pacx_jax.run import embedding_cache
 from tests.fuzz import damage
 from tests.fuzz.readers import Reader
 
@@ -93,7 +93,7 @@ def _table() -> bytes:
 
 
 def _cache(path: pathlib.Path) -> None:
-    table = physiology._read(path, (4, 3))
+    table = embedding_cache._read(path, (4, 3))
     assert table.shape == (4, 3) and table.dtype.kind == "f"
 
 

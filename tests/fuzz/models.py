@@ -14,18 +14,12 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from pacx_jax import (
-    finished_run,
-    main,
-    manifest,
-    metrics,
-    model_folder,
-    model_heads,
-    overlap,
-)
+from pacx_jax import main
 from pacx_jax.convert import beside, files, kinds
+from pacx_jax.encoders import model_folder, model_heads
+from pacx_jax.errors import PacxError
 from pacx_jax.input import quarantine
-from pacx_jax.types import PacxError
+from pacx_jax.run import finished, manifest, metrics, overlap
 from tests import tiny
 from tests.convert.test_kinds import OPTIONS
 from tests.convert.test_kinds import folder as made
@@ -156,12 +150,12 @@ def _quarantine(path: pathlib.Path) -> None:
 def _best(path: pathlib.Path) -> None:
     (path.parent / "metrics.jsonl").write_text('{"step": 5, "val/loss": 0.5}\n')
     config = tiny.config("mae_vitb16")
-    card = finished_run.card(config, str(path.parent), tiny.folder("vit"), "best")
+    card = finished.card(config, str(path.parent), tiny.folder("vit"), "best")
     assert "step" in card
 
 
 def _config(path: pathlib.Path) -> None:
-    config = finished_run.read_config(str(path.parent))
+    config = finished.read_config(str(path.parent))
     assert isinstance(config, ml_collections.ConfigDict)
 
 

@@ -16,7 +16,7 @@ import pathlib
 import sys
 from collections.abc import Callable
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 from tests.fuzz import damage
 
 SECONDS = 20  # for one example, which takes milliseconds

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 from tests.fuzz import arrays, images
 from tests.fuzz import readers as fuzz
 from tests.input import dicom_files as dicom

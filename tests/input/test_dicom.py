@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from data import records
+from pacx_jax.errors import PacxError
 from pacx_jax.input import dicom, folders, images, sources
-from pacx_jax.types import PacxError
 from tests.input import dicom_files as files
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.signal
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg
-from pacx_jax.types import PacxError
 
 
 def record(seed: int = 0, t: int = 5000) -> np.ndarray:

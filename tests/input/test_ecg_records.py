@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scipy.io
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records
-from pacx_jax.types import PacxError
 from tests.input.test_ecg import plain_steps, record
 
 wfdb = pytest.importorskip("wfdb", reason="the extra ecg is not installed")

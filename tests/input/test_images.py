@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images
-from pacx_jax.types import PacxError
 
 GREY = cv2.GaussianBlur(
     np.random.default_rng(0).integers(0, 255, (37, 53)).astype(np.uint8), (7, 7), 2

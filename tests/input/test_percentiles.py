@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import percentiles
-from pacx_jax.types import PacxError
 
 NAN = np.nan
 

@@ -8,9 +8,9 @@ import types
 import numpy as np
 import pytest
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images, pipeline, transforms
 from pacx_jax.input.quarantine import Quarantine, replacement
-from pacx_jax.types import PacxError
 
 
 class Images:

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from pacx_jax import goodput
+from pacx_jax.errors import PacxError
 from pacx_jax.input import prefetch
-from pacx_jax.types import PacxError
+from pacx_jax.run import goodput
 
 
 class Numbers:

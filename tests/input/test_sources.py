@@ -6,8 +6,8 @@ import types
 import numpy as np
 import pytest
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import folders, images, sources, subsets, tables, transforms
-from pacx_jax.types import PacxError
 
 REAL = pathlib.Path(__file__).resolve().parents[3] / "shared/realdata/cxr"
 

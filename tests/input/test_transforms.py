@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import augment, ecg, images, transforms
-from pacx_jax.types import PacxError
 
 RAMP = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
 

@@ -10,9 +10,9 @@ import types
 import numpy as np
 import pytest
 
+from pacx_jax.errors import PacxError
 from pacx_jax.input import pipeline, transforms
 from pacx_jax.input.quarantine import Quarantine
-from pacx_jax.types import PacxError
 from tests.input.test_pipeline import Images
 
 

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from data import prepare
-from pacx_jax import model_folder
 from pacx_jax.convert import kinds
+from pacx_jax.encoders import model_folder
 from tests.convert.test_kinds import OPTIONS, folder
 from tests.core.test_configs import RECIPES
 

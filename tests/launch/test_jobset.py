@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from launch import barrier, jobset
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 from tests.launch.scripts import ROOT, environment
 
 # The fields used here of jobset.x-k8s.io/v1alpha2 (kubernetes-sigs/jobset,

@@ -24,8 +24,8 @@ from launch.planning import (
 )
 from launch.planning import plan as planning
 from launch.planning.collectives import Collective
+from pacx_jax.errors import PacxError
 from pacx_jax.models import attention_tpu
-from pacx_jax.types import PacxError
 
 RATES = kernels.Rates(1e12, 1e9)  # a microsecond is 1e6 FLOPs or 1,000 bytes
 

@@ -31,7 +31,7 @@ from launch.planning import (
 from launch.planning import plan as planning
 from launch.planning.collectives import Collective
 from pacx_jax import losses
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 FIELDS = """devices global_batch peak_bytes_per_chip hbm_bytes_per_chip flops_per_step
 collectives predicted_images_per_s predicted_efficiency

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pacx_jax import sharding, target
+from pacx_jax.errors import PacxError
 from pacx_jax.models import attention, attention_tpu, dense, mae, vit
-from pacx_jax.types import PacxError
 from tests import tiny
 
 

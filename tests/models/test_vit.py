@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
-from pacx_jax.types import PacxError
 from tests import tiny
 from tests.models import plain
 

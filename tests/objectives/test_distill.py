@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import model_folder, objectives, sharding, step
+from pacx_jax import objectives, sharding, step
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.objectives import distill
-from pacx_jax.types import PacxError
 from tests import tiny
 
 

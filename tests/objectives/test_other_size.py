@@ -4,8 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import load_encoder, model_folder, objectives, stage, step
-from pacx_jax.types import PacxError
+from pacx_jax import load_encoder, objectives, step
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.run import setup
 from tests import tiny
 from tests.convert.test_kinds import folder
 
@@ -16,7 +18,7 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint
 def learns(config, mesh, batch) -> None:
     """A training step's loss and gradients, from config.model_init, are finite."""
     objective = objectives.make(config, mesh)
-    start = tiny.random_start(objective) | stage.load_parts(objective, KEY)
+    start = tiny.random_start(objective) | setup.load_parts(objective, KEY)
     trained, frozen = step.split_params(start, objective.trainable)
 
     def loss(trained):

@@ -9,12 +9,13 @@ import safetensors.numpy
 
 from data import prepare
 from data.cohort import latents, xray
-from pacx_jax import export, main, model_folder, objectives, step
+from pacx_jax import export, main, objectives, step
 from pacx_jax.convert.__main__ import main as convert_main
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import held_out
 from pacx_jax.input import images
 from pacx_jax.objectives import segment
-from pacx_jax.types import PacxError
 from tests import tiny
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
-from pacx_jax import Encoder, model_folder, objectives, step
+from pacx_jax import Encoder, objectives, step
 from pacx_jax.convert import kinds
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.models import labs_dae, mae
 from pacx_jax.objectives import classify
-from pacx_jax.types import PacxError
 from tests import tiny
 from tests.convert import test_kinds as converted
 

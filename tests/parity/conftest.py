@@ -12,7 +12,7 @@ import contextlib
 import jax
 import pytest
 
-from pacx_jax import model_folder
+from pacx_jax.encoders import model_folder
 from pacx_jax.objectives import distill
 from tests import tiny
 from tests.parity import comparing, sizes

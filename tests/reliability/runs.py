@@ -20,8 +20,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pacx_jax import main, manifest, saved_steps, step
+from pacx_jax import main, step
 from pacx_jax.input import sources
+from pacx_jax.run import manifest, saved_steps
 from tests import tiny
 
 N = {"train": 20, "val": 8}  # at 8 a batch, an epoch ends after 2.5 and after 5 steps

@@ -10,9 +10,10 @@ import pytest
 from jax._src import array
 from jax._src import config as jax_config
 
-from pacx_jax import batches, goodput, main, sharding, stage, step
+from pacx_jax import main, sharding, step
+from pacx_jax.errors import PacxError
 from pacx_jax.input import pipeline
-from pacx_jax.types import PacxError
+from pacx_jax.run import batches, goodput, setup
 from tests import tiny
 from tests.reliability import runs
 
@@ -42,7 +43,7 @@ def around_steps(monkeypatch, act) -> None:
 def test_batches_are_the_same_bytes_however_many_are_ahead(devices, tmp_path):
     def first(count, start):
         c = config(num_devices=devices, data__prefetch_to_device=count)
-        run = stage.set_up(c, str(tmp_path), batches.open_sources(c))
+        run = setup.prepare(c, str(tmp_path), batches.open_sources(c))
         stream, val = run.data.train(start), run.data.val()
         found = [next(stream) for _ in range(6)] + list(val)
         stream.close()

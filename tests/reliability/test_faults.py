@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from launch import soak_checkpoints as soak
-from pacx_jax import checkpoint, manifest, saved_steps
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint, manifest, saved_steps
 
 
 @pytest.fixture(scope="module")

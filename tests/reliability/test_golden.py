@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from pacx_jax import main, saved_steps
+from pacx_jax import main
+from pacx_jax.run import saved_steps
 from tests.reliability import record, runs
 
 # Processors sum in other orders; within 20 small steps that came to 2e-6 at most

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pacx_jax import main
+from pacx_jax.distributed.preemption import EXIT_CODE
+from pacx_jax.errors import PacxError
 from pacx_jax.input import sources
-from pacx_jax.preemption import EXIT_CODE
-from pacx_jax.types import PacxError
 from tests import tiny
 from tests.reliability import runs
 

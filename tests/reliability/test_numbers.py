@@ -6,9 +6,11 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import goodput, main, preemption, replay, step
+from pacx_jax import main, replay, step
+from pacx_jax.distributed import preemption
+from pacx_jax.errors import PacxError
 from pacx_jax.input import sources
-from pacx_jax.types import PacxError
+from pacx_jax.run import goodput
 from tests import profiles, tiny
 from tests.reliability import runs
 
@@ -187,14 +189,14 @@ def test_goodput_adds_up_and_is_kept_over_sessions(tmp_path, monkeypatch):
 def test_another_weight_to_start_from_is_other_data(tmp_path, monkeypatch):
     folders = tiny.write_folders(tmp_path)
     runs.use_patients(monkeypatch)
-    from pacx_jax import batches, stage
+    from pacx_jax.run import batches, setup
 
     def found(seed):
         tiny.model_folder.save(tmp_path / "vit", tiny.folder("vit", seed), card="")
         c = runs.config("mae", folders, model_init=folders["model_init"])
         c.model_init_parts = ("encoder",)
         c.data.image_size = 32
-        run = stage.set_up(c, str(tmp_path / "run"), batches.open_sources(c))
+        run = setup.prepare(c, str(tmp_path / "run"), batches.open_sources(c))
         return run.fingerprints()
 
     one, same, other = found(0), found(0), found(1)

@@ -10,7 +10,9 @@ import time
 
 import pytest
 
-from pacx_jax import goodput, main, manifest, preemption, step
+from pacx_jax import main, step
+from pacx_jax.distributed import preemption
+from pacx_jax.run import goodput, manifest
 from tests import tiny
 from tests.reliability import runs, test_golden
 
@@ -83,16 +85,16 @@ def test_sigterm_saves_within_its_step_and_the_run_resumes_bit_exact(
 def test_sigterm_during_an_evaluation_gives_it_up_and_does_it_again(
     folders, straight, patients, tmp_path, monkeypatch
 ):
-    from pacx_jax import stage
+    from pacx_jax.run import setup
 
-    original = stage.Stage.evaluate
+    original = setup.Run.evaluate
 
     def evaluate(self, state, between):
         runs.ask_to_end()
         return original(self, state, between)
 
     with monkeypatch.context() as patched:
-        patched.setattr(stage.Stage, "evaluate", evaluate)
+        patched.setattr(setup.Run, "evaluate", evaluate)
         with pytest.raises(preemption.Preempted, match="saved at step 4"):
             main.run(runs.config("mae", folders, num_devices=2), str(tmp_path))
     assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 3

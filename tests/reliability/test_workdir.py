@@ -5,8 +5,10 @@ import types
 
 import pytest
 
-from pacx_jax import checkpoint, goodput, identity, main, metrics, numbers, processes
-from pacx_jax.types import PacxError
+from pacx_jax import main
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
+from pacx_jax.run import checkpoint, fingerprints, goodput, metrics, nonfinite
 from tests import tiny
 
 
@@ -15,7 +17,7 @@ def test_each_damaged_record_is_one_line_that_names_it(tmp_path):
         (tmp_path / name).write_text('{"step": ')
     (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n\x00\n{"step": 3}\n')
     reads = {
-        "data.json": lambda: identity.check_data(
+        "data.json": lambda: fingerprints.check_data(
             str(tmp_path), {}, started=True, force=False
         ),
         "goodput.json": lambda: goodput.Ledger(str(tmp_path)),
@@ -43,12 +45,12 @@ def test_row_without_a_step_is_damage(tmp_path, row):
 
 def test_run_with_checkpoints_and_without_metrics_keeps_its_config(tmp_path):
     config = tiny.config("labs_dae")
-    identity.record(config, {}, str(tmp_path))
+    fingerprints.record(config, {}, str(tmp_path))
     (tmp_path / "checkpoints").mkdir()
     config.seed = 3
     with pytest.raises(PacxError, match="another config: seed was 0, is 3"):
         main.run(config, str(tmp_path))
-    (tmp_path / identity.CONFIG).unlink()
+    (tmp_path / fingerprints.CONFIG).unlink()
     with pytest.raises(PacxError, match=r"config.json is damaged .*No such file"):
         main.run(config, str(tmp_path))
 
@@ -75,11 +77,12 @@ def test_processes_compare_the_values_of_their_configs(tmp_path, monkeypatch, di
 
 
 def test_every_process_counts_the_skipped_steps_of_the_first(tmp_path, monkeypatch):
-    (tmp_path / numbers.FILE).write_text("".join(f'{{"step": {n}}}\n' for n in (1, 9)))
+    rows = "".join(f'{{"step": {n}}}\n' for n in (1, 9))
+    (tmp_path / nonfinite.FILE).write_text(rows)
     config = types.SimpleNamespace(nonfinite="skip", max_skipped=3)
     monkeypatch.setattr(processes, "is_first", lambda: False)
     monkeypatch.setattr(processes, "agreed", lambda value: 1)  # 9 is not yet dropped
-    assert numbers.Numbers(config, str(tmp_path), 5, list)._skipped == 1
+    assert nonfinite.Numbers(config, str(tmp_path), 5, list)._skipped == 1
     monkeypatch.undo()
-    assert numbers.Numbers(config, str(tmp_path), 5, list)._skipped == 1
-    assert json.loads((tmp_path / numbers.FILE).read_text()) == {"step": 1}
+    assert nonfinite.Numbers(config, str(tmp_path), 5, list)._skipped == 1
+    assert json.loads((tmp_path / nonfinite.FILE).read_text()) == {"step": 1}

@@ -14,8 +14,10 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from pacx_jax import disk, manifest, processes, sharding
-from pacx_jax.types import PacxError
+from pacx_jax import files, sharding
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
+from pacx_jax.run import manifest
 
 
 class Steps:
@@ -94,7 +96,7 @@ class Steps:
         if processes.is_first():
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
-                disk.check_room(self.folder, size, f"the checkpoint {saving.stem}")
+                files.check_room(self.folder, size, f"the checkpoint {saving.stem}")
                 _remove(saving)
                 saving.mkdir()
             except PacxError as e:
@@ -112,7 +114,7 @@ class Steps:
                 manifest.write(saving, about)
                 _remove(folder)
                 saving.rename(folder)
-                manifest.sync(self.folder)
+                files.sync(self.folder)
                 _retire(self.folder, self._keep, about["step"])
         except Exception as e:  # raised again in the loop's thread, by `settle`
             self._failure = e
@@ -124,9 +126,10 @@ class Steps:
             self._commit = None
         failure, self._failure = self._failure, None
         if failure is not None:
-            if not disk.is_full(failure):
+            if not files.is_full(failure):
                 raise failure
-            warn(f"{disk.told(self.folder)}. The run goes on without this checkpoint")
+            full = files.full_disk(self.folder)
+            warn(f"{full}. The run goes on without this checkpoint")
             _remove_unfinished(self.folder)
 
     def close(self) -> None:

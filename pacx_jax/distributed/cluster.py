@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 
 def detect(seconds: float) -> tuple[str, int, int, list[int] | None]:

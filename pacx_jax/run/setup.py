@@ -18,23 +18,18 @@ import numpy as np
 from absl import logging
 from jax.sharding import Mesh
 
-from pacx_jax import (
-    identity,
-    model_folder,
-    objectives,
-    optim,
-    sharding,
-    step,
-    target,
-)
-from pacx_jax.types import Metrics, Objective, PacxError
+from pacx_jax import objectives, optim, sharding, step, target
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.run import fingerprints
+from pacx_jax.types import Metrics, Objective
 
 if TYPE_CHECKING:  # a stage on synthetic batches needs no readers of data
-    from pacx_jax import batches
+    from pacx_jax.run import batches
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
+class Run:
     """One stage of a run.
 
     Attributes:
@@ -81,7 +76,7 @@ class Stage:
         return {f"val/{k}": v for k, v in self.objective.summarize(outputs).items()}
 
 
-def set_up(config, workdir: str, opened: dict) -> Stage:
+def prepare(config, workdir: str, opened: dict) -> Run:
     """Makes the objective, its data and steps, and loads what it starts from.
 
     Args:
@@ -90,7 +85,7 @@ def set_up(config, workdir: str, opened: dict) -> Stage:
     Raises:
       PacxError: whatever is wrong with the config, the data or the weights.
     """
-    from pacx_jax import batches
+    from pacx_jax.run import batches
 
     config = batches.with_label_names(config, opened)
     mesh, objective = place(config)
@@ -98,7 +93,7 @@ def set_up(config, workdir: str, opened: dict) -> Stage:
     return assemble(config, mesh, objective, data)
 
 
-def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Stage:
+def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Run:
     """The steps of an objective, and the weights that it starts from.
 
     Args:
@@ -121,7 +116,7 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Stage:
         target.say_of_dtype(config.dtype)
         abstract = jax.eval_shape(init, init_key, loaded)
     shardings = sharding.tree_shardings(abstract, mesh)
-    return Stage(
+    return Run(
         config=config,
         objective=objective,
         data=data,
@@ -138,7 +133,7 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Stage:
         eval_step=step.make_eval_step(objective, mesh, shardings),
         step_key=step_key,
         eval_key=eval_key,
-        weights={part: identity.of_tree(tree) for part, tree in loaded.items()},
+        weights={part: fingerprints.of_tree(tree) for part, tree in loaded.items()},
     )
 
 
@@ -187,7 +182,7 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     Raises:
       PacxError: a folder without that part, or with one of another architecture.
     """
-    from pacx_jax import checkpoint
+    from pacx_jax.run import checkpoint
 
     loaded = {}
     if not objective.pretrained:

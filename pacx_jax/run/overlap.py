@@ -20,15 +20,14 @@ import dataclasses
 import hashlib
 import hmac
 import json
-import os
 import pathlib
 import secrets
 
 import jax
 
-from pacx_jax import json_file
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 from pacx_jax.input import patients, sources
-from pacx_jax.types import PacxError
 
 PATIENTS, KEY, OVERLAP = "patients.json", "patients.key", "overlap.json"
 FORMAT = 1
@@ -103,7 +102,7 @@ def read(workdir: pathlib.Path) -> Chain | None:
     """
     file = workdir / PATIENTS
     try:
-        content = json_file.read(file)
+        content = files.read_json(file)
         if content["format"] != FORMAT:
             raise PacxError(f"{file} has format {content['format']}, not {FORMAT}")
         runs = tuple(dict(run) for run in content["runs"])
@@ -242,18 +241,10 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
         # Sorted, so that their order tells nothing.
         run["hashes"] = sorted(_hash(key, who) for who in everybody)
     text = json.dumps({"format": FORMAT, "runs": [*chain.runs, run]}, indent=1) + "\n"
-    _write(folder / KEY, key.hex() + "\n", 0o600)
-    _write(folder / PATIENTS, text, 0o644)
+    with files.whole(folder / KEY, permissions=0o600) as file:
+        file.write(key.hex() + "\n")
+    files.write(folder / PATIENTS, text)
 
 
 def _hash(key: bytes, who: str) -> str:
     return hmac.new(key, who.encode(), hashlib.sha256).hexdigest()[:32]
-
-
-def _write(path: pathlib.Path, text: str, mode: int) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    temporary.replace(path)

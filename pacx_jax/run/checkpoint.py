@@ -22,8 +22,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from pacx_jax import json_file, manifest, processes, saved_steps
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
+from pacx_jax.run import saved_steps
 
 
 class Checkpointer:
@@ -104,11 +106,11 @@ class Checkpointer:
         self._best.settle()
         if self._best.holds(step) and processes.is_first():
             row = {"step": step, "metric": self._metric, "value": value}
-            manifest.write_json(marker, row)
+            files.write_json(marker, row)
 
     def _so_far(self, marker: pathlib.Path) -> dict[str, Any]:
         remedy = "restore it from a copy, or delete it to take the next as the best"
-        best = json_file.read_own(marker, remedy)
+        best = files.read_own_json(marker, remedy)
         if not isinstance(best.get("step"), int) or not isinstance(
             best.get("value"), (int, float)
         ):

@@ -23,8 +23,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.models import heads, labs_dae, mae
-from pacx_jax.types import PacxError, Params
+from pacx_jax.types import Params
 
 FILE = "heads.safetensors"
 KINDS = ("mae", "pacx", "labs_dae", "ecg", "classify", "segment")

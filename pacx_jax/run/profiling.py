@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import jax
 from absl import logging
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 SETTLING = 2  # updates of a session before its trace: the first one compiles
 

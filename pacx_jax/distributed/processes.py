@@ -15,9 +15,9 @@ import jax
 import numpy as np
 from jax._src import distributed  # its key-value store has no public name
 
-from pacx_jax import cluster, peers, rendezvous
-from pacx_jax.peers import EXIT_CODE
-from pacx_jax.types import PacxError
+from pacx_jax.distributed import cluster, peers, rendezvous
+from pacx_jax.distributed.peers import EXIT_CODE
+from pacx_jax.errors import PacxError
 
 # Words of the errors that a collective raises when a peer is gone.
 _LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline")

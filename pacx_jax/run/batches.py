@@ -8,7 +8,8 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from pacx_jax import identity, objectives, physiology, sharding
+from pacx_jax import objectives, sharding
+from pacx_jax.errors import PacxError
 from pacx_jax.input import (
     pipeline,
     prefetch,
@@ -17,7 +18,8 @@ from pacx_jax.input import (
     subsets,
     transforms,
 )
-from pacx_jax.types import Objective, PacxError
+from pacx_jax.run import embedding_cache, fingerprints
+from pacx_jax.types import Objective
 
 
 def open_sources(config) -> dict[str, sources.Source]:
@@ -80,7 +82,7 @@ class Data:
         """Cached embeddings of a split; an example without one is in quarantine."""
         config, source, tables = self.config, self.sources[split], {}
         for m in config.loss.modalities:
-            tables[f"{m}_embedding"] = physiology.embeddings(
+            tables[f"{m}_embedding"] = embedding_cache.embeddings(
                 source,
                 m,
                 objectives.distill.load_source(config, m),
@@ -108,7 +110,7 @@ class Data:
             found[f"{split}.examples"] = len(source)
             found[f"{split}.fingerprint"] = source.fingerprint
             if split in self.tables:
-                found[f"{split}.embeddings"] = identity.of_tree(self.tables[split])
+                found[f"{split}.embeddings"] = fingerprints.of_tree(self.tables[split])
         return found
 
     def sample_names(self, step: int) -> list[str]:

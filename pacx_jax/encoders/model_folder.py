@@ -24,10 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import image_statistics, json_file, model_heads, model_sizes
-from pacx_jax.model_heads import Heads
+from pacx_jax import files
+from pacx_jax.encoders import image_statistics, model_heads, model_sizes
+from pacx_jax.encoders.model_heads import Heads
+from pacx_jax.errors import PacxError
 from pacx_jax.models import ecg, labs_dae, vit
-from pacx_jax.types import PacxError, Params
+from pacx_jax.types import Params
 
 FORMAT = 1
 KINDS = ("vit", "ecg_net1d", "labs_dae")
@@ -139,7 +141,7 @@ def is_ours(path: pathlib.Path) -> bool:
     if not names:
         return True
     try:  # other software has files of these names too
-        about = json_file.read(path / "config.json")
+        about = files.read_json(path / "config.json")
     except (OSError, ValueError):
         return False
     ours = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
@@ -240,7 +242,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
     """
     path = resolve(path)
     try:
-        description = json_file.read(path / "config.json")
+        description = files.read_json(path / "config.json")
         found, architecture = description["kind"], description["architecture"]
         preprocessing, version = description["preprocessing"], description["format"]
     except (OSError, ValueError, KeyError, TypeError) as e:

@@ -12,7 +12,7 @@ import os
 import pathlib
 from typing import Any
 
-from pacx_jax import json_file
+from pacx_jax import files
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -29,10 +29,10 @@ def write(folder: str | os.PathLike, about: dict[str, Any]) -> None:
       about: what else the manifest says, as JSON; covered by its own checksum.
     """
     folder = pathlib.Path(folder)
-    files = {name: _fingerprint(folder / name, sync=True) for name in _files(folder)}
-    content = {"format": FORMAT, "files": files, "about": about}
+    listed = {name: _fingerprint(folder / name, sync=True) for name in _files(folder)}
+    content = {"format": FORMAT, "files": listed, "about": about}
     content["sha256"] = _sha256_of(content)
-    write_json(folder / NAME, content)
+    files.write_json(folder / NAME, content)
 
 
 def verify(folder: str | os.PathLike) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = pathlib.Path(folder)
     try:
-        content = json_file.read(folder / NAME)
+        content = files.read_json(folder / NAME)
         checksum = content.pop("sha256")
         if checksum != _sha256_of(content) or content["format"] != FORMAT:
             raise ValueError("its own checksum differs")
@@ -68,32 +68,11 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
     return about
 
 
-def write_json(path: pathlib.Path, content: Any) -> None:
-    """Writes JSON that is on the disk, whole, when this returns."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(json.dumps(content, indent=1) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync(path.parent)
-
-
-def sync(folder: pathlib.Path) -> None:
-    """The names in a folder are on the disk when this returns."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _files(folder: pathlib.Path) -> list[str]:
     """Paths of the files under `folder`, without its manifest, even half of one."""
-    own = (NAME, f".{NAME}.tmp")
     found = (p for p in folder.rglob("*") if p.is_file() or p.is_symlink())
     names = (p.relative_to(folder).as_posix() for p in found)
-    return sorted(name for name in names if name not in own)
+    return sorted(n for n in names if n != NAME and not n.startswith(f".{NAME}."))
 
 
 def _fingerprint(path: pathlib.Path, sync: bool = False) -> list[int | str]:

@@ -15,8 +15,9 @@ import sys
 import jax
 import numpy as np
 
-from pacx_jax import json_file, manifest, processes, sharding
-from pacx_jax.types import PacxError
+from pacx_jax import files, sharding
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
 # Fields that change no number of a run, but for the order of sums.
@@ -52,7 +53,7 @@ FREE = frozenset(
 def check_config(config, workdir: str, *, force: bool = False) -> None:
     """A workdir belongs to one config: refuses another, and lists what differs."""
     path = pathlib.Path(workdir) / CONFIG
-    old = flat(json_file.read_own(path, "restore it from a copy"))
+    old = flat(files.read_own_json(path, "restore it from a copy"))
     new = flat(json.loads(json.dumps(config.to_dict())))
     refuse(old, new, FREE, workdir, "config", force)
 
@@ -61,8 +62,8 @@ def record(config, fingerprints: dict[str, str | int], workdir: str) -> None:
     """Writes down what the run is of, once nothing more can be refused."""
     if processes.is_first():
         text = json.loads(json.dumps(config.to_dict(), sort_keys=True))
-        manifest.write_json(pathlib.Path(workdir) / CONFIG, text)
-        manifest.write_json(pathlib.Path(workdir) / DATA, fingerprints)
+        files.write_json(pathlib.Path(workdir) / CONFIG, text)
+        files.write_json(pathlib.Path(workdir) / DATA, fingerprints)
 
 
 def check_data(
@@ -78,7 +79,7 @@ def check_data(
     if started and not path.is_file() and processes.is_first():
         _warn(f"{path} is missing: whether the data are the run's cannot be checked")
     if started and path.is_file():
-        old = json_file.read_own(path, "restore it from a copy")
+        old = files.read_own_json(path, "restore it from a copy")
         refuse(old, fingerprints, frozenset(), workdir, "data", force)
 
 

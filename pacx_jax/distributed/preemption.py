@@ -8,8 +8,8 @@ import socket
 import threading
 from collections.abc import Callable
 
-from pacx_jax import peers
-from pacx_jax.peers import EXIT_CODE
+from pacx_jax.distributed import peers
+from pacx_jax.distributed.peers import EXIT_CODE
 
 INTERRUPTED = 130  # as a shell says of a command that Ctrl-C ended
 

@@ -15,8 +15,9 @@ from collections.abc import Callable
 
 import jax
 
-from pacx_jax import metrics, processes
-from pacx_jax.types import PacxError
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
+from pacx_jax.run import metrics
 
 FILE = "nonfinite.jsonl"
 

@@ -8,19 +8,15 @@ import pathlib
 import flax
 import ml_collections
 
-from pacx_jax import (
-    checkpoint,
-    image_statistics,
-    json_file,
-    lora,
-    metrics,
-    model_folder,
-    processes,
-)
-from pacx_jax.model_heads import Heads
+from pacx_jax import files, lora
+from pacx_jax.distributed import processes
+from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.encoders.model_heads import Heads
+from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
 from pacx_jax.objectives import distill, segment
-from pacx_jax.types import PacxError, Params
+from pacx_jax.run import checkpoint, metrics
+from pacx_jax.types import Params
 
 CARD = """# {title}
 
@@ -86,7 +82,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
     try:
-        config = json_file.read(path)
+        config = files.read_json(path)
         found = ml_collections.ConfigDict(config)
     except (OSError, ValueError, TypeError) as e:
         raise PacxError(f"{path} is damaged: {e}") from None
@@ -160,7 +156,7 @@ def _heads(config, workdir, params: Params, model) -> Heads:
 
 def _label_names(file: pathlib.Path) -> list[str]:
     try:
-        labels = json_file.loads(file.read_text("utf-8"))
+        labels = files.parse_json(file.read_text("utf-8"))
         if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):
             raise ValueError("not a list of names")
     except (OSError, ValueError) as e:
@@ -206,7 +202,7 @@ def _vit_architecture(config) -> dict:
 
 def _best_step(path: pathlib.Path) -> int:
     try:
-        step = json_file.read(path)["step"]
+        step = files.read_json(path)["step"]
         if not isinstance(step, int):
             raise ValueError(f"step is {step!r}")
     except (OSError, ValueError, KeyError) as e:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 NAMES = ("mean", "std")
 

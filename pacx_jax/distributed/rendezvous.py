@@ -13,7 +13,7 @@ import os
 import socket
 import time
 
-from pacx_jax.types import PacxError
+from pacx_jax.errors import PacxError
 
 _LINE = 4096  # bytes that a message may have
 

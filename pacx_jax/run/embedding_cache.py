@@ -20,10 +20,11 @@ import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
-from pacx_jax import locks, model_folder, sharding
+from pacx_jax import files, sharding
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input import arrays, pipeline, transforms
 from pacx_jax.objectives.distill import physiology_inputs
-from pacx_jax.types import PacxError
 
 CACHE_VERSION = 1  # raise when preprocessing or an encoder's arithmetic changes
 
@@ -54,7 +55,7 @@ def embeddings(
         # Of two runs that start at once, one computes and the other waits. The
         # processes of one run compute together: none of them may wait for another.
         if jax.process_count() == 1 and not path.is_file():
-            stack.enter_context(locks.held(path.with_suffix(".lock")))
+            stack.enter_context(files.locked(path.with_suffix(".lock")))
         if path.is_file():
             table = _read(path, (len(source), encoder.width))
         else:
@@ -62,7 +63,8 @@ def embeddings(
                 source, modality, encoder, data, mesh, batch_size, quarantine
             )
             if jax.process_index() == 0:
-                _write(path, table)
+                with files.whole(path, "wb") as file:
+                    np.save(file, table)
     for i in np.flatnonzero(~np.isfinite(table).all(1)):
         name = source.name(int(i))
         reason = f"{name}: has no {modality} embedding (unreadable, or not finite)"
@@ -80,14 +82,6 @@ def _read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
     if table is None or table.shape != shape or table.dtype != np.float32:
         raise PacxError(f"{path} is damaged: delete it, it will be computed again")
     return np.array(table)
-
-
-def _write(path: pathlib.Path, table: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        np.save(file, table)
-    temporary.replace(path)
 
 
 def cache_key(source, encoder: model_folder.ModelFolder, batch_size: int) -> str:

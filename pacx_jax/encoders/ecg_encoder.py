@@ -8,9 +8,10 @@ from collections.abc import Iterable
 import jax
 import numpy as np
 
-from pacx_jax import forward, model_folder, sharding
+from pacx_jax import sharding
+from pacx_jax.encoders import forward, model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg
-from pacx_jax.types import PacxError
 
 
 class EcgEncoder:

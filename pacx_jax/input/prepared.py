@@ -6,8 +6,8 @@ import os
 import pathlib
 from typing import Any
 
-from pacx_jax import json_file
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 FILE = "pacx.json"
 _FIELDS = ("splits", "files", "sha256", "patients", "entries", "label_names")
@@ -21,7 +21,7 @@ def read(folder: pathlib.Path, sizes: bool = True) -> dict[str, Any]:
     PacxError if it is none, and with `sizes` if a file of it is missing or cut off.
     """
     try:
-        manifest = json_file.read(folder / FILE)
+        manifest = files.read_json(folder / FILE)
     except (OSError, ValueError):
         raise PacxError(
             f"{folder}: not a prepared data set (no readable {FILE}); make one by "
@@ -46,7 +46,7 @@ def read(folder: pathlib.Path, sizes: bool = True) -> dict[str, Any]:
 
 def check_features(folder: pathlib.Path) -> None:
     """ValueError for features that TFDS would import by name from elsewhere."""
-    todo = [json_file.read(folder / "features.json")]
+    todo = [files.read_json(folder / "features.json")]
     while todo:
         value = todo.pop()
         if isinstance(value, dict):

@@ -10,10 +10,11 @@ import jax
 import numpy as np
 import PIL.Image
 
-from pacx_jax import forward, model_folder, sharding
+from pacx_jax import sharding
+from pacx_jax.encoders import forward, model_folder
+from pacx_jax.errors import PacxError
 from pacx_jax.input import images as imageio
 from pacx_jax.input.normalize import normalize
-from pacx_jax.types import PacxError
 
 Image = np.ndarray | str | os.PathLike | PIL.Image.Image
 

@@ -7,8 +7,8 @@ import time
 
 import jax
 
-from pacx_jax import json_file, manifest
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError
 
 FILE = "goodput.json"
 POLL_SECONDS = 0.005  # between two looks at whether the devices starve
@@ -103,7 +103,7 @@ class Ledger:
                 "sessions": self._sessions,
                 "reached_step": self._reached,
             }
-            manifest.write_json(self._path, content)
+            files.write_json(self._path, content)
 
     def close(self) -> None:
         """Writes the file and stops listening."""
@@ -115,7 +115,7 @@ def read(workdir: str) -> dict:
     """The file's content: `goodput` (productive share), `seconds` by kind, ..."""
     path = pathlib.Path(workdir) / FILE
     remedy = "delete it, and the times of earlier sessions are forgotten"
-    content = json_file.read_own(path, remedy)
+    content = files.read_own_json(path, remedy)
     missing = {"goodput", "seconds", "sessions", "reached_step"} - set(content)
     if missing or not isinstance(content["seconds"], dict):
         raise PacxError(

@@ -14,8 +14,9 @@ import pathlib
 
 import tensorboardX
 
-from pacx_jax import json_file, processes
-from pacx_jax.types import PacxError
+from pacx_jax import files
+from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
 
 
 class MetricsWriter:
@@ -99,15 +100,13 @@ def keep_rows(path: pathlib.Path, last_step: int) -> None:
     lines = path.read_bytes().splitlines(keepends=True)
     whole = [line for line in lines if line.endswith(b"\n")]
     kept = [x for i, x in enumerate(whole, 1) if _step(path, i, x) <= last_step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(b"".join(kept))
-    temporary.replace(path)
+    files.write(path, b"".join(kept))
 
 
 def _step(path: pathlib.Path, number: int, line: bytes) -> int:
     """The step of a row; PacxError where line `number` of the file is no row."""
     try:
-        return int(json_file.loads(line.decode("utf-8"))["step"])
+        return int(files.parse_json(line.decode("utf-8"))["step"])
     except (ValueError, TypeError, KeyError, OverflowError):
         raise PacxError(
             f"{path}: line {number} is damaged: restore the file from a copy, or "

@@ -1,0 +1,167 @@
+"""Files: written whole or not at all, JSON that may be damaged, locks, full disks."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import IO, Any
+
+from absl import logging
+
+from pacx_jax.errors import PacxError
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit by `ulimit -f`
+_MARGIN = 2 * 2**20  # bytes for metadata and file-system blocks
+
+
+@contextlib.contextmanager
+def whole(
+    path: str | os.PathLike, mode: str = "w", permissions: int = 0o666
+) -> Iterator[IO]:
+    """Opens a new file that takes `path`'s place, on the disk, when the block ends.
+
+    Whatever interrupts the block leaves `path` as it was. Folders are made.
+
+    Args:
+      mode: "w" (UTF-8) or "wb".
+      permissions: of the file, less the umask.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = os.open(temporary, flags, permissions)
+    try:
+        encoding = None if "b" in mode else "utf-8"
+        with os.fdopen(descriptor, mode, encoding=encoding) as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync(folder: str | os.PathLike) -> None:
+    """Returns when the names in a folder are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write(path: str | os.PathLike, content: str | bytes) -> None:
+    """Writes a file, whole."""
+    with whole(path, "wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
+
+
+def write_json(path: str | os.PathLike, content: Any) -> None:
+    """Writes JSON, whole."""
+    write(path, json.dumps(content, indent=1) + "\n")
+
+
+def read_json(path: str | os.PathLike) -> dict[str, Any]:
+    """The object in a file that others wrote.
+
+    Raises:
+      OSError: it cannot be read.
+      ValueError: it is not JSON in UTF-8, nested too deeply, or no object. The caller
+        says in a PacxError what the file is for.
+    """
+    found = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
+    if not isinstance(found, dict):
+        raise ValueError(f"a {type(found).__name__} instead of a JSON object")
+    return found
+
+
+def read_own_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """The object in a file that the run itself wrote; PacxError if it is damaged."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as e:
+        raise PacxError(f"{path} is damaged ({e}): {remedy}") from None
+
+
+def parse_json(text: str) -> Any:
+    """json.loads that raises ValueError alone, whatever the text."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """The sha256 of a file's bytes, in hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def locked(path: str | os.PathLike, refusal: str = "") -> Iterator[None]:
+    """Holds the lock file `path`, which is made if need be, and stays.
+
+    The lock ends with its process, however that ends.
+
+    Args:
+      refusal: the PacxError's text if another process holds it; "" waits for that.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except BlockingIOError:
+            raise PacxError(refusal) from None
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+            logging.warning("%s: this file system has no locks", path)
+        yield
+
+
+def check_room(folder: str | os.PathLike, size: int, what: str) -> None:
+    """Raises PacxError unless the folder's disk has room for `size` bytes more.
+
+    Orbax writes in threads, and on a full disk each of them prints what it was doing.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size + _MARGIN:
+        raise PacxError(
+            f"{folder}: no space left for {what}: {free / 2**20:.1f} MiB are free, "
+            f"{(size + _MARGIN) / 2**20:.1f} MiB are needed; free some, and the same "
+            "command goes on from the last checkpoint"
+        )
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or its cause, is a full disk or quota.
+
+    The libraries that write in C++ raise other kinds, with the system's words in them.
+    """
+    words = tuple(os.strerror(code) for code in _FULL)
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        if any(word in str(error) for word in words):
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def full_disk(path: str | os.PathLike) -> str:
+    """One line for a disk that filled up while `path` was written."""
+    return (
+        f"{pathlib.Path(path)}: no space left on its disk; free some, and give the "
+        "same command again: what was saved stays usable"
+    )
