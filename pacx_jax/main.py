@@ -100,11 +100,9 @@ def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) 
     target = finished.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
-    keys = ("val/loss", "val/auroc_macro", "val/dice")
-    shown = [k for k in keys if metrics.get(k) is not None]
-    text = ", ".join(f"{k} {metrics[k]:.4f}" for k in shown)
     if processes.is_first():
         files.write_json(path / "done.json", done)
+        text = finished.shown(config, metrics)
         print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
 
 

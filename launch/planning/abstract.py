@@ -25,7 +25,8 @@ from configs import ecg_net1d, labs_dae, mae_vitb16
 from pacx_jax import objectives, optim, sharding, step
 from pacx_jax.encoders import model_folder
 from pacx_jax.input import transforms
-from pacx_jax.run import finished, setup
+from pacx_jax.objectives import distill
+from pacx_jax.run import setup
 from pacx_jax.types import Objective
 
 # Of a recipe that takes its labels from the data: CheXpert's and ECGFounder's number.
@@ -58,7 +59,7 @@ def zero_folder(kind: str, directory: str, data, preset: str = "") -> str:
     """Writes an encoder of zeros with the sizes of its recipe; returns its folder.
 
     Args:
-      kind: one of `model_folder.KINDS`.
+      kind: one of `kinds.KINDS`.
       data: image size, mean and std of the run that reads it.
       preset: the recipe's argument, such as "runlocal".
     """
@@ -71,7 +72,8 @@ def zero_folder(kind: str, directory: str, data, preset: str = "") -> str:
     shapes = jax.eval_shape(objective.init, jax.random.key(0))
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     target = str(pathlib.Path(directory) / kind)
-    model = finished.model_of(config, params)
+    model = objectives.load(config.objective).export(config, params, None)
+    model = dataclasses.replace(model, heads=None)
     model_folder.save(target, model, "Zeros, for shapes alone.\n")
     return target
 
@@ -145,7 +147,7 @@ def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
     data.modalities = objective.modalities
     widths = {}
     if config.objective == "distill":
-        kinds = {m: objectives.distill.load_source(config, m) for m in
+        kinds = {m: distill.load_source(config, m) for m in
                  config.loss.modalities}  # fmt: skip
         if "ecg" in objective.modalities:
             data.ecg_decimate = kinds["ecg"].preprocessing["decimate"]

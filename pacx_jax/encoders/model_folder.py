@@ -25,14 +25,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax import files
-from pacx_jax.encoders import image_statistics, model_heads, model_sizes
+from pacx_jax.encoders import image_statistics, kinds, model_heads, model_sizes
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
-from pacx_jax.models import ecg, labs_dae, vit
+from pacx_jax.models import vit
 from pacx_jax.types import Params
 
 FORMAT = 1
-KINDS = ("vit", "ecg_net1d", "labs_dae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +39,7 @@ class ModelFolder:
     """What a folder holds, checked against its architecture.
 
     Attributes:
-      kind: "vit", "ecg_net1d" or "labs_dae".
+      kind: one of `kinds.KINDS`, such as "vit".
       architecture: the fields of the linen module.
       preprocessing: how raw data become the module's input.
       params: float32 numpy arrays, the module's parameter tree.
@@ -55,45 +54,20 @@ class ModelFolder:
 
     def module(self, dtype: str = "float32"):
         """The linen module that takes these parameters."""
-        return _module(self.kind, self.architecture, dtype)
+        return kinds.of(self.kind).module(self.architecture, jnp.dtype(dtype))
 
     @property
     def width(self) -> int:
         """Length of the embedding."""
-        a = self.architecture
-        if self.kind == "ecg_net1d":
-            return a["filters"][-1]
-        return a["width" if self.kind == "vit" else "latent"]
-
-
-def _module(kind: str, architecture: dict, dtype: str = "float32"):
-    a = dict(architecture)
-    if kind == "vit":
-        a.pop("image_size")
-        a["posemb_grid"] = tuple(a.get("posemb_grid", ()))
-        return vit.ViT(**a, dtype=jnp.dtype(dtype))
-    if kind == "ecg_net1d":
-        a |= {"filters": tuple(a["filters"]), "blocks": tuple(a["blocks"])}
-        return ecg.Net1D(**a, dtype=jnp.dtype(dtype))
-    if kind == "labs_dae":
-        a.pop("features")
-        return labs_dae.Encoder(**a)
-    raise PacxError(f"model kind {kind!r} is none of {', '.join(KINDS)}")
+        return kinds.of(self.kind).width(self.architecture)
 
 
 def shapes_of(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every parameter the architecture has."""
-    module = _module(kind, architecture)
-    key = jax.random.key(0)
-    if kind == "vit":
-        size = architecture["image_size"]
-        args = (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),)
-    elif kind == "ecg_net1d":
-        args = (jax.ShapeDtypeStruct((1, 5000, 12), jnp.float32),)
-    else:
-        labs = jax.ShapeDtypeStruct((1, architecture["features"]), jnp.float32)
-        args = (labs, labs)
-    tree = jax.eval_shape(module.init, key, *args)["params"]
+    entry = kinds.of(kind)
+    module = entry.module(architecture, jnp.float32)
+    inputs = entry.inputs(architecture)
+    tree = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     flat = flax.traverse_util.flatten_dict(tree, sep=".")
     return {name: leaf.shape for name, leaf in flat.items()}
 
@@ -119,8 +93,7 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
     shapes = shapes_of(model.kind, model.architecture)
     _check(path, flat, shapes)
-    if model.kind == "vit":
-        image_statistics.check(path, model.preprocessing)
+    kinds.of(model.kind).check_preprocessing(path, model.preprocessing)
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -214,6 +187,17 @@ def at_size(model: ModelFolder, image_size: int) -> ModelFolder:
     return dataclasses.replace(model, architecture=a, params=params)
 
 
+def trained_further(config, params: Params) -> ModelFolder:
+    """The X-ray encoder of `config.model_init` with other parameters.
+
+    Its images are those that the run read: their size, mean and std.
+    """
+    start = load(config.model_init, "vit")
+    preprocessing = image_preprocessing(*image_statistics.chosen(start, config.data))
+    architecture = start.architecture | {"image_size": config.data.image_size}
+    return ModelFolder("vit", architecture, preprocessing, params)
+
+
 def resolve(path: str | os.PathLike) -> pathlib.Path:
     """The model folder at `path`, which may be a finished run's workdir."""
     path = pathlib.Path(path)
@@ -252,22 +236,22 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         ) from None
     if version != FORMAT:
         raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
-    if found not in KINDS:
-        raise PacxError(
-            f"{path}/config.json: model kind {found!r} is none of {', '.join(KINDS)}"
-        )
+    try:
+        entry = kinds.of(found)
+    except PacxError as e:
+        raise PacxError(f"{path}/config.json: {e}") from None
     if kind is not None and found != kind:
         raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
     flat = _read(path / "model.safetensors")
     try:
-        model_sizes.check(found, architecture, flat)
+        model_sizes.check(architecture, flat)
+        entry.check(architecture)
         shapes = shapes_of(found, architecture)
     except Exception as e:  # of sizes that make no module, JAX raises many kinds
         reason = str(e).strip().partition("\n")[0][:300] or type(e).__name__
         raise PacxError(f"{path}/config.json: bad architecture: {reason}") from None
     _check(path, flat, shapes)
-    if found == "vit":
-        image_statistics.check(path, preprocessing)
+    entry.check_preprocessing(path, preprocessing)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
     heads = _load_heads(path, description.get("heads"), shapes)
     return ModelFolder(found, architecture, preprocessing, params, heads)
@@ -280,7 +264,7 @@ def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads |
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
     try:
         heads = Heads(about["kind"], about["architecture"], params)
-        model_sizes.check_heads(heads.kind, heads.architecture, flat)
+        model_sizes.check(heads.architecture, flat)
         _check_heads(path, flat, heads, shapes)
     except PacxError as e:
         text = str(e)

@@ -28,7 +28,6 @@ from pacx_jax.models import heads, labs_dae, mae
 from pacx_jax.types import Params
 
 FILE = "heads.safetensors"
-KINDS = ("mae", "pacx", "labs_dae", "ecg", "classify", "segment")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,44 +67,73 @@ def shapes(kind: str, architecture: dict, encoder: dict) -> dict[str, tuple]:
     """
     if kind not in KINDS:
         raise PacxError(f"heads of kind {kind!r} are none of {', '.join(KINDS)}")
-    a, key = dict(architecture), jax.random.key(0)
+    tree = flax.traverse_util.flatten_dict(KINDS[kind](architecture), sep=".")
+    found = {k: tuple(v.shape) for k, v in tree.items()}
+    for name in architecture.get("adapted", ()):
+        rank, (d_in, d_out) = architecture["rank"], encoder[f"{name}.kernel"]
+        found[f"lora.{name}.a"] = (d_in, rank)
+        found[f"lora.{name}.b"] = (rank, d_out)
+        found[f"base.{name}.kernel"] = (d_in, d_out)
+    return found
 
-    def row(d):
-        return jax.ShapeDtypeStruct((1, d), jnp.float32)
 
-    def of(module, *args, **kwargs):
-        def init(key, *args):
-            return module.init(key, *args, **kwargs)
+def _row(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
 
-        return jax.eval_shape(init, key, *args)["params"]
 
-    if kind == "mae":
-        width, grid = a.pop("encoder_width"), (2, 2)
-        tokens = jax.ShapeDtypeStruct((1, 3, width), jnp.float32)
-        ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
-        decoder = mae.Decoder(**a)
-        tree = jax.eval_shape(lambda *x: decoder.init(*x, grid), key, tokens, ids)
-        tree = {"decoder": tree["params"]}
-    elif kind == "labs_dae":
-        module = labs_dae.Decoder(a["features"], a["hidden"])
-        tree = {"decoder": of(module, row(a["latent"]))}
-    elif kind == "segment":
-        tokens = jax.ShapeDtypeStruct((1, 1, 1, a["encoder_width"]), jnp.float32)
-        tree = {"decoder": of(heads.SegmentationDecoder(tuple(a["widths"])), tokens)}
-    elif kind == "pacx":
-        tree = {"heads": {}, "logit_scale": np.zeros(())}
-        for name, (inputs, outputs) in a["heads"].items():
-            module = heads.Head(outputs, a["head"])
-            tree["heads"][name] = of(module, row(inputs), train=False)
-    else:
-        count = len(a["labels"])
-        module = heads.LinearClassifier(count)
-        tree = {"head": of(module, row(a["encoder_width"]))} if count else {}
-    flat = flax.traverse_util.flatten_dict(tree, sep=".")
-    flat = {k: tuple(v.shape) for k, v in flat.items()}
-    for name in a.get("adapted", ()):
-        d_in, d_out = encoder[f"{name}.kernel"]
-        flat[f"lora.{name}.a"] = (d_in, a["rank"])
-        flat[f"lora.{name}.b"] = (a["rank"], d_out)
-        flat[f"base.{name}.kernel"] = (d_in, d_out)
-    return flat
+def _init(module, *args, **kwargs) -> Params:
+    def init(key, *args):
+        return module.init(key, *args, **kwargs)
+
+    return jax.eval_shape(init, jax.random.key(0), *args)["params"]
+
+
+def _mae(a: dict) -> Params:
+    fields = {k: v for k, v in a.items() if k != "encoder_width"}
+    ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
+
+    def init(key, tokens, ids):
+        return mae.Decoder(**fields).init(key, tokens, ids, (2, 2))
+
+    args = (jax.random.key(0), _row(3, a["encoder_width"]), ids)
+    return {"decoder": jax.eval_shape(init, *args)["params"]}
+
+
+def _labs_dae(a: dict) -> Params:
+    decoder = labs_dae.Decoder(a["features"], a["hidden"])
+    return {"decoder": _init(decoder, _row(a["latent"]))}
+
+
+def _segment(a: dict) -> Params:
+    decoder = heads.SegmentationDecoder(tuple(a["widths"]))
+    return {"decoder": _init(decoder, _row(1, 1, a["encoder_width"]))}
+
+
+def _pacx(a: dict) -> Params:
+    sizes = a["heads"].items()
+    return {
+        "heads": {
+            name: _init(heads.Head(outputs, a["head"]), _row(inputs), train=False)
+            for name, (inputs, outputs) in sizes
+        },
+        "logit_scale": jax.ShapeDtypeStruct((), jnp.float32),
+    }
+
+
+def _classifier(a: dict) -> Params:
+    if not isinstance(a["labels"], list):
+        raise ValueError("labels must be a list of names")
+    count = len(a["labels"])
+    classifier = heads.LinearClassifier(count)
+    return {"head": _init(classifier, _row(a["encoder_width"]))} if count else {}
+
+
+# Kind -> (architecture -> shapes of its parameters, as a tree).
+KINDS = {
+    "mae": _mae,
+    "pacx": _pacx,
+    "labs_dae": _labs_dae,
+    "ecg": _classifier,
+    "classify": _classifier,
+    "segment": _segment,
+}

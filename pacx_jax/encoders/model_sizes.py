@@ -10,39 +10,18 @@ from collections.abc import Iterator
 from typing import Any
 
 LARGEST = 2**20  # of any size: no model has one near it
-LARGEST_POSITIONS = 2**26  # numbers: 65,536 tokens of width 1024
 
 
-def check(kind: str, architecture: Any, flat: dict) -> None:
-    """Checks the architecture of an encoder before its module is made.
+def check(architecture: Any, flat: dict) -> None:
+    """Checks a description's numbers before a module is made of them.
 
     Args:
-      kind: of the model folder.
-      architecture: as its config.json has it.
+      architecture: of an encoder or of heads, as its config.json has it.
       flat: name -> array, what its file of weights holds.
 
     Raises:
       ValueError: what is wrong.
     """
-    _check_numbers(architecture, flat)
-    if kind == "vit":
-        a = {k: architecture[k] for k in ("image_size", "patch_size", "width")}
-        if not all(type(value) is int and value > 0 for value in a.values()):
-            raise ValueError(f"{a} must be whole numbers above 0")
-        if (a["image_size"] // a["patch_size"]) ** 2 * a["width"] > LARGEST_POSITIONS:
-            raise ValueError(f"{a} make too many positions")
-    elif kind == "labs_dae" and type(architecture["features"]) is not int:
-        raise ValueError("features must be a whole number")
-
-
-def check_heads(kind: str, architecture: Any, flat: dict) -> None:
-    """The same of what stands beside an encoder, such as a decoder of many blocks."""
-    _check_numbers(architecture, flat)
-    if kind in ("classify", "ecg") and not isinstance(architecture["labels"], list):
-        raise ValueError("labels must be a list of names")
-
-
-def _check_numbers(architecture: Any, flat: dict) -> None:
     if not isinstance(architecture, dict):
         raise ValueError("no JSON object")
     for name, value in _numbers(architecture, ""):

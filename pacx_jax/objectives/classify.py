@@ -5,21 +5,29 @@ With `tuning="linear"` the encoder is frozen and in evaluation mode: a linear pr
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pacx_jax import losses
 from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import LinearClassifier
-from pacx_jax.types import Array, Batch, Objective
+from pacx_jax.types import Array, Batch, Objective, Params
+
+SHOWN = ("loss", "auroc_macro")
 
 
-def make(config) -> Objective:
+def make(config, mesh: Mesh | None = None) -> Objective:
     """A linear layer on the CLS token, for multi-label or one-of-c labels."""
+    del mesh
     if config.tuning not in ("linear", "full"):
         raise PacxError(f"config.tuning {config.tuning!r}: choose linear or full")
     if config.task not in ("multilabel", "multiclass"):
@@ -77,6 +85,16 @@ def make(config) -> Objective:
         modalities=("image", "labels"),
         weight=weight,
     )
+
+
+def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
+    """The encoder, with the classifier beside it if its labels' names are known."""
+    model = model_folder.trained_further(config, params["encoder"])
+    if labels is None:
+        return model
+    about = {"encoder_width": model.width, "labels": labels, "task": config.task}
+    heads = Heads("classify", about, {"head": params["head"]})
+    return dataclasses.replace(model, heads=heads)
 
 
 def one_class(batch: Batch) -> Array:

@@ -13,6 +13,7 @@ import dataclasses
 import math
 import re
 
+import flax
 import jax
 import jax.numpy as jnp
 import ml_collections
@@ -20,6 +21,8 @@ from jax.sharding import Mesh
 
 from pacx_jax import lora, losses, sharding
 from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
@@ -27,6 +30,7 @@ from pacx_jax.models.heads import Head
 from pacx_jax.objectives import distill_metrics
 from pacx_jax.types import Array, Batch, Objective, Params
 
+SHOWN = ("loss",)
 SOURCES = {"ecg": "ecg_net1d", "labs": "labs_dae"}  # modality -> model kind
 
 
@@ -198,6 +202,33 @@ class Parts:
             weights = {"params": params[f"{m}_encoder"]}
             found[m] = source.module().apply(weights, *physiology_inputs(m, batch))
         return found
+
+
+def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
+    """The encoder with its adapters merged; heads and adapters stand beside it."""
+    del labels
+    linear = {k: v["linear"]["kernel"].shape for k, v in params["heads"].items()}
+    about = {
+        "head": config.heads.kind,
+        "heads": {k: list(shape) for k, shape in linear.items()},
+    }
+    kept = {k: params[k] for k in ("heads", "logit_scale")}
+    encoder = params["encoder"]
+    if "lora" in params:
+        encoder = lora.merge(encoder, params["lora"], config.lora.alpha)
+        pairs = flax.traverse_util.flatten_dict(params["lora"], sep=".")
+        names = sorted(k.removesuffix(".a") for k in pairs if k.endswith(".a"))
+        base = flax.traverse_util.flatten_dict(params["encoder"], sep=".")
+        base = {f"{k}.kernel": base[f"{k}.kernel"] for k in names}
+        kept["lora"] = params["lora"]
+        kept["base"] = flax.traverse_util.unflatten_dict(base, sep=".")
+        fields = {"rank": config.lora.rank, "alpha": config.lora.alpha}
+        about |= fields | {"adapted": names}
+    architecture = load_image_encoder(config).architecture
+    architecture = architecture | {"image_size": config.data.image_size}
+    preprocessing = model_folder.image_preprocessing(config.data.mean, config.data.std)
+    heads = Heads("pacx", about, kept)
+    return ModelFolder("vit", architecture, preprocessing, encoder, heads)
 
 
 def load_image_encoder(config) -> model_folder.ModelFolder:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pacx_jax import losses
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.models import ecg
 from pacx_jax.objectives import classify
-from pacx_jax.types import Objective
+from pacx_jax.types import Objective, Params
+
+SHOWN = ("loss", "auroc_macro")
 
 
-def make(config) -> Objective:
+def make(config, mesh: Mesh | None = None) -> Objective:
     """Binary cross-entropy over `config.data.label_columns` on 12-lead ECGs."""
+    del mesh
     num_classes = len(config.data.label_columns)
     model = ecg.Classifier(ecg.from_config(config.model, config.dtype), num_classes)
 
@@ -39,3 +45,16 @@ def make(config) -> Objective:
         modalities=("ecg", "labels"),
         weight=lambda batch: losses.known(batch["label_mask"]),
     )
+
+
+def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
+    """The encoder, with the classifier beside it if its labels' names are known."""
+    fields = ("base_filters", "filters", "blocks", "kernel", "groups_width")
+    a = {f: config.model[f] for f in fields}
+    a |= {f: list(config.model[f]) for f in ("filters", "blocks")}
+    heads = None
+    if labels is not None:
+        about = {"encoder_width": a["filters"][-1], "labels": labels}
+        heads = Heads("ecg", about, {"head": {"linear": params["head"]}})
+    preprocessing = {"sampling_rate": 500, "decimate": config.data.ecg_decimate}
+    return ModelFolder("ecg_net1d", a, preprocessing, params["encoder"], heads)

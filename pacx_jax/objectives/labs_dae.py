@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pacx_jax import sharding
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.models import labs_dae
-from pacx_jax.types import Objective
+from pacx_jax.types import Objective, Params
+
+SHOWN = ("loss",)
 
 
-def make(config) -> Objective:
+def make(config, mesh: Mesh | None = None) -> Objective:
     """The labs autoencoder's objective (model, loss.corruption)."""
+    del mesh
     model = labs_dae.from_config(config.model)
 
     def init(key):
@@ -69,6 +75,15 @@ def make(config) -> Objective:
         modalities=("labs",),
         weight=lambda batch: labs_dae.observed(batch["labs_mask"]),
     )
+
+
+def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
+    """The encoder half, with the decoder beside it."""
+    del labels
+    a = {k: config.model[k] for k in ("features", "hidden", "latent")}
+    heads = Heads("labs_dae", a, {"decoder": params["decoder"]})
+    a = a | {"mask_inputs": config.model.mask_inputs}
+    return ModelFolder("labs_dae", a, {}, params["encoder"], heads)
 
 
 def _encode(model, labs, labs_mask):

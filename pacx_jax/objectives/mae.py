@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from pacx_jax import sharding
 from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae, vit
-from pacx_jax.types import Objective
+from pacx_jax.types import Objective, Params
+
+SHOWN = ("loss",)
 
 
-def make(config) -> Objective:
+def make(config, mesh: Mesh | None = None) -> Objective:
     """The MAE objective of `config` (model, loss.mask_ratio, loss.norm_pix_loss)."""
+    del mesh
     model = mae.from_config(config.model, config.dtype, vit.ways(config))
     size, patch = config.data.image_size, config.model.patch_size
     mean, std = tuple(config.data.mean), tuple(config.data.std)
@@ -68,6 +74,21 @@ def make(config) -> Objective:
         pretrained={part: config.model_init for part in parts},
         weight=lambda batch: len(batch["image"]),
     )
+
+
+def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
+    """The encoder, with the decoder beside it."""
+    del labels
+    a = vit.architecture(config.model, config.data.image_size)
+    decoder = {k: config.model.decoder[k] for k in ("width", "depth", "num_heads")}
+    decoder |= {
+        "encoder_width": a["width"],
+        "patch_pixels": 3 * a["patch_size"] ** 2,
+        "ln_eps": a["ln_eps"],
+    }
+    preprocessing = model_folder.image_preprocessing(config.data.mean, config.data.std)
+    heads = Heads("mae", decoder, {"decoder": params["decoder"]})
+    return ModelFolder("vit", a, preprocessing, params["encoder"], heads)
 
 
 def _check_start(config, model) -> None:

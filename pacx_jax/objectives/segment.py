@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from pacx_jax import losses
 from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import SegmentationDecoder
-from pacx_jax.types import Array, Objective
+from pacx_jax.types import Array, Objective, Params
 
 EPS = 1e-6  # of every Dice and IoU: an empty mask that is found empty counts 1
 
 
-def make(config) -> Objective:
+SHOWN = ("loss", "dice")
+
+
+def make(config, mesh: Mesh | None = None) -> Objective:
     """A convolutional decoder on the frozen encoder's patch tokens.
 
       loss = bce_weight BCE + dice_weight (1 - Dice)
@@ -27,6 +35,7 @@ def make(config) -> Objective:
     BCE is the mean over all pixels; the sums of Dice run over the whole batch, so that
     the loss depends somewhat on its size, as the reference's does.
     """
+    del mesh
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the encoder's folder")
     folder = model_folder.load(config.model_init, "vit")
@@ -73,6 +82,16 @@ def make(config) -> Objective:
         pretrained={"encoder": config.model_init},
         modalities=("image", "mask"),
     )
+
+
+def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
+    """The encoder, with the decoder of masks beside it."""
+    del labels
+    model = model_folder.trained_further(config, params["encoder"])
+    channels = widths(model.architecture["patch_size"], config.decoder.width)
+    about = {"encoder_width": model.width, "widths": list(channels)}
+    heads = Heads("segment", about, {"decoder": params["decoder"]})
+    return dataclasses.replace(model, heads=heads)
 
 
 def widths(patch_size: int, width: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ import pathlib
 import ml_collections
 import numpy as np
 
-from pacx_jax import objectives, sharding
+from pacx_jax import sharding
 from pacx_jax.errors import PacxError
 from pacx_jax.input import (
     pipeline,
@@ -18,6 +18,7 @@ from pacx_jax.input import (
     subsets,
     transforms,
 )
+from pacx_jax.objectives import distill
 from pacx_jax.run import embedding_cache, fingerprints
 from pacx_jax.types import Objective
 
@@ -62,7 +63,7 @@ class Data:
         data = ml_collections.ConfigDict(config.data.to_dict())
         data.modalities = objective.modalities
         if config.objective == "distill" and "ecg" in objective.modalities:
-            ecg_folder = objectives.distill.load_source(config, "ecg")
+            ecg_folder = distill.load_source(config, "ecg")
             data.ecg_decimate = ecg_folder.preprocessing["decimate"]
         self.transforms = {
             train: transforms.make(data.transform, data, train=train)
@@ -85,7 +86,7 @@ class Data:
             tables[f"{m}_embedding"] = embedding_cache.embeddings(
                 source,
                 m,
-                objectives.distill.load_source(config, m),
+                distill.load_source(config, m),
                 config.data,
                 self.mesh,
                 cache_dir=config.cache_dir or pathlib.Path(workdir) / "cache",

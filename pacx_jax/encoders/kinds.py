@@ -1,0 +1,111 @@
+"""The kinds of encoders that a model folder can hold: one entry each in KINDS.
+
+A new kind is one entry. The folder, its checks and heads, conversion and exports ask
+this table and nothing else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from pacx_jax.encoders import image_statistics
+from pacx_jax.errors import PacxError
+from pacx_jax.models import ecg, labs_dae, vit
+
+LARGEST_POSITIONS = 2**26  # numbers: 65,536 tokens of width 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """How to make an encoder from its description in a folder's config.json.
+
+    Attributes:
+      module: (architecture, dtype) -> linen module.
+      inputs: architecture -> shapes of the module's inputs, for one example.
+      width: architecture -> length of the embedding.
+      about: one sentence for the model card.
+      check: architecture -> None; raises ValueError for sizes that would cost more to
+        look at than the file can hold. The folder's own checks come before.
+      check_preprocessing: (path, preprocessing) -> None; raises PacxError.
+    """
+
+    module: Callable[[dict, Any], nn.Module]
+    inputs: Callable[[dict], tuple[jax.ShapeDtypeStruct, ...]]
+    width: Callable[[dict], int]
+    about: str
+    check: Callable[[dict], None] = lambda architecture: None
+    check_preprocessing: Callable[[Any, dict], None] = lambda path, preprocessing: None
+
+
+def of(name: str) -> Kind:
+    """The entry of a kind; PacxError for a name that is none."""
+    if not isinstance(name, str) or name not in KINDS:
+        raise PacxError(f"model kind {name!r} is none of {', '.join(KINDS)}")
+    return KINDS[name]
+
+
+def _floats(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((1, *shape), jnp.float32)
+
+
+def _vit(architecture: dict, dtype) -> vit.ViT:
+    fields = {k: v for k, v in architecture.items() if k != "image_size"}
+    fields["posemb_grid"] = tuple(fields.get("posemb_grid", ()))
+    return vit.ViT(**fields, dtype=dtype)
+
+
+def _net1d(architecture: dict, dtype) -> ecg.Net1D:
+    lists = {k: tuple(architecture[k]) for k in ("filters", "blocks")}
+    return ecg.Net1D(**(architecture | lists), dtype=dtype)
+
+
+def _labs_encoder(architecture: dict, dtype) -> labs_dae.Encoder:
+    del dtype  # float32: it takes no time
+    fields = {k: v for k, v in architecture.items() if k != "features"}
+    return labs_dae.Encoder(**fields)
+
+
+def _check_vit(architecture: dict) -> None:
+    # Sin-cos positions are made when shapes are traced.
+    a = {k: architecture[k] for k in ("image_size", "patch_size", "width")}
+    if not all(type(value) is int and value > 0 for value in a.values()):
+        raise ValueError(f"{a} must be whole numbers above 0")
+    if (a["image_size"] // a["patch_size"]) ** 2 * a["width"] > LARGEST_POSITIONS:
+        raise ValueError(f"{a} make too many positions")
+
+
+def _check_labs(architecture: dict) -> None:
+    if type(architecture["features"]) is not int:
+        raise ValueError("features must be a whole number")
+
+
+KINDS = {
+    "vit": Kind(
+        module=_vit,
+        inputs=lambda a: (_floats(a["image_size"], a["image_size"], 3),),
+        width=lambda a: a["width"],
+        about="A chest-X-ray encoder (Vision Transformer). Its embedding is the CLS "
+        "token after the final LayerNorm; at inference only the X-ray is needed.",
+        check=_check_vit,
+        check_preprocessing=image_statistics.check,
+    ),
+    "ecg_net1d": Kind(
+        module=_net1d,
+        inputs=lambda a: (_floats(5000, 12),),
+        width=lambda a: a["filters"][-1],
+        about="An encoder of 12-lead ECGs (a 1-D convolutional network).",
+    ),
+    "labs_dae": Kind(
+        module=_labs_encoder,
+        inputs=lambda a: (_floats(a["features"]),) * 2,
+        width=lambda a: a["latent"],
+        about="The encoder half of a denoising autoencoder of laboratory values.",
+        check=_check_labs,
+    ),
+}
