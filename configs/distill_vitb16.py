@@ -5,10 +5,12 @@ global batch of 128.
 
   python -m pacx_jax.main --config=configs/distill_vitb16.py --workdir=runs/distill \\
       --config.data.path=DIR --config.model_init=runs/mae \\
-      --config.ecg_init=runs/ecg --config.labs_init=runs/labs
+      --config.modalities.ecg.init=runs/ecg --config.modalities.labs.init=runs/labs
 
-Table 3's ablations: --config.loss.clip_weight=0.0, --config.loss.regression_weight=0.0,
---config.loss.modalities='("ecg",)'.
+Table 3's ablations: --config.loss.clip_weight=0, --config.loss.regression_weight=0, and
+without one modality --config.modalities.labs.clip_weight=0
+--config.modalities.labs.regression_weight=0. A further one, such as vitals or a table
+of embeddings (teacher), has weights of 0 until it is given some.
 """
 
 from configs import base
@@ -28,8 +30,19 @@ def get_config(arg=None):
     c.eval_every = c.save_every = EPOCH
     c.best, c.best_mode, c.export = "val/loss", "min", "best"
 
-    c.ecg_init = ""  # folder of an ecg_net1d encoder
-    c.labs_init = ""  # folder of a labs_dae encoder
+    c.modalities = base.ml_collections.ConfigDict()
+    for name, weight in (
+        ("ecg", 1.0),
+        ("labs", 1.0),
+        ("vitals", 0.0),
+        ("teacher", 0.0),
+    ):
+        m = c.modalities[name] = base.ml_collections.ConfigDict()
+        m.init = ""  # an encoder's folder, a workdir, or an .npz of id and embedding
+        m.clip_weight = weight  # in the mean over modalities; both 0: left out
+        m.regression_weight = weight
+        m.by = "patient"  # what an .npz's ids name: patient, study or image
+        m.module = ""  # dotted path of a modality outside of the library
     c.physiology = "cached"  # embeddings computed once; or "in_graph", each step
     c.cache_dir = ""  # "": WORKDIR/cache
     c.ln_eps = 0.0  # 0: as the encoder's folder says (D6)
@@ -48,7 +61,6 @@ def get_config(arg=None):
     c.heads.dropout = 0.2
     c.heads.shared_dim = 256
     c.loss = base.ml_collections.ConfigDict()
-    c.loss.modalities = ("ecg", "labs")
     c.loss.clip_weight = 0.5
     c.loss.regression_weight = 1.0
     c.loss.reduction = "mean"  # over modalities (D15); or half_sum
@@ -76,8 +88,8 @@ def get_config(arg=None):
     if "runlocal" in presets:
         base.runlocal(c, "symile_mimic", total_steps=1250)
         c.model_init = "runs/demo/mae"
-        c.ecg_init = "runs/demo/ecg"
-        c.labs_init = "runs/demo/labs"
+        c.modalities.ecg.init = "runs/demo/ecg"
+        c.modalities.labs.init = "runs/demo/labs"
         c.data.image_size = 48
         c.global_batch_size = 32
         c.lora.dropout = 0.0

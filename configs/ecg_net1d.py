@@ -26,7 +26,6 @@ def get_config(arg=None):
     c.model.blocks = (2, 2, 2, 3, 3, 4, 4)
     c.model.kernel = 16
     c.model.groups_width = 16
-    c.data.transform = "ecg"
     c.optim.peak_lr = 1e-3
     c.optim.weight_decay = 1e-4
     c.optim.warmup_steps = 1_000

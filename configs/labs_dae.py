@@ -19,6 +19,7 @@ def get_config(arg=None):
     c.total_steps = 50 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
     c.best = ""  # none is kept: the reference too goes on with the last
+    c.modality = "labs"  # whose values are read; or vitals
     c.model = base.ml_collections.ConfigDict()
     c.model.features = 50
     c.model.hidden = 512
@@ -26,7 +27,6 @@ def get_config(arg=None):
     c.model.mask_inputs = True  # D7: the reference's extraction does not
     c.loss = base.ml_collections.ConfigDict()
     c.loss.corruption = 0.15
-    c.data.transform = "labs"
     c.optim.peak_lr = 3e-4
     c.optim.weight_decay = 0.01
     c.optim.decay = "all"

@@ -35,11 +35,18 @@ from pacx_jax.evaluate import (
     rollout,
     tables,
 )
-from pacx_jax.input import images, sources, subsets, transforms
+from pacx_jax.input import images, sources, subsets
 from pacx_jax.input.normalize import normalize
+from pacx_jax.modalities import teachers
 from pacx_jax.models import mae, vit
-from pacx_jax.objectives import distill
-from pacx_jax.run import checkpoint, embedding_cache, goodput, host_memory, metrics
+from pacx_jax.run import (
+    checkpoint,
+    embedding_cache,
+    finished,
+    goodput,
+    host_memory,
+    metrics,
+)
 
 FRACTIONS = (0.01, 0.1, 1.0)
 LABS = ("labs_percentiles.npy", "labs_missingness.npy")
@@ -94,17 +101,12 @@ def ceiling(target: pathlib.Path) -> dict[str, np.ndarray]:
     if cache.exists():
         with np.load(cache, allow_pickle=False) as saved:
             return dict(zip(saved["path"], saved["z"], strict=True))
-    data = ml_collections.ConfigDict(
-        {"ecg_decimate": ecg_folder.preprocessing["decimate"]}
-    )
-    load = transforms.make("ecg", data, train=False)
+    reader = teachers.encoder("ecg", ecg_folder).reader
     microvolts = np.load(raw / "ecg.npy", mmap_mode="r", allow_pickle=False)
-    rng = np.random.default_rng(0)  # evaluation transforms draw nothing from it
-    records = []
-    for i, path in enumerate(paths):
-        record = {"ecg": microvolts[i] / np.float32(1000), "lead_order": "standard"}
-        record |= {"labels": np.zeros(1, np.float32), "path": path}
-        records.append(load(record, rng)["ecg"])
+    records = [
+        reader.load({"ecg": microvolts[i] / np.float32(1000)}, path)["ecg"]
+        for i, path in enumerate(paths)
+    ]
     z = features.physiology(
         ecg_folder,
         labs_folder,
@@ -190,15 +192,12 @@ def retrieval_rows(target: pathlib.Path, identity: dict) -> list[dict]:
 
     Fitted on the training triplets, measured on the validation triplets.
     """
-    config = ml_collections.ConfigDict(
-        json.loads((target / "distill" / "config.json").read_text())
-    )
+    config = finished.read_config(str(target / "distill"))
     sets = {s: sources.open_source(config.data, s) for s in ("train", "val")}
     embedding = {
         (m, split): embedding_cache.embeddings(  # cached since Stage 2
             source,
-            m,
-            distill.load_source(config, m),
+            teachers.load(m, config.modalities[m]),
             config.data,
             sharding.make_mesh(),
             cache_dir=config.cache_dir,

@@ -137,8 +137,8 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
     triplets = {"data.path": f"{prepared}/symile_mimic"}
     distill = triplets | {
         "model_init": target / "mae",
-        "ecg_init": target / "ecg",
-        "labs_init": target / "labs",
+        "modalities.ecg.init": target / "ecg",
+        "modalities.labs.init": target / "labs",
         "cache_dir": target / "cache",
     }
     continued = triplets | {"model_init": target / "mae"}

@@ -33,7 +33,12 @@ def temperature_scale(logit_scale: Array, low: float = 1.0, high: float = 100.0)
     return jnp.clip(jnp.exp(wide(logit_scale)), low, high)
 
 
-def log_sums(rows: Array, columns: Array, chunk: int = 0) -> tuple[Array, Array]:
+def log_sums(
+    rows: Array,
+    columns: Array,
+    chunk: int = 0,
+    present: tuple[Array, Array] | None = None,
+) -> tuple[Array, Array]:
     """Logarithms of the sums of exponentials of rows columns^T, by row and by column.
 
     With `chunk`, (m, chunk) of the products exist at a time, also in the backward pass,
@@ -42,22 +47,33 @@ def log_sums(rows: Array, columns: Array, chunk: int = 0) -> tuple[Array, Array]
     Args:
       rows: (m, d).
       columns: (b, d); `chunk` divides b.
+      present: which rows (m,) and columns (b,) count in these sums, 1 or 0; None: all.
 
     Returns:
       (m,) and (b,).
     """
 
-    def block(columns):
+    def block(columns, bias):
         # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
         logits = jnp.matmul(rows, columns.T, precision="highest")
-        return jax.nn.logsumexp(logits, axis=1), jax.nn.logsumexp(logits, axis=0)
+        by_row = by_column = logits
+        if present is not None:
+            by_row = logits + bias
+            by_column = logits + _bias(present[0])[:, None]
+        return jax.nn.logsumexp(by_row, axis=1), jax.nn.logsumexp(by_column, axis=0)
 
+    bias = jnp.zeros(len(columns)) if present is None else _bias(present[1])
     if not chunk:
-        return block(columns)
+        return block(columns, bias)
     b, d = columns.shape
-    blocks = columns.reshape(b // chunk, chunk, d)
-    by_row, by_column = jax.lax.map(jax.checkpoint(block), blocks)
+    blocks = columns.reshape(b // chunk, chunk, d), bias.reshape(b // chunk, chunk)
+    by_row, by_column = jax.lax.map(jax.checkpoint(lambda x: block(*x)), blocks)
     return jax.nn.logsumexp(by_row, axis=0), by_column.reshape(b)
+
+
+def _bias(present: Array) -> Array:
+    """0 where something is present; else a logit whose exponential is 0."""
+    return jnp.where(present > 0, 0.0, -1e30)
 
 
 def info_nce(
@@ -68,6 +84,7 @@ def info_nce(
     label_smoothing: float,
     mesh: Mesh,
     chunk: int = 0,
+    present: Mapping[str, Array] | None = None,
 ) -> dict[str, Array]:
     """Symmetric InfoNCE of an anchor with each other modality, over the global batch.
 
@@ -90,44 +107,65 @@ def info_nce(
       label_smoothing: e.
       mesh: the batch is split over its axes `sharding.ROWS`.
       chunk: how many columns of logits exist at a time, a divisor of b; 0: all.
+      present: name -> (b,), 1 where a study has this modality and 0 where it lacks it.
+        The loss is then that of the studies that have it, as if the batch held no
+        other: the rest has no loss, gets no gradient and is no negative. Modalities
+        that are not named are complete.
 
     Returns:
-      name -> () loss.
+      name -> () loss; 0 of a modality that no study has.
     """
     rows, axes = PartitionSpec(sharding.ROWS), sharding.ROWS
+    present = dict(present or {})
 
     @functools.partial(
         jax.shard_map,
         mesh=mesh,
-        in_specs=(rows, rows, PartitionSpec()),
+        in_specs=(rows, rows, PartitionSpec(), rows),
         out_specs=PartitionSpec(),
     )
-    def local(anchor, others, scale):
+    def local(anchor, others, scale, present):
         anchors = jax.lax.all_gather(anchor, axes, tiled=True)
         m = len(anchor)
         own = jnp.arange(m) + jax.lax.axis_index(axes) * m  # the positives' columns
 
-        def loss(z):
-            z = scale * z
-            by_row, by_column = log_sums(z, anchors, chunk)
+        def loss(z, here):
+            z, masks = scale * z, None
+            if here is not None:
+                masks = here, jax.lax.all_gather(here, axes, tiled=True)
+                count = jnp.maximum(jax.lax.psum(here.sum(), axes), 1)
+            by_row, by_column = log_sums(z, anchors, chunk, masks)
             top = jax.lax.pmax(jax.lax.stop_gradient(by_column), axes)
             summed = jax.lax.psum(jnp.exp(by_column - top), axes)
             by_column = (top + jnp.log(summed))[own]
             positive = (z * anchor).sum(-1)
-            mean = jnp.matmul(z, anchors.mean(0), precision="highest")
+            mean_anchor = anchors.mean(0)
+            if here is not None:
+                mean_anchor = (masks[1][:, None] * anchors).sum(0) / count
+            mean = jnp.matmul(z, mean_anchor, precision="highest")
             loss = (by_row + by_column) / 2 - (1 - label_smoothing) * positive
-            return jax.lax.pmean((loss - label_smoothing * mean).mean(), axes)
+            loss = loss - label_smoothing * mean
+            if here is None:
+                return jax.lax.pmean(loss.mean(), axes)
+            return jax.lax.psum((here * loss).sum(), axes) / count
 
-        return jax.tree.map(loss, others)
+        return {name: loss(z, present.get(name)) for name, z in others.items()}
 
     others = {name: l2_normalize(z) for name, z in others.items()}
-    return local(l2_normalize(anchor), others, scale)
+    return local(l2_normalize(anchor), others, scale, present)
 
 
-def cosine_regression(pred: Array, target: Array) -> Array:
-    """1 - mean cosine of pred and stop-gradient(target), both (b, d)."""
+def cosine_regression(pred: Array, target: Array, present: Array | None = None):
+    """1 - mean cosine of pred and stop-gradient(target), both (b, d).
+
+    Args:
+      present: (b,), 1 for the rows that count; None: all. Without any the loss is 0.
+    """
     target = jax.lax.stop_gradient(target)
-    return 1 - (l2_normalize(pred) * l2_normalize(target)).sum(-1).mean()
+    cosine = (l2_normalize(pred) * l2_normalize(target)).sum(-1)
+    if present is None:
+        return 1 - cosine.mean()
+    return ((1 - cosine) * present).sum() / known(present)
 
 
 def masked_bce(logits: Array, labels: Array, mask: Array) -> Array:
@@ -139,5 +177,5 @@ def masked_bce(logits: Array, labels: Array, mask: Array) -> Array:
 
 
 def known(mask: Array) -> Array:
-    """By what `masked_bce` divides: the entries whose mask is 1, at least one."""
+    """Number of entries whose mask is 1, at least 1."""
     return jnp.maximum(mask.sum(), 1)

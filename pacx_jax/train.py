@@ -218,7 +218,7 @@ def watchdog(seconds: float) -> None:
 
 def write_label_names(run: setup.Run, workdir: str) -> None:
     """Writes down which output of a classifier's head is which label."""
-    if "labels" in run.objective.modalities and processes.is_first():
+    if "labels" in run.objective.entries and processes.is_first():
         names = json.dumps(list(run.config.data.label_columns))
         (pathlib.Path(workdir) / "labels.json").write_text(names + "\n", "utf-8")
 

@@ -34,7 +34,12 @@ class Objective:
       summarize: dict of (n, ...) numpy arrays from `outputs`, over the whole
         validation set -> dict of floats, logged as `val/<name>`.
       pretrained: names of top-level parameter subtrees -> folder to load them from.
-      modalities: which entries an example must have ("image", "ecg", "labs", ...).
+      entries: of an example that are read besides modalities: "image", "mask",
+        "labels".
+      readers: of the modalities whose arrays a batch holds, see `modalities.Reader`.
+      teachers: modality -> frozen embeddings, one of each example, which a batch holds
+        as `<modality>_embedding` (b, d), and, if some study lacks the modality, as
+        `<modality>_present` (b,). See `modalities.teachers`.
       weight: batch -> positive scalar, by which the losses of a batch's parts are
         averaged to that of the whole (config.accumulate): the number of examples, or
         of known entries. None where no average is the loss of the whole.
@@ -46,5 +51,7 @@ class Objective:
     outputs: Callable[[Params, Batch, jax.Array], dict[str, Array]]
     summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
     pretrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    modalities: tuple[str, ...] = ("image",)
+    entries: tuple[str, ...] = ("image",)
+    readers: tuple[Any, ...] = ()
+    teachers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weight: Callable[[Batch], Array] | None = None

@@ -102,7 +102,8 @@ def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
 
 def write_folders(path) -> dict[str, str]:
     """Writes one folder of each kind; returns the config fields that name them."""
-    names = {"model_init": "vit", "ecg_init": "ecg_net1d", "labs_init": "labs_dae"}
+    names = {"model_init": "vit", "modalities__ecg__init": "ecg_net1d"}
+    names["modalities__labs__init"] = "labs_dae"
     for i, kind in enumerate(names.values()):
         model_folder.save(path / kind, folder(kind, i), card="a test's")
     return {field: str(path / kind) for field, kind in names.items()}

@@ -22,6 +22,7 @@ from launch.benchmarks import recipes, worker
 from pacx_jax import objectives, sharding, target
 from pacx_jax.encoders import forward
 from pacx_jax.errors import PacxError
+from pacx_jax.modalities import teachers
 from pacx_jax.models import ecg, vit
 from pacx_jax.objectives import distill
 from pacx_jax.run import host_memory, profiling, setup
@@ -121,11 +122,10 @@ def make_stage(config) -> setup.Run:
     """The library's stage of a config, from random weights, without data."""
     mesh = sharding.make_mesh(config.num_devices)
     if config.objective == "distill":
-        folder, sources = (
-            recipes.image_encoder(config),
-            recipes.physiology_sources(config),
-        )
-        objective = distill.from_folders(config, mesh, folder, sources)
+        folder = recipes.image_encoder(config)
+        sources = recipes.physiology_sources(config).items()
+        chosen = {m: teachers.encoder(m, source) for m, source in sources}
+        objective = distill.from_teachers(config, mesh, folder, chosen)
         objective = dataclasses.replace(objective, pretrained={})
     else:
         objective = objectives.make(config, mesh)

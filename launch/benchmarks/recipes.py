@@ -13,6 +13,7 @@ from configs import (
     labs_dae,
     mae_vitb16,
 )
+from pacx_jax import modalities
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
@@ -97,8 +98,8 @@ def physiology_sources(config) -> dict[str, model_folder.ModelFolder]:
         "labs": labs_dae.get_config().model.to_dict(),
     }
     return {
-        name: model_folder.ModelFolder(distill.SOURCES[name], sizes[name], {}, {})
-        for name in config.loss.modalities
+        name: model_folder.ModelFolder(modalities.get(name).KIND, sizes[name], {}, {})
+        for name in distill.active(config)
     }
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import math
+import operator
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -25,7 +26,6 @@ from configs import ecg_net1d, labs_dae, mae_vitb16
 from pacx_jax import objectives, optim, sharding, step
 from pacx_jax.encoders import model_folder
 from pacx_jax.input import transforms
-from pacx_jax.objectives import distill
 from pacx_jax.run import setup
 from pacx_jax.types import Objective
 
@@ -33,7 +33,11 @@ from pacx_jax.types import Objective
 LABELS = {"classify": 14, "ecg": 150}
 _RECIPES = {"vit": mae_vitb16, "ecg_net1d": ecg_net1d, "labs_dae": labs_dae}
 FOLDERS = {  # objective -> config field -> kind of the encoder it names
-    "distill": {"model_init": "vit", "ecg_init": "ecg_net1d", "labs_init": "labs_dae"},
+    "distill": {
+        "model_init": "vit",
+        "modalities.ecg.init": "ecg_net1d",
+        "modalities.labs.init": "labs_dae",
+    },
     "classify": {"model_init": "vit"},
     "segment": {"model_init": "vit"},
 }
@@ -47,8 +51,9 @@ def completed(config, directory: str) -> ml_collections.ConfigDict:
     """
     config = ml_collections.ConfigDict(config.to_dict())
     for field, kind in FOLDERS.get(config.objective, {}).items():
-        if not config[field]:
-            config[field] = zero_folder(kind, directory, config.data)
+        if not operator.attrgetter(field)(config):
+            folder = zero_folder(kind, directory, config.data)
+            config.update_from_flattened_dict({field: folder})
     if not config.data.label_columns:
         n = LABELS.get(config.objective, 0)
         config.data.label_columns = tuple(f"label_{i}" for i in range(n))
@@ -143,17 +148,14 @@ def resized(config, rows: int) -> ml_collections.ConfigDict:
 
 def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a global training batch, as `batches.Data` makes them."""
-    data = ml_collections.ConfigDict(config.data.to_dict())
-    data.modalities = objective.modalities
-    widths = {}
-    if config.objective == "distill":
-        kinds = {m: distill.load_source(config, m) for m in
-                 config.loss.modalities}  # fmt: skip
-        if "ecg" in objective.modalities:
-            data.ecg_decimate = kinds["ecg"].preprocessing["decimate"]
-        if config.physiology == "cached":
-            widths = {f"{m}_embedding": kind.width for m, kind in kinds.items()}
-    make = transforms.make(data.transform, data, train=True)
+    make = transforms.make(
+        config.data.transform,
+        config.data,
+        train=True,
+        entries=objective.entries,
+        readers=objective.readers,
+    )
+    widths = {f"{m}_embedding": t.width for m, t in objective.teachers.items()}
     found: dict[str, Any] = dict(make(_example(config), np.random.default_rng(0)))
     found |= {name: np.zeros(width, np.float32) for name, width in widths.items()}
     rows = config.global_batch_size

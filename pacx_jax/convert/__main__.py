@@ -61,8 +61,8 @@ USE = {
     "vit": 'pacx_jax.load_encoder("path/to/this/folder")(["image.png"]), or '
     "--config.model_init.",
     "ecg_net1d": "python -m pacx_jax.embed --encoder=DIR --ecgs=RECORDS, or "
-    "--config.ecg_init.",
-    "labs_dae": "--config.labs_init of Stage 2.",
+    "--config.modalities.ecg.init.",
+    "labs_dae": "--config.modalities.labs.init of Stage 2.",
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import pathlib
 import threading
 from typing import Any
@@ -67,6 +66,8 @@ class Quarantine:
             )
 
     def _key(self, source: Any, index: int) -> tuple[str, str, int]:
+        while hasattr(source, "origin"):  # one sample, in whatever subset it is met
+            source, index = source.origin(index)
         split = getattr(source, "split", "")
         return split, getattr(source, "fingerprint", ""), int(index)
 
@@ -77,9 +78,7 @@ class Quarantine:
             # The first reason stays: it was given where the sample itself was read.
             lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
-            temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}")
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(self._path)
+            files.write(self._path, text)
         return sum(split == line["split"] for split, *_ in lines)
 
     def _read(self) -> list[dict[str, Any]]:

@@ -28,6 +28,10 @@ class Subset:
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self._source[int(self._indices[i])]
 
+    def origin(self, i: int) -> tuple[Any, int]:
+        """The source that this is a part of, and the example's number there."""
+        return self._source, int(self._indices[i])
+
     def name(self, i: int) -> str:
         return self._source.name(int(self._indices[i]))
 

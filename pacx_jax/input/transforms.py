@@ -1,4 +1,4 @@
-"""From a raw example to fixed-shape arrays, one transform per kind of training.
+"""From a raw example to fixed-shape arrays.
 
 A transform has two halves. `load` decodes and is the same every time, so its result
 may be cached; `augment` draws from the generator it is given, and from nothing else.
@@ -8,17 +8,30 @@ Images stay uint8: they are normalised on the device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import augment, ecg, images, masks, subsets
+from pacx_jax.input import augment, images, masks, subsets
 
 Example = dict[str, Any]
-NAMES = ("mae", "distill", "probe", "segment", "labs", "ecg")
+NAMES = ("mae", "distill", "probe", "segment", "")
+ENTRIES = ("image", "mask", "labels")
 UNCERTAIN = ("ignore", "zero", "one", "reference")
+
+
+class Reader(Protocol):
+    """What reads further arrays of an example, such as a `modalities.Reader`.
+
+    Attributes:
+      requires: entries that an example must have.
+    """
+
+    requires: tuple[str, ...]
+
+    def load(self, example: Mapping[str, Any], name: str) -> Example: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,60 +56,53 @@ class Transform:
         return self.augment(self.load(example), rng)
 
 
-def make(name: str, data: Any, *, train: bool) -> Transform:
+def make(
+    name: str,
+    data: Any,
+    *,
+    train: bool,
+    entries: Sequence[str] = ("image",),
+    readers: Sequence[Reader] = (),
+) -> Transform:
     """Makes the transform of a stage.
 
     Fields of `data`, with the value they have where they are missing: `image_size`
-    (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `degrees` (10), `modalities`
-    (image, ecg, labs), `ecg_fs` (500), `ecg_decimate` (1), `uncertain` ("ignore",
-    see `subsets.known_labels`).
+    (s, 224), `crop_scale` ((0.5, 1.0)), `hflip` (0.5), `degrees` (10), `uncertain`
+    ("ignore", see `subsets.known_labels`).
 
-    Returns, by name:
-      mae: image uint8 (s, s, 3). Training: random resized crop with the ratios
-        (3/4, 4/3), horizontal flip. Evaluation: squash.
-      distill: those of image, ecg, labs and labs_mask that `modalities` names.
-        Training: the augmentation of reference.md 4.7, without a flip.
-      probe: image (squashed; flipped in training), labels and label_mask float32
-        (c,), as `subsets.known_labels` makes them.
-      segment: image (squashed) and target uint8 (s, s), its mask, squashed by nearest
-        neighbours: 1 inside. Training: both mirrored and turned within +- `degrees`
-        alike (reference.md 5.3).
-      labs: labs and labs_mask float32 (50,).
-      ecg: ecg float32 (t, 12), preprocessed; labels and label_mask where the data
-        have labels.
+    Args:
+      name: what training does to the image; evaluation squashes it to (s, s).
+        mae: random resized crop with the ratios (3/4, 4/3), horizontal flip.
+        distill: the augmentation of PaCX-MAE's Stage 2, without a flip.
+        probe: squashed, horizontal flip.
+        segment: image and mask mirrored, and turned within +- `degrees`, alike.
+        "": squashed, or no image.
+      entries: of ENTRIES.
+        image: uint8 (s, s, 3).
+        mask: target uint8 (s, s), squashed by nearest neighbours; 1 inside.
+        labels: labels and label_mask float32 (c,), see `subsets.known_labels`.
+      readers: make all other arrays.
 
     The pipeline adds `index`.
     """
     if name not in NAMES:
-        raise PacxError(f"transform {name!r}: give one of {', '.join(NAMES)}")
-    modalities = {
-        "mae": ("image",),
-        "distill": tuple(getattr(data, "modalities", ("image", "ecg", "labs"))),
-        "probe": ("image", "labels"),
-        "segment": ("image", "mask"),
-        "labs": ("labs",),
-        "ecg": ("ecg", "labels"),
-    }[name]
-    unknown = set(modalities) - {"image", "mask", "ecg", "labs", "labels"}
+        known = ", ".join(filter(None, NAMES))
+        raise PacxError(f"data.transform {name!r}: give one of {known}, or nothing")
+    unknown = sorted(set(entries) - set(ENTRIES))
     if unknown:
-        raise PacxError(
-            f"data.modalities has {', '.join(sorted(unknown))}; give image, ecg, labs"
-        )
-    requires = tuple(m for m in modalities if not (name == "ecg" and m == "labels"))
-    load = _make_load(modalities, data)
+        raise PacxError(f"entries {', '.join(unknown)}: give {', '.join(ENTRIES)}")
+    requires = tuple(entries)
+    requires += tuple(entry for reader in readers for entry in reader.requires)
+    load = _make_load(tuple(entries), tuple(readers), data)
     if name == "segment":
         return Transform(name, requires, load, _make_joint_augment(data, train))
-    return Transform(
-        name=name,
-        requires=requires,
-        load=load,
-        augment=_make_augment(_make_image_augment(name, data, train)),
-    )
+    image_augment = _make_image_augment(name, data, train)
+    return Transform(name, requires, load, _make_augment(image_augment))
 
 
-def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]:
-    fs = float(getattr(data, "ecg_fs", 500.0))
-    decimation = int(getattr(data, "ecg_decimate", 1))
+def _make_load(
+    entries: tuple[str, ...], readers: tuple[Reader, ...], data: Any
+) -> Callable[..., Example]:
     uncertain = getattr(data, "uncertain", "ignore")
     if uncertain not in UNCERTAIN:
         raise PacxError(
@@ -106,19 +112,17 @@ def _make_load(modalities: tuple[str, ...], data: Any) -> Callable[..., Example]
     def load(example: Mapping[str, Any], name: str = "") -> Example:
         name = name or str(example.get("path", "")) or "example"
         loaded: Example = {}
-        if "image" in modalities:
-            loaded["image"] = _image(example, name)
-        if "mask" in modalities:
+        if "image" in entries:
+            loaded["image"] = images.decode(_entry(example, "image", name), name)
+        if "mask" in entries:
             loaded["mask"] = masks.decode(_entry(example, "mask", name), name)
             masks.check_size(loaded["image"], loaded["mask"], name)
-        if "ecg" in modalities:
-            order = example.get("lead_order", "standard")
-            record = ecg.preprocess(_entry(example, "ecg", name), fs, order, name)
-            loaded["ecg"] = ecg.decimate(record, decimation)
-        if "labs" in modalities:
-            loaded["labs"], loaded["labs_mask"] = _labs(example, name)
-        if "labels" in modalities and "labels" in example:
-            labels = subsets.known_labels(example["labels"], uncertain)
+        for reader in readers:
+            for entry in reader.requires:
+                _entry(example, entry, name)
+            loaded |= reader.load(example, name)
+        if "labels" in entries:
+            labels = subsets.known_labels(_entry(example, "labels", name), uncertain)
             loaded["labels"], loaded["label_mask"] = labels
         return loaded
 
@@ -195,21 +199,3 @@ def _entry(example: Mapping[str, Any], key: str, name: str) -> Any:
     if key not in example:
         raise PacxError(f"{name}: the example has no {key}")
     return example[key]
-
-
-def _image(example: Mapping[str, Any], name: str) -> np.ndarray:
-    return images.decode(_entry(example, "image", name), name)
-
-
-def _labs(example: Mapping[str, Any], name: str) -> tuple[np.ndarray, np.ndarray]:
-    values = np.asarray(_entry(example, "labs", name), np.float32)
-    mask = np.asarray(_entry(example, "labs_mask", name), np.float32)
-    if values.shape != mask.shape or values.ndim != 1:
-        raise PacxError(
-            f"{name}: labs of shape {values.shape} with a mask of {mask.shape}"
-        )
-    if not mask.any():
-        raise PacxError(f"{name}: all laboratory values are missing; remove the row")
-    if not np.isfinite(values[mask > 0]).all():
-        raise PacxError(f"{name}: NaN in laboratory values that the mask calls present")
-    return np.nan_to_num(values), mask

@@ -82,7 +82,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         outputs=outputs,
         summarize=summarize,
         pretrained={"encoder": config.model_init},
-        modalities=("image", "labels"),
+        entries=("image", "labels"),
         weight=weight,
     )
 

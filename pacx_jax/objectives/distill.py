@@ -2,8 +2,11 @@
 
   loss = clip_weight * mean_m InfoNCE(cxr, m) + regression_weight * mean_m (1 - cos)
 
-over the active modalities m of {ecg, labs} (paper section 3.2; D15). The backbone is
-frozen under LoRA; heads, adapters, LayerNorms and the temperature train.
+over the modalities m of `config.modalities` whose weights are not 0 (paper section
+3.2; D15). `config.modalities.<m>.clip_weight` and `.regression_weight` weight the two
+means. A study that lacks a modality has no loss for it and is none of its negatives.
+The backbone is frozen under LoRA; heads, adapters, LayerNorms and the temperature
+train.
 """
 
 from __future__ import annotations
@@ -25,79 +28,146 @@ from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
+from pacx_jax.modalities import teachers
 from pacx_jax.models import vit
 from pacx_jax.models.heads import Head
 from pacx_jax.objectives import distill_metrics
 from pacx_jax.types import Array, Batch, Objective, Params
 
 SHOWN = ("loss",)
-SOURCES = {"ecg": "ecg_net1d", "labs": "labs_dae"}  # modality -> model kind
 
 
 def make(config, mesh: Mesh) -> Objective:
     """The distillation objective; `mesh` is where InfoNCE gathers its negatives."""
-    modalities = _check(config)
+    names = active(config)
     folder = load_image_encoder(config)
-    return from_folders(
-        config, mesh, folder, {m: load_source(config, m) for m in modalities}
-    )
+    chosen = {m: teachers.load(m, config.modalities[m]) for m in names}
+    return from_teachers(config, mesh, folder, chosen)
 
 
-def from_folders(
-    config,
-    mesh: Mesh,
-    folder: model_folder.ModelFolder,
-    sources: dict[str, model_folder.ModelFolder],
+def from_teachers(
+    config, mesh: Mesh, folder: ModelFolder, chosen: dict[str, teachers.Teacher]
 ) -> Objective:
-    """As `make`, of an image encoder and of encoders of the modalities at hand."""
-    modalities = _check(config)
+    """As `make`, of an image encoder and teachers at hand."""
+    names = active(config)
+    _check(config)
     encoder = folder.module(config.dtype).clone(**vit.ways(config))
-    heads = _heads(config, {m: s.width for m, s in sources.items()})
-    parts = Parts(config, encoder, sources, heads)
-    count, weights = _count(config), config.loss
+    heads = _heads(config, {m: chosen[m].width for m in names})
+    parts = Parts(config, encoder, chosen, heads)
+    weights = Weights.of(config)
 
     def loss(params, batch, key, *, train):
         z, targets, out = parts.forward(params, batch, key, train)
         scale = losses.temperature_scale(params["logit_scale"])
+        present = {m: batch[f"{m}_present"] for m in names if f"{m}_present" in batch}
         contrasts = losses.info_nce(
             out["cxr_to_shared"],
-            {m: out[f"{m}_to_shared"] for m in modalities},
+            {m: out[f"{m}_to_shared"] for m in names},
             scale,
-            label_smoothing=weights.label_smoothing,
+            label_smoothing=config.loss.label_smoothing,
             mesh=mesh,
-            chunk=weights.get("chunk", 0),
+            chunk=config.loss.get("chunk", 0),
+            present=present,
         )
         metrics = {}
-        for m in modalities:
+        for m in names:
             metrics[f"clip_{m}"] = contrasts[m]
             metrics[f"regression_{m}"] = losses.cosine_regression(
-                out[f"cxr_to_{m}"], targets[m]
+                out[f"cxr_to_{m}"], targets[m], present.get(m)
             )
-        clip = sum(metrics[f"clip_{m}"] for m in modalities) / count
-        reg = sum(metrics[f"regression_{m}"] for m in modalities) / count
-        total = weights.clip_weight * clip + weights.regression_weight * reg
+        clip, regression, total = weights.total(metrics)
         scale = jnp.exp(params["logit_scale"])
-        return total, metrics | {"clip": clip, "regression": reg, "logit_scale": scale}
+        metrics |= {"clip": clip, "regression": regression, "logit_scale": scale}
+        return total, metrics
 
     def outputs(params, batch, key):
         z, targets, out = parts.forward(params, batch, key, False)
         result = {"z": z, "cxr": losses.l2_normalize(out["cxr_to_shared"])}
-        for m in modalities:
+        for m in names:
             result[m] = losses.l2_normalize(out[f"{m}_to_shared"])
             pred = losses.l2_normalize(out[f"cxr_to_{m}"])
             result[f"cosine_{m}"] = (pred * losses.l2_normalize(targets[m])).sum(-1)
+            if f"{m}_present" in batch:
+                result[f"{m}_present"] = batch[f"{m}_present"]
         scale = jnp.exp(params["logit_scale"])  # the loss clamps it
         return result | {"scale": jnp.full(z.shape[:1], scale)}
 
+    cached = config.physiology == "cached"
     return Objective(
         init=parts.init,
         trainable=_trainable(config, parts.encoder.depth),
         loss=loss,
         outputs=outputs,
-        summarize=distill_metrics.summarize(config, modalities, count),
+        summarize=distill_metrics.summarize(config, names, weights.total),
         pretrained={"encoder": config.model_init},
-        modalities=_entries(config, modalities),
+        readers=() if cached else tuple(t.reader for t in chosen.values()),
+        teachers=chosen if cached else {},
     )
+
+
+def active(config) -> tuple[str, ...]:
+    """The modalities that have a weight above 0, in the config's order.
+
+    Raises:
+      PacxError: none, or a weight below 0.
+    """
+    found = []
+    for m, chosen in config.modalities.items():
+        values = {k: chosen[k] for k in ("clip_weight", "regression_weight")}
+        for field, value in values.items():
+            if not value >= 0:
+                raise PacxError(
+                    f"config.modalities.{m}.{field} is {value}: give at least 0"
+                )
+        if any(values.values()):
+            found.append(m)
+    if not found:
+        raise PacxError(
+            "config.modalities: all clip_weight and regression_weight are 0: give one "
+            f"of {', '.join(config.modalities)} a weight"
+        )
+    return tuple(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """How the modalities' losses become one.
+
+    Attributes:
+      clip, regression: modality -> weight.
+      counts: what the weighted sums are divided by.
+      clip_weight, regression_weight: of the two means.
+    """
+
+    clip: dict[str, float]
+    regression: dict[str, float]
+    counts: tuple[float, float]
+    clip_weight: float
+    regression_weight: float
+
+    @classmethod
+    def of(cls, config) -> Weights:
+        """Those of a config: 2 divides both sums in the paper's eq. 4 (D15)."""
+        chosen = {m: config.modalities[m] for m in active(config)}
+        clip = {m: c.clip_weight for m, c in chosen.items()}
+        regression = {m: c.regression_weight for m, c in chosen.items()}
+        counts = (sum(clip.values()), sum(regression.values()))
+        if config.loss.reduction == "half_sum":
+            counts = (2, 2)
+        w = config.loss
+        return cls(clip, regression, counts, w.clip_weight, w.regression_weight)
+
+    def total(self, values: dict) -> tuple:
+        """(clip, regression, loss) of `clip_<m>` and `regression_<m>`."""
+        clip = self._mean(values, "clip", self.clip, self.counts[0])
+        regression = self._mean(values, "regression", self.regression, self.counts[1])
+        loss = self.clip_weight * clip + self.regression_weight * regression
+        return clip, regression, loss
+
+    def _mean(self, values: dict, name: str, weights: dict, count: float):
+        # A loss of weight 0 is left out, whatever its value.
+        terms = [w * values[f"{name}_{m}"] for m, w in weights.items() if w]
+        return sum(terms) / count if terms else jnp.zeros(())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,17 +177,17 @@ class Parts:
     Attributes:
       config: the run's.
       encoder: the X-ray encoder.
-      sources: modality -> frozen encoder.
+      teachers: modality -> its frozen embeddings.
       heads: name -> head; "cxr_to_shared", "ecg_to_shared", "cxr_to_ecg", ...
     """
 
     config: ml_collections.ConfigDict
     encoder: vit.ViT
-    sources: dict[str, model_folder.ModelFolder]
+    teachers: dict[str, teachers.Teacher]
     heads: dict[str, Head]
 
     def init(self, key: jax.Array) -> Params:
-        """All parameters: encoder, lora, heads, logit_scale and, in_graph, sources."""
+        """All parameters: encoder, lora, heads, logit_scale and, in_graph, teachers."""
         config, size = self.config, self.config.data.image_size
         keys = jax.random.split(key, 3)
         image = jnp.zeros((1, size, size, 3))
@@ -128,14 +198,15 @@ class Parts:
             )
         for i, (name, head) in enumerate(self.heads.items()):
             k = jax.random.fold_in(keys[2], i)
-            modality = name.split("_")[0]
-            of = self.encoder if modality == "cxr" else self.sources[modality]
+            modality = _of_head(name)
+            of = self.encoder if modality == "cxr" else self.teachers[modality]
             z = jnp.zeros((1, of.width))
             params["heads"][name] = head.init(k, z, train=False)["params"]
         params["logit_scale"] = jnp.asarray(-math.log(config.loss.temperature))
         if config.physiology == "in_graph":
-            for m, source in self.sources.items():
-                params[f"{m}_encoder"] = jax.tree.map(jnp.asarray, source.params)
+            for m, teacher in self.teachers.items():
+                weights = teacher.folder.params
+                params[f"{m}_encoder"] = jax.tree.map(jnp.asarray, weights)
         return params
 
     def forward(self, params: Params, batch: Batch, key: jax.Array, train: bool):
@@ -145,7 +216,7 @@ class Parts:
         targets = jax.lax.stop_gradient(self.targets(params, batch))
         out = {}
         for i, (name, head) in enumerate(self.heads.items()):
-            modality = name.split("_")[0]
+            modality = _of_head(name)
             x = z if modality == "cxr" else targets[modality]
             rngs = {"dropout": jax.random.fold_in(head_key, i)}
             weights = {"params": params["heads"][name]}
@@ -196,12 +267,16 @@ class Parts:
     def targets(self, params, batch) -> dict[str, Array]:
         """The frozen embeddings, from the batch or from their encoders in the graph."""
         if self.config.physiology == "cached":
-            return {m: batch[f"{m}_embedding"] for m in self.sources}
-        found = {}
-        for m, source in self.sources.items():
-            weights = {"params": params[f"{m}_encoder"]}
-            found[m] = source.module().apply(weights, *physiology_inputs(m, batch))
-        return found
+            return {m: batch[f"{m}_embedding"] for m in self.teachers}
+        return {
+            m: teacher.embed(params[f"{m}_encoder"], batch)
+            for m, teacher in self.teachers.items()
+        }
+
+
+def _of_head(name: str) -> str:
+    """The modality that a head takes: "cxr_to_ecg" -> "cxr"."""
+    return name.partition("_to_")[0]
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
@@ -243,27 +318,7 @@ def load_image_encoder(config) -> model_folder.ModelFolder:
     return folder
 
 
-def load_source(config, modality: str) -> model_folder.ModelFolder:
-    """The frozen encoder of a modality, from config.ecg_init or config.labs_init."""
-    path = config[f"{modality}_init"]
-    if not path:
-        raise PacxError(
-            f"config.{modality}_init is empty: give the folder of an "
-            f"encoder of kind {SOURCES[modality]}, such as that run's workdir"
-        )
-    return model_folder.load(path, SOURCES[modality])
-
-
-def physiology_inputs(modality: str, batch) -> tuple:
-    """The arrays of a batch that a modality's encoder takes."""
-    names = {"ecg": ("ecg",), "labs": ("labs", "labs_mask")}[modality]
-    return tuple(batch[name] for name in names)
-
-
-def _check(config) -> tuple[str, ...]:
-    modalities = tuple(config.loss.modalities)
-    if not modalities or set(modalities) - set(SOURCES):
-        raise PacxError(f"config.loss.modalities {modalities}: choose of ecg, labs")
+def _check(config) -> None:
     for field, value, choices in (
         ("tuning", config.tuning, ("lora", "last_n_blocks", "full", "norms")),
         ("train_norms", config.train_norms, ("all", "final", "none")),
@@ -283,16 +338,12 @@ def _check(config) -> tuple[str, ...]:
             "config.tuning=norms with config.train_norms=none trains nothing of the "
             "encoder: choose train_norms all or final"
         )
-    return modalities
-
-
-def _count(config) -> int:
-    """What a sum over modalities is divided by: 2 always in the paper's eq. 4 (D15)."""
-    return 2 if config.loss.reduction == "half_sum" else len(config.loss.modalities)
-
-
-def _entries(config, modalities) -> tuple[str, ...]:
-    return ("image",) + (modalities if config.physiology == "in_graph" else ())
+    tables = [m for m in active(config) if config.modalities[m].init.endswith(".npz")]
+    if tables and config.physiology == "in_graph":
+        raise PacxError(
+            f"config.modalities.{tables[0]}.init is a table: it has no encoder to put "
+            "in the graph; give --config.physiology=cached"
+        )
 
 
 def _heads(config, widths: dict[str, int]) -> dict[str, Head]:

@@ -6,38 +6,49 @@ import math
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.objectives import retrieval
 
 
-def summarize(config, modalities: tuple[str, ...], count: int):
-    """Reference.md 4.8: within-batch and dataset-level metrics of the validation set.
+def summarize(config, modalities: tuple[str, ...], total):
+    """Within-batch and dataset-level metrics of the validation set.
 
-    "Within batch" means groups of `global_batch_size` consecutive examples.
+    "Within batch" means groups of `global_batch_size` consecutive examples. A modality
+    is measured on the examples that have it.
+
+    Args:
+      total: `clip_<m>` and `regression_<m>` -> (clip, regression, loss).
     """
-    w, smoothing = config.loss, config.loss.label_smoothing
+    smoothing, b = config.loss.label_smoothing, config.global_batch_size
 
     def summarize_outputs(out):
-        metrics, clip, reg = {}, [], []
-        b, scale = config.global_batch_size, float(out["scale"][0])
+        metrics, parts, scale = {}, {}, float(out["scale"][0])
         clamped = min(max(scale, 1.0), 100.0)  # as in the loss
         for m in modalities:
+            here = out.get(f"{m}_present", np.ones(len(out["cxr"]))) > 0
+            if not here.any():
+                raise PacxError(
+                    f"no example of the validation split has {m}: set "
+                    f"config.modalities.{m}.clip_weight and .regression_weight to 0"
+                )
+            starts = range(0, len(here), b)
+            groups = [slice(i, i + b) for i in starts if here[i : i + b].any()]
             groups = [
-                _group(out["cxr"][i : i + b], out[m][i : i + b], clamped, smoothing)
-                for i in range(0, len(out["cxr"]), b)
+                _group(out["cxr"][g][here[g]], out[m][g][here[g]], clamped, smoothing)
+                for g in groups
             ]
             sizes = np.array([g["size"] for g in groups], np.float64)
             for name in groups[0]:
                 if name != "size":
                     values = [g[name] for g in groups]
                     metrics[f"{name}_{m}"] = float(np.average(values, weights=sizes))
-            found = retrieval.recall_at_k(out["cxr"], out[m])
+            found = retrieval.recall_at_k(out["cxr"][here], out[m][here])
             metrics |= {f"{k}_{m}": v for k, v in found.items() if "recall" in k}
-            metrics[f"cosine_sim_{m}"] = float(out[f"cosine_{m}"].mean())
-            clip.append(metrics[f"clip_{m}"])
-            reg.append(1 - metrics[f"cosine_sim_{m}"])
-        total = w.clip_weight * sum(clip) + w.regression_weight * sum(reg)
+            metrics[f"cosine_sim_{m}"] = float(out[f"cosine_{m}"][here].mean())
+            parts[f"clip_{m}"] = metrics[f"clip_{m}"]
+            parts[f"regression_{m}"] = 1 - metrics[f"cosine_sim_{m}"]
         metrics |= {
-            "loss": float(total / count),
+            "loss": float(total(parts)[2]),
             "z_norm": float(np.linalg.norm(out["z"], axis=-1).mean()),
             "z_std": float(out["z"].std(0).mean()),
             "logit_scale": scale,

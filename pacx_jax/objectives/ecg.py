@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from pacx_jax import losses
+from pacx_jax import losses, modalities
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.models import ecg
@@ -42,7 +42,8 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         summarize=classify.summarize_multilabel(tuple(config.data.label_columns)),
         # The head is for this data's labels, and starts anew.
         pretrained={"encoder": config.model_init} if config.model_init else {},
-        modalities=("ecg", "labels"),
+        entries=("labels",),
+        readers=(modalities.reader("ecg", config.data),),
         weight=lambda batch: losses.known(batch["label_mask"]),
     )
 

@@ -1,4 +1,4 @@
-"""Stage 1, laboratory values: denoise and impute (reference.md section 2)."""
+"""Stage 1, laboratory values or vital signs: denoise and impute."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pacx_jax import sharding
+from pacx_jax import modalities, sharding
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.models import labs_dae
@@ -16,9 +16,14 @@ SHOWN = ("loss",)
 
 
 def make(config, mesh: Mesh | None = None) -> Objective:
-    """The labs autoencoder's objective (model, loss.corruption)."""
+    """The autoencoder's objective (model, loss.corruption).
+
+    `config.modality` is the one whose values it reads, "labs" where it is not named.
+    """
     del mesh
     model = labs_dae.from_config(config.model)
+    reader = modalities.reader(config.get("modality", "labs"), config.data)
+    values_name, mask_name = reader.module.ARRAYS
 
     def init(key):
         labs = jnp.zeros((1, config.model.features))
@@ -26,10 +31,10 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
     def corrupt(key, batch):
         rows, rate = sharding.row_numbers(batch), config.loss.corruption
-        return labs_dae.corrupt(key, rows, batch["labs"], batch["labs_mask"], rate)
+        return labs_dae.corrupt(key, rows, batch[values_name], batch[mask_name], rate)
 
     def loss(params, batch, key, *, train):
-        labs, mask = batch["labs"], batch["labs_mask"]
+        labs, mask = batch[values_name], batch[mask_name]
         values, bits = labs, mask
         if train:
             values, bits, _ = corrupt(key, batch)
@@ -37,7 +42,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         return labs_dae.masked_mse(pred, labs, mask), {}
 
     def outputs(params, batch, key):
-        labs, mask = batch["labs"], batch["labs_mask"]
+        labs, mask = batch[values_name], batch[mask_name]
         values, bits, drop = corrupt(key, batch)
         drop = drop.astype(labs.dtype)
         clean = model.apply({"params": params}, labs, mask)
@@ -72,8 +77,9 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         pretrained={part: config.model_init for part in ("encoder", "decoder")}
         if config.model_init
         else {},
-        modalities=("labs",),
-        weight=lambda batch: labs_dae.observed(batch["labs_mask"]),
+        entries=(),
+        readers=(reader,),
+        weight=lambda batch: labs_dae.observed(batch[mask_name]),
     )
 
 

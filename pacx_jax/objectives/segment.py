@@ -80,7 +80,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         outputs=outputs,
         summarize=summarize,
         pretrained={"encoder": config.model_init},
-        modalities=("image", "mask"),
+        entries=("image", "mask"),
     )
 
 

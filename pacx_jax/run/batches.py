@@ -9,6 +9,7 @@ import ml_collections
 import numpy as np
 
 from pacx_jax import sharding
+from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
 from pacx_jax.input import (
     pipeline,
@@ -18,7 +19,6 @@ from pacx_jax.input import (
     subsets,
     transforms,
 )
-from pacx_jax.objectives import distill
 from pacx_jax.run import embedding_cache, fingerprints
 from pacx_jax.types import Objective
 
@@ -60,49 +60,84 @@ class Data:
         self.quarantine = quarantine.Quarantine(
             str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
         )
-        data = ml_collections.ConfigDict(config.data.to_dict())
-        data.modalities = objective.modalities
-        if config.objective == "distill" and "ecg" in objective.modalities:
-            ecg_folder = distill.load_source(config, "ecg")
-            data.ecg_decimate = ecg_folder.preprocessing["decimate"]
         self.transforms = {
-            train: transforms.make(data.transform, data, train=train)
+            train: transforms.make(
+                config.data.transform,
+                config.data,
+                train=train,
+                entries=objective.entries,
+                readers=objective.readers,
+            )
             for train in (True, False)
         }
         self.tables = {}
-        if config.get("physiology") == "cached":
-            for split in opened:
-                self._add_embeddings(split, workdir)
+        for split in opened:
+            self._join_embeddings(split, objective.teachers)
+        self._mark_missing()
         self.columns = {
             split: [source.label_names.index(n) for n in config.data.label_columns]
             for split, source in self.sources.items()
         }
         self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
 
-    def _add_embeddings(self, split, workdir):
-        """Cached embeddings of a split; an example without one is in quarantine."""
-        config, source, tables = self.config, self.sources[split], {}
-        for m in config.loss.modalities:
-            tables[f"{m}_embedding"] = embedding_cache.embeddings(
+    def _join_embeddings(self, split: str, teachers: dict) -> None:
+        """The teachers' embeddings of a split; what has none at all is left out."""
+        if not teachers:
+            return
+        config, source = self.config, self.sources[split]
+        tables = {
+            m: embedding_cache.embeddings(
                 source,
-                m,
-                distill.load_source(config, m),
+                teacher,
                 config.data,
                 self.mesh,
-                cache_dir=config.cache_dir or pathlib.Path(workdir) / "cache",
+                cache_dir=config.cache_dir or pathlib.Path(self.workdir) / "cache",
                 batch_size=config.global_batch_size,
                 quarantine=self.quarantine,
             )
+            for m, teacher in teachers.items()
+        }
+        lacking = np.stack([np.isneginf(table).all(1) for table in tables.values()])
+        if lacking.any():
+            self._report_missing(split, dict(zip(tables, lacking, strict=True)))
+            kept = np.flatnonzero(~lacking.all(0))
+            tables = {m: table[kept] for m, table in tables.items()}
+            source = self.sources[split] = subsets.Subset(source, kept)
         if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest
-            finite = [np.isfinite(table).all(1) for table in tables.values()]
-            good = np.flatnonzero(
-                np.all(finite, axis=0)
-            )  # no good image gets a bad row
+            usable = [~np.isnan(table).any(1) for table in tables.values()]
+            good = np.flatnonzero(np.all(usable, axis=0))  # no image gets a bad row
             rng = np.random.default_rng([config.seed, *split.encode()])
             order = np.arange(len(source))
             order[good] = good[rng.permutation(len(good))]
-            tables = {name: table[order] for name, table in tables.items()}
-        self.tables[split] = tables
+            tables = {m: table[order] for m, table in tables.items()}
+        self.tables[split] = {f"{m}_embedding": table for m, table in tables.items()}
+
+    def _report_missing(self, split: str, lacking: dict[str, np.ndarray]) -> None:
+        none = int(np.all(list(lacking.values()), axis=0).sum())
+        n = len(self.sources[split])
+        if none == n:
+            raise PacxError(
+                f"no study of the {split} split has any of {', '.join(lacking)}: check "
+                "config.modalities and config.data.path"
+            )
+        if processes.is_first():
+            each = ", ".join(f"{m} {int(x.sum())}" for m, x in lacking.items())
+            text = f"{split}: of {n} studies, without {each}"
+            text += f"; {none} have none of these and are left out" if none else ""
+            print(text, flush=True)
+
+    def _mark_missing(self) -> None:
+        """Adds `<m>_present` to every split's tables if any split lacks some of m."""
+        names = {name for tables in self.tables.values() for name in tables}
+        for name in sorted(names):
+            missing = {s: np.isneginf(t[name]).all(1) for s, t in self.tables.items()}
+            if not any(rows.any() for rows in missing.values()):
+                continue
+            for split, rows in missing.items():
+                tables = self.tables[split]
+                flag = name.removesuffix("_embedding") + "_present"
+                tables[flag] = (~rows).astype(np.float32)
+                tables[name] = np.where(rows[:, None], 0, tables[name])
 
     def fingerprints(self) -> dict[str, str | int]:
         """What identifies the data: of each split its hash and size, and the tables."""

@@ -1,8 +1,11 @@
-"""Frozen ECG and lab embeddings of a data set, computed once and cached.
+"""Frozen embeddings of a data set, computed once and cached.
 
 A cache file is named by a hash of everything its content depends on: the encoder's
 weights and description, the data's fingerprint, the batch size. Another encoder or
 other data means another file, so that a stale cache is never read.
+
+A row of NaN is of an example that cannot be used, a row of -inf of one that lacks the
+modality.
 """
 
 from __future__ import annotations
@@ -16,7 +19,6 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-import ml_collections
 import numpy as np
 from jax.sharding import Mesh
 
@@ -24,15 +26,14 @@ from pacx_jax import files, sharding
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import arrays, pipeline, transforms
-from pacx_jax.objectives.distill import physiology_inputs
+from pacx_jax.modalities import table, teachers
 
 CACHE_VERSION = 1  # raise when preprocessing or an encoder's arithmetic changes
 
 
 def embeddings(
     source,
-    modality: str,
-    encoder: model_folder.ModelFolder,
+    teacher: teachers.Teacher,
     data,
     mesh: Mesh,
     *,
@@ -40,38 +41,43 @@ def embeddings(
     batch_size: int,
     quarantine,
 ) -> np.ndarray:
-    """The embedding (n, d) float32 of every example of a source, cached on disk.
+    """The embedding (n, d) float32 of every example of a source.
 
-    An example without one (unreadable, or not finite) has a row of NaN and stands in
-    `quarantine`, also where the table was computed by an earlier run.
+    An encoder's are cached on disk. An example without a usable one (unreadable, or not
+    finite) stands in `quarantine`, also where the table was computed by an earlier run.
 
     Raises:
       PacxError: a damaged table; more such examples than `quarantine` allows, or any
         where it is None.
     """
-    key = cache_key(source, encoder, batch_size)
-    path = pathlib.Path(cache_dir) / f"{modality}_{key[:24]}.npy"
+    if isinstance(teacher, table.Table):
+        found = teacher.of(source)
+    else:
+        found = _cached(source, teacher, data, mesh, cache_dir, batch_size, quarantine)
+    for i in np.flatnonzero(np.isnan(found).any(1)):
+        name = source.name(int(i))
+        reason = f"{name}: has no {teacher.name} embedding (unreadable, or not finite)"
+        if quarantine is None:
+            raise PacxError(f"{reason}; remove it from the data")
+        quarantine.record(source, int(i), name, reason)
+    return found
+
+
+def _cached(source, teacher, data, mesh, cache_dir, batch_size, quarantine):
+    key = cache_key(source, teacher.folder, batch_size)
+    path = pathlib.Path(cache_dir) / f"{teacher.name}_{key[:24]}.npy"
     with contextlib.ExitStack() as stack:
         # Of two runs that start at once, one computes and the other waits. The
         # processes of one run compute together: none of them may wait for another.
         if jax.process_count() == 1 and not path.is_file():
             stack.enter_context(files.locked(path.with_suffix(".lock")))
         if path.is_file():
-            table = _read(path, (len(source), encoder.width))
-        else:
-            table = compute(
-                source, modality, encoder, data, mesh, batch_size, quarantine
-            )
-            if jax.process_index() == 0:
-                with files.whole(path, "wb") as file:
-                    np.save(file, table)
-    for i in np.flatnonzero(~np.isfinite(table).all(1)):
-        name = source.name(int(i))
-        reason = f"{name}: has no {modality} embedding (unreadable, or not finite)"
-        if quarantine is None:
-            raise PacxError(f"{reason}; remove it from the data")
-        quarantine.record(source, int(i), name, reason)
-    return table
+            return _read(path, (len(source), teacher.width))
+        found = compute(source, teacher, data, mesh, batch_size, quarantine)
+        if jax.process_index() == 0:
+            with files.whole(path, "wb") as file:
+                np.save(file, found)
+        return found
 
 
 def _read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
@@ -98,10 +104,9 @@ def cache_key(source, encoder: model_folder.ModelFolder, batch_size: int) -> str
 
 
 def compute(
-    source, modality, encoder, data, mesh, batch_size, quarantine
+    source, teacher: teachers.Encoder, data, mesh: Mesh, batch_size: int, quarantine
 ) -> np.ndarray:
-    """The table without its cache."""
-    module, params = encoder.module(), encoder.params
+    """The table of an encoder without its cache."""
     everywhere = sharding.replicated(mesh)
 
     @functools.partial(
@@ -110,13 +115,14 @@ def compute(
         out_shardings=everywhere,
     )
     def embed(params, batch):
-        z = module.apply({"params": params}, *physiology_inputs(modality, batch))
-        return jnp.where(batch["mask"][:, None] > 0.5, z, jnp.nan)
+        z = teacher.embed(params, batch)
+        usable = jnp.isfinite(z).all(1) & (batch["mask"] > 0.5)
+        z = jnp.where(usable[:, None], z, jnp.nan)
+        return jnp.where(batch[f"{teacher.name}_present"][:, None] > 0.5, z, -jnp.inf)
 
-    data = ml_collections.ConfigDict(data.to_dict())
-    # The encoder's own preprocessing, whatever this run's config says of ECGs.
-    data.ecg_decimate = encoder.preprocessing.get("decimate", 1)
-    transform = transforms.make(modality, data, train=False)
+    transform = transforms.make(
+        "", data, train=False, entries=(), readers=(teacher.reader,)
+    )
     rows = sharding.local_rows(batch_size, mesh)
     batches = pipeline.eval_batches(
         source,
@@ -126,11 +132,12 @@ def compute(
         threads=data.threads,
         quarantine=quarantine,
     )
-    params = jax.device_put(params, everywhere)
-    names = ("mask", modality) + (("labs_mask",) if modality == "labs" else ())
+    params = jax.device_put(teacher.folder.params, everywhere)
     out = []
     for batch in batches:
-        inputs = sharding.put_batch({k: batch[k] for k in names}, mesh)
-        z = np.asarray(embed(params, inputs))
-        out.append(z)
+        batch.pop("index")
+        # Of padding and unreadable examples, whose mask is 0, nothing is known.
+        present = f"{teacher.name}_present"
+        batch[present] = np.maximum(batch[present], 1 - batch["mask"])
+        out.append(np.asarray(embed(params, sharding.put_batch(batch, mesh))))
     return np.concatenate(out)[: len(source)]

@@ -18,6 +18,7 @@ import numpy as np
 from pacx_jax import files, sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
+from pacx_jax.run import older
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
 # Fields that change no number of a run, but for the order of sums.
@@ -53,7 +54,7 @@ FREE = frozenset(
 def check_config(config, workdir: str, *, force: bool = False) -> None:
     """A workdir belongs to one config: refuses another, and lists what differs."""
     path = pathlib.Path(workdir) / CONFIG
-    old = flat(files.read_own_json(path, "restore it from a copy"))
+    old = flat(older.upgrade(files.read_own_json(path, "restore it from a copy")))
     new = flat(json.loads(json.dumps(config.to_dict())))
     refuse(old, new, FREE, workdir, "config", force)
 

@@ -11,7 +11,7 @@ from pacx_jax import files, objectives
 from pacx_jax.distributed import processes
 from pacx_jax.encoders import kinds, model_folder
 from pacx_jax.errors import PacxError
-from pacx_jax.run import checkpoint, metrics
+from pacx_jax.run import checkpoint, metrics, older
 
 CARD = """# {title}
 
@@ -70,7 +70,7 @@ def read_config(workdir: str) -> ml_collections.ConfigDict:
     if not path.is_file():
         raise PacxError(f"{path} does not exist: is {workdir} a run's workdir?")
     try:
-        config = files.read_json(path)
+        config = older.upgrade(files.read_json(path))
         found = ml_collections.ConfigDict(config)
     except (OSError, ValueError, TypeError) as e:
         raise PacxError(f"{path} is damaged: {e}") from None

@@ -24,12 +24,13 @@ FLOORS = {
     "models": 3,
     "lora": 4,
     "encoders": 4,
-    "objectives": 5,
-    "step": 6,
-    "optim": 6,
-    "run": 7,
-    "train": 8,
-    "evaluate": 9,
+    "modalities": 5,
+    "objectives": 6,
+    "step": 7,
+    "optim": 7,
+    "run": 8,
+    "train": 9,
+    "evaluate": 10,
 }
 # The input room stands beside them, on these alone.
 LEAVES = ("input",)

@@ -226,3 +226,64 @@ def test_masked_bce_is_finite_for_large_logits_and_an_empty_mask():
     x = jnp.array([[1e4, -1e4]])
     assert float(losses.masked_bce(x, jnp.array([[0.0, 1.0]]), jnp.ones((1, 2)))) == 1e4
     assert float(losses.masked_bce(x, jnp.zeros((1, 2)), jnp.zeros((1, 2)))) == 0
+
+
+PRESENT = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1], np.float64)
+
+
+@pytest.mark.parametrize("chunk", [0, 4])
+@pytest.mark.parametrize("n", [1, 8])
+def test_studies_that_lack_a_modality_are_as_if_they_were_not_there(
+    meshes, pairs, n, chunk
+):
+    # Against the studies that have it, alone, on one device. Bound 1e-12 in float64.
+    kept = np.flatnonzero(PRESENT)
+
+    def loss(za, zb, mesh, chunk=0, present=None):
+        given = {} if present is None else {"b": present}
+        scale = jnp.float64(14.3)
+        return losses.info_nce(
+            za,
+            {"b": zb},
+            scale,
+            label_smoothing=0.02,
+            mesh=mesh,
+            chunk=chunk,
+            present=given,
+        )["b"] + losses.cosine_regression(za, zb, present)
+
+    with jax.enable_x64(True):
+        za, zb = (jnp.asarray(z) for z in pairs)
+        zb = zb.at[PRESENT == 0].set(0)
+        grad = jax.value_and_grad(loss, argnums=(0, 1))
+        want, want_grads = jax.jit(lambda a, b: grad(a, b, meshes[1]))(
+            za[kept], zb[kept]
+        )
+        got, grads = jax.jit(lambda a, b, p: grad(a, b, meshes[n], chunk, p))(
+            za, zb, jnp.asarray(PRESENT)
+        )
+    assert abs(float(got) - float(want)) / float(want) < 1e-12
+    for g, w in zip(grads, want_grads, strict=True):
+        assert tiny.relative(g[kept], w) < 1e-12
+        assert not np.asarray(g)[PRESENT == 0].any()
+
+
+def test_a_modality_that_no_study_has_costs_nothing_and_gives_no_gradient(
+    meshes, pairs
+):
+    za, zb = (jnp.asarray(z, jnp.float32) for z in pairs)
+    none = jnp.zeros(16)
+
+    def loss(za, zb):
+        found = losses.info_nce(
+            za,
+            {"b": zb},
+            jnp.float32(14.3),
+            label_smoothing=0.02,
+            mesh=meshes[8],
+            present={"b": none},
+        )
+        return found["b"] + losses.cosine_regression(za, zb, none)
+
+    value, grads = jax.value_and_grad(loss, argnums=(0, 1))(za, zb)
+    assert float(value) == 0 and not any(np.asarray(g).any() for g in grads)

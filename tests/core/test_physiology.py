@@ -11,6 +11,7 @@ import pytest
 
 from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, quarantine
+from pacx_jax.modalities import teachers
 from pacx_jax.run import embedding_cache
 from tests import tiny
 
@@ -24,7 +25,7 @@ class Source:
         rng = np.random.default_rng(0)
         self.fingerprint, self.reads = fingerprint, 0
         self.ecg = rng.normal(size=(5, 5000, 12)).astype(np.float32)
-        self.ecg[3] = 0
+        self.ecg[3] = 1
         self.labs = rng.random((5, 50)).astype(np.float32)
         self.mask = (rng.random((5, 50)) < 0.7).astype(np.float32)
 
@@ -47,8 +48,7 @@ def embed(tmp_path, meshes):
     def run(source, modality, encoder, mesh=meshes[2], bad=None):
         return embedding_cache.embeddings(
             source,
-            modality,
-            encoder,
+            teachers.encoder(modality, encoder),
             data,
             mesh,
             cache_dir=tmp_path / "cache",
@@ -83,6 +83,15 @@ def test_ecg_embeddings_are_of_the_preprocessed_record_and_bad_ones_nan(embed):
     assert record.shape == (1000, 12)
     want = encoder.module().apply({"params": encoder.params}, record[None])
     assert tiny.relative(got[1], want[0]) < 1e-5
+
+
+def test_a_study_without_the_modality_is_no_unreadable_example(embed):
+    source, bad = Source(), quarantine.Quarantine(None, 0.0)
+    source.mask[2] = 0
+    got = embed(source, "labs", tiny.folder("labs_dae"), bad=bad)
+    assert np.isneginf(got).all(1).tolist() == [False, False, True, False, False]
+    assert np.isfinite(got[[0, 1, 3, 4]]).all() and len(bad) == 0
+    assert np.array_equal(embed(source, "labs", tiny.folder("labs_dae")), got)
 
 
 def test_unreadable_examples_are_told_also_where_the_table_is_cached(embed, tmp_path):

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from data import prepare
+from pacx_jax import modalities
 from pacx_jax.errors import PacxError
 from pacx_jax.input import images, pipeline, sources, transforms
 from pacx_jax.input import prepared as manifests
@@ -134,7 +135,10 @@ def test_symile_keeps_images_ecgs_and_labs_of_the_queries(tmp_path, run):
             assert int(example["hadm_id"]) == 10 * int(example["patient_id"])
     np.testing.assert_array_equal(source[0]["labels"], [1, np.nan, -1])
     distill = transforms.make(
-        "distill", types.SimpleNamespace(image_size=16), train=True
+        "distill",
+        types.SimpleNamespace(image_size=16),
+        train=True,
+        readers=[modalities.Reader(m, modalities.get(m), {}) for m in ("ecg", "labs")],
     )
     batch = next(
         pipeline.train_batches(

@@ -121,7 +121,7 @@ def test_labels_keep_what_is_missing_and_what_is_uncertain(tmp_path, run):
     batch = next(
         pipeline.train_batches(
             sources.open_source(data, "train"),
-            transforms.make("probe", config, train=True),
+            transforms.make("probe", config, train=True, entries=("image", "labels")),
             global_batch_size=4,
             seed=0,
         )

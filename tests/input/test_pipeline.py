@@ -8,6 +8,7 @@ import types
 import numpy as np
 import pytest
 
+from pacx_jax import modalities
 from pacx_jax.errors import PacxError
 from pacx_jax.input import images, pipeline, transforms
 from pacx_jax.input.quarantine import Quarantine, replacement
@@ -262,6 +263,7 @@ def test_bad_requests_are_one_line():
     with pytest.raises(PacxError, match="rows .* outside a batch of 8"):
         batches(Images(), 1, rows=np.arange(4, 12))
     data = types.SimpleNamespace()
-    distill = transforms.make("distill", data, train=True)
-    with pytest.raises(PacxError, match="have no ecg, labs.*distill"):
+    readers = [modalities.Reader(m, modalities.get(m), {}) for m in ("ecg", "labs")]
+    distill = transforms.make("distill", data, train=True, readers=readers)
+    with pytest.raises(PacxError, match="have no ecg, labs, labs_mask.*distill"):
         pipeline.train_batches(Images(), distill, global_batch_size=8, seed=0)

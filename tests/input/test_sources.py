@@ -118,7 +118,9 @@ def test_a_folders_uncertain_and_missing_labels_follow_the_policy(labelled):
     by_path = {source[i]["path"]: source[i] for i in range(30)}
     for policy, (labels, mask) in expected.items():
         data = types.SimpleNamespace(image_size=8, uncertain=policy)
-        load = transforms.make("probe", data, train=False).load
+        load = transforms.make(
+            "probe", data, train=False, entries=("image", "labels")
+        ).load
         for i, name in enumerate(("sub2/im005.png", "sub1/im004.png")):
             loaded = load(by_path[name])
             np.testing.assert_array_equal(loaded["labels"], labels[i])

@@ -6,14 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from pacx_jax import modalities
 from pacx_jax.errors import PacxError
 from pacx_jax.input import augment, ecg, images, transforms
 
 RAMP = np.add.outer(np.arange(60), np.arange(80)).astype(np.uint8)
 
 
-def make(name, train=True, **fields):
-    return transforms.make(name, types.SimpleNamespace(**fields), train=train)
+ENTRIES = {"probe": ("image", "labels"), "segment": ("image", "mask")}
+
+
+def make(name, train=True, entries=None, readers=(), **fields):
+    entries = ENTRIES.get(name, ("image",)) if entries is None else entries
+    data = types.SimpleNamespace(**fields)
+    return transforms.make(name, data, train=train, entries=entries, readers=readers)
+
+
+def reader(name, **preprocessing):
+    return modalities.Reader(name, modalities.get(name), preprocessing)
 
 
 def example(**more):
@@ -34,7 +44,7 @@ def paired():
 
 @pytest.mark.parametrize("name", ["mae", "distill", "probe"])
 def test_images_have_one_shape_and_follow_the_generator_alone(name):
-    transform = make(name, image_size=24, modalities=("image",), hflip=0.5)
+    transform = make(name, image_size=24, hflip=0.5)
     raw = example(labels=np.float32([1]))
     for given in (RAMP, RAMP[:, :9], np.stack([RAMP] * 3, -1)):
         raw["image"] = given
@@ -47,7 +57,7 @@ def test_images_have_one_shape_and_follow_the_generator_alone(name):
 
 @pytest.mark.parametrize("name", ["mae", "distill", "probe"])
 def test_evaluation_is_the_plain_squash(name):
-    transform = make(name, train=False, image_size=24, modalities=("image",))
+    transform = make(name, train=False, image_size=24)
     out = transform(example(labels=np.float32([1])), generator())["image"]
     rgb = Image.fromarray(RAMP).convert("RGB")
     expected = rgb.resize((24, 24), Image.Resampling.BILINEAR)
@@ -141,8 +151,9 @@ def test_missing_labels_are_masked_and_uncertain_ones_follow_the_config():
         assert out["labels"].dtype == np.float32
 
 
-def test_distill_gives_the_modalities_that_are_asked_for():
-    out = make("distill", image_size=16)(paired(), generator())
+def test_readers_give_the_modalities_that_are_asked_for():
+    readers = (reader("ecg"), reader("labs"))
+    out = make("distill", image_size=16, readers=readers)(paired(), generator())
     assert {k: v.shape for k, v in out.items()} == {
         "image": (16, 16, 3),
         "ecg": (5000, 12),
@@ -152,31 +163,53 @@ def test_distill_gives_the_modalities_that_are_asked_for():
     assert np.isfinite(out["labs"]).all()
     expected = ecg.preprocess(paired()["ecg"], lead_order="mimic")
     np.testing.assert_array_equal(out["ecg"], expected)
-    alone = make("distill", image_size=16, modalities=("image",))
+    alone = make("distill", image_size=16)
     assert set(alone(paired(), generator())) == {"image"}
 
 
 def test_ecg_can_be_decimated_and_comes_with_labels():
     raw = paired() | {"labels": np.float32([1, np.nan])}
-    out = make("ecg", ecg_decimate=4)(raw, generator())
+    readers = (reader("ecg", decimate=4),)
+    out = make("", entries=("labels",), readers=readers)(raw, generator())
     assert out["ecg"].shape == (1250, 12) and out["label_mask"].tolist() == [1, 0]
-    assert set(make("ecg")(paired(), generator())) == {"ecg"}
+    out = make("", entries=(), readers=readers)(paired(), generator())
+    assert set(out) == {"ecg"}
+
+
+@pytest.mark.parametrize(
+    ("name", "raw"),
+    [
+        ("ecg", {"ecg": np.zeros((5000, 12))}),
+        ("labs", {"labs": np.full(50, np.nan), "labs_mask": np.zeros(50)}),
+        ("vitals", {"vitals": np.full(7, np.nan), "vitals_mask": np.zeros(7)}),
+    ],
+)
+def test_a_missing_modality_is_zeros_or_one_line(name, raw):
+    module = modalities.get(name)
+    optional = modalities.Reader(name, module, {}, optional=True)
+    out = make("", entries=(), readers=(optional,))(example(**raw), generator())
+    assert out.pop(f"{name}_present") == 0
+    assert set(out) == set(module.ARRAYS) and not any(v.any() for v in out.values())
+    with pytest.raises(PacxError, match=f"a.png: it has no {name}; remove the row"):
+        make("", entries=(), readers=(reader(name),))(example(**raw), generator())
 
 
 def test_bad_laboratory_values_are_one_line_with_the_name():
     raw = paired()
-    raw["labs_mask"] = np.zeros(50, np.float32)
-    with pytest.raises(PacxError, match="a.png: all laboratory values are missing"):
-        make("labs")(raw, generator())
     raw["labs_mask"] = np.ones(50, np.float32)
-    with pytest.raises(PacxError, match="a.png: NaN in laboratory values"):
-        make("labs")(raw, generator())
+    with pytest.raises(PacxError, match="a.png: NaN in labs that the mask calls"):
+        make("", entries=(), readers=(reader("labs"),))(raw, generator())
+
+
+def test_unknown_modalities_are_one_line_with_the_nearest():
+    with pytest.raises(PacxError, match="'lab' .did you mean labs.*: choose ecg, labs"):
+        modalities.get("lab")
 
 
 def test_bad_fields_are_one_line():
     for name, fields, message in (
         ("mea", {}, "transform 'mea'"),
-        ("distill", {"modalities": ("x",)}, "data.modalities has x"),
+        ("distill", {"entries": ("x",)}, "entries x: give image, mask, labels"),
         ("mae", {"crop_scale": (0.9, 0.2)}, "data.crop_scale"),
         ("mae", {"image_size": 0}, "data.image_size 0"),
         ("probe", {"uncertain": "perhaps"}, "data.uncertain 'perhaps'"),

@@ -7,6 +7,7 @@ import pytest
 from pacx_jax import objectives, sharding, step
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
+from pacx_jax.modalities import teachers
 from pacx_jax.objectives import distill
 from tests import tiny
 
@@ -58,13 +59,14 @@ def test_cached_and_in_graph_embeddings_give_equal_losses(
     batch = tiny.distill_batch(16)
     batch = {k: v for k, v in batch.items() if not k.endswith("embedding")}
     frozen = {
-        f"{m}_encoder": distill.load_source(config, m).params for m in ("ecg", "labs")
+        f"{m}_encoder": teachers.load(m, config.modalities[m]).folder.params
+        for m in ("ecg", "labs")
     }
     value, metrics = evaluate(objective, params | frozen, batch, meshes[2])
     assert abs(value - cached[0]) / cached[0] < 1e-6
     for name in ("clip_ecg", "clip_labs", "regression_ecg", "regression_labs"):
         assert abs(metrics[name] - cached[1][name]) / cached[1][name] < 1e-6
-    assert objective.modalities == ("image", "ecg", "labs")
+    assert [reader.name for reader in objective.readers] == ["ecg", "labs"]
 
 
 def test_physiological_encoders_in_the_graph_are_frozen(folders, meshes):
@@ -127,27 +129,49 @@ def test_validation_metrics_are_within_groups_of_a_batch(config, objective, outp
     assert got == pytest.approx((16 * whole + 5 * part) / 21, rel=1e-6)
 
 
+def without(name):
+    weights = ("clip_weight", "regression_weight")
+    return {f"modalities__{name}__{weight}": 0.0 for weight in weights}
+
+
 @pytest.mark.parametrize(
     ("fields", "expected"),
     [
         ({"loss__clip_weight": 0.0}, lambda m: m["regression"]),
         ({"loss__regression_weight": 0.0}, lambda m: 0.5 * m["clip"]),
         (
-            {"loss__reduction": "half_sum", "loss__modalities": ("ecg",)},
+            {"modalities__ecg__clip_weight": 0.0},
+            lambda m: 0.5 * m["clip_labs"] + m["regression"],
+        ),
+        (
+            {"modalities__labs__regression_weight": 3.0},
+            lambda m: (
+                0.5 * m["clip"] + (m["regression_ecg"] + 3 * m["regression_labs"]) / 4
+            ),
+        ),
+        (
+            {"loss__reduction": "half_sum"} | without("labs"),
             lambda m: 0.5 * m["clip_ecg"] / 2 + m["regression_ecg"] / 2,
         ),
         (
-            {"loss__modalities": ("ecg",)},
+            without("labs"),
             lambda m: 0.5 * m["clip_ecg"] + m["regression_ecg"],
         ),
     ],
-    ids=["no clip", "no regression", "ecg alone, half_sum", "ecg alone, mean"],
+    ids=[
+        "no clip",
+        "no regression",
+        "no clip of ecg",
+        "labs thrice",
+        "ecg alone, half_sum",
+        "ecg alone, mean",
+    ],
 )
 def test_ablations_change_the_sum_as_stated(folders, params, meshes, fields, expected):
     objective = objectives.make(tiny.distill_config(folders, **fields), meshes[1])
     value, m = evaluate(objective, params, tiny.distill_batch(16), meshes[1])
     assert value == pytest.approx(expected(m), rel=1e-6)
-    if "loss__modalities" in fields:
+    if without("labs").items() <= fields.items():
         assert "clip_labs" not in m
 
 
@@ -169,10 +193,16 @@ def test_unknown_choice_is_an_error_that_names_field_and_choices(
         objectives.make(config, meshes[1])
 
 
-@pytest.mark.parametrize("modalities", [(), ("ecg", "mri")])
-def test_unknown_modalities_are_an_error(folders, meshes, modalities):
-    config = tiny.distill_config(folders, loss__modalities=modalities)
-    with pytest.raises(PacxError, match="config.loss.modalities"):
+def test_no_modality_at_all_is_an_error(folders, meshes):
+    config = tiny.distill_config(folders, **without("ecg"), **without("labs"))
+    with pytest.raises(PacxError, match="config.modalities: all clip_weight and"):
+        objectives.make(config, meshes[1])
+
+
+def test_a_negative_weight_is_an_error_that_names_its_field(folders, meshes):
+    config = tiny.distill_config(folders, modalities__ecg__clip_weight=-1.0)
+    match = "config.modalities.ecg.clip_weight is -1.0: give at least 0"
+    with pytest.raises(PacxError, match=match):
         objectives.make(config, meshes[1])
 
 
@@ -184,15 +214,19 @@ def test_chunk_that_does_not_divide_the_batch_is_an_error(folders, meshes, chunk
         objectives.make(config, meshes[1])
 
 
-@pytest.mark.parametrize("field", ["model_init", "ecg_init", "labs_init"])
+@pytest.mark.parametrize(
+    "field", ["model_init", "modalities__ecg__init", "modalities__labs__init"]
+)
 def test_empty_initial_folder_is_an_error_that_names_its_field(folders, meshes, field):
     config = tiny.distill_config(folders | {field: ""})
-    with pytest.raises(PacxError, match=f"config.{field} is empty"):
+    with pytest.raises(PacxError, match=f"config.{field.replace('__', '.')} is empty"):
         objectives.make(config, meshes[1])
 
 
 def test_encoder_of_another_kind_is_an_error(folders, meshes):
-    config = tiny.distill_config(folders | {"ecg_init": folders["labs_init"]})
+    config = tiny.distill_config(
+        folders | {"modalities__ecg__init": folders["modalities__labs__init"]}
+    )
     with pytest.raises(PacxError, match="holds a labs_dae model, but a ecg_net1d"):
         objectives.make(config, meshes[1])
 

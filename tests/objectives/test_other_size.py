@@ -48,7 +48,8 @@ def test_a_32_pixel_mae_trains_on_distils_and_embeds_at_64(tmp_path, meshes):
     # As pacx_jax.export --image_size=64 does.
     model_folder.save(large, model_folder.at_size(model_folder.load(small), 64), "card")
     starts = tiny.write_folders(tmp_path) | {"model_init": str(large)}
-    fields = {"data__image_size": 64, "loss__modalities": ("ecg",)}
+    fields = {"data__image_size": 64, "modalities__labs__clip_weight": 0.0}
+    fields["modalities__labs__regression_weight"] = 0.0
     config = tiny.distill_config(starts, **fields)
     batch = tiny.image_batch(4, 0) | {"image": IMAGES}
     learns(config, meshes[1], batch)

@@ -1,0 +1,74 @@
+"""Teachers: frozen embeddings of a modality, by an encoder or from a table."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping
+
+from pacx_jax import modalities
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.modalities import table
+from pacx_jax.types import Array, Batch, Params
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder of a modality.
+
+    Attributes:
+      name: the modality's.
+      folder: its encoder.
+      reader: makes the encoder's inputs of an example; studies may lack them.
+    """
+
+    name: str
+    folder: model_folder.ModelFolder
+    reader: modalities.Reader
+
+    @property
+    def width(self) -> int:
+        """Length of an embedding."""
+        return self.folder.width
+
+    def embed(self, params: Params, batch: Mapping[str, Array] | Batch) -> Array:
+        """(b, width) of a batch with the reader's arrays."""
+        inputs = (batch[name] for name in self.reader.module.ARRAYS)
+        return self.folder.module().apply({"params": params}, *inputs)
+
+
+Teacher = Encoder | table.Table
+
+
+def load(name: str, chosen: Mapping) -> Teacher:
+    """The teacher that `config.modalities.<name>` chooses.
+
+    Args:
+      chosen: `init`, a model folder, a workdir or an .npz; `by` of a table; `module`
+        of a modality outside the library.
+
+    Raises:
+      PacxError: `init` is empty, or is neither.
+    """
+    init = chosen.get("init", "")
+    if not init:
+        what = "an .npz of embeddings"
+        if name in modalities.NAMES:
+            kind = modalities.get(name).KIND
+            what = f"the folder of an encoder of kind {kind} (or a workdir), or {what}"
+        raise PacxError(
+            f"config.modalities.{name}.init is empty: give {what}; or set its "
+            "clip_weight and regression_weight to 0 to leave it out"
+        )
+    if pathlib.Path(init).suffix == ".npz":
+        return table.load(name, init, chosen.get("by", "patient"))
+    module = modalities.get(name, chosen.get("module", ""))
+    return encoder(name, model_folder.load(init, module.KIND), module)
+
+
+def encoder(name: str, folder: model_folder.ModelFolder, module=None) -> Encoder:
+    """The teacher of an encoder at hand."""
+    module = module or modalities.get(name)
+    reader = modalities.Reader(name, module, folder.preprocessing, optional=True)
+    return Encoder(name, folder, reader)

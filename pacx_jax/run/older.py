@@ -1,0 +1,42 @@
+"""Configs of older workdirs, brought to today's fields."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pacx_jax import modalities
+
+
+def upgrade(config: dict[str, Any]) -> dict[str, Any]:
+    """A run's config.json as today's recipes would have written it.
+
+    Until 2026-11-29 `ecg_init`, `labs_init` and `loss.modalities` chose what Stage 2
+    distils, and `data.transform` could name an ECG's or labs' stage.
+    """
+    config = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+    data = config.get("data", {})
+    if isinstance(data, dict) and data.get("transform") in ("ecg", "labs"):
+        data["transform"] = ""
+    if config.get("objective") == "labs_dae":
+        config.setdefault("modality", "labs")
+    loss = config.get("loss", {})
+    if "modalities" in config or not isinstance(loss, dict) or "modalities" not in loss:
+        return config
+    on = loss.pop("modalities")
+    inits = {name: config.pop(f"{name}_init", "") for name in ("ecg", "labs")}
+    config["modalities"] = {
+        name: choice(inits.get(name, ""), float(name in on))
+        for name in (*modalities.NAMES, "teacher")
+    }
+    return config
+
+
+def choice(init: str, weight: float) -> dict[str, Any]:
+    """One entry of `config.modalities`."""
+    return {
+        "init": init,
+        "clip_weight": weight,
+        "regression_weight": weight,
+        "by": "patient",
+        "module": "",
+    }
