@@ -23,11 +23,11 @@ from pacx_jax.evaluate.reports.tables import Arm
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Everything the report shows, as plain data; an empty field is said to be so.
+    """Everything the report shows, as plain data; it names what is empty.
 
     Attributes:
       title: of the page.
-      simulated: True where the patients are simulated; said at the top.
+      simulated: True where the patients are simulated; the page begins with that.
       headline: further sentences for the first paragraph, after the findings.
       summary: `Comparison.summary`.
       table: `Comparison.table`.
