@@ -31,10 +31,9 @@ from pacx_jax.evaluate import (
     comparison,
     features,
     probe,
-    report,
     rollout,
-    tables,
 )
+from pacx_jax.evaluate.reports import report, tables
 from pacx_jax.input import images, sources, subsets
 from pacx_jax.input.normalize import normalize
 from pacx_jax.modalities import teachers
