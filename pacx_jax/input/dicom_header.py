@@ -1,193 +1,79 @@
-"""The few elements of a DICOM file that its image needs, read one by one.
+"""Reads the few elements of a DICOM file that its image needs.
 
-pydicom finds the elements; their values are parsed here, because pydicom warns of
-values that deviate from the standard, once for each, and says them. Nothing but the
-elements asked for is parsed, so no name or date of a patient is looked at.
+pydicom finds the elements. Their values are parsed here, because pydicom warns about
+every value that deviates from the standard. No other element is parsed, so the
+patient's name and dates are never read. All errors are ValueErrors.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import re
-from collections.abc import Sequence
 from typing import Any
 
-from pacx_jax.errors import PacxError
-
-_PREAMBLE = 128
-_PIXEL_DATA = 0x7FE00010
-# What a file without a preamble begins with: an element of file meta information, or
-# one of the first elements of an image, with its VR or with the length of its value.
-_FIRST = re.compile(
-    rb"\x02\x00[\x00\x01]\x00(UL\x04\x00|OB\x00\x00|[\x02\x04]\x00\x00\x00)"
-    rb"|\x08\x00(\x00\x00(UL\x04\x00|\x04\x00\x00\x00)"
-    rb"|\x05\x00(CS.\x00|.\x00\x00\x00)|\x08\x00(CS.\x00|.\x00\x00\x00)"
-    rb"|\x16\x00(UI.\x00|.\x00\x00\x00))",
-    re.DOTALL,
-)
-_TOP_LEVEL = (
+NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR
+RLE = "1.2.840.10008.1.2.5"
+JPEG = [f"1.2.840.10008.1.2.4.{i}" for i in (50, 51, 57, 70, 80, 81, 90, 91)]
+_KEYWORDS = (
     "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns "
     "BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
     "PixelPaddingRangeLimit WindowCenter WindowWidth VOILUTFunction RescaleIntercept "
     "RescaleSlope ModalityLUTSequence VOILUTSequence PresentationLUTShape PixelData"
 ).split()
+# A file without a preamble begins with file meta information, or with one of the first
+# elements of an image: its tag, then its VR or the length of its value.
+_FIRST = re.compile(rb"(?s)[\2\10]\0[\0\1\5\10\26]\0(UL|OB|CS|UI|.\0\0\0)")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 
 
 def is_dicom(data: bytes) -> bool:
-    """Whether bytes are a DICOM file: DICM at 128, or none but a first element."""
-    start = data[_PREAMBLE : _PREAMBLE + 4]
-    return bytes(start) == b"DICM" or bool(_FIRST.match(bytes(data[:8])))
+    """Whether bytes are a DICOM file: DICM at 128, or a known first element."""
+    return bytes(data[128:132]) == b"DICM" or bool(_FIRST.match(bytes(data[:8])))
 
 
-class Elements:
-    """Elements of a data set by keyword, with errors that name file and element.
+def read(data: bytes) -> tuple[str, Any]:
+    """The UID of the transfer syntax, and a pydicom data set of the image's elements."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import UID_dictionary
 
-    Attributes:
-      name: what messages call the file.
-    """
-
-    def __init__(self, dataset: Any, name: str):
-        self._dataset, self.name = dataset, name
-
-    def error(self, keyword: str, value: Any, reason: str) -> PacxError:
-        shown = repr(value)
-        shown = shown if len(shown) <= 60 else shown[:57] + "..."
-        return PacxError(f"{self.name}: DICOM {keyword} {shown}: {reason}")
-
-    def raw(self, keyword: str) -> bytes:
-        """The bytes of a value; b"" when it is absent or empty."""
-        element = self._element(keyword)
-        value = element.value if element is not None else b""
-        if value and not isinstance(value, bytes):
-            raise self.error(keyword, type(value).__name__, "not a plain value")
-        return value or b""
-
-    def vr(self, keyword: str) -> str | None:
-        """The value representation that the file states, if it does."""
-        element = self._element(keyword)
-        return None if element is None else element.VR
-
-    def integer(self, keyword: str, default: int | None = None) -> int:
-        """A US value; PacxError when it is neither there nor has a default."""
-        value = self.raw(keyword)
-        if not value and default is not None:
-            return default
-        if not value:
-            raise PacxError(
-                f"{self.name}: DICOM {keyword} is absent: replace or delete the file"
-            )
-        if len(value) != 2:
-            raise self.error(
-                keyword, value, "not one number of 16 bits; replace or delete the file"
-            )
-        return int.from_bytes(value, "little")
-
-    def text(self, keyword: str, default: str = "") -> str:
-        """A CS value without its padding."""
-        value = self.raw(keyword).decode("ascii", "replace")
-        return value.strip("\0 ") or default
-
-    def numbers(self, keyword: str) -> list[float]:
-        """DS or IS values; [] when absent."""
-        text = self.text(keyword)
-        try:
-            values = [float(part) for part in text.split("\\")] if text else []
-        except ValueError:
-            values = [math.nan]
-        if not all(map(math.isfinite, values)):
-            raise self.error(keyword, text, "not a number; mend or delete the file")
-        return values
-
-    def number(self, keyword: str, default: float) -> float:
-        return (self.numbers(keyword) or [default])[0]
-
-    def first_item(self, keyword: str) -> Elements | None:
-        """The first item of a sequence, or None."""
-        if self._element(keyword) is None:
-            return None
-        try:
-            items = self._dataset[keyword].value
-            return Elements(items[0], self.name) if len(items) else None
-        except Exception as error:  # hostile bytes make pydicom raise almost anything
-            raise self.error(keyword, _one_line(error), "damaged sequence") from None
-
-    def _element(self, keyword: str) -> Any:
-        from pydicom.datadict import tag_for_keyword
-
-        # An empty value would else be converted, by a VR that may be nonsense.
-        return self._dataset.get_item(tag_for_keyword(keyword), keep_deferred=True)
-
-
-def read(data: bytes, name: str) -> tuple[str, Elements]:
-    """The transfer syntax's UID and the elements that an image needs.
-
-    A file without meta information has the UID of what its first element looks like.
-
-    Raises:
-      PacxError: pydicom is not installed, or the bytes are not those of a DICOM file.
-    """
-    try:
-        from pydicom import filereader
-        from pydicom.datadict import tag_for_keyword
-    except ImportError as error:
-        raise PacxError(
-            f"{name}: a DICOM file, which needs the extra dicom ({error}): "
-            "pip install 'pydicom>=3' 'pylibjpeg[all]>=2'"
-        ) from None
     file = io.BytesIO(data)
-    if data[_PREAMBLE : _PREAMBLE + 4] == b"DICM":
-        file.seek(_PREAMBLE + 4)
-    try:
-        meta = filereader.read_dataset(file, False, True, stop_when=_after_meta)
-        syntax = Elements(meta, name).text("TransferSyntaxUID")
-        if not syntax:
-            syntax = _guess_syntax(data[file.tell() : file.tell() + 8])
-        if syntax in UNREADABLE:  # before pydicom inflates them, without a limit
-            raise Elements(meta, name).error(
-                "TransferSyntaxUID",
-                syntax,
-                f"{UNREADABLE[syntax]} is not supported; convert the file to Explicit "
-                "VR Little Endian, for instance with dcmconv +te of DCMTK",
-            )
-        dataset = filereader.read_dataset(
-            file,
-            syntax == IMPLICIT,
-            True,
-            stop_when=_after_pixels,
-            specific_tags=[tag_for_keyword(keyword) for keyword in _TOP_LEVEL],
+    file.seek(132 if data[128:132] == b"DICM" else 0)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    # Without meta information the first element tells, by having a VR or none.
+    vr = data[file.tell() + 4 : file.tell() + 6]
+    guess = NATIVE[vr.isalpha() and vr.isupper()]
+    syntax = value(meta, "TransferSyntaxUID", str, guess)
+    if syntax not in (*NATIVE, RLE, *JPEG):  # pydicom inflates others without a limit
+        name = UID_dictionary.get(syntax, [""])[0]
+        raise ValueError(
+            f"TransferSyntaxUID {syntax!r} {name} is not supported: convert the file "
+            "to Explicit VR Little Endian, for instance by dcmconv +te of DCMTK"
         )
-    except PacxError:
-        raise
-    except Exception as error:  # hostile bytes make pydicom raise almost anything
-        raise PacxError(
-            f"{name}: unreadable DICOM file ({_one_line(error)}); replace or delete it"
-        ) from None
-    return syntax, Elements(dataset, name)
+    tags = [tag_for_keyword(keyword) for keyword in _KEYWORDS]
+    options = {"stop_when": lambda tag, *_: tag > tags[-1], "specific_tags": tags}
+    return syntax, read_dataset(file, syntax == NATIVE[0], True, **options)
 
 
-IMPLICIT = "1.2.840.10008.1.2"
-EXPLICIT = "1.2.840.10008.1.2.1"
-UNREADABLE = {
-    "1.2.840.10008.1.2.1.99": "Deflated Explicit VR Little Endian",
-    "1.2.840.10008.1.2.2": "Explicit VR Big Endian, which is retired,",
-}
+def value(dataset: Any, keyword: str, kind: type, default: Any = None) -> Any:
+    """The first value as int (of VR US), str (CS), float (DS, IS) or bytes (whole).
 
-
-def _guess_syntax(first: Sequence[int]) -> str:
-    vr = bytes(first[4:6])
-    return EXPLICIT if vr.isalpha() and vr.isupper() else IMPLICIT
-
-
-def _after_meta(tag: Any, vr: str | None, length: int) -> bool:
-    del vr, length
-    return tag >> 16 != 2
-
-
-def _after_pixels(tag: Any, vr: str | None, length: int) -> bool:
-    del vr, length
-    return tag > _PIXEL_DATA
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    ValueError where it is not of that kind, or absent without a default.
+    """
+    # keep_deferred: pydicom would otherwise convert an empty value by its VR.
+    element = dataset.get_item(keyword, keep_deferred=True)
+    raw = (element.value if element is not None else None) or b""
+    if not isinstance(raw, bytes):
+        raise ValueError(f"{keyword} is not a plain value")
+    text = raw.decode("ascii", "replace").split("\\")[0].strip("\0 ")
+    if not (text if kind in (str, float) else raw):
+        if default is None:
+            raise ValueError(f"{keyword} is absent: cut off, or not an image")
+        return default
+    if kind is int and len(raw) == 2:
+        return int.from_bytes(raw, "little")
+    if kind is str or (kind is float and _NUMBER.fullmatch(text)):
+        return kind(text)
+    if kind is bytes:
+        return raw
+    raise ValueError(f"{keyword} {raw[:40]!r} is not a number of the element's kind")
