@@ -20,26 +20,19 @@ from typing import Any
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import dicom_header, dicom_pixels
-from pacx_jax.input.dicom_header import value
-
-MAX_PIXELS = dicom_pixels.MAX_PIXELS
-is_dicom = dicom_header.is_dicom
+from pacx_jax.input import dicom_pixels
+from pacx_jax.input.dicom_pixels import value
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decodes the bytes of a DICOM file, with or without a preamble, to uint8 (h, w).
-
-    Args:
-      name: what messages call the file.
+    """Decodes the bytes of a DICOM file, which errors call `name`, to uint8 (h, w).
 
     Raises:
       PacxError: not one grey image of 8 to 16 bits in a known transfer syntax, too
         large, cut off, damaged, contradictory, or the extra `dicom` is missing.
     """
     try:
-        syntax, dataset = dicom_header.read(bytes(data))
-        stored, values = dicom_pixels.read(syntax, dataset)
+        dataset, stored, values = dicom_pixels.read(bytes(data))
         with np.errstate(all="ignore"):  # overflow is refused below
             return _grey_table(dataset, stored, values)[stored]
     except ImportError as error:
@@ -49,7 +42,9 @@ def decode(data: bytes, name: str) -> np.ndarray:
         ) from error
     except Exception as error:  # hostile bytes make the packages raise almost anything
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise PacxError(f"{name}: DICOM {reason}; mend or delete the file") from error
+        raise PacxError(
+            f"{name}: DICOM {reason}; mend, convert or delete it"
+        ) from error
 
 
 def _grey_table(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -80,7 +75,7 @@ def _grey_table(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndar
     if shape not in ("IDENTITY", "INVERSE"):
         raise ValueError(f"PresentationLUTShape {shape!r}: not IDENTITY or INVERSE")
     photometric = value(dataset, "PhotometricInterpretation", str)
-    if "INVERSE" in shape or photometric == "MONOCHROME1":
+    if shape == "INVERSE" or photometric == "MONOCHROME1":
         grey = 1 - grey
     return np.where(padding, 0, np.rint(255 * grey)).astype(np.uint8)
 

@@ -1,52 +1,117 @@
-"""Reads the stored pixels of a DICOM file; imagecodecs decompresses them.
+"""Reads the stored pixels of a DICOM file, and the elements that its image needs.
 
-A compressed image states its size twice, in the DICOM elements and in its own header.
-Both are compared before anything is decompressed, so that a small file cannot ask for
-much memory or time. All errors are ValueErrors. Letters: h w image.
+pydicom finds the elements. Their values are parsed here, because pydicom warns about
+every value that deviates from the standard. No other element is parsed, so the
+patient's name and dates are never read. imagecodecs decompresses the pixels, after the
+sizes in the compressed image's own header are compared to the elements: a small file
+cannot ask for much memory or time. All errors are ValueErrors. Letters: h w image.
 """
 
 from __future__ import annotations
 
+import io
+import re
 import struct
 from typing import Any
 
 import numpy as np
 
-from pacx_jax.input import dicom_header
-from pacx_jax.input.dicom_header import value
-
 # The largest detector plates have about 20 million, mammograms at 50 micrometers 29.
 MAX_PIXELS = 50_000_000
 MAX_SCANS = 100  # progressive encoders write 6 to 20
-# Code blocks and precincts of JPEG 2000: OpenJPEG allocates up to 540 bytes for each
+# Code blocks or precincts of JPEG 2000: OpenJPEG allocates up to 540 bytes for each
 # before it decodes. 50 million pixels have 48,828 blocks of 32 x 32, the least in use.
 MAX_BLOCKS = 2**18
-_FRAMES = dict.fromkeys((0xFFC0, 0xFFC1, 0xFFC2, 0xFFC3), "jpeg8_decode")
-_FRAMES[0xFFF7] = "jpegls_decode"
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR
+_RLE = "1.2.840.10008.1.2.5"
+_JPEG = (f"1.2.840.10008.1.2.4.{i}" for i in (50, 51, 57, 70, 80, 81, 90, 91))
+_SYNTAXES = (*_NATIVE, _RLE, *_JPEG)
+_KEYWORDS = (
+    "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns "
+    "BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
+    "PixelPaddingRangeLimit WindowCenter WindowWidth VOILUTFunction RescaleIntercept "
+    "RescaleSlope ModalityLUTSequence VOILUTSequence PresentationLUTShape PixelData"
+).split()
+# A file without a preamble begins with file meta information, or with one of the first
+# elements of an image: its tag, then its VR or the length of its value.
+_FIRST = re.compile(rb"(?s)[\2\10]\0[\0\1\5\10\26]\0(UL|OB|CS|UI|.\0\0\0)")
+_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+_FRAMES = {0xFFC0 + i: "jpeg8_decode" for i in range(4)} | {0xFFF7: "jpegls_decode"}
 _JPEG_2000 = b"\xff\x4f\xff\x51"
-_SOT, _SOD, _COD, _COC = 0xFF90, 0xFF93, 0xFF52, 0xFF53  # markers of JPEG 2000
+_SOT, _SOD, _COD, _COC = 0xFF90, 0xFF93, 0xFF52, 0xFF53
 
 
-def read(syntax: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Reads one grey image of 8 to 16 bits, of what `dicom_header.read` returns.
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes are a DICOM file: DICM at 128, or a known first element."""
+    return bytes(data[128:132]) == b"DICM" or bool(_FIRST.match(bytes(data[:8])))
+
+
+def _read_dataset(data: bytes) -> tuple[str, Any]:
+    """The UID of the transfer syntax, and the elements of the image."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import UID_dictionary
+
+    file = io.BytesIO(data)
+    file.seek(132 if data[128:132] == b"DICM" else 0)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    # Without meta information the first element tells, by having a VR or none.
+    vr = data[file.tell() + 4 : file.tell() + 6]
+    guess = _NATIVE[vr.isalpha() and vr.isupper()]
+    syntax = value(meta, "TransferSyntaxUID", str, guess)
+    if syntax not in _SYNTAXES:  # pydicom inflates others without a limit
+        name = UID_dictionary.get(syntax, [""])[0]
+        raise ValueError(
+            f"TransferSyntaxUID {syntax!r} {name} is not supported, Explicit VR Little "
+            "Endian is (dcmconv +te of DCMTK)"
+        )
+    tags = [tag_for_keyword(keyword) for keyword in _KEYWORDS]
+    options = {"stop_when": lambda tag, *_: tag > tags[-1], "specific_tags": tags}
+    return syntax, read_dataset(file, syntax == _NATIVE[0], True, **options)
+
+
+def value(dataset: Any, keyword: str, kind: type, default: Any = None) -> Any:
+    """The first value as int (of VR US), str (CS) or float (DS, IS), or all bytes.
+
+    ValueError where it is not of that kind, or absent without a default.
+    """
+    # keep_deferred: pydicom would otherwise convert an empty value by its VR.
+    element = dataset.get_item(keyword, keep_deferred=True)
+    raw = (element.value if element is not None else None) or b""
+    if not isinstance(raw, bytes):
+        raise ValueError(f"{keyword} is not a plain value")
+    if kind in (str, float):
+        raw = raw.partition(b"\\")[0].strip(b"\0 ")
+    if not raw and default is None:
+        raise ValueError(f"{keyword} is absent: cut off, or not an image")
+    if not raw or kind is bytes:
+        return raw or default
+    if kind is int and len(raw) == 2:
+        return int.from_bytes(raw, "little")
+    if kind is str or (kind is float and _NUMBER.fullmatch(raw)):
+        return kind(raw.decode("ascii", "replace"))
+    raise ValueError(f"{keyword} {raw[:40]!r} is not a number of the element's kind")
+
+
+def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Reads one grey image of 8 to 16 bits.
 
     Returns:
-      uint16 (h, w), the BitsStored low bits of each pixel, and int64
-      (2^BitsStored,), the number that each pattern of bits stands for.
+      The pydicom data set for `value`; uint16 (h, w), the BitsStored low bits of each
+      pixel; int64 (2^BitsStored,), the number that each pattern of bits stands for.
     """
+    syntax, dataset = _read_dataset(data)
     data = value(dataset, "PixelData", bytes)
-    h, w = (value(dataset, keyword, int) for keyword in ("Rows", "Columns"))
-    allocated = value(dataset, "BitsAllocated", int)
-    stored = value(dataset, "BitsStored", int)
+    needed = "Rows Columns BitsAllocated BitsStored PixelRepresentation"
+    h, w, allocated, stored, signed = (value(dataset, x, int) for x in needed.split())
     high = value(dataset, "HighBit", int, stored - 1)
-    signed = value(dataset, "PixelRepresentation", int)
     photometric = value(dataset, "PhotometricInterpretation", str)
     samples = value(dataset, "SamplesPerPixel", int, 1)
     frames = value(dataset, "NumberOfFrames", float, 1)
     if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
         raise ValueError(
-            f"PhotometricInterpretation {photometric!r} with SamplesPerPixel {samples} "
-            "is not grey (MONOCHROME1 or MONOCHROME2)"
+            f"PhotometricInterpretation {photometric!r}, SamplesPerPixel {samples}: "
+            "not grey (MONOCHROME1 or MONOCHROME2)"
         )
     if frames != 1:
         raise ValueError(f"NumberOfFrames {frames:g}: write each to a file of its own")
@@ -58,7 +123,7 @@ def read(syntax: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
             "bits of 8 or 16 are read"
         )
     n = h * w * allocated // 8
-    if syntax not in dicom_header.NATIVE:
+    if syntax not in _NATIVE:
         pixels = _decompress(syntax, data, (h, w), allocated, stored, signed)
     # Some writers pad; twice as much is another bit depth, or more frames.
     elif n <= len(data) < max(2 * n, n + 2):
@@ -73,20 +138,17 @@ def read(syntax: str, dataset: Any) -> tuple[np.ndarray, np.ndarray]:
         values[2 ** (stored - 1) :] -= 2**stored
     # The unused bits once held overlays.
     pixels = pixels.astype(np.uint16) & np.uint16(2**stored - 1)
-    return pixels.reshape(h, w), values
+    return dataset, pixels.reshape(h, w), values
 
 
-def _decompress(
-    syntax: str, data: bytes, shape: tuple[int, int], *bits: int
-) -> np.ndarray:
-    """Pixels as integers; `bits` are allocated, stored and whether signed."""
+def _decompress(syntax, data, shape, allocated, stored, signed) -> np.ndarray:
+    """Pixels as integers (h, w), or flat; `data` are those of PixelData."""
     import imagecodecs
     from pydicom import encaps
 
-    allocated, stored, signed = bits
     _, *fragments = encaps.generate_fragments(data)  # the first item is offsets
     frame = b"".join(fragments)
-    if syntax == dicom_header.RLE:
+    if syntax == _RLE:
         n, kind = shape[0] * shape[1], f"<u{allocated // 8}"
         room = bytearray((n + 128) * allocated // 8)  # some writers pad
         data = imagecodecs.dicomrle_decode(frame, kind, out=room)
@@ -95,9 +157,8 @@ def _decompress(
         frame = frame[max(frame.find(_JPEG_2000), 0) :]
     if not frame[-256:].rstrip(b"\0\xff").endswith(b"\xff\xd9"):
         raise ValueError("JPEG without its end: cut off")
-    is_2000 = frame.startswith(_JPEG_2000)
-    read_header = _jpeg_2000_header if is_2000 else _jpeg_header
-    decoder, size, precision, is_signed = read_header(frame)
+    header = _jpeg_2000_header if frame.startswith(_JPEG_2000) else _jpeg_header
+    decoder, size, precision, is_signed = header(frame)
     other_sign = is_signed != signed and precision != stored
     if size != (*shape, 1) or precision > 16 or other_sign:
         raise ValueError(
@@ -127,19 +188,13 @@ def _jpeg_header(frame: bytes) -> tuple[str, tuple[int, ...], int, bool]:
 
 
 def check_scans(jpeg: bytes) -> None:
-    """ValueError for a JPEG of more scans than any encoder writes.
-
-    Each passes over the whole image, and one of a hundred bytes may hold nothing.
-    """
+    """ValueError for too many scans: each passes over the whole image."""
     if (scans := jpeg.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"JPEG of {scans} scans; at most {MAX_SCANS} are read")
 
 
 def _jpeg_2000_header(frame: bytes) -> tuple[str, tuple[int, ...], int, bool]:
-    """As `_jpeg_header` (T.800 A); ValueError where it asks for too much memory.
-
-    Also where tiles are absent, which OpenJPEG fills with zeros.
-    """
+    """As `_jpeg_header` (T.800 A); refuses what lacks tiles or takes much memory."""
     *sizes, samples, depth, dx, dy = struct.unpack_from(">8IH3B", frame, 8)
     columns, rows, left, top, width, height = sizes[:6]
     if left or top or (dx, dy) != (1, 1) or not width * height:
@@ -160,7 +215,7 @@ def _jpeg_2000_header(frame: bytes) -> tuple[str, tuple[int, ...], int, bool]:
             raise ValueError(f"JPEG 2000 marker {marker:04X} at byte {at}: cut off")
         at = after
     tiles = -(-columns // width) * -(-rows // height)
-    if len(seen) != tiles or max(seen) >= tiles:
+    if len(seen) != tiles or max(seen) >= tiles:  # OpenJPEG would give zeros
         raise ValueError(f"JPEG 2000 with {len(seen)} of {tiles} tiles: cut off")
     return "jpeg2k_decode", (rows, columns, samples), depth % 128 + 1, depth >= 128
 
@@ -172,7 +227,4 @@ def _check_blocks(levels, width, height, _, __, *precincts, pixels):
         shift = 2 * max(levels - i, 0) + (size & 15) + (size >> 4)
         number += (pixels >> shift) + 1
     if max(blocks, number) > MAX_BLOCKS:
-        raise ValueError(
-            f"JPEG 2000 with {blocks} code blocks and {number} precincts; at most "
-            f"{MAX_BLOCKS} are read"
-        )
+        raise ValueError(f"JPEG 2000 of {blocks} code blocks and {number} precincts")
