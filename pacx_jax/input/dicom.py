@@ -1,7 +1,6 @@
 """Reads DICOM X-rays as uint8 grey levels, by the grey pipeline of PS3.3.
 
-1. Stored value: the low BitsStored bits, in two's complement if PixelRepresentation
-   is 1.
+1. Stored value: the low BitsStored bits; two's complement if PixelRepresentation is 1.
 2. Modality (C.11.1): ModalityLUTSequence, else RescaleSlope and RescaleIntercept.
 3. VOI (C.11.2): the first item of VOILUTSequence, else the first WindowCenter and
    WindowWidth by VOILUTFunction, onto 0 to 255. Without either the smallest value
@@ -28,8 +27,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     """Decodes the bytes of a DICOM file, which errors call `name`, to uint8 (h, w).
 
     Raises:
-      PacxError: not one grey image of 8 to 16 bits in a known transfer syntax, too
-        large, cut off, damaged, contradictory, or the extra `dicom` is missing.
+      PacxError: not one grey image of 8 to 16 bits, damaged, or no extra `dicom`.
     """
     try:
         dataset, stored, values = dicom_pixels.read(bytes(data))
@@ -95,11 +93,9 @@ def _voi(dataset: Any, values: np.ndarray) -> np.ndarray | None:
     window.PhotometricInterpretation = "MONOCHROME2"
     # One unsigned bit: pydicom scales onto the range of stored values, here 0 to 1.
     window.BitsStored, window.PixelRepresentation = 1, 0
-    # Not as DS and CS: pydicom warns of numbers that take more than 16 characters.
-    for keyword in keywords:
+    window.VOILUTFunction = value(dataset, "VOILUTFunction", str, "LINEAR").upper()
+    for keyword in keywords:  # not as DS: pydicom warns of more than 16 characters
         window.add_new(keyword, "FD", value(dataset, keyword, float))
-    function = value(dataset, "VOILUTFunction", str, "LINEAR")
-    window.add_new("VOILUTFunction", "UT", function)
     return apply_windowing(values, window)
 
 

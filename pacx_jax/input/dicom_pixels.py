@@ -108,13 +108,12 @@ def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
     photometric = value(dataset, "PhotometricInterpretation", str)
     samples = value(dataset, "SamplesPerPixel", int, 1)
     frames = value(dataset, "NumberOfFrames", float, 1)
-    if photometric not in ("MONOCHROME1", "MONOCHROME2") or samples != 1:
+    grey = photometric in ("MONOCHROME1", "MONOCHROME2")
+    if not grey or samples != 1 or frames != 1:
         raise ValueError(
-            f"PhotometricInterpretation {photometric!r}, SamplesPerPixel {samples}: "
-            "not grey (MONOCHROME1 or MONOCHROME2)"
+            f"PhotometricInterpretation {photometric!r}, SamplesPerPixel {samples}, "
+            f"NumberOfFrames {frames:g}: one grey frame a file is read"
         )
-    if frames != 1:
-        raise ValueError(f"NumberOfFrames {frames:g}: write each to a file of its own")
     if not 0 < h * w <= MAX_PIXELS:
         raise ValueError(f"Rows {h} x Columns {w}: 1 to {MAX_PIXELS} pixels are read")
     if allocated not in (8, 16) or not 1 <= stored <= allocated or high != stored - 1:
@@ -124,7 +123,12 @@ def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
         )
     n = h * w * allocated // 8
     if syntax not in _NATIVE:
-        pixels = _decompress(syntax, data, (h, w), allocated, stored, signed)
+        try:
+            pixels = _decompress(syntax, data, (h, w), allocated, stored, signed)
+        except ImportError:
+            raise
+        except Exception as error:
+            raise ValueError(f"PixelData: {error}") from error
     # Some writers pad; twice as much is another bit depth, or more frames.
     elif n <= len(data) < max(2 * n, n + 2):
         pixels = np.frombuffer(data, f"<u{allocated // 8}", h * w)
@@ -134,8 +138,7 @@ def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
             f"BitsAllocated {allocated} make {n}"
         )
     values = np.arange(2**stored)
-    if signed:
-        values[2 ** (stored - 1) :] -= 2**stored
+    values[2 ** (stored - 1) :] -= bool(signed) << stored
     # The unused bits once held overlays.
     pixels = pixels.astype(np.uint16) & np.uint16(2**stored - 1)
     return dataset, pixels.reshape(h, w), values
@@ -151,8 +154,9 @@ def _decompress(syntax, data, shape, allocated, stored, signed) -> np.ndarray:
     if syntax == _RLE:
         n, kind = shape[0] * shape[1], f"<u{allocated // 8}"
         room = bytearray((n + 128) * allocated // 8)  # some writers pad
-        data = imagecodecs.dicomrle_decode(frame, kind, out=room)
-        return np.frombuffer(data, kind, n)
+        return np.frombuffer(
+            imagecodecs.dicomrle_decode(frame, kind, out=room), kind, n
+        )
     if frame[4:8] == b"jP  ":  # a whole JP2 file
         frame = frame[max(frame.find(_JPEG_2000), 0) :]
     if not frame[-256:].rstrip(b"\0\xff").endswith(b"\xff\xd9"):
