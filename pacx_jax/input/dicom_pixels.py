@@ -71,10 +71,7 @@ def _read_dataset(data: bytes) -> tuple[str, Any]:
 
 
 def value(dataset: Any, keyword: str, kind: type, default: Any = None) -> Any:
-    """The first value as int (of VR US), str (CS) or float (DS, IS), or all bytes.
-
-    ValueError where it is not of that kind, or absent without a default.
-    """
+    """The first value as int (VR US), str (CS) or float (DS, IS), or all bytes."""
     # keep_deferred: pydicom would otherwise convert an empty value by its VR.
     element = dataset.get_item(keyword, keep_deferred=True)
     raw = (element.value if element is not None else None) or b""
