@@ -48,7 +48,10 @@ setuptools.setup(
     ],
     extras_require={
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
-        "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
+        "dicom": [
+            "pydicom>=3.0",
+            "imagecodecs>=2026.3.6",
+        ],  # not GPL, as pylibjpeg[all]
         "ecg": ["wfdb>=4.3"],  # reading WFDB records
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
         "stablehlo": ["flatbuffers>=24"],
@@ -66,8 +69,8 @@ setuptools.setup(
         "test": [
             *REPORT,
             "hypothesis>=6",
+            "imagecodecs>=2026.3.6",
             "pydicom>=3.0",
-            "pylibjpeg[all]>=2.0",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",
