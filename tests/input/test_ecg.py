@@ -42,7 +42,7 @@ def test_chain_equals_scipys_to_1e_5():
 
 def test_filters_have_the_published_coefficients():
     (b0, a0), (b1, a1) = ecg._filters(500.0)
-    # reference.md section 3, printed to 8 digits after the point.
+    # Of ECGFounder's chain, printed to 8 digits after the point.
     band_b = [0.00210678, 0, -0.00842713, 0, 0.01264069]
     band_a = [1, -6.69982773, 19.69125383, -33.19054445, 35.11756594, -23.895107]
     want = (
