@@ -16,6 +16,7 @@ import os
 import pathlib
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -213,20 +214,28 @@ def _ending_well(command: Callable[[], None]) -> None:
             _stop_on_full_disk()
         if told := target.out_of_memory(e):
             _end(f"error: {told}", cli.FAILED)
-        if isinstance(e, (PacxError, OSError)):  # OSError: such as a missing permission
-            _end(f"error: {' '.join(str(e).split())}", cli.FAILED)
-        if not jax.distributed.is_initialized():
-            raise
-        traceback.print_exc()
-        processes.end_by_bug()
+        line = f"error: {' '.join(str(e).split())}"
+        if isinstance(e, PacxError):
+            _end(line, cli.FAILED)
+        several = jax.distributed.is_initialized()
+        if several:
+            traceback.print_exc()
+            processes.wait_for_abort()
+        if isinstance(e, OSError):  # such as a missing permission
+            _end(line, cli.FAILED)
+        if several:
+            _end("stopped: by the error above", 1)
+        raise
 
 
 def _end(text: str, code: int) -> None:
-    """Says why, and ends; at once where JAX would wait for other processes."""
-    if jax.distributed.is_initialized():
-        processes.end_at_once(text, code)
+    """Says why, and ends; where JAX would wait for other processes, without that."""
     print(text, file=sys.stderr, flush=True)
-    sys.exit(code)
+    if not jax.distributed.is_initialized():
+        sys.exit(code)
+    if processes.is_first():  # JAX's service is here: without it, others are aborted
+        time.sleep(1)  # before they can say what stops all of them alike
+    os._exit(code)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import secrets
+import signal
 import sys
 import threading
 import time
@@ -85,6 +86,8 @@ def _join(**place: Any) -> None:
     late = threading.Timer(JOIN_SECONDS, end_at_once, (text, 2))
     late.daemon = True
     late.start()
+    # absl has Python's stacks dumped at an abort, which can crash, with another code.
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
     try:
         jax.distributed.initialize(
             **place,
@@ -208,14 +211,13 @@ def end_at_once(text: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def end_by_bug() -> NoReturn:
-    """Ends after an error that nobody expected, whose stack has been printed.
+def wait_for_abort() -> None:
+    """Returns after a while, or never if another process was lost.
 
-    A collective raises one where another process was lost. Then JAX aborts this process
-    within the heartbeat, as it does the others, and launchers start all of them again.
+    For errors without a known cause: collectives and barriers raise some when a process
+    is lost. JAX aborts this one then, within its heartbeat.
     """
     time.sleep(2 * HEARTBEAT_SECONDS)
-    end_at_once("stopped: by the error above", 1)
 
 
 def _one_line(error: BaseException) -> str:

@@ -231,7 +231,7 @@ REFUSED = {
     "many": ({"num_devices": 4}, "num_devices is 4 but 2 processes have 2 devices"),
     "config": ({}, "config.seed of process 1 is 1, that of process 0 0: give every"),
     "workdir": ({}, "--workdir of process 1 is '"),
-    "data": ({}, "data train of process 1 is '"),
+    "data": ({}, "data train.fingerprint of process 1 is '"),
     "disk": ({}, "of process 1 is another folder than that of process 0"),
 }
 
@@ -273,19 +273,21 @@ def test_a_refusal_is_one_line_and_2_in_every_process_of_open_mpi(tmp_path):
         assert "Traceback" not in runs.said(workdir, number)
 
 
-def no_data(number: int) -> None:
+def no_data(erring: int, number: int) -> None:
     def refuse(*_):
         raise PacxError("config.data.path: no such folder")
 
-    if number == 1:
+    if number == erring:
         sources.open_source = refuse
 
 
-def test_a_process_that_cannot_go_on_ends_the_others(tmp_path):
-    workdir = tmp_path / "run"
-    started = runs.start(runs.config("labs_dae", {}), workdir, no_data, count=2)
-    assert ended(started, workdir) == [-signal.SIGABRT, 2], runs.said(workdir)
-    assert runs.said(workdir, 1) == "error: config.data.path: no such folder\n"
+@pytest.mark.parametrize("erring", [0, 1])
+def test_error_of_one_process_is_its_line_and_code_and_ends_the_other(tmp_path, erring):
+    workdir, before = tmp_path / "run", functools.partial(no_data, erring)
+    started = runs.start(runs.config("labs_dae", {}), workdir, before, count=2)
+    codes = ended(started, workdir)
+    assert (codes.pop(erring), codes) == (2, [-signal.SIGABRT])
+    assert runs.said(workdir, erring) == "error: config.data.path: no such folder\n"
 
 
 def try_a_kernel(folder: pathlib.Path, number: int) -> None:
