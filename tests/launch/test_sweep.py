@@ -182,7 +182,7 @@ def test_a_split_that_the_prepared_data_lack_is_refused_before_any_run(
 def test_of_several_logs_the_one_with_the_error_is_told(tmp_path, said):
     logs = tmp_path / "a" / "logs"
     logs.mkdir(parents=True)
-    (logs / "process_0.log").write_text("F1129 another task died\n    @     0x7f37 ()\n")
+    (logs / "process_0.log").write_text("another task died\n    @     0x7f37 ()\n")
     (logs / "process_1.log").write_text(f"step 1\n{said}\n")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "a.exit").write_text("2\n")
