@@ -219,11 +219,11 @@ def _ending_well(command: Callable[[], None]) -> None:
             _end(line, cli.FAILED)
         several = jax.distributed.is_initialized()
         if several:
-            traceback.print_exc()
-            processes.wait_for_abort()
+            processes.wait_for_abort(e)
         if isinstance(e, OSError):  # such as a missing permission
             _end(line, cli.FAILED)
         if several:
+            traceback.print_exc()
             _end("stopped: by the error above", 1)
         raise
 

@@ -211,13 +211,17 @@ def end_at_once(text: str, code: int) -> NoReturn:
     os._exit(code)
 
 
-def wait_for_abort() -> None:
+def wait_for_abort(error: BaseException) -> None:
     """Returns after a while, or never if another process was lost.
 
     For errors without a known cause: collectives and barriers raise some when a process
     is lost. JAX aborts this one then, within its heartbeat.
     """
-    time.sleep(2 * HEARTBEAT_SECONDS)
+    text = f"stopped: {type(error).__name__}: {_one_line(error)}"
+    seconds = 2 * HEARTBEAT_SECONDS
+    more = f"if another process was lost, JAX says so within {seconds} s"
+    print(f"{text} ({more})", file=sys.stderr, flush=True)
+    time.sleep(seconds)
 
 
 def _one_line(error: BaseException) -> str:
