@@ -11,8 +11,8 @@
 #   --dry-run           print the commands, run none
 # Process 0 writes to the terminal, process I to WORKDIR/logs/process_I.log. TERM, INT and
 # HUP are passed on as TERM. When one process fails, the others are stopped. The exit code
-# is that of the first that failed, 75 (stopped, state saved: the same command goes on)
-# only if none did otherwise.
+# is that of the first that failed, 75 (stopped: the same command goes on from the last
+# checkpoint) only if none did otherwise. 134 is a process that lost another: 75 too.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -125,6 +125,9 @@ ended() { # process $1 has: with which exit code, and what follows from it
   unset "running[$1]"
   if [ "$status" -eq 143 ] && [ -n "$deadline" ]; then
     status=75 # asked to stop before it could answer: nothing is lost
+  elif [ "$status" -eq 134 ]; then
+    echo "process $1 of $num_processes lost another one: start the run again" >&2
+    status=75 # JAX's abort of a process that lost another
   fi
   [ "$status" -ne 0 ] || return 0
   if [ "$code" -eq 0 ] || [ "$code" -eq 75 ]; then code=$status; fi

@@ -195,8 +195,8 @@ def _error(run: Run, target: pathlib.Path) -> str:
     if not said:
         return f"it said nothing (see {run.workdir})"
 
-    def rank(log):  # the process that failed, before its peers that stopped for it
-        return not said[log].startswith("error:"), said[log].startswith("stopped:")
+    def rank(log):  # the process that failed, before its peers that JAX aborted for it
+        return not said[log].startswith("error:"), said[log].startswith("@ 0x")
 
     log = min(said, key=rank)
     return f"{said[log]} ({log})"

@@ -17,9 +17,9 @@
 #   --valid_until=6h     how long the request may wait
 #   --nfs=SERVER:/SHARE  mounted at /mnt/pacx on every worker; the workdir lies there
 #   --dry-run            print the commands, run none
-# `run` and `wait` end with 0 when all workers did, 75 when the run was stopped or the
-# slice was taken away (create, install and run again: it goes on), else with the error's
-# code. Logs: WORKDIR/logs/worker_HOST.log.
+# `run` and `wait` end with 0 when all workers did, 75 when the run was stopped, a worker
+# was lost or the slice was taken away (create, install and run again: it goes on), else
+# with the error's code. Logs: WORKDIR/logs/worker_HOST.log.
 # `create` and `wait` ask every PACX_POLL_SECONDS (15), and end with a line after
 # PACX_MAX_FAILURES (10) questions in a row without an answer.
 set -euo pipefail
@@ -239,10 +239,10 @@ echo pacx runs"
   codes=$(sed -n 's/^pacx exit \([0-9]*\)$/\1/p' <<<"$answer" | sort -un)
   [ -n "$codes" ] || fail "no worker of $name said how its run ended"
   local code
-  for code in $codes; do
-    case $code in 0 | 75) ;; *) exit "$code" ;; esac
+  for code in $codes; do # 134: JAX aborts who lost another; 143: stopped as it started
+    case $code in 0 | 75 | 134 | 143) ;; *) exit "$code" ;; esac
   done
-  [[ $codes != *75* ]] || exit 75
+  [ "$codes" = 0 ] || exit 75
 }
 
 stop() { # asks all workers to save and end

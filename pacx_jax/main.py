@@ -8,13 +8,7 @@ A run that was stopped goes on where its last checkpoint stands; a finished one 
 as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 """
 
-# ruff: noqa: E402 - SIGTERM is taken before the seconds that imports take
 from __future__ import annotations
-
-from pacx_jax.distributed import preemption
-
-if __name__ == "__main__":
-    preemption.end_at_once()
 
 import contextlib
 import math
@@ -22,6 +16,7 @@ import os
 import pathlib
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -30,8 +25,8 @@ import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from pacx_jax import files, target
-from pacx_jax.distributed import peers, processes
+from pacx_jax import cli, files, target
+from pacx_jax.distributed import preemption, processes
 from pacx_jax.errors import PacxError
 from pacx_jax.run import fingerprints, host_memory
 
@@ -82,11 +77,7 @@ def run(
         if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
             stack.enter_context(files.locked(path / "lock", refusal))
-        several = jax.process_count() > 1
-        asked = preemption.Preemption(
-            config.grace_seconds, processes.agree_to_end if several else None
-        )
-        stack.enter_context(asked)
+        asked = stack.enter_context(preemption.Preemption(config.grace_seconds))
         _train(config, workdir, asked, force)
 
 
@@ -111,7 +102,7 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     from pacx_jax.evaluate import held_out
 
     check_processes(config, workdir)
-    processes.check_agreement("--evaluate", split)
+    processes.check_agreement({"--evaluate": split})
     record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)
@@ -127,10 +118,8 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
 
 def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:
     """PacxError on every process of the run unless all have the same to do."""
-    processes.check_agreement(
-        "the config", sorted(fingerprints.flat(config.to_dict()).items())
-    )
-    processes.check_agreement("--workdir", os.path.abspath(workdir))
+    fields = fingerprints.flat(config.to_dict(), "config.")
+    processes.check_agreement(fields | {"--workdir": os.path.abspath(workdir)})
     processes.check_devices(config.num_devices)
 
 
@@ -195,15 +184,13 @@ def start_processes() -> None:
 def main() -> None:
     """The command line: an error of the user's is one line and exit code 2.
 
-    A run that SIGTERM stopped, or the loss of another of its processes, ends with 75.
+    A run that SIGTERM stopped ends with 75. JAX aborts its processes (134) when one of
+    them was lost. After both the same command goes on.
     """
     threading.excepthook = _thread_failed
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
-    # Until the run listens itself, there is nothing that could be lost.
-    with preemption.Preemption(grace_seconds=0):
-        preemption.raise_interrupts()
-        _ending_well(lambda: app.run(_main, flags_parser=parse_flags))
+    _ending_well(lambda: app.run(_main, flags_parser=parse_flags))
 
 
 def _ending_well(command: Callable[[], None]) -> None:
@@ -211,39 +198,42 @@ def _ending_well(command: Callable[[], None]) -> None:
     try:
         command()
     except SystemExit:  # so absl's app returns
-        peers.leave()
+        processes.leave()
         raise
-    except PacxError as e:
-        _end(f"error: {' '.join(str(e).split())}", 2)
     except preemption.Preempted as e:
         print(f"stopped: {e}; the same command goes on from there", flush=True)
-        peers.leave()
+        processes.leave()
         sys.exit(preemption.EXIT_CODE)
     except KeyboardInterrupt:
-        _end(
-            "stopped: the same command goes on from the last checkpoint",
-            preemption.INTERRUPTED,
-        )
+        last = "stopped: the same command goes on from the last checkpoint"
+        _end(last, cli.INTERRUPTED)
     except Exception as e:
         if files.is_full(e):
             _stop_on_full_disk()
         if told := target.out_of_memory(e):
-            _end(f"error: {told}", 2)
-        processes.end_if_bereaved(e)
+            _end(f"error: {told}", cli.FAILED)
+        line = f"error: {' '.join(str(e).split())}"
+        if isinstance(e, PacxError):
+            _end(line, cli.FAILED)
+        several = jax.distributed.is_initialized()
+        if several:
+            processes.wait_for_abort(e)
         if isinstance(e, OSError):  # such as a missing permission
-            _end(f"error: {' '.join(str(e).split())}", 2)
-        if not peers.watching():
-            raise
-        traceback.print_exc()
-        _end("stopped: by the error above", 1)
+            _end(line, cli.FAILED)
+        if several:
+            traceback.print_exc()
+            _end("stopped: by the error above", 1)
+        raise
 
 
 def _end(text: str, code: int) -> None:
-    """Says why, and ends; at once where other processes would be waited for."""
-    if peers.watching():
-        peers.end(text, code)
+    """Says why, and ends; where JAX would wait for other processes, without that."""
     print(text, file=sys.stderr, flush=True)
-    sys.exit(code)
+    if not jax.distributed.is_initialized():
+        sys.exit(code)
+    if processes.is_first():  # JAX's service is here: without it, others are aborted
+        time.sleep(1)  # before they can say what stops all of them alike
+    os._exit(code)
 
 
 def _thread_failed(failure: threading.ExceptHookArgs) -> None:
@@ -255,7 +245,7 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _stop_on_full_disk() -> None:
     """Ends at once: closing files that cannot be written would raise again."""
-    peers.end(f"error: {files.full_disk(_WORKDIR.value)}", 2)
+    processes.end_at_once(f"error: {files.full_disk(_WORKDIR.value)}", cli.FAILED)
 
 
 def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:

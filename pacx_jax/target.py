@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 
 import jax
 from absl import logging
-from jax._src import distributed  # its key-value store has no public name
 from jax.sharding import Mesh
+
+from pacx_jax.distributed import processes
 
 # Operation with two forms -> platforms that take the hand-written one, not JAX's.
 # docs/compiled.md has the figures that decided.
@@ -28,7 +29,6 @@ HAND_WRITTEN = {
     "grouped_convolution": ("cpu",),
     "update_in_branch": ("cpu", "tpu"),
 }
-ANSWER_SECONDS = 600  # for all processes to have tried a kernel
 
 _MESH: contextvars.ContextVar[Mesh | None] = contextvars.ContextVar("mesh")
 _FORCED: contextvars.ContextVar[dict[str, bool]] = contextvars.ContextVar("forced")
@@ -96,8 +96,9 @@ def hand_written(operation: str) -> bool:
 def tried(what: str, attempt: Callable[[jax.Device], str]) -> str:
     """Why a kernel cannot be used on the mesh's devices; "" where it can.
 
-    Tried once on a device of each process, and what one finds holds for all. Devices
-    that are not here, as a planned pod's, are taken at their word.
+    Tried once on a device of each process, and what one finds holds for all: every
+    process asks for the same kernels in the same order, as it traces the same program.
+    Devices that are not here, as a planned pod's, are taken at their word.
 
     Args:
       what: names the kernel and all that its success depends on.
@@ -127,29 +128,18 @@ def _tried(what, attempt, device, several: bool) -> str:
     if key not in _ANSWERS:
         # Another thread has no trace and no mesh of this one's.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            answer = thread.submit(_answer, attempt, device).result()
-        asked = f"{what} on {device.device_kind}"
-        _ANSWERS[key] = _of_all(asked, answer) if several else answer
+            _ANSWERS[key] = thread.submit(_answer, attempt, device, several).result()
     return _ANSWERS[key]
 
 
-def _answer(attempt, device) -> str:
+def _answer(attempt, device, several: bool) -> str:
+    """What this process finds, or of several the first of those that find a fault."""
     try:
-        return attempt(device)
+        answer = attempt(device)
     except Exception as error:  # whatever a compiler or a driver says
-        return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _of_all(what: str, answer: str) -> str:
-    """The first answer, by number of process, that is not "", on every process."""
-    state = distributed.global_state
-    key = f"pacx_jax/tried/{what}"
-    state.client.key_value_set(f"{key}/{state.process_id}", answer or "-")
-    for i in range(state.num_processes):
-        found = state.client.blocking_key_value_get(f"{key}/{i}", ANSWER_SECONDS * 1000)
-        if found != "-":
-            return found
-    return ""
+        answer = " ".join(str(error).split())[:200] or type(error).__name__
+    answers = processes.gathered(answer) if several else [answer]
+    return next(filter(None, answers), "")
 
 
 def say_of_dtype(dtype: str) -> None:

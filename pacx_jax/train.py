@@ -99,13 +99,9 @@ def train(
         # What the loop moves between host and devices, it says where it does.
         with jax.transfer_guard("disallow"):
             final = take_steps(session, state, start, now)
-    except Exception as e:
-        processes.end_if_bereaved(e)
-        raise
     finally:  # a save under way when an error comes is a save still
         ledger.enter("checkpoint")
         saver.close()
-        preemption.unsaved = False
         writer.close()
         ledger.close()
     check_saved(saver, workdir, config.total_steps)
@@ -134,7 +130,6 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
             with trace.step(n):
                 batch = ledger.next_batch(stream, n, values)
                 state, values = run.train_step(state, batch, run.step_key)
-            session.preemption.unsaved = True
             if trace.ends_with(n):
                 ledger.enter("metrics")
                 trace.write(values)

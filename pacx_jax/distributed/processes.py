@@ -1,125 +1,130 @@
-"""Several processes of one run: how they start, agree, and end when one is lost."""
+"""Several processes of one run: how they join, agree, and end.
+
+JAX's runtime watches them: a process that is silent for HEARTBEAT_SECONDS is lost, and
+the others are then aborted by SIGABRT (exit code 134), wherever they are. Launchers
+start them again, and the run goes on from its last checkpoint.
+"""
 
 from __future__ import annotations
 
-import ctypes
-import hashlib
+import json
+import os
 import pathlib
+import re
 import secrets
 import signal
+import sys
 import threading
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import numpy as np
-from jax._src import distributed  # its key-value store has no public name
+from jax.experimental import multihost_utils
 
-from pacx_jax.distributed import cluster, peers, rendezvous
-from pacx_jax.distributed.peers import EXIT_CODE
 from pacx_jax.errors import PacxError
 
-# Words of the errors that a collective raises when a peer is gone.
-_LOSS = ("gloo", "nccl", "connection", "unavailable", "coordination", "deadline")
-MEETING_SECONDS = 45  # for all processes of a run to come
-INITIALIZATION_SECONDS = 60
-HEARTBEAT_SECONDS = 10  # JAX's own measure of a host that is silent
-_jax_hears = None  # JAX's handler of SIGTERM
+JOIN_SECONDS = 60  # for all processes of a run to come
+HEARTBEAT_SECONDS = 10
 
 
 def start_detected() -> None:
     """Joins the processes that SLURM, Open MPI, a Cloud TPU or GKE has started.
 
     A single process, where none of these is found, is an error: it would train alone.
+    JAX_COORDINATOR_ADDRESS overrides the coordinator, JAX_COORDINATOR_PORT its port.
     """
-    start(*cluster.detect(MEETING_SECONDS))
+    try:
+        _join(**_open_mpi_5())
+    except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e:
+        raise PacxError(
+            "--distributed=auto found no SLURM, Open MPI, Cloud TPU or GKE that has "
+            f"started this process ({type(e).__name__}: {_one_line(e)}): otherwise "
+            "give --coordinator, --num_processes and --process_id"
+        ) from None
 
 
-def start(
-    coordinator: str,
-    num_processes: int,
-    process_id: int,
-    local_device_ids: list[int] | None = None,
-) -> None:
+def start(coordinator: str, num_processes: int, process_id: int) -> None:
     """Joins the other processes of this run, before any device is used.
 
     Args:
       coordinator: host:port of process 0.
       num_processes: how many there are, each with its own devices.
       process_id: this one's number, from 0.
-      local_device_ids: the GPUs that this process shall see; None = all.
-
-    Raises:
-      PacxError: on every process, within MEETING_SECONDS: not all came, or two with
-        the same number.
     """
-    if not coordinator or num_processes < 1 or not 0 <= process_id < num_processes:
+    if num_processes < 1 or not 0 <= process_id < num_processes:
         raise PacxError(
-            f"--coordinator={coordinator} --num_processes={num_processes} "
-            f"--process_id={process_id}: give host:port, and an id from 0 to "
-            "num_processes - 1"
+            f"--num_processes={num_processes} --process_id={process_id}: give an id "
+            "from 0 to num_processes - 1"
         )
     host, _, port = coordinator.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise PacxError(f"--coordinator={coordinator}: give host:port")
-    met = rendezvous.meet(coordinator, num_processes, process_id, MEETING_SECONDS)
-    if num_processes > 1:
-        peers.watch(process_id, met)
-    what = f"process {process_id} of {num_processes} could not join {coordinator}"
+        raise PacxError(f"--coordinator={coordinator}: give host:port of process 0")
     try:
-        _initialize(what, coordinator, num_processes, process_id, local_device_ids)
+        _join(
+            coordinator_address=coordinator,
+            num_processes=num_processes,
+            process_id=process_id,
+        )
     except (RuntimeError, ValueError) as e:
-        raise PacxError(f"{what}: {_one_line(e)}") from None
-    _take_sigterm_back()
+        raise PacxError(
+            f"process {process_id} of {num_processes} could not join {coordinator}: "
+            f"{_one_line(e)}"
+        ) from None
 
 
-def _initialize(what: str, *names: str | int | list[int] | None) -> None:
-    """Starts JAX's service; the run ends here if not all processes come to it.
+def _join(**place: Any) -> None:
+    """Starts JAX's service; ends this process if not all come to it in time.
 
-    At its own time limit JAX aborts, so this one is before it.
+    At its own time limit JAX would abort without a word about the cause.
     """
-    peers.delay_abort()
-    late = threading.Timer(
-        INITIALIZATION_SECONDS,
-        lambda: peers.end(
-            f"error: {what} within {INITIALIZATION_SECONDS} s: start all processes, "
-            "each with the same --coordinator and an id of its own",
-            2,
-        ),
+    text = (
+        f"error: the processes of this run did not all come within {JOIN_SECONDS} s: "
+        "start all of them, with the same --coordinator and --num_processes, each with "
+        "a --process_id of its own; is the coordinator's port open to them?"
     )
+    late = threading.Timer(JOIN_SECONDS, end_at_once, (text, 2))
     late.daemon = True
     late.start()
+    # absl has Python's stacks dumped at an abort, which can crash, with another code.
+    signal.signal(signal.SIGABRT, signal.SIG_DFL)
     try:
         jax.distributed.initialize(
-            *names,
-            initialization_timeout=2 * INITIALIZATION_SECONDS,
+            **place,
+            initialization_timeout=2 * JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
         )
     finally:
         late.cancel()
 
 
-def _take_sigterm_back() -> None:
-    """Puts Python's handler in the place of the one that JAX has just put there.
+def _open_mpi_5() -> dict[str, Any]:
+    """Arguments for `initialize` under Open MPI 5, which JAX does not know; else {}.
 
-    JAX's only notes the signal, for the next step to see: during set-up that is late.
+    As JAX does for Open MPI 4: process 0 runs where mpirun was called. Open MPI 5 gives
+    no address; its namespace holds mpirun's host and process id.
     """
-    global _jax_hears
-    if threading.current_thread() is not threading.main_thread():
-        return
-    libc = ctypes.CDLL(None)
-    libc.signal.restype = ctypes.c_void_p
-    libc.signal.argtypes = [ctypes.c_int, ctypes.c_void_p]
-    handler = libc.signal(signal.SIGTERM, None)
-    if handler:
-        _jax_hears = ctypes.CFUNCTYPE(None, ctypes.c_int)(handler)
-    signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM))
-
-
-def agree_to_end() -> None:
-    """Lets JAX's service find a step after which all processes end."""
-    if _jax_hears is not None:
-        _jax_hears(signal.SIGTERM)
+    rank = os.environ.get("OMPI_COMM_WORLD_RANK")
+    if rank is None or "OMPI_MCA_orte_hnp_uri" in os.environ:  # Open MPI 4's
+        return {}
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        space = os.environ.get("PMIX_NAMESPACE", "")
+        found = re.fullmatch(r"prterun-(.+)-(\d+)@\d+", space)
+        if not found:
+            raise ValueError(
+                f"Open MPI's PMIX_NAMESPACE {space!r} names no host: set "
+                "JAX_COORDINATOR_ADDRESS to host:port of process 0"
+            )
+        # Above what systems hand out, and apart from other jobs on this host.
+        port = os.environ.get("JAX_COORDINATOR_PORT") or 61440 + int(found[2]) % 4096
+        address = f"{found[1]}:{port}"
+    return {
+        "coordinator_address": address,
+        "num_processes": int(os.environ["OMPI_COMM_WORLD_SIZE"]),
+        "process_id": int(rank),
+        "local_device_ids": [int(os.environ["OMPI_COMM_WORLD_LOCAL_RANK"])],
+    }
 
 
 def is_first() -> bool:
@@ -131,28 +136,36 @@ def agreed(value: int) -> int:
     """The first process's integer, everywhere."""
     if jax.process_count() == 1:
         return value
-    from jax.experimental import multihost_utils
-
     with jax.transfer_guard("allow"):  # of this integer
         return int(multihost_utils.broadcast_one_to_all(np.int64(value)))
 
 
-def check_agreement(what: str, content: Any) -> None:
-    """PacxError on every process unless all have the same `content` (its repr)."""
+def gathered(text: str) -> list[str]:
+    """Every process's text, by number of process. All must call it, in one order."""
     if jax.process_count() == 1:
-        return
-    from jax.experimental import multihost_utils
-
-    digest = hashlib.sha256(repr(content).encode()).digest()
-    all_of_them = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    differing = [
-        i for i, other in enumerate(all_of_them) if (other != all_of_them[0]).any()
+        return [text]
+    data = np.frombuffer(text.encode(), np.uint8)
+    with jax.transfer_guard("allow"):
+        sizes = multihost_utils.process_allgather(np.int32(data.size))
+        padded = np.pad(data, (0, sizes.max() - data.size))
+        rows = multihost_utils.process_allgather(padded)
+    return [
+        row[:size].tobytes().decode() for row, size in zip(rows, sizes, strict=True)
     ]
-    if differing:
-        raise PacxError(
-            f"{what} of process {', '.join(map(str, differing))} differs from that of "
-            "process 0: give every process the same command and data"
-        )
+
+
+def check_agreement(content: dict[str, Any]) -> None:
+    """PacxError on every process unless each name has one value (its repr) on all."""
+    text = json.dumps({name: repr(value) for name, value in content.items()})
+    first, *others = map(json.loads, gathered(text))
+    for number, other in enumerate(others, 1):
+        for name in sorted(first.keys() | other.keys()):
+            here, there = first.get(name, "missing"), other.get(name, "missing")
+            if here != there:
+                raise PacxError(
+                    f"{name} of process {number} is {there}, that of process 0 {here}: "
+                    "give every process the same command and data"
+                )
 
 
 def check_devices(num_devices: int) -> None:
@@ -172,35 +185,43 @@ def check_shared(workdir: str) -> None:
     """PacxError on every process unless `workdir`, a folder, is the same to all."""
     if jax.process_count() == 1:
         return
-    from jax.experimental import multihost_utils
-
-    mark = pathlib.Path(workdir) / f".shared_{agreed(secrets.randbelow(2**31)):x}"
+    mark = pathlib.Path(workdir) / f".shared_{secrets.token_hex(8)}"
     if is_first():
         mark.touch()
-    multihost_utils.sync_global_devices("marked")
-    seen = multihost_utils.process_allgather(np.array(mark.exists()))
+    first = mark.with_name(gathered(mark.name)[0])
+    seen = gathered(str(first.exists()))
     if is_first():
         mark.unlink()
-    blind = np.flatnonzero(~seen)
-    if blind.size:
+    blind = [str(i) for i, answer in enumerate(seen) if answer != "True"]
+    if blind:
         raise PacxError(
-            f"{workdir} of process {', '.join(map(str, blind))} is another folder than "
-            "that of process 0: give a --workdir on a file system that all see"
+            f"{workdir} of process {', '.join(blind)} is another folder than that of "
+            "process 0: give a --workdir on a file system that all see"
         )
 
 
-def end_if_bereaved(error: BaseException) -> None:
-    """Ends this process at once where an error means that another one was lost."""
-    count = distributed.global_state.num_processes  # which starts no device
-    if count == 1 or not any(w in str(error).lower() for w in _LOSS):
-        return
-    time.sleep(1)  # the watch knows who ended and why, and ends this process itself
-    peers.end(
-        f"stopped: the connection with the other processes of this run was lost "
-        f"({_one_line(error)}); start all of them again, and the run goes on from its "
-        "last checkpoint",
-        EXIT_CODE,
-    )
+def leave() -> None:
+    """Waits until all processes have ended their work, so that none is missed."""
+    jax.distributed.shutdown()
+
+
+def end_at_once(text: str, code: int) -> NoReturn:
+    """Says why on standard error, and ends without waiting for other processes."""
+    print(text, file=sys.stderr, flush=True)
+    os._exit(code)
+
+
+def wait_for_abort(error: BaseException) -> None:
+    """Returns after a while, or never if another process was lost.
+
+    For errors without a known cause: collectives and barriers raise some when a process
+    is lost. JAX aborts this one then, within its heartbeat.
+    """
+    text = f"stopped: {type(error).__name__}: {_one_line(error)}"
+    seconds = 2 * HEARTBEAT_SECONDS
+    more = f"if another process was lost, JAX says so within {seconds} s"
+    print(f"{text} ({more})", file=sys.stderr, flush=True)
+    time.sleep(seconds)
 
 
 def _one_line(error: BaseException) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 
 import jax
@@ -56,7 +55,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
                 outputs, np.array(patients), config.data.label_columns, config.seed
             )
         )
-    processes.check_agreement("the evaluation", json.dumps(result))
+    processes.check_agreement({f"evaluated {k}": v for k, v in result.items()})
     if processes.is_first():
         files.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)
     return result

@@ -76,7 +76,7 @@ def check_data(
     Raises:
       PacxError: the run has been started with other data or weights.
     """
-    processes.check_agreement("the data", sorted(fingerprints.items()))
+    processes.check_agreement({f"data {k}": v for k, v in fingerprints.items()})
     path = pathlib.Path(workdir) / DATA
     if started and not path.is_file() and processes.is_first():
         _warn(f"{path} is missing: whether the data are the run's cannot be checked")

@@ -1,7 +1,6 @@
 """What is compiled for decides which form is taken; every form computes the same."""
 
 import re
-import threading
 import types
 
 import jax
@@ -158,46 +157,6 @@ def test_a_cpu_writes_the_state_in_place(meshes):
         copies[in_branch] = len(re.findall(r"= f32\[512,256\]\S* copy\(", text))
     assert copies[True] == 0
     assert target.HAND_WRITTEN["update_in_branch"] == ("cpu", "tpu")
-
-
-class Store:
-    """The key-value store of two processes, here threads."""
-
-    def __init__(self):
-        self.values, self.changed = {}, threading.Condition()
-
-    def key_value_set(self, key, value):
-        with self.changed:
-            self.values[key] = value
-            self.changed.notify_all()
-
-    def blocking_key_value_get(self, key, milliseconds):
-        with self.changed:
-            assert self.changed.wait_for(lambda: key in self.values, 10)
-            return self.values[key]
-
-
-def test_what_fails_on_one_process_is_left_out_on_all(monkeypatch):
-    store, local, answers = Store(), threading.local(), {}
-
-    class State:
-        client, num_processes = store, 2
-
-        @property
-        def process_id(self):
-            return local.id
-
-    fake = types.SimpleNamespace(global_state=State())
-    monkeypatch.setattr(target, "distributed", fake)
-
-    def process(i):
-        local.id = i
-        answers[i] = target._of_all("a kernel", "" if i == 0 else "no such cuDNN")
-
-    threads = [threading.Thread(target=process, args=(i,)) for i in range(2)]
-    [t.start() for t in threads]
-    [t.join() for t in threads]
-    assert answers == {0: "no such cuDNN", 1: "no such cuDNN"}
 
 
 def test_a_full_device_memory_is_one_line():

@@ -207,7 +207,7 @@ def test_the_manifests_start_nothing_until_a_run_is_made_of_them():
     assert not make("tpu")["spec"]["suspend"]
 
 
-def test_exit_codes_of_errors_fail_a_jobset_and_75_restarts_it():
+def test_exit_codes_of_errors_fail_a_jobset_and_all_others_restart_it():
     for document in documents():
         job = document["spec"]["replicatedJobs"][0]["template"]["spec"]
         codes = job["podFailurePolicy"]["rules"][0]["onExitCodes"]

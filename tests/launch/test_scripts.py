@@ -73,6 +73,13 @@ def test_local_stops_the_others_when_one_fails_and_ends_with_its_code(tmp_path):
     assert "process 1 of 3 failed with exit code 2\nerror: no data" in output
 
 
+def test_local_starts_again_after_a_lost_process_and_not_after_an_error(tmp_path):
+    code, output = local(tmp_path, behaviour="kill -ABRT $$")
+    assert code == 75 and "process 0 of 2 lost another one" in output
+    behaviour = '[ "$id" = 1 ] && exit 2; kill -ABRT $$'
+    assert local(tmp_path, behaviour=behaviour)[0] == 2
+
+
 def local_without_python(tmp_path):
     """local.sh of a clone of its own, without `python` on PATH."""
     shutil.copytree(ROOT / "launch", tmp_path / "clone" / "launch")
@@ -194,6 +201,8 @@ def test_slurm_starts_every_task_with_the_run_s_arguments(tmp_path):
         ("exit 75", "COMPLETING", "0", (75, False)),  # cancelled: it stays so
         ("exit 75", "RUNNING", "100", (75, False)),
         ('[ "$id" = 0 ] && exit 2; exit 75', "RUNNING", "0", (2, False)),
+        ('[ "$id" = 0 ] && exit 2; kill -ABRT $$', "RUNNING", "0", (2, False)),
+        ("kill -ABRT $$", "RUNNING", "0", (75, True)),  # each lost another
         ("exit 1", "RUNNING", "0", (1, False)),
         # Asked to stop while it still starts.
         ("kill -TERM $PPID; kill -TERM $$", "RUNNING", "0", (75, True)),
@@ -286,7 +295,12 @@ def test_tpu_pod_installs_on_all_workers_by_hash(tmp_path):
 
 @pytest.mark.parametrize(
     ("behaviour", "expected"),
-    [("exit 0", 0), ("exit 75", 75), ('[ "$id" = 1 ] && exit 2; exit 75', 2)],
+    [
+        ("exit 0", 0),
+        ("exit 75", 75),
+        ("kill -ABRT $$", 75),
+        ('[ "$id" = 1 ] && exit 2; kill -ABRT $$', 2),
+    ],
 )
 def test_tpu_pod_runs_on_all_workers_and_ends_as_they_do(workers, behaviour, expected):
     arguments = ["--workdir=/mnt/pacx/runs/a b", "--config=c", "--config.x=(1, 2)"]

@@ -177,16 +177,17 @@ def test_a_split_that_the_prepared_data_lack_is_refused_before_any_run(
     assert not (stand_in / "sweep").exists()
 
 
-def test_of_several_logs_the_one_with_the_error_is_told(tmp_path):
+@pytest.mark.parametrize("said", [f"error: {'x' * 300}\n", "stopped: by the error "])
+def test_of_several_logs_the_one_with_the_error_is_told(tmp_path, said):
     logs = tmp_path / "a" / "logs"
     logs.mkdir(parents=True)
-    (logs / "process_0.log").write_text("stopped: process 1 was lost\n")
-    (logs / "process_1.log").write_text(f"step 1\nerror: {'x' * 300}\n\n")
+    (logs / "process_0.log").write_text("another task died\n    @     0x7f37 ()\n")
+    (logs / "process_1.log").write_text(f"step 1\n{said}\n")
     (tmp_path / "sweep").mkdir()
     (tmp_path / "sweep" / "a.exit").write_text("2\n")
     runs = [sweep.Run("a", {}, (), tmp_path / "a", "")]
     (row,) = sweep.collect(runs, tmp_path, [])
-    assert row["error"] == f"error: {'x' * 193} ({logs / 'process_1.log'})"
+    assert row["error"] == f"{said[:200].strip()} ({logs / 'process_1.log'})"
 
 
 @pytest.fixture

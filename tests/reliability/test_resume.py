@@ -82,6 +82,24 @@ def test_sigterm_saves_within_its_step_and_the_run_resumes_bit_exact(
     runs.assert_same(tmp_path, straight(stage, 2))
 
 
+def ask_twice_and_hang() -> None:
+    runs.ask_to_end()
+    runs.ask_to_end()
+    time.sleep(60)
+
+
+def test_run_that_cannot_save_in_time_ends_without_a_new_checkpoint(tmp_path):
+    workdir, config = tmp_path / "run", runs.config("labs_dae", {}, grace_seconds=1)
+    before = functools.partial(runs.at_update, 5, ask_twice_and_hang)
+    (process,) = runs.start(config, workdir, functools.partial(runs.in_all, before))
+    process.join(45)
+    said = runs.said(workdir)
+    assert process.exitcode == preemption.EXIT_CODE, said
+    assert said.startswith("stopped: not saved within 1 s of SIGTERM")
+    assert said.count("\n") == 1
+    assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["3"]
+
+
 def test_sigterm_during_an_evaluation_gives_it_up_and_does_it_again(
     folders, straight, patients, tmp_path, monkeypatch
 ):
