@@ -39,7 +39,7 @@ if str(ROOT) not in sys.path:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
-from launch.planning import chips, plan, report, tables  # noqa: E402
+from launch.planning import chips, plan, report  # noqa: E402
 from pacx_jax import cli  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
@@ -91,7 +91,7 @@ def _run(argv: list[str]) -> None:
     if given["all"].value:
         if not given.out:
             raise PacxError("--all writes tables: give --out=docs/scaling.md")
-        tables.renew(pathlib.Path(given.out), given.compiles, cache, given.jobs)
+        report.renew(pathlib.Path(given.out), given.compiles, cache, given.jobs)
         return
     if given.config is None or not given.topology:
         raise PacxError("give --config=configs/<recipe>.py and --topology=v5e:16x16")
@@ -99,9 +99,9 @@ def _run(argv: list[str]) -> None:
     config = ml_collections.ConfigDict(given.config.to_dict())
     config.global_batch_size = given.global_batch or config.global_batch_size
     trainer.check_values(config)
-    found = plan.make(config, given.topology, given.compiles, cache)
-    print("\n".join(report.lines(found)))
-    print(json.dumps(found.summary()))
+    costs, summary = plan.make(config, given.topology, given.compiles, cache)
+    print("\n".join(report.lines(costs, summary)))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Chips, their links, and the topologies they come in: all that a plan is told.
+"""Chips, their links, and the topologies they come in.
 
-Figures are those that makers publish; a plan is as good as they are. 1 GB is 1e9 bytes
-where the source says GB, and 2^30 where it says GiB.
+Figures are those that makers publish. 1 GB is 1e9 bytes where the source says GB, and
+2^30 where it says GiB.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ import re
 from pacx_jax.errors import PacxError
 
 GIB = 2**30
-UTILISATION = 0.5  # of the peak, that products are assumed to reach
+UTILISATION = 0.5  # share of the peak that products are assumed to reach
+LARGEST_GPUS = 1024  # where a GPU plan's curve ends
+# Seconds from one neighbour of a ring to the next. Assumed, not verified: 1 us on ICI,
+# and for NVLink and the network a guess of NCCL's steps.
+ICI_HOP, NVLINK_HOP, NETWORK_HOP = 1e-6, 2e-6, 10e-6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +30,8 @@ class Chip:
       peak_flops: bfloat16 FLOP/s, dense.
       hbm_bandwidth: bytes/s.
       link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
-      network_bandwidth: bytes/s one way between nodes for each chip; 0 within a slice.
-      per_host: chips of the smallest topology that a plan's curve starts at.
-      slices: of a TPU, from one host to the largest, for a curve; () for GPUs.
+      network_bandwidth: bytes/s one way between nodes for each GPU; 0 for TPUs.
+      slices: TPU slices by size, squares of v5e and v6e, cubes of v5p; () for GPUs.
     """
 
     name: str
@@ -36,18 +39,20 @@ class Chip:
     peak_flops: float
     hbm_bandwidth: float
     link_bandwidth: float
-    network_bandwidth: float
-    per_host: int
+    network_bandwidth: float = 0.0
     slices: tuple[str, ...] = ()
 
+    @property
+    def per_host(self) -> int:
+        """Chips of one host, the smallest topology of a curve."""
+        return 4 if self.slices else 8
 
-_FLAT = ("2x2", "4x4", "8x8", "16x16")  # of v5e and v6e, a square is a whole torus
-_ALL_FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-_CUBES = ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8")
-_CUBES += ("8x8x16", "8x16x16", "16x16x16")
-# Of v5p, what is smaller than a cube of 4x4x4; from there on, slices are cubes
-# side by side: tpu/docs/types-topologies, and v5p's page lists "most, not all" of them.
-_BELOW_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
+
+_FLAT = tuple("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split())
+# From 4x4x4 on, slices are cubes of that size side by side: v5p's page lists "most,
+# not all" of them.
+_CUBES = """2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16
+16x16x24""".split()
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
 # given there as the sum of both directions of all ports of a chip: one link one way is
@@ -55,9 +60,9 @@ _BELOW_A_CUBE = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
 # write 16 and 32 GB for v5e and v6e: they are taken as GiB. Not v4, of whose chips
 # libtpu makes two devices each.
 TPUS = {
-    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0, 4, _FLAT),
-    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0, 4, (*_CUBES, "16x16x24")),
-    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0, 4, _FLAT),
+    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, slices=_FLAT),
+    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, slices=tuple(_CUBES)),
+    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, slices=_FLAT),
 }
 # GPUs, SXM boards of A100 80GB, H100 and H200: memory, dense bfloat16, NVLink (half of
 # the sum of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU,
@@ -66,14 +71,10 @@ TPUS = {
 # glennklockwood.com/garden/processors/A100 quote them, the port as the systems of
 # MLPerf Inference 3.1 and 4.1 do; the A100's port was not verified.
 GPUS = {
-    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9, 8),
-    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9, 8),
-    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 8),
+    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9),
+    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9),
+    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9),
 }
-LARGEST_GPUS = 1024  # where a GPU plan's curve ends
-# From one neighbour to the next, each step of a ring. Assumed, not verified: 1 us on
-# ICI, and for GPUs a guess of NCCL's steps.
-HOP_SECONDS = {"ici": 1e-6, "nvlink": 2e-6, "network": 10e-6}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,49 +108,48 @@ class Topology:
     def devices(self) -> int:
         return math.prod(self.shape)
 
-    @property
-    def rings(self) -> tuple[Ring, ...]:
-        """What a collective goes round, one axis after the other.
+    def rings(self, group: int) -> tuple[Ring, ...]:
+        """The rings that `group` chips go round: neighbours first, then further axes.
 
         A closed ring is used in both directions at once; in an open one, all bytes
-        reach its ends by one link.
+        reach its ends by one link. On a torus a collective's bytes are split into as
+        many parts as there are axes. Each goes round them in another order, so that all
+        links are in use all the time.
         """
-        chip = self.chip
+        chip, left, found = self.chip, group, []
+        links = [(chip.link_bandwidth, NVLINK_HOP)]
+        links += [(chip.network_bandwidth, NETWORK_HOP)]
         if self.is_tpu:
-            closed = [self._closed(size) for size in self.shape]
-            kinds = [("ici", chip.link_bandwidth * (1 + c)) for c in closed]
-        else:
-            kinds = [
-                ("nvlink", chip.link_bandwidth),
-                ("network", chip.network_bandwidth),
+            links = [
+                (chip.link_bandwidth * (1 + self._closed(size)), ICI_HOP)
+                for size in self.shape
             ]
-        return tuple(
-            Ring(size, bandwidth, HOP_SECONDS[kind])
-            for size, (kind, bandwidth) in zip(self.shape, kinds, strict=True)
-            if size > 1
-        )
+        for size, (rate, hop) in zip(self.shape, links, strict=True):
+            if min(size, left) > 1:
+                found.append(Ring(min(size, left), rate, hop))
+            left = -(-left // size)
+        axes = len(found) if self.is_tpu else 1
+        return tuple(Ring(r.size, r.bytes_per_second * axes, r.hop_seconds)
+                     for r in found)  # fmt: skip
 
     def _closed(self, size: int) -> bool:
         """Whether the last of an axis's `size` chips is linked to the first.
 
-        Of v5e and v6e that is so along a whole pod's 16, of v5p in slices of cubes.
+        In v5e and v6e along a whole pod's 16, in v5p in slices of cubes.
         """
         if len(self.shape) == 2:
             return size == 16
         return all(n % 4 == 0 for n in self.shape)
 
-    def curve(self) -> tuple[Topology, ...]:
+    def curve(self) -> list[Topology]:
         """This topology among those of its chip from one host to the largest."""
         if self.is_tpu:
-            names = [f"{self.chip.name}:{slice_}" for slice_ in self.chip.slices]
+            shapes = self.chip.slices if self.chip.slices != _FLAT else _FLAT[1::2]
+            names = [f"{self.chip.name}:{shape}" for shape in shapes]
         else:
-            sizes = [self.chip.per_host]
-            while sizes[-1] < LARGEST_GPUS:
-                sizes.append(2 * sizes[-1])
-            names = [f"gpu:{size}x{self.chip.name}" for size in sizes]
-        if self.name not in names:
-            names.append(self.name)
-        return tuple(sorted(map(parse, names), key=lambda t: t.devices))
+            names = [f"gpu:{8 * 2**i}x{self.chip.name}" for i in range(8)]
+        names = dict.fromkeys([*names, self.name])
+        return sorted(map(parse, names), key=lambda t: t.devices)
 
     def host(self) -> Topology:
         """One host of this chip, which a curve starts at."""
@@ -162,34 +162,25 @@ def parse(text: str) -> Topology:
     Raises:
       PacxError: an unknown chip, or a shape that it does not come in.
     """
-    chip, _, shape = text.partition(":")
-    if chip == "gpu":
+    kind, _, shape = text.partition(":")
+    if kind == "gpu":
         return _parse_gpu(text, shape)
-    if chip not in TPUS:
+    if kind not in TPUS:
         known = ", ".join([*TPUS, *(f"gpu:8x{name}" for name in GPUS)])
-        raise PacxError(f"--topology={text}: unknown chip {chip!r}: choose of {known}")
-    largest = TPUS[chip].slices[-1]
-    if len(_sizes(largest)) == 2:
-        known, more, exists = _ALL_FLAT, "", False
-    else:
-        most = math.prod(_sizes(largest))
-        known, exists = _BELOW_A_CUBE, _is_of_cubes(shape, most)
-        more = ", or AxBxC of multiples of 4 with A <= B <= C"
-        more += f": the largest slice is {largest}, {most} chips"
-    if shape not in known and not exists:
+        raise PacxError(f"--topology={text}: unknown chip {kind!r}: choose of {known}")
+    chip, more, exists = TPUS[kind], "", False
+    sizes = [int(n) for n in re.findall(r"\d+", shape)]
+    if kind == "v5p":
+        more = ", or AxBxC of multiples of 4 with A <= B <= C, up to 6144 chips"
+        exists = shape == "x".join(map(str, sizes)) and len(sizes) == 3
+        exists &= sizes == sorted(sizes) and not any(n % 4 for n in sizes)
+        exists &= 0 < math.prod(sizes) <= 6144
+    if shape not in chip.slices and not exists:
+        known = ", ".join(chip.slices)
         raise PacxError(
-            f"--topology={text}: no slice of {chip}: choose of {', '.join(known)}{more}"
+            f"--topology={text}: no slice of {kind}: choose of {known}{more}"
         )
-    return Topology(text, TPUS[chip], _sizes(shape))
-
-
-def _is_of_cubes(shape: str, most: int) -> bool:
-    """Whether cubes of 4x4x4 side by side are so many chips or less."""
-    if not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){2}", shape):
-        return False
-    sizes = _sizes(shape)
-    whole = all(size % 4 == 0 for size in sizes)
-    return whole and list(sizes) == sorted(sizes) and math.prod(sizes) <= most
+    return Topology(text, chip, tuple(sizes))
 
 
 def _parse_gpu(text: str, shape: str) -> Topology:
@@ -206,7 +197,3 @@ def _parse_gpu(text: str, shape: str) -> Topology:
             f"{LARGEST_GPUS}"
         )
     return Topology(text, chip, (node, devices // node))
-
-
-def _sizes(shape: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in shape.split("x"))

@@ -9,27 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 from launch.planning import hlo
 from launch.planning.chips import Ring
 
-KINDS = (
-    "all-reduce",
-    "all-gather",
-    "reduce-scatter",
-    "all-to-all",
-    "collective-permute",
-    "collective-broadcast",
-    "ragged-all-to-all",
-)
-# %name = RESULT kind(operands), attributes. The -done of an asynchronous one is no
-# other collective.
-_COLLECTIVE = re.compile(
-    rf"^\s*(?:ROOT )?\S+ = (?P<result>\(.*?\)|\S+) (?P<kind>{'|'.join(KINDS)})"
-    r"(?P<start>-start)?\("
-)
+KINDS = """all-reduce all-gather reduce-scatter all-to-all collective-permute
+collective-broadcast ragged-all-to-all""".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,22 +46,20 @@ class Collective:
 
           T = r sum_i V / (n_1 ... n_{i-1}) (n_i - 1) / n_i / W_i + r hops,  r = 1 or 2
 
-        W is what a ring carries, `predict.rings_of` says how many links that are.
-
         Args:
-          rings: axes of the chips that take part, the fastest first.
+          rings: axes of the chips that take part, the fastest first; W is what one
+            carries.
         """
         if self.kind in ("collective-permute", "collective-broadcast"):
             ring = min(rings, key=lambda r: r.bytes_per_second)
             hops = ring.hop_seconds * self.count
             return self.bytes_per_chip / ring.bytes_per_second + hops
-        rounds = 2 if self.kind == "all-reduce" else 1
         total, share = 0.0, float(self.bytes_per_chip)
         for ring in rings:
             total += share * (ring.size - 1) / ring.size / ring.bytes_per_second
             total += self.count * (ring.size - 1) * ring.hop_seconds
             share /= ring.size
-        return rounds * total
+        return (2 if self.kind == "all-reduce" else 1) * total
 
 
 def count(text: str, devices: int) -> list[Collective]:
@@ -87,34 +72,32 @@ def count(text: str, devices: int) -> list[Collective]:
     Raises:
       ValueError: a loop with collectives whose number of rounds XLA does not tell.
     """
-    module = hlo.parse(text)
-    found: dict[tuple[str, int], tuple[int, Counter]] = {}
-    chains = set()
-    for name, lines in module.computations.items():
-        for line in lines:
-            match = _COLLECTIVE.search(line)
-            if not match:
+    module, chains = hlo.parse(text), set()
+    # The end of an asynchronous call names what its start has called.
+    ends = ("-done", "-update")
+    times, unknown = hlo.runs(module, lambda one: not one.op.endswith(ends))
+    found = defaultdict(Counter)
+    for name, lines in module.items():
+        for one in lines:
+            kind = one.op.removesuffix("-start")
+            if kind not in KINDS:
                 continue
             # One that XLA for TPUs runs beside others stands in each of their fusions.
-            chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', line)
+            chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', one.rest)
             if chain and chain.groups() in chains:
                 continue
-            if chain:
-                chains.add(chain.groups())
-            times = module.times[name]
-            if not times:
-                why = "in a loop of unknown length"
-                if times == 0:
-                    why = f"in {name}, which nothing is seen to call"
-                raise ValueError(f"a collective {why}: {line}")
-            kind, group = match["kind"], _group(line, devices)
-            count_, sizes = found.get((kind, group), (0, Counter()))
-            for dtype, size in _volumes(match, group).items():
-                sizes[dtype] += times * size
-            found[kind, group] = count_ + times, sizes
+            chains.add(chain and chain.groups())
+            if name in unknown or name not in times:
+                why = "in a loop of unknown length" if name in times else "never called"
+                raise ValueError(f"a collective {why}: {one.name} in {name}")
+            group = _group(one.rest, devices)
+            sums = found[kind, group]
+            sums["count"] += times[name]
+            for dtype, size in _volumes(one, kind, group).items():
+                sums[dtype] += times[name] * size
     return [
-        Collective(*key, times, sum(sizes.values()), dict(sorted(sizes.items())))
-        for key, (times, sizes) in sorted(found.items())
+        Collective(*key, sums.pop("count"), sums.total(), dict(sorted(sums.items())))
+        for key, sums in sorted(found.items())
     ]
 
 
@@ -129,27 +112,25 @@ def _group(line: str, devices: int) -> int:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[name]) for name, part in axes)
-    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
-    if iota:
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
         return int(iota[1])
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     return listed[1].count(",") + 1 if listed else devices
 
 
-def _volumes(match: re.Match, group: int) -> dict[str, int]:
+def _volumes(one: hlo.Instruction, kind: str, group: int) -> dict[str, int]:
     """dtype -> bytes of a collective, `V` of this module's docstring.
 
     The result of an asynchronous one holds its operands too, but for an all-reduce's.
     """
-    bits: Counter[str] = Counter()
-    for dtype, _, size in hlo.arrays(match["result"]):
+    bits = Counter()
+    for dtype, _, size in hlo.arrays(one.result):
         bits[dtype] += size
-    sizes = {dtype: total // 8 for dtype, total in bits.items()}
-    kind, start = match["kind"], bool(match["start"])
-    if start and kind in ("all-gather", "reduce-scatter"):  # one of the two is 1/group
-        return {dtype: s * group // (group + 1) for dtype, s in sizes.items()}
-    if start and kind != "all-reduce":
-        return {dtype: s // 2 for dtype, s in sizes.items()}
-    if kind == "reduce-scatter":
-        return {dtype: s * group for dtype, s in sizes.items()}
-    return sizes
+    times, parts = 1, 1
+    if one.op != kind and kind in ("all-gather", "reduce-scatter"):
+        times, parts = group, group + 1  # operand and result: one is 1/group
+    elif one.op != kind and kind != "all-reduce":
+        parts = 2
+    elif kind == "reduce-scatter":
+        times = group
+    return {dtype: total // 8 * times // parts for dtype, total in bits.items()}

@@ -1,14 +1,13 @@
 """What compiles a step for a topology: libtpu, JAX's CUDA plugin, or XLA for CPUs.
 
 libtpu and the plugin's two wheels lie in the environment, or in the folders PACX_LIBTPU
-and PACX_CUDA. Neither needs the device: of a GPU, XLA takes the description in gpus/.
+and PACX_CUDA. Neither needs the device: XLA takes a GPU's description from gpus/.
 For a kind of GPU without one, and where a TPU's text cannot be had, a step is compiled
 for as many simulated CPU devices.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import os
 import pathlib
@@ -19,7 +18,10 @@ from launch.planning.chips import Topology
 from pacx_jax.errors import PacxError
 
 SPECS = pathlib.Path(__file__).parent / "gpus"
-WHEELS = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
+WHEELS = {
+    "PACX_LIBTPU": ("libtpu",),
+    "PACX_CUDA": ("jax-cuda13-plugin", "jax-cuda13-pjrt"),
+}
 # XLA writes its estimates into the text. Without a GPU to tune them on, products by
 # Triton would have poor tiles, and the estimates with them: cuBLAS does them all.
 GPU_OPTIONS = {
@@ -38,56 +40,35 @@ def _spec(topology: Topology) -> pathlib.Path:
     return SPECS / f"{topology.chip.name.lower()}.txtpb"
 
 
-def libtpu_version() -> str:
-    """Of the environment's libtpu, or of that in the folder PACX_LIBTPU; or "none"."""
-    return _version("libtpu", "PACX_LIBTPU")
+def version(variable: str) -> str:
+    """The version of WHEELS[variable], both where they differ; "none" if not installed.
 
-
-def cuda_version() -> str:
-    """Of JAX's CUDA plugin, in the environment or in the folder PACX_CUDA; or "none".
-
-    Where its two wheels differ, both versions.
+    In the folder that the environment variable names, or in the environment.
     """
-    return " and ".join(sorted({_version(name, "PACX_CUDA") for name in WHEELS}))
-
-
-def _version(package: str, variable: str) -> str:
-    folder = os.environ.get(variable)
-    found = importlib.metadata.distributions(
-        name=package, path=[folder] if folder else sys.path
-    )
-    return next((d.version for d in found), "none")
+    folder, found = os.environ.get(variable), set()
+    for name in WHEELS[variable]:
+        wheels = importlib.metadata.distributions(
+            name=name, path=[folder] if folder else sys.path
+        )
+        found.add(next((wheel.version for wheel in wheels), "none"))
+    return " and ".join(sorted(found))
 
 
 def check(topology: Topology) -> None:
-    """PacxError where what compiles for the topology is not installed."""
-    if topology.is_tpu:
-        if libtpu_version() == "none":
-            raise PacxError(
-                "libtpu, which compiles for TPUs, is not installed: pip install -e "
-                "'.[plan]', or name its folder by PACX_LIBTPU (docs/scaling.md)"
-            )
+    """PacxError unless what compiles for the topology is installed."""
+    variable = "PACX_LIBTPU" if topology.is_tpu else "PACX_CUDA"
+    found, jax = version(variable), importlib.metadata.version("jax")
+    if found == jax or (topology.is_tpu and found != "none"):
         return
-    jax, found = importlib.metadata.version("jax"), cuda_version()
-    if found != jax:
-        wheels = " ".join(f"{name}=={jax}" for name in WHEELS)
-        state = f"has version {found}, jax {jax}"
-        if found == "none":
-            state = "is not installed"
-        raise PacxError(
-            f"JAX's CUDA plugin, which compiles for GPUs, {state}: pip install "
-            f"--no-deps --target=DIR {wheels}, and set PACX_CUDA=DIR (docs/scaling.md)"
-        )
-
-
-def version(topology: Topology, simulated: bool) -> str:
-    """All that a compile depends on besides request, code and packages."""
-    if simulated:
-        return "cpu"
-    if topology.is_tpu:
-        return f"libtpu {libtpu_version()}"
-    digest = hashlib.sha256(_spec(topology).read_bytes()).hexdigest()
-    return f"cuda {cuda_version()} {digest}"
+    first, *_ = WHEELS[variable]
+    exact = "" if topology.is_tpu else f"=={jax}"
+    raise PacxError(
+        f"{first}, which compiles for {topology.name}, "
+        f"{'is not installed' if found == 'none' else f'has version {found}, jax {jax}'}"
+        f": pip install --no-deps --target=DIR "
+        f"{' '.join(name + exact for name in WHEELS[variable])}, and set "
+        f"{variable}=DIR (docs/scaling.md)"
+    )
 
 
 def environment(topology: Topology, simulated: bool) -> dict[str, str]:
@@ -117,23 +98,21 @@ def devices(topology: Topology, simulated: bool) -> list:
     if simulated:
         return jax.devices()
     if topology.is_tpu:
-        found = topologies.get_topology_desc(
-            platform="tpu", topology_name=topology.name
-        ).devices
+        made = topologies.get_topology_desc(platform="tpu", topology_name=topology.name)
     else:
         _state_cudnn()
         node, nodes = topology.shape
-        found = topologies.get_topology_desc(
+        made = topologies.get_topology_desc(
             platform="cuda",
             target_config=_spec(topology).read_text(encoding="utf-8"),
             topology=f"1x{nodes}x{node}",
-        ).devices
-    if len(found) != topology.devices:
-        raise PacxError(
-            f"--topology={topology.name}: {len(found)} devices are made of it, not "
-            f"{topology.devices}"
         )
-    return list(found)
+    if len(made.devices) != topology.devices:
+        raise PacxError(
+            f"--topology={topology.name}: {len(made.devices)} devices are made of it, "
+            f"not {topology.devices}"
+        )
+    return list(made.devices)
 
 
 def options(topology: Topology, simulated: bool) -> dict[str, Any]:

@@ -8,9 +8,8 @@
   predicted_efficiency            = compute(1) / T(N)     at an equal batch a chip
   predicted_efficiency_no_overlap = compute(1) / T'(N)
 
-One chip has no collectives, so that neither is above 1. It would not be so relative to
-one host: on the open axes of a 2x2 slice a chip has half the links of a closed pod, and
-gradients take longer to add up than on all of it.
+One chip has no collectives, so neither is above 1. Relative to one host they could be:
+on the open axes of a 2x2 slice a chip has half the links of a closed pod.
 
 "reduction" is what adds gradients up: all-reduces, and reduce-scatters within a group
 of a mesh's axis (FSDP). All else waits, as the gathers of embeddings that the step asks
@@ -20,9 +19,8 @@ for by itself; XLA for TPUs makes all-reduces of these, and they wait neverthele
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 
-from launch.planning.chips import UTILISATION, Ring, Topology
+from launch.planning.chips import UTILISATION, Topology
 from launch.planning.collectives import Collective
 
 
@@ -32,7 +30,6 @@ class Costs:
 
     Attributes:
       topology: that one.
-      rows: of the batch, a chip.
       flops: of the compiled step.
       counted: (chips, products' FLOPs a chip) at one host and at `topology`, traced at
         the same rows a chip: they differ where each chip meets the whole batch.
@@ -45,7 +42,6 @@ class Costs:
     """
 
     topology: Topology
-    rows: int
     flops: float
     counted: tuple[tuple[int, float], tuple[int, float]]
     backward: float
@@ -53,16 +49,6 @@ class Costs:
     collectives: tuple[Collective, ...]
     gathered: int = 0
     kernels: float = 0.0
-
-    def gathered_in_reduces(self) -> int:
-        """Bytes of `gathered` that the compiled step has as all-reduces."""
-        n, apart, reduces = self.topology.devices, 0, 0
-        for one in self.collectives:
-            if one.group == n and one.kind in ("all-gather", "reduce-scatter"):
-                apart += one.bytes_per_chip
-            if one.group == n and one.kind == "all-reduce":
-                reduces += one.bytes_per_chip
-        return max(0, min(self.gathered - apart, reduces))
 
     def compute_seconds(self, devices: int) -> float:
         """Of a step on so many chips; FLOPs a chip grow linearly with the batch."""
@@ -84,18 +70,28 @@ class Costs:
             if one.group < all_:
                 found.append((one, one.kind in ("all-reduce", "reduce-scatter")))
             elif n > 1:
-                one = dataclasses.replace(one, group=n)
-                size = one.bytes_per_chip
-                reduces = one.kind == "all-reduce"
-                rows = self.gathered_in_reduces() if reduces else size
+                reduces, size = one.kind == "all-reduce", one.bytes_per_chip
+                rows = self._gathered_in_reduces() if reduces else size
                 if rows:  # the hops of all of them wait with these
-                    grown = {"bytes_per_chip": rows * n // all_}
-                    found.append((dataclasses.replace(one, **grown), False))
+                    grown = rows * n // all_
+                    found.append((_replaced(one, n, one.count, grown), False))
                 if rows < size:
-                    rest = {"bytes_per_chip": size - rows}
-                    rest["count"] = 0 if rows else one.count
-                    found.append((dataclasses.replace(one, **rest), True))
+                    count = 0 if rows else one.count
+                    found.append((_replaced(one, n, count, size - rows), True))
         return found
+
+    def _gathered_in_reduces(self) -> int:
+        """Bytes of `gathered` that the compiled step has as all-reduces."""
+        sizes = dict.fromkeys(("all-gather", "reduce-scatter", "all-reduce"), 0)
+        for one in self.collectives:
+            if one.group == self.topology.devices and one.kind in sizes:
+                sizes[one.kind] += one.bytes_per_chip
+        reduces = sizes.pop("all-reduce")
+        return max(0, min(self.gathered - sum(sizes.values()), reduces))
+
+
+def _replaced(one: Collective, group: int, count: int, size: int) -> Collective:
+    return dataclasses.replace(one, group=group, count=count, bytes_per_chip=size)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,35 +116,11 @@ class Point:
 def at(costs: Costs, topology: Topology) -> Point:
     """The predicted step of `costs` on another topology, equal rows a chip."""
     compute = costs.compute_seconds(topology.devices)
-    reduction = other = 0.0
+    seconds = {True: 0.0, False: 0.0}
     for one, reduces in costs.collectives_at(topology):
-        seconds = one.seconds(rings_of(topology, one.group))
-        if reduces:
-            reduction += seconds
-        else:
-            other += seconds
-    return Point(topology, compute, reduction, other, compute * costs.backward)
-
-
-def rings_of(topology: Topology, group: int) -> tuple[Ring, ...]:
-    """The rings that `group` chips go round: neighbours first, then further axes.
-
-    On a torus a collective's bytes are split into as many parts as there are axes.
-    Each goes round them in another order, so that all links are in use all the time.
-    """
-    found, left = [], group
-    for ring in topology.rings:
-        size = min(ring.size, left)
-        if size > 1:
-            found.append(dataclasses.replace(ring, size=size))
-        left = -(-left // ring.size)
-    if topology.is_tpu:
-        all_axes = [ring.bytes_per_second * len(found) for ring in found]
-        found = [
-            dataclasses.replace(ring, bytes_per_second=rate)
-            for ring, rate in zip(found, all_axes, strict=True)
-        ]
-    return tuple(found)
+        seconds[reduces] += one.seconds(topology.rings(one.group))
+    backward = compute * costs.backward
+    return Point(topology, compute, seconds[True], seconds[False], backward)
 
 
 def efficiencies(costs: Costs, point: Point) -> tuple[float, float]:
@@ -157,19 +129,18 @@ def efficiencies(costs: Costs, point: Point) -> tuple[float, float]:
     return alone / point.step, alone / point.step_no_overlap
 
 
-def roofline(costs: Costs) -> dict[str, float]:
-    """What each part alone takes at its peak, in seconds: the longest is a bound."""
-    chip, links = costs.topology.chip, 0.0
-    for one in costs.collectives:
-        links += one.seconds(rings_of(costs.topology, one.group))
-    return {
-        "compute": costs.flops / chip.peak_flops,
-        "memory": costs.hbm_traffic / chip.hbm_bandwidth,
-        "links": links,
-    }
-
-
-def curve(costs: Costs) -> Sequence[tuple[Point, float, float]]:
+def curve(costs: Costs) -> list[tuple[Point, float, float]]:
     """(point, efficiency, efficiency without overlap) from one host to the largest."""
     points = [at(costs, topology) for topology in costs.topology.curve()]
     return [(point, *efficiencies(costs, point)) for point in points]
+
+
+def roofline(costs: Costs) -> dict[str, float]:
+    """What each part alone takes at its peak, in seconds: the longest is a bound."""
+    topology, chip = costs.topology, costs.topology.chip
+    links = (one.seconds(topology.rings(one.group)) for one in costs.collectives)
+    return {
+        "compute": costs.flops / chip.peak_flops,
+        "memory": costs.hbm_traffic / chip.hbm_bandwidth,
+        "links": sum(links, 0.0),
+    }
