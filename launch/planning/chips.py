@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pathlib
 import re
 
 from pacx_jax.errors import PacxError
 
 GIB = 2**30
 UTILISATION = 0.5  # share of the peak that products are assumed to reach
+SPECS = pathlib.Path(__file__).parent / "gpus"  # XLA's descriptions of GPUs
 LARGEST_GPUS = 1024  # where a GPU plan's curve ends
 # Seconds from one neighbour of a ring to the next. Assumed, not verified: 1 us on ICI,
 # and for NVLink and the network a guess of NCCL's steps.
@@ -31,7 +33,7 @@ class Chip:
       hbm_bandwidth: bytes/s.
       link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
       network_bandwidth: bytes/s one way between nodes for each GPU; 0 for TPUs.
-      slices: TPU slices by size, squares of v5e and v6e, cubes of v5p; () for GPUs.
+      per_host: chips of the smallest topology of a curve.
     """
 
     name: str
@@ -39,20 +41,9 @@ class Chip:
     peak_flops: float
     hbm_bandwidth: float
     link_bandwidth: float
-    network_bandwidth: float = 0.0
-    slices: tuple[str, ...] = ()
+    network_bandwidth: float
+    per_host: int
 
-    @property
-    def per_host(self) -> int:
-        """Chips of one host, the smallest topology of a curve."""
-        return 4 if self.slices else 8
-
-
-_FLAT = tuple("1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split())
-# From 4x4x4 on, slices are cubes of that size side by side: v5p's page lists "most,
-# not all" of them.
-_CUBES = """2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16
-16x16x24""".split()
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
 # given there as the sum of both directions of all ports of a chip: one link one way is
@@ -60,9 +51,9 @@ _CUBES = """2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16
 # write 16 and 32 GB for v5e and v6e: they are taken as GiB. Not v4, of whose chips
 # libtpu makes two devices each.
 TPUS = {
-    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, slices=_FLAT),
-    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, slices=tuple(_CUBES)),
-    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, slices=_FLAT),
+    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0, 4),
+    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0, 4),
+    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0, 4),
 }
 # GPUs, SXM boards of A100 80GB, H100 and H200: memory, dense bfloat16, NVLink (half of
 # the sum of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU,
@@ -71,10 +62,18 @@ TPUS = {
 # glennklockwood.com/garden/processors/A100 quote them, the port as the systems of
 # MLPerf Inference 3.1 and 4.1 do; the A100's port was not verified.
 GPUS = {
-    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9),
-    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9),
-    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9),
+    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9, 8),
+    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9, 8),
+    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 8),
 }
+# From 4x4x4 on, slices of v5p are cubes of that size side by side, of which its page
+# lists "most, not all".
+_FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
+_CUBES = """2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16
+16x16x24""".split()
+KNOWN = f"""v5e: or v6e: with one of {", ".join(_FLAT)}; v5p: with one of
+{", ".join(_CUBES[:5])} or AxBxC of multiples of 4 with A <= B <= C, 6144 chips at most;
+gpu:NxCHIP with up to 8 or a multiple of 8 up to {LARGEST_GPUS} of {", ".join(GPUS)}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,60 +93,54 @@ class Topology:
       name: as given, such as "v5e:16x16" or "gpu:64xH100".
       chip: of which kind.
       shape: a TPU slice's torus; of GPUs (in a node, nodes).
+      simulated: whether a step is compiled for as many CPU devices instead, as for GPUs
+        that XLA has no description of here.
     """
 
     name: str
     chip: Chip
     shape: tuple[int, ...]
+    simulated: bool = False
 
     @property
     def is_tpu(self) -> bool:
-        return bool(self.chip.slices)
+        return self.chip.name in TPUS
 
     @property
     def devices(self) -> int:
         return math.prod(self.shape)
 
-    def rings(self, group: int) -> tuple[Ring, ...]:
+    def rings(self, group: int) -> list[Ring]:
         """The rings that `group` chips go round: neighbours first, then further axes.
 
         A closed ring is used in both directions at once; in an open one, all bytes
-        reach its ends by one link. On a torus a collective's bytes are split into as
+        reach its ends by one link. Rings close along a whole pod's 16 of v5e and v6e,
+        and in slices of cubes of v5p. On a torus a collective's bytes are split into as
         many parts as there are axes. Each goes round them in another order, so that all
         links are in use all the time.
         """
-        chip, left, found = self.chip, group, []
+        chip, found, left = self.chip, [], group
         links = [(chip.link_bandwidth, NVLINK_HOP)]
         links += [(chip.network_bandwidth, NETWORK_HOP)]
         if self.is_tpu:
-            links = [
-                (chip.link_bandwidth * (1 + self._closed(size)), ICI_HOP)
-                for size in self.shape
-            ]
+            cubes = all(n % 4 == 0 for n in self.shape)
+            closed = [cubes if len(self.shape) == 3 else n == 16 for n in self.shape]
+            links = [(chip.link_bandwidth * (1 + each), ICI_HOP) for each in closed]
         for size, (rate, hop) in zip(self.shape, links, strict=True):
             if min(size, left) > 1:
                 found.append(Ring(min(size, left), rate, hop))
             left = -(-left // size)
         axes = len(found) if self.is_tpu else 1
-        return tuple(Ring(r.size, r.bytes_per_second * axes, r.hop_seconds)
-                     for r in found)  # fmt: skip
-
-    def _closed(self, size: int) -> bool:
-        """Whether the last of an axis's `size` chips is linked to the first.
-
-        In v5e and v6e along a whole pod's 16, in v5p in slices of cubes.
-        """
-        if len(self.shape) == 2:
-            return size == 16
-        return all(n % 4 == 0 for n in self.shape)
+        return [Ring(r.size, r.bytes_per_second * axes, r.hop_seconds) for r in found]
 
     def curve(self) -> list[Topology]:
         """This topology among those of its chip from one host to the largest."""
+        name = self.chip.name
         if self.is_tpu:
-            shapes = self.chip.slices if self.chip.slices != _FLAT else _FLAT[1::2]
-            names = [f"{self.chip.name}:{shape}" for shape in shapes]
+            slices = _CUBES if len(self.shape) == 3 else _FLAT[1::2]
+            names = [f"{name}:{slice_}" for slice_ in slices]
         else:
-            names = [f"gpu:{8 * 2**i}x{self.chip.name}" for i in range(8)]
+            names = [f"gpu:{8 * 2**i}x{name}" for i in range(8)]
         names = dict.fromkeys([*names, self.name])
         return sorted(map(parse, names), key=lambda t: t.devices)
 
@@ -157,43 +150,21 @@ class Topology:
 
 
 def parse(text: str) -> Topology:
-    """The topology that `--topology` names.
-
-    Raises:
-      PacxError: an unknown chip, or a shape that it does not come in.
-    """
+    """The topology that `--topology` names; PacxError if there is none."""
     kind, _, shape = text.partition(":")
-    if kind == "gpu":
-        return _parse_gpu(text, shape)
-    if kind not in TPUS:
-        known = ", ".join([*TPUS, *(f"gpu:8x{name}" for name in GPUS)])
-        raise PacxError(f"--topology={text}: unknown chip {kind!r}: choose of {known}")
-    chip, more, exists = TPUS[kind], "", False
-    sizes = [int(n) for n in re.findall(r"\d+", shape)]
-    if kind == "v5p":
-        more = ", or AxBxC of multiples of 4 with A <= B <= C, up to 6144 chips"
-        exists = shape == "x".join(map(str, sizes)) and len(sizes) == 3
-        exists &= sizes == sorted(sizes) and not any(n % 4 for n in sizes)
-        exists &= 0 < math.prod(sizes) <= 6144
-    if shape not in chip.slices and not exists:
-        known = ", ".join(chip.slices)
-        raise PacxError(
-            f"--topology={text}: no slice of {kind}: choose of {known}{more}"
-        )
-    return Topology(text, chip, tuple(sizes))
-
-
-def _parse_gpu(text: str, shape: str) -> Topology:
-    found = re.fullmatch(r"([1-9]\d{0,4})x(\w+)", shape)
-    if not found or found[2] not in GPUS:
-        raise PacxError(
-            f"--topology={text}: give such as gpu:64xH100; known are {', '.join(GPUS)}"
-        )
-    devices, chip = int(found[1]), GPUS[found[2]]
-    node = min(devices, chip.per_host)
-    if devices % node or devices > LARGEST_GPUS:
-        raise PacxError(
-            f"--topology={text}: give up to {node} GPUs, or a multiple of them up to "
-            f"{LARGEST_GPUS}"
-        )
-    return Topology(text, chip, (node, devices // node))
+    sizes = tuple(int(n) for n in re.findall(r"\d{1,4}", shape))
+    if kind in TPUS:
+        known = shape in (_CUBES if kind == "v5p" else _FLAT)
+        if kind == "v5p" and re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){2}", shape):
+            cubes = not any(n % 4 for n in sizes) and math.prod(sizes) <= 6144
+            known |= cubes and list(sizes) == sorted(sizes)
+        if known:
+            return Topology(text, TPUS[kind], sizes)
+    found = re.fullmatch(r"gpu:([1-9]\d{0,3})x(\w+)", text)
+    if found and found[2] in GPUS and int(found[1]) <= LARGEST_GPUS:
+        node = min(sizes[0], GPUS[found[2]].per_host)
+        if sizes[0] % node == 0:
+            known = (SPECS / f"{found[2].lower()}.txtpb").is_file()
+            shape = node, sizes[0] // node
+            return Topology(text, GPUS[found[2]], shape, simulated=not known)
+    raise PacxError(f"--topology={text}: unknown; give {KNOWN}")

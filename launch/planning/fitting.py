@@ -20,7 +20,7 @@ class Tried(NamedTuple):
 
 
 def largest(
-    tried: list[Tried],
+    first: Tried,
     compile_at: Callable[[int], Tried],
     capacity: int,
     fixed: int,
@@ -28,24 +28,21 @@ def largest(
     step: int = STEP,
     most: int = 2**31,
 ) -> list[Tried]:
-    """Tries batches until the largest is found, or `compiles` are spent.
+    """Tries batches until the largest is found, or `compiles` more are spent.
 
-    The next one lies where a line through the two nearest known points meets the
-    capacity; the first line starts at `fixed`. What is found was compiled and fits; it
-    is a lower bound unless the next `step` rows are known not to fit.
+    What is found was compiled and fits; it is a lower bound unless the next `step` rows
+    are known not to fit.
 
     Args:
-      tried: what is known, at least one.
       capacity: bytes of a chip.
       fixed: bytes that do not depend on the batch: parameters and optimizer.
-      compiles: how many more.
       step: rows a chip come in multiples of this.
       most: rows a chip that are not exceeded, whatever fits.
 
     Returns:
       all that were tried, by rows.
     """
-    tried = sorted(tried)
+    tried = [first]
     for _ in range(compiles):
         rows = min(_next(tried, capacity, fixed, step), most - most % step)
         if not rows or rows in {t.rows for t in tried}:
@@ -68,7 +65,10 @@ def is_exact(tried: list[Tried], step: int = STEP) -> bool:
 
 
 def _next(tried: list[Tried], capacity: int, fixed: int, step: int) -> int:
-    """Rows to try next; 0 where nothing is left or the state alone does not fit."""
+    """Rows where a line through the two nearest known points meets the capacity.
+
+    0 where nothing is left to try, or the state alone does not fit.
+    """
     low, high = bounds(tried)
     points = [(0, fixed), *((t.rows, t.peak) for t in tried if t.peak is not None)]
     below = sorted(p for p in points if p[1] <= capacity)
@@ -77,9 +77,8 @@ def _next(tried: list[Tried], capacity: int, fixed: int, step: int) -> int:
     if len(ends) < 2 or ends[0][1] >= ends[1][1]:
         return 0
     (x0, y0), (x1, y1) = ends
-    rows = int(x0 + (capacity - y0) * (x1 - x0) / (y1 - y0))
-    if high is not None and rows - rows % step >= high:
-        rows = (low + high) // 2  # the compiler did not say by how much
-    rows -= rows % step
+    rows = int(x0 + (capacity - y0) * (x1 - x0) / (y1 - y0)) // step * step
+    if high is not None and rows >= high:  # the compiler did not say by how much
+        rows = (low + high) // 2 // step * step
     rows = rows if rows > low else low + step
     return 0 if high is not None and rows >= high else rows

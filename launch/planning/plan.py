@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from launch.planning import chips, compilers, fitting, predict, worker
+from launch.planning.chips import Topology
 from launch.planning.collectives import Collective
 from pacx_jax import files
 
@@ -31,51 +32,47 @@ def make(
       compiles: how many may look for the largest batch that fits.
       cache: folder of what was compiled before, by all that it depends on.
 
-    Returns:
-      what predictions are made from, and the last line of the output.
-
     Raises:
       PacxError: whatever is wrong with the config or the topology.
     """
     topology = chips.parse(name)
-    simulated = compilers.simulates(topology)
-    step = _cached(config, topology, simulated, compiles, cache)
-    sent, counted_on = step["collectives"], "simulated" if simulated else "chips"
-    if sent is None:
-        counted_on = "simulated"
-        sent = _cached(config, topology, True, 0, cache)["collectives"]
-    collectives = (Collective(**one) for one in sent)
+    step = _cached(config, topology, compiles, cache)
+    simulated = topology.simulated
+    if step["collectives"] is None:
+        other = dataclasses.replace(topology, simulated=True)
+        step["collectives"] = _cached(config, other, 0, cache)["collectives"]
+        simulated = True
+    return summarize(config, topology, step, simulated)
+
+
+def summarize(
+    config, topology: Topology, step: dict[str, Any], simulated: bool
+) -> tuple[predict.Costs, dict[str, Any]]:
+    """What predictions are made from, and all figures of a plan, fit for JSON.
+
+    Args:
+      step: of `worker.run`.
+      simulated: whether its collectives are those of simulated devices.
+    """
+    kernels = step["kernels"] or {}
+    sent = (Collective(**one) for one in step["collectives"])
     costs = predict.Costs(
         topology,
         step["flops"],
         step["counted"],
         step["backward"],
         step["traffic"],
-        tuple(one for one in collectives if one.group > 1),
+        tuple(one for one in sent if one.group > 1),
         step["gathered"],
-        step["kernels"]["compute_seconds"] if step["kernels"] else 0.0,
+        kernels.get("compute_seconds", 0.0),
     )
-    return costs, summarize(config, step, costs, counted_on)
-
-
-def summarize(
-    config, step: dict[str, Any], costs: predict.Costs, counted_on: str
-) -> dict[str, Any]:
-    """A plan's figures, fit for JSON.
-
-    Args:
-      step: of `worker.run`.
-      counted_on: "chips", or "simulated" where the compiled text cannot be had, or the
-        topology is of GPUs that XLA has no description of here.
-    """
-    topology, batch = costs.topology, config.global_batch_size
     point, parts = predict.at(costs, topology), predict.roofline(costs)
-    efficiency, no_overlap = predict.efficiencies(costs, point)
     # Never shorter than the longest part of the roofline.
     seconds = max(point.step, *parts.values())
     tried = [fitting.Tried(*one) for one in step["tried"]]
-    products = step["counted"][1][1]
-    return {
+    shards = math.prod(step["mesh"].values()) // step["mesh"]["tensor"]
+    batch, (_, products) = config.global_batch_size, step["counted"][1]
+    return costs, {
         "recipe": config.name,
         "topology": topology.name,
         "devices": topology.devices,
@@ -90,33 +87,27 @@ def summarize(
         "flops_per_step": costs.flops * topology.devices,
         "collectives": [dataclasses.asdict(one) for one in costs.collectives],
         "gathered_bytes_per_chip": costs.gathered,
-        "collectives_counted_on": counted_on,
-        "compiled_for": "simulated" if compilers.simulates(topology) else "chips",
+        "collectives_counted_on": "simulated" if simulated else "chips",
+        "compiled_for": "simulated" if topology.simulated else "chips",
         "tried": tried,
-        "largest_global_batch": fitting.bounds(tried)[0] * shards(step["mesh"]),
+        "largest_global_batch": fitting.bounds(tried)[0] * shards,
         "largest_global_batch_is_exact": fitting.is_exact(tried),
         "roofline_seconds": max(parts.values()),
         "roofline_bound": max(parts, key=parts.__getitem__),
         "predicted_step_seconds": seconds,
         "predicted_images_per_s": batch / seconds,
         "predicted_mfu": products / seconds / topology.chip.peak_flops,
-        "predicted_efficiency": efficiency,
-        "predicted_efficiency_no_overlap": no_overlap,
-        **{name: (step["kernels"] or {}).get(name) for name in KERNELS},
+        "predicted_efficiency": point.efficiency,
+        "predicted_efficiency_no_overlap": point.no_overlap,
+        **{name: kernels.get(name) for name in KERNELS},
     }
 
 
-def shards(mesh: dict[str, int]) -> int:
-    """In how many parts a batch lies."""
-    return math.prod(mesh.values()) // mesh["tensor"]
-
-
-def _cached(config, topology, simulated: bool, compiles: int, cache) -> dict[str, Any]:
-    request = [config.to_dict(), topology.name, simulated, compiles]
+def _cached(config, topology: Topology, compiles: int, cache) -> dict[str, Any]:
+    request = [config.to_dict(), topology.name, topology.simulated, compiles]
     path = cache / f"{_key(request)}.json"
     if not path.is_file():
-        found = worker.call(worker.run, config, topology, simulated, compiles)
-        files.write_json(path, found)
+        files.write_json(path, worker.call(worker.run, config, topology, compiles))
     return files.read_own_json(path, "delete it")
 
 

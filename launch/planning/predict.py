@@ -66,73 +66,53 @@ class Costs:
         tensor) stay as they are.
         """
         all_, n, found = self.topology.devices, topology.devices, []
+        sizes = {c.kind: c.bytes_per_chip for c in self.collectives if c.group == all_}
+        apart = sizes.get("all-gather", 0) + sizes.get("reduce-scatter", 0)
         for one in self.collectives:
             if one.group < all_:
                 found.append((one, one.kind in ("all-reduce", "reduce-scatter")))
             elif n > 1:
-                reduces, size = one.kind == "all-reduce", one.bytes_per_chip
-                rows = self._gathered_in_reduces() if reduces else size
+                rows = size = one.bytes_per_chip
+                if one.kind == "all-reduce":
+                    rows = max(0, min(self.gathered - apart, size))
                 if rows:  # the hops of all of them wait with these
-                    grown = rows * n // all_
-                    found.append((_replaced(one, n, one.count, grown), False))
+                    grown = {"group": n, "bytes_per_chip": rows * n // all_}
+                    found.append((dataclasses.replace(one, **grown), False))
                 if rows < size:
-                    count = 0 if rows else one.count
-                    found.append((_replaced(one, n, count, size - rows), True))
+                    rest = {"group": n, "bytes_per_chip": size - rows}
+                    rest["count"] = 0 if rows else one.count
+                    found.append((dataclasses.replace(one, **rest), True))
         return found
-
-    def _gathered_in_reduces(self) -> int:
-        """Bytes of `gathered` that the compiled step has as all-reduces."""
-        sizes = dict.fromkeys(("all-gather", "reduce-scatter", "all-reduce"), 0)
-        for one in self.collectives:
-            if one.group == self.topology.devices and one.kind in sizes:
-                sizes[one.kind] += one.bytes_per_chip
-        reduces = sizes.pop("all-reduce")
-        return max(0, min(self.gathered - sum(sizes.values()), reduces))
-
-
-def _replaced(one: Collective, group: int, count: int, size: int) -> Collective:
-    return dataclasses.replace(one, group=group, count=count, bytes_per_chip=size)
 
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One topology of a weak-scaling curve, all times in seconds a step."""
+    """One topology of a weak-scaling curve; times in seconds a step."""
 
     topology: Topology
     compute: float
     reduction: float
     other: float
-    backward: float
-
-    @property
-    def step(self) -> float:
-        return self.compute + max(0.0, self.reduction - self.backward) + self.other
-
-    @property
-    def step_no_overlap(self) -> float:
-        return self.compute + self.reduction + self.other
+    step: float
+    efficiency: float
+    no_overlap: float
 
 
 def at(costs: Costs, topology: Topology) -> Point:
     """The predicted step of `costs` on another topology, equal rows a chip."""
-    compute = costs.compute_seconds(topology.devices)
+    compute, alone = costs.compute_seconds(topology.devices), costs.compute_seconds(1)
     seconds = {True: 0.0, False: 0.0}
     for one, reduces in costs.collectives_at(topology):
         seconds[reduces] += one.seconds(topology.rings(one.group))
-    backward = compute * costs.backward
-    return Point(topology, compute, seconds[True], seconds[False], backward)
+    reduction, other = seconds[True], seconds[False]
+    step = compute + max(0.0, reduction - compute * costs.backward) + other
+    no_overlap = alone / (compute + reduction + other)
+    return Point(topology, compute, reduction, other, step, alone / step, no_overlap)
 
 
-def efficiencies(costs: Costs, point: Point) -> tuple[float, float]:
-    """(predicted_efficiency, predicted_efficiency_no_overlap) of `point`."""
-    alone = costs.compute_seconds(1)
-    return alone / point.step, alone / point.step_no_overlap
-
-
-def curve(costs: Costs) -> list[tuple[Point, float, float]]:
-    """(point, efficiency, efficiency without overlap) from one host to the largest."""
-    points = [at(costs, topology) for topology in costs.topology.curve()]
-    return [(point, *efficiencies(costs, point)) for point in points]
+def curve(costs: Costs) -> list[Point]:
+    """The predicted steps from one host to the largest topology."""
+    return [at(costs, topology) for topology in costs.topology.curve()]
 
 
 def roofline(costs: Costs) -> dict[str, float]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import datetime
 import importlib
-import importlib.metadata
 import pathlib
 import sys
 import time
 from concurrent import futures
 from typing import Any
+
+import jax
 
 from launch.planning import chips, compilers, plan, predict
 from pacx_jax.errors import PacxError
@@ -17,15 +18,9 @@ from pacx_jax.errors import PacxError
 PODS = ("v5e:16x16", "v6e:16x16", "v5p:8x8x16")
 GPUS = ("gpu:1xH100", "gpu:1xH200", "gpu:256xH100")
 # Recipe -> examples a chip: a multiple of 8 that every pod's memory has room for.
-RECIPES = {
-    "mae_vitb16": 128,
-    "distill_vitb16": 64,
-    "labs_dae": 1024,
-    "ecg_net1d": 64,
-    "linear_probe": 256,
-    "segment": 64,
-}
-ON_GPUS = {"mae_vitb16": 256, "distill_vitb16": 64}
+RECIPES = dict(mae_vitb16=128, distill_vitb16=64, labs_dae=1024, ecg_net1d=64)
+RECIPES |= dict(linear_probe=256, segment=64)
+ON_GPUS = dict(mae_vitb16=256, distill_vitb16=64)
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
@@ -46,11 +41,10 @@ def renew(path: pathlib.Path, compiles: int, cache: pathlib.Path, jobs: int) -> 
     with futures.ThreadPoolExecutor(jobs) as pool:
         sections = pool.map(lambda one: section(*one, compiles, cache), todo)
         found = [line for each in sections for line in each]
-    jax = importlib.metadata.version("jax")
     libtpu, cuda = map(compilers.version, compilers.WHEELS)
     made = (
-        f"Made on {datetime.date.today()} with jax {jax}, libtpu {libtpu}, "
-        f"jax-cuda13-plugin {cuda}, by\n"
+        f"Made on {datetime.date.today()} with jax {jax.__version__}, "
+        f"libtpu {libtpu}, jax-cuda13-plugin {cuda}, by\n"
         f"`python launch/plan.py --all --out=docs/{path.name}`."
     )
     body = "\n".join(["", made, *found, ""])
@@ -91,41 +85,45 @@ def lines(costs: predict.Costs, s: dict[str, Any]) -> list[str]:
 
 def _costs(costs: predict.Costs, s: dict[str, Any]) -> list[str]:
     chip, batch, flops = costs.topology.chip, s["global_batch"], s["flops_per_step"]
-    each = batch / plan.shards(s["mesh"])
-    peak, hbm, parts = s["peak_bytes_per_chip"], chip.hbm_bytes, predict.roofline(costs)
     mesh = " x ".join(f"{axis} {size}" for axis, size in s["mesh"].items() if size > 1)
+    each = batch * s["mesh"]["tensor"] / s["devices"]
     kind = "compiled for it"
     if s["compiled_for"] == "simulated":
         kind = f"by XLA's CPU compiler, which knows no {chip.name}: more than it takes"
+    share = s["peak_bytes_per_chip"] / chip.hbm_bytes
+    memory = f"{share:.0%} of {chip.hbm_bytes / chips.GIB:.1f} GiB"
+    used = {name: _gib(s[f"{name}_bytes_per_chip"]) for name in
+            ("peak", "argument", "temporary", "output", "code")}  # fmt: skip
     tried = [f"{one.rows} {'fits' if one.fits else 'does not'}" for one in s["tried"]]
-    largest = f"{s['largest_global_batch']:,}"
-    if not s["largest_global_batch_is_exact"]:
-        largest += " or more (a lower bound)"
-    memory = f"{_ms(parts['memory'])} memory, " if costs.hbm_traffic else ""
+    more = "" if s["largest_global_batch_is_exact"] else " or more (a lower bound)"
+    parts = {part: _ms(each) for part, each in predict.roofline(costs).items()}
+    traffic = f"{parts['memory']} memory, " if costs.hbm_traffic else ""
     rows = {
         "chips": f"{s['devices']} ({mesh or 'data 1'})",
         "global batch": f"{batch:,}, {each:g} a chip",
-        f"bytes a chip, {kind}": f"{_gib(peak)}: {peak / hbm:.0%} of {hbm / 2**30:.1f} GiB",
-        "- arguments": _gib(s["argument_bytes_per_chip"]),
-        "- temporaries": _gib(s["temporary_bytes_per_chip"]),
-        "- outputs beside the state, code": f"{_gib(s['output_bytes_per_chip'])}, "
-        f"{_gib(s['code_bytes_per_chip'])}",
-        "FLOPs a step": f"{flops:.4g}, {flops / batch / 1e9:.4g} G an example; backward "
-        f"{costs.backward:.0%}",
-        "gathers and their gradients a chip": costs.gathered
-        and f"{costs.gathered:,} bytes",
-        "largest batch that fits": f"{largest}; tried a chip: {', '.join(tried)}",
+        f"bytes a chip, {kind}": f"{used['peak']}: {memory}",
+        "- arguments": used["argument"],
+        "- temporaries": used["temporary"],
+        "- outputs beside the state, code": f"{used['output']}, {used['code']}",
+        "FLOPs a step": f"{flops:.4g}, {flops / batch / 1e9:.4g} G an example; "
+        f"backward {costs.backward:.0%}",
+        "gathers and their gradients a chip": f"{costs.gathered:,} bytes",
+        "largest batch that fits": f"{s['largest_global_batch']:,}{more}; tried a "
+        f"chip: {', '.join(tried)}",
         "roofline": f"{_ms(s['roofline_seconds'])}, bound by {s['roofline_bound']} "
-        f"({_ms(parts['compute'])} compute, {memory}{_ms(parts['links'])} links)",
-        "kernels": costs.kernels and _ms(costs.kernels),
+        f"({parts['compute']} compute, {traffic}{parts['links']} links)",
+        "kernels": _ms(costs.kernels),
         "predicted step": _ms(s["predicted_step_seconds"]),
         "predicted examples/s": f"{s['predicted_images_per_s']:,.0f}",
         "predicted MFU": f"{s['predicted_mfu']:.1%}",
         "predicted efficiency": f"{s['predicted_efficiency']:.1%}",
         "- without overlap": f"{s['predicted_efficiency_no_overlap']:.1%}",
     }
-    found = (f"| {name} | {value} |" for name, value in rows.items() if value)
-    return ["| | |", "|---|---|", *found]
+    if not costs.gathered:
+        del rows["gathers and their gradients a chip"]
+    if not costs.kernels:
+        del rows["kernels"]
+    return ["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
 
 
 def _collectives(s: dict[str, Any]) -> list[str]:
@@ -172,13 +170,13 @@ def _curve(costs: predict.Costs, s: dict[str, Any]) -> list[str]:
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     rows = s["global_batch"] / s["devices"]
-    for point, efficiency, no_overlap in predict.curve(costs):
+    for point in predict.curve(costs):
         name, n = point.topology.name, point.topology.devices
         name = f"**{name}**" if name == s["topology"] else name
         found.append(
             f"| {name} | {n} | {rows * n:,.0f} | {_ms(point.compute)} | "
             f"{_ms(point.reduction + point.other)} | {_ms(point.step - point.compute)} "
-            f"| {efficiency:.1%} | {no_overlap:.1%} |"
+            f"| {point.efficiency:.1%} | {point.no_overlap:.1%} |"
         )
     return found
 

@@ -36,29 +36,24 @@ def compile_step(config, topology: str) -> types.SimpleNamespace:
     Raises:
       PacxError: a config that cannot be, or a compiler that is not installed.
     """
-    parsed = chips.parse(topology)
-    found = call(inspect, config, parsed, compilers.simulates(parsed))
+    found = call(inspect, config, chips.parse(topology))
     return types.SimpleNamespace(**found)
 
 
-def call(function: Callable, config, topology: Topology, simulated: bool, *more) -> Any:
-    """A function of these arguments, in a process of its own.
-
-    Args:
-      function: of a module, such as `run`.
-      simulated: compile for as many CPU devices instead of the topology's chips.
+def call(function: Callable, config, topology: Topology, *more) -> Any:
+    """A module's function of these arguments, in a process of its own.
 
     Raises:
       PacxError: whatever is wrong with the arguments, or with the compile.
     """
-    if not simulated:
+    if not topology.simulated:
         compilers.check(topology)
     done = subprocess.run(
         [sys.executable, "-m", "launch.planning"],
-        input=pickle.dumps((function, (config, topology, simulated, *more))),
+        input=pickle.dumps((function, (config, topology, *more))),
         capture_output=True,
         cwd=ROOT,
-        env=compilers.environment(topology, simulated),
+        env=compilers.environment(topology),
     )
     if done.returncode:
         tail = done.stderr.decode(errors="replace").strip().splitlines()[-6:]
@@ -70,18 +65,18 @@ def call(function: Callable, config, topology: Topology, simulated: bool, *more)
     return answer
 
 
-def inspect(config, topology: Topology, simulated: bool) -> dict[str, Any]:
+def inspect(config, topology: Topology) -> dict[str, Any]:
     """In the process of its own: what `compile_step` returns."""
     from launch.planning import abstract
 
-    devices = compilers.devices(topology, simulated)
+    devices = compilers.devices(topology)
     with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
         step = abstract.train_step(abstract.completed(config, directory), devices)
-    compiled = _compile(step, topology, simulated)
+    compiled = _compile(step, topology)
     return _bytes(compiled) | {"text": compiled.as_text()}
 
 
-def run(config, topology: Topology, simulated: bool, compiles: int) -> dict[str, Any]:
+def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
     """In the process of its own: compiles, and looks for the largest batch.
 
     Args:
@@ -92,6 +87,7 @@ def run(config, topology: Topology, simulated: bool, compiles: int) -> dict[str,
       flops: by XLA, or of the traced products where these are more: XLA counts nothing
         for GPUs, a loop once, and not what our kernels for TPUs do.
       traffic: bytes that a TPU's operations access; 0 = not known.
+      loops: whether products stand in loops.
       counted, backward, gathered: of the traced step, see `predict.Costs`.
       collectives: as dicts; None where the compiled text cannot be had.
       tried: batches that were compiled, see `fitting.Tried`.
@@ -102,75 +98,69 @@ def run(config, topology: Topology, simulated: bool, compiles: int) -> dict[str,
       PacxError: a config that cannot be, or a batch that does not fit.
     """
     from launch.planning import abstract
-    from pacx_jax import sharding
 
-    devices = compilers.devices(topology, simulated)
+    devices = compilers.devices(topology)
     with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
         config = abstract.completed(config, directory)
         step = abstract.train_step(config, devices)
-        shards = sharding.batch_shards(step.mesh)
-        rows = config.global_batch_size // shards
+        compiled, tried = _fitted(config, topology, devices, step, compiles)
+        found = _traced(config, topology, devices, step)
+    text, xla = _text(compiled), compiled.cost_analysis() or {}
+    sent = text and collectives.count(text, topology.devices)
+    found |= _bytes(compiled) | {"tried": tried, "mesh": dict(step.mesh.shape)}
+    found |= {"traffic": 0.0, "kernels": None}
+    if not found["loops"]:
+        found["flops"] = max(found["flops"], xla.get("flops", 0.0))
+        found["traffic"] = xla["bytes accessed"] if topology.is_tpu else 0.0
+    found["collectives"] = text and [dataclasses.asdict(one) for one in sent]
+    if not (topology.is_tpu or topology.simulated):
+        found["kernels"] = kernels.count(text, topology.chip)
+    return found
 
-        compiled, first = _attempt(step, rows, topology, simulated)
 
-        def compile_at(rows: int) -> fitting.Tried:
-            other = abstract.resized(config, rows * shards)
-            other = abstract.train_step(other, devices)
-            return _attempt(other, rows, topology, simulated)[1]
+def _fitted(config, topology: Topology, devices: list, step, compiles: int):
+    """(compiled step, batches that were tried); PacxError where it does not fit."""
+    from launch.planning import abstract
+    from pacx_jax import sharding
 
-        unit = config.get("accumulate", 1) * config.get("encoder_chunks", 1)
-        tried = fitting.largest(
-            [first],
-            compile_at,
-            topology.chip.hbm_bytes,
-            step.fixed,
-            compiles,
-            unit * -(-fitting.STEP // unit),
-            MOST_ROWS // shards,
+    shards = sharding.batch_shards(step.mesh)
+    rows, hbm = config.global_batch_size // shards, topology.chip.hbm_bytes
+    compiled, first = _attempt(step, rows, topology)
+
+    def compile_at(rows: int) -> fitting.Tried:
+        other = abstract.resized(config, rows * shards)
+        return _attempt(abstract.train_step(other, devices), rows, topology)[1]
+
+    unit = config.get("accumulate", 1) * config.get("encoder_chunks", 1)
+    unit *= -(-fitting.STEP // unit)
+    most = MOST_ROWS // shards
+    tried = fitting.largest(first, compile_at, hbm, step.fixed, compiles, unit, most)
+    # Simulated for a TPU, a step is asked for its collectives alone.
+    weighed = not (topology.simulated and topology.is_tpu)
+    if compiled is None or (weighed and not first.fits):
+        need = f"{first.peak / chips.GIB:.1f} GiB" if first.peak else "more"
+        best = fitting.bounds(tried)[0] * shards
+        raise PacxError(
+            f"--global_batch={rows * shards} ({rows} rows a chip) does not fit "
+            f"{topology.name}: it takes {need} a chip, which has "
+            f"{hbm / chips.GIB:.1f} GiB; "
+            + (f"--global_batch={best} fits" if best else "give a smaller one")
         )
-        # Simulated for a TPU, a step is asked for its collectives alone.
-        weighed = not (simulated and topology.is_tpu)
-        if compiled is None or (weighed and not first.fits):
-            need = f"{first.peak / chips.GIB:.1f} GiB" if first.peak else "more"
-            most = fitting.bounds(tried)[0] * shards
-            raise PacxError(
-                f"--global_batch={rows * shards} ({rows} rows a chip) does not fit "
-                f"{topology.name}: it takes {need} a chip, which has "
-                f"{topology.chip.hbm_bytes / chips.GIB:.1f} GiB; "
-                + (f"--global_batch={most} fits" if most else "give a smaller one")
-            )
-        traced, loops = _traced(config, topology, devices, step)
-    text = _text(compiled)
-    costs = compiled.cost_analysis() or {"flops": 0.0, "bytes accessed": 0.0}
-    many, sent = traced["counted"][1][1], text and collectives.count(text, len(devices))
-    on_gpu = not (simulated or topology.is_tpu)
-    return (
-        _bytes(compiled)
-        | traced
-        | {
-            "flops": many if loops else max(many, costs["flops"]),
-            "traffic": costs["bytes accessed"]
-            if topology.is_tpu and not loops
-            else 0.0,
-            "collectives": text and [dataclasses.asdict(one) for one in sent],
-            "tried": tried,
-            "mesh": dict(step.mesh.shape),
-            "kernels": kernels.count(text, topology.chip) if on_gpu else None,
-        }
-    )
+    return compiled, tried
 
 
-def _compile(step, topology: Topology, simulated: bool):
-    options = compilers.options(topology, simulated)
+def _compile(step, topology: Topology):
+    is_gpu = not (topology.is_tpu or topology.simulated)
+    options = compilers.GPU_OPTIONS if is_gpu else {}
     return step.function.lower(*step.args).compile(compiler_options=options)
 
 
-def _attempt(step, rows: int, topology: Topology, simulated: bool):
+def _attempt(step, rows: int, topology: Topology):
     """(compiled step, Tried); (None, Tried) where the compiler refuses it."""
     import jax
 
     try:
-        compiled = _compile(step, topology, simulated)
+        compiled = _compile(step, topology)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -201,21 +191,23 @@ def _text(compiled) -> str | None:
         return None
 
 
-def _traced(config, topology: Topology, devices: list, step) -> tuple[dict, bool]:
-    """What `run` has of the traced step, and whether products stand in loops."""
+def _traced(config, topology: Topology, devices: list, step) -> dict[str, Any]:
+    """What `run` returns of the traced step."""
     from launch.planning import abstract, flops
 
-    def count(step) -> flops.Counts:
-        return flops.count(step.function, step.args, step.mesh.size)
-
-    many, forward = count(step), count(abstract.forward(config, devices))
+    many = flops.count(step.function, step.args, topology.devices)
+    args = step.params, *step.args[1:]
+    forward = flops.count(step.loss, args, topology.devices)
     least = step.mesh.shape["fsdp"] * step.mesh.shape["tensor"]
     small, few = max(topology.host().devices, least), many
     if small < topology.devices:
         rows = config.global_batch_size * small // topology.devices
-        less = abstract.resized(config, rows)
-        few = count(abstract.train_step(less, devices[:small]))
-    counted = (small, few.flops), (topology.devices, many.flops)
-    backward = 1 - forward.flops / many.flops
-    found = {"counted": counted, "backward": backward, "gathered": many.gathered}
-    return found, many.loops
+        less = abstract.train_step(abstract.resized(config, rows), devices[:small])
+        few = flops.count(less.function, less.args, small)
+    return {
+        "flops": many.flops,
+        "loops": many.loops,
+        "counted": ((small, few.flops), (topology.devices, many.flops)),
+        "backward": 1 - forward.flops / many.flops,
+        "gathered": many.gathered,
+    }
