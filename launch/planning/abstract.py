@@ -100,8 +100,7 @@ class Step:
 def train_step(config, devices) -> Step:
     """The train step of a completed config, as `setup.assemble` makes it.
 
-    Raises:
-      PacxError: a batch or a mesh that does not fit the devices.
+    Raises PacxError if batch or mesh do not fit the devices.
     """
     mesh, objective = setup.place(config, devices)
     tx = optim.make(optim.settings(config), config.total_steps)
@@ -117,13 +116,10 @@ def train_step(config, devices) -> Step:
     shardings = sharding.tree_shardings(state, mesh)
     accumulate = config.get("accumulate", 1)
     update = step.make_train_step(objective, tx, mesh, shardings, accumulate)
-    sizes = jax.tree.map(
-        lambda leaf, s: math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-        state,
-        shardings,
-    )
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    fixed = sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in leaves)
     args = state, batch(config, objective), key
-    return Step(update, args, loss, params, mesh, sum(jax.tree.leaves(sizes)))
+    return Step(update, args, loss, params, mesh, fixed)
 
 
 def resized(config, rows: int) -> ml_collections.ConfigDict:
@@ -156,21 +152,17 @@ def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _example(config) -> dict[str, Any]:
-    rng, side = np.random.default_rng(0), config.data.image_size
+    side, png = config.data.image_size, io.BytesIO()
     features = config.model.features if config.objective == "labs_dae" else 50
-    mask = np.zeros((side, side), np.uint8)
-    mask[: side // 2] = 255
+    pixels = np.zeros((side, side), np.uint8)
+    pixels[: side // 2] = 255
+    PIL.Image.fromarray(pixels).save(png, "PNG")
+    signal = np.random.default_rng(0).standard_normal((5000, 12))
     return {
-        "image": _png(rng.integers(0, 256, (side, side), np.uint8)),
-        "mask": _png(mask),
-        "ecg": rng.standard_normal((5000, 12)).astype(np.float32),
+        "image": png.getvalue(),
+        "mask": png.getvalue(),
+        "ecg": signal.astype(np.float32),
         "labs": np.zeros(features, np.float32),
         "labs_mask": np.ones(features, np.float32),
         "labels": np.zeros(len(config.data.label_columns), np.float32),
     }
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -1,13 +1,15 @@
-"""A compiled module's text: its instructions, how often each runs, sizes of arrays."""
+"""A compiled module's text: its instructions, how often each runs, its collectives."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+COLLECTIVES = """all-reduce all-gather reduce-scatter all-to-all collective-permute
+collective-broadcast ragged-all-to-all""".split()
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(
@@ -111,3 +113,92 @@ def runs(
 
     visit("", 1, "")
     return times, unknown
+
+
+def collectives(text: str, devices: int) -> list[dict[str, Any]]:
+    """The collectives of a compiled module, by kind and group size.
+
+    Args:
+      text: `compiled.as_text()`: after partitioning, so that shapes are of one chip.
+      devices: of the whole program, the group where none is named.
+
+    Returns:
+      kind: of COLLECTIVES.
+      group: chips that take part in each.
+      count: how often in a step, loops unrolled.
+      bytes_per_chip: what one chip holds of the result, or of the operand where that is
+        larger (a reduce-scatter), summed.
+      dtypes: the same by what is sent, such as "bf16".
+
+    Raises:
+      ValueError: a loop with collectives whose number of rounds XLA does not tell.
+    """
+    module, chains = parse(text), set()
+    # The end of an asynchronous call names what its start has called.
+    ends = ("-done", "-update")
+    times, unknown = runs(module, lambda one: not one.op.endswith(ends))
+    found = defaultdict(Counter)
+    for name, lines in module.items():
+        for one in lines:
+            kind = one.op.removesuffix("-start")
+            if kind not in COLLECTIVES:
+                continue
+            # One that XLA for TPUs runs beside others stands in each of their fusions.
+            chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', one.rest)
+            if chain and chain.groups() in chains:
+                continue
+            chains.add(chain and chain.groups())
+            if name in unknown or name not in times:
+                why = "in a loop of unknown length" if name in times else "never called"
+                raise ValueError(f"a collective {why}: {one.name} in {name}")
+            group = _group(one.rest, devices)
+            sums = found[kind, group]
+            sums["count"] += times[name]
+            for dtype, size in _volumes(one, kind, group).items():
+                sums[dtype] += times[name] * size
+    return [
+        {
+            "kind": kind,
+            "group": group,
+            "count": n,
+            "bytes_per_chip": sums.total(),
+            "dtypes": dict(sorted(sums.items())),
+        }
+        for (kind, group), sums in sorted(found.items())
+        if (n := sums.pop("count"))
+    ]
+
+
+def _group(line: str, devices: int) -> int:
+    """How many devices take part.
+
+    From replica_groups={{0,1},...}, [2,4]<=[8], or mesh['x'=2,'y'=4] {'y'}, in which
+    'y':(1)2 is a part of an axis.
+    """
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    if mesh:
+        sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+        axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
+        return math.prod(int(part or sizes[name]) for name, part in axes)
+    if iota := re.search(r"replica_groups=\[\d+,(\d+)\]", line):
+        return int(iota[1])
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    return listed[1].count(",") + 1 if listed else devices
+
+
+def _volumes(one: Instruction, kind: str, group: int) -> dict[str, int]:
+    """dtype -> bytes of a collective.
+
+    The result of an asynchronous one holds its operands too, but for an all-reduce's.
+    """
+    bits = Counter()
+    for dtype, _, size in arrays(one.result):
+        bits[dtype] += size
+    times, parts = 1, 1
+    if one.op != kind and kind in ("all-gather", "reduce-scatter"):
+        times, parts = group, group + 1  # operand and result: one is 1/group
+    elif one.op != kind and kind != "all-reduce":
+        parts = 2
+    elif kind == "reduce-scatter":
+        times = group
+    return {dtype: total // 8 * times // parts for dtype, total in bits.items()}

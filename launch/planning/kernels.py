@@ -24,7 +24,7 @@ import re
 from collections import Counter
 from typing import Any
 
-from launch.planning import collectives, hlo
+from launch.planning import hlo
 from launch.planning.chips import UTILISATION, Chip
 
 ATTENTION, CONVOLUTION, COPY = "cuDNN attention", "cuDNN convolution", "copy"
@@ -96,7 +96,7 @@ def _kind(one: hlo.Instruction, target: str) -> str:
         kinds = {"kInput": "reduction fusion", "kLoop": "loop fusion"}
         return kinds.get(one.find(r"kind=(k\w+)"), "other fusion")
     op = one.op.removesuffix("-start")
-    return COLLECTIVE if op in collectives.KINDS else COPY if op == "copy" else one.op
+    return COLLECTIVE if op in hlo.COLLECTIVES else COPY if op == "copy" else one.op
 
 
 def _model(one: hlo.Instruction) -> float | None:

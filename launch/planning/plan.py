@@ -12,7 +12,6 @@ from typing import Any
 
 from launch.planning import chips, compilers, fitting, predict, worker
 from launch.planning.chips import Topology
-from launch.planning.collectives import Collective
 from pacx_jax import files
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax")
@@ -55,13 +54,10 @@ def summarize(
       simulated: whether its collectives are those of simulated devices.
     """
     kernels = step["kernels"] or {}
-    sent = (Collective(**one) for one in step["collectives"])
+    sent = (predict.Collective(**one) for one in step["collectives"])
     costs = predict.Costs(
         topology,
-        step["flops"],
-        step["counted"],
-        step["backward"],
-        step["traffic"],
+        *(step[name] for name in ("flops", "counted", "backward", "traffic")),
         tuple(one for one in sent if one.group > 1),
         step["gathered"],
         kernels.get("compute_seconds", 0.0),

@@ -8,8 +8,7 @@
   predicted_efficiency            = compute(1) / T(N)     at an equal batch a chip
   predicted_efficiency_no_overlap = compute(1) / T'(N)
 
-One chip has no collectives, so neither is above 1. Relative to one host they could be:
-on the open axes of a 2x2 slice a chip has half the links of a closed pod.
+One chip has no collectives, so neither is above 1.
 
 "reduction" is what adds gradients up: all-reduces, and reduce-scatters within a group
 of a mesh's axis (FSDP). All else waits, as the gathers of embeddings that the step asks
@@ -19,9 +18,44 @@ for by itself; XLA for TPUs makes all-reduces of these, and they wait neverthele
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
-from launch.planning.chips import UTILISATION, Topology
-from launch.planning.collectives import Collective
+from launch.planning.chips import UTILISATION, Ring, Topology
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind and group size in a step, see `hlo.collectives`."""
+
+    kind: str
+    group: int
+    count: int
+    bytes_per_chip: int
+    dtypes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def seconds(self, rings: Sequence[Ring]) -> float:
+        """The time of all of them, one after the other, on a ring of each axis.
+
+        A reduce-scatter goes round the first axis, then with a share 1/n of its bytes
+        round the second, and so on; an all-gather comes back the other way, and an
+        all-reduce is both:
+
+          T = r sum_i V / (n_1 ... n_{i-1}) (n_i - 1) / n_i / W_i + r hops,  r = 1 or 2
+
+        Args:
+          rings: axes of the chips that take part, the fastest first; W is what one
+            carries.
+        """
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            ring = min(rings, key=lambda r: r.bytes_per_second)
+            hops = ring.hop_seconds * self.count
+            return self.bytes_per_chip / ring.bytes_per_second + hops
+        total, share = 0.0, float(self.bytes_per_chip)
+        for ring in rings:
+            total += share * (ring.size - 1) / ring.size / ring.bytes_per_second
+            total += self.count * (ring.size - 1) * ring.hop_seconds
+            share /= ring.size
+        return (2 if self.kind == "all-reduce" else 1) * total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 import pickle
 import re
@@ -13,7 +12,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from launch.planning import chips, collectives, compilers, fitting, kernels
+from launch.planning import chips, compilers, fitting, hlo, kernels
 from launch.planning.chips import Topology
 from pacx_jax.errors import PacxError
 
@@ -29,7 +28,7 @@ def compile_step(config, topology: str) -> types.SimpleNamespace:
       topology: as `chips.parse` reads it, such as "gpu:1xH100".
 
     Returns:
-      text, which `collectives` and `kernels` count, and bytes on one chip: arguments,
+      text, which `hlo` and `kernels` count, and bytes on one chip: arguments,
       temporaries, outputs that do not take an argument's place, aliased, those that do
       (the donated state), code, and peak, all of it at once.
 
@@ -89,7 +88,7 @@ def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
       traffic: bytes that a TPU's operations access; 0 = not known.
       loops: whether products stand in loops.
       counted, backward, gathered: of the traced step, see `predict.Costs`.
-      collectives: as dicts; None where the compiled text cannot be had.
+      collectives: see `hlo.collectives`; None where the compiled text cannot be had.
       tried: batches that were compiled, see `fitting.Tried`.
       mesh: axis -> devices.
       kernels: see `kernels.count`, None unless compiled for a GPU.
@@ -106,13 +105,12 @@ def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
         compiled, tried = _fitted(config, topology, devices, step, compiles)
         found = _traced(config, topology, devices, step)
     text, xla = _text(compiled), compiled.cost_analysis() or {}
-    sent = text and collectives.count(text, topology.devices)
     found |= _bytes(compiled) | {"tried": tried, "mesh": dict(step.mesh.shape)}
     found |= {"traffic": 0.0, "kernels": None}
     if not found["loops"]:
         found["flops"] = max(found["flops"], xla.get("flops", 0.0))
         found["traffic"] = xla["bytes accessed"] if topology.is_tpu else 0.0
-    found["collectives"] = text and [dataclasses.asdict(one) for one in sent]
+    found["collectives"] = text and hlo.collectives(text, topology.devices)
     if not (topology.is_tpu or topology.simulated):
         found["kernels"] = kernels.count(text, topology.chip)
     return found

@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from launch.planning import chips, collectives, compilers, kernels, worker
+from launch.planning import chips, compilers, hlo, kernels, worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,9 +101,9 @@ def test_step_compiles_for_gpus_as_it_should(recipe, gpus):
     assert state_copies(step.text) <= want.copied * step.aliased + 2**16
     if recipe == "mae_vitb16":  # its stream is row-major throughout
         assert "input_transpose_fusion" not in step.text
-    sent = collectives.count(step.text, n)
-    assert {one.group for one in sent} <= {n}
-    found = {one.kind: one.bytes_per_chip for one in sent}
+    sent = hlo.collectives(step.text, n)
+    assert {one["group"] for one in sent} <= {n}
+    found = {one["kind"]: one["bytes_per_chip"] for one in sent}
     assert found == ({} if n == 1 else pytest.approx(want.sent, rel=0.01))
     if "H100" in gpus:
         assert step.temporaries == pytest.approx(want.temporaries[n > 1], rel=0.1)

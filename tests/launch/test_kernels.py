@@ -15,14 +15,14 @@ from jax._src.cudnn import fused_attention_stablehlo
 from launch import plan as command
 from launch.planning import (
     chips,
-    collectives,
     compilers,
     flops,
+    hlo,
     kernels,
     predict,
     worker,
 )
-from launch.planning.collectives import Collective
+from launch.planning.predict import Collective
 from pacx_jax.errors import PacxError
 from pacx_jax.models import attention_tpu
 
@@ -252,7 +252,8 @@ replica_groups=mesh['axis_0'=4,'axis_1'=1] {{'axis_0'}}, to_apply=%add
 }}
 """
     whole = 16 * 4 * 4
-    assert collectives.count(text, 8) == [
+    found = [Collective(**each) for each in hlo.collectives(text, 8)]
+    assert found == [
         Collective("all-gather", 4, 1, whole, {"f32": whole}),
         Collective("all-reduce", 4, 1, 516, {"bf16": 512, "f32": 4}),
         Collective("all-to-all", 4, 1, 128, {"f32": 128}),
@@ -340,7 +341,7 @@ def test_a_step_s_text_and_bytes_are_there_for_tests():
     config = importlib.import_module("configs.labs_dae").get_config()
     config.global_batch_size = 64
     found = worker.compile_step(config, "gpu:2xH100")
-    assert "ENTRY" in found.text and collectives.count(found.text, 2)
+    assert "ENTRY" in found.text and hlo.collectives(found.text, 2)
     assert 0 < found.aliased <= found.arguments < found.peak
 
 

@@ -17,16 +17,16 @@ from launch import plan as command
 from launch.planning import (
     abstract,
     chips,
-    collectives,
     compilers,
     fitting,
     flops,
+    hlo,
     predict,
     report,
     worker,
 )
 from launch.planning import plan as planning
-from launch.planning.collectives import Collective
+from launch.planning.predict import Collective
 from pacx_jax import losses
 from pacx_jax.errors import PacxError
 
@@ -39,6 +39,10 @@ def run(monkeypatch, flags):
     """plan.py's exit code; ml_collections reads overrides from sys.argv itself."""
     monkeypatch.setattr(sys, "argv", ["plan.py", *flags])
     return command.main()
+
+
+def collectives(text, devices):
+    return [Collective(**found) for found in hlo.collectives(text, devices)]
 
 
 def compiled_text(mesh, body, *shapes, out):
@@ -74,7 +78,7 @@ def test_collectives_of_a_known_module_are_counted(meshes, name, expected):
 
     out = PartitionSpec("data") if name == "psum_scatter" else PartitionSpec()
     text = compiled_text(meshes[8], body, (16, 4), out=out)
-    assert collectives.count(text, 8) == [expected]
+    assert collectives(text, 8) == [expected]
 
 
 def test_collectives_as_a_tpu_writes_them_are_counted():
@@ -91,7 +95,7 @@ all-reduce(%a, %b, %c), replica_groups=[1,256]<=[256], to_apply=%add
 to_apply=%add
 }
 """
-    assert collectives.count(text, 256) == [
+    assert collectives(text, 256) == [
         Collective("all-gather", 4, 1, 8 * 4 * 4, {"f32": 128}),
         Collective(
             "all-reduce",
@@ -131,7 +135,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
     for i in (1, 2):  # parts of one gather that runs beside two others
         text = text.replace("ENTRY", PART.format(i) + "ENTRY", 1)
-    assert collectives.count(text, 16) == [
+    assert collectives(text, 16) == [
         Collective("all-gather", 4, 1, 16 * 4, {"f32": 64}),
         Collective("all-gather", 8, 1, 8 * 4, {"f32": 32}),
         Collective("all-reduce", 2, 4, 4 * 8 * 4, {"f32": 128}),
@@ -146,7 +150,7 @@ def test_a_collective_in_a_loop_of_unknown_length_is_refused(meshes):
 
     text = compiled_text(meshes[8], body, (16, 4), out=PartitionSpec())
     with pytest.raises(ValueError, match="unknown length"):
-        collectives.count(text, 8)
+        collectives(text, 8)
 
 
 def test_ring_formulas():
@@ -410,7 +414,7 @@ def test_a_step_has_no_collective_but_gradients_and_contrastive_gathers(
     config = abstract.completed(tiny(recipe, str(tmp_path), 32), str(tmp_path))
     step = abstract.train_step(config, jax.devices())
     text = step.function.lower(*step.args).compile().as_text()
-    found = {c.kind: c for c in collectives.count(text, 8)}
+    found = {c.kind: c for c in collectives(text, 8)}
     check_collectives(found, step.args[0], config, 8)
 
 

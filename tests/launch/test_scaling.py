@@ -24,7 +24,7 @@ from launch.planning import (
     predict,
     report,
 )
-from launch.planning.collectives import Collective
+from launch.planning.predict import Collective
 from tests import tiny
 
 DOC = pathlib.Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
