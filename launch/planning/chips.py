@@ -16,7 +16,7 @@ from pacx_jax.errors import PacxError
 GIB = 2**30
 UTILISATION = 0.5  # share of the peak that products are assumed to reach
 SPECS = pathlib.Path(__file__).parent / "gpus"  # XLA's descriptions of GPUs
-LARGEST_GPUS = 1024  # where a GPU plan's curve ends
+NODE, LARGEST_GPUS = 8, 1024  # GPUs of a node, and where a curve ends
 # Seconds from one neighbour of a ring to the next. Assumed, not verified: 1 us on ICI,
 # and for NVLink and the network a guess of NCCL's steps.
 ICI_HOP, NVLINK_HOP, NETWORK_HOP = 1e-6, 2e-6, 10e-6
@@ -33,7 +33,6 @@ class Chip:
       hbm_bandwidth: bytes/s.
       link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
       network_bandwidth: bytes/s one way between nodes for each GPU; 0 for TPUs.
-      per_host: chips of the smallest topology of a curve.
     """
 
     name: str
@@ -42,7 +41,6 @@ class Chip:
     hbm_bandwidth: float
     link_bandwidth: float
     network_bandwidth: float
-    per_host: int
 
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
@@ -51,9 +49,9 @@ class Chip:
 # write 16 and 32 GB for v5e and v6e: they are taken as GiB. Not v4, of whose chips
 # libtpu makes two devices each.
 TPUS = {
-    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0, 4),
-    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0, 4),
-    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0, 4),
+    "v5e": Chip("v5e", 16 * GIB, 197e12, 819e9, 50e9, 0),
+    "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0),
+    "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0),
 }
 # GPUs, SXM boards of A100 80GB, H100 and H200: memory, dense bfloat16, NVLink (half of
 # the sum of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU,
@@ -62,18 +60,19 @@ TPUS = {
 # glennklockwood.com/garden/processors/A100 quote them, the port as the systems of
 # MLPerf Inference 3.1 and 4.1 do; the A100's port was not verified.
 GPUS = {
-    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9, 8),
-    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9, 8),
-    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9, 8),
+    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9),
+    "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9),
+    "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9),
 }
 # From 4x4x4 on, slices of v5p are cubes of that size side by side, of which its page
 # lists "most, not all".
 _FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
 _CUBES = """2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16
 16x16x24""".split()
-KNOWN = f"""v5e: or v6e: with one of {", ".join(_FLAT)}; v5p: with one of
-{", ".join(_CUBES[:5])} or AxBxC of multiples of 4 with A <= B <= C, 6144 chips at most;
-gpu:NxCHIP with up to 8 or a multiple of 8 up to {LARGEST_GPUS} of {", ".join(GPUS)}"""
+KNOWN = f"""v5e:AxB or v6e:AxB, of {", ".join(_FLAT)}; v5p:AxBxC, of
+{", ".join(_CUBES[:4])} or multiples of 4 with A <= B <= C, 6144 chips at most;
+gpu:NxCHIP, of {", ".join(GPUS)}, N up to {NODE} or a multiple of it up to
+{LARGEST_GPUS}"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,19 +133,18 @@ class Topology:
         return [Ring(r.size, r.bytes_per_second * axes, r.hop_seconds) for r in found]
 
     def curve(self) -> list[Topology]:
-        """This topology among those of its chip from one host to the largest."""
+        """This topology among those of its chip from one host to the largest.
+
+        The first is one host, or this topology where it is less.
+        """
         name = self.chip.name
         if self.is_tpu:
             slices = _CUBES if len(self.shape) == 3 else _FLAT[1::2]
             names = [f"{name}:{slice_}" for slice_ in slices]
         else:
-            names = [f"gpu:{8 * 2**i}x{name}" for i in range(8)]
+            names = [f"gpu:{NODE * 2**i}x{name}" for i in range(8)]
         names = dict.fromkeys([*names, self.name])
         return sorted(map(parse, names), key=lambda t: t.devices)
-
-    def host(self) -> Topology:
-        """One host of this chip, which a curve starts at."""
-        return self.curve()[0] if self.devices >= self.chip.per_host else self
 
 
 def parse(text: str) -> Topology:
@@ -162,7 +160,7 @@ def parse(text: str) -> Topology:
             return Topology(text, TPUS[kind], sizes)
     found = re.fullmatch(r"gpu:([1-9]\d{0,3})x(\w+)", text)
     if found and found[2] in GPUS and int(found[1]) <= LARGEST_GPUS:
-        node = min(sizes[0], GPUS[found[2]].per_host)
+        node = min(sizes[0], NODE)
         if sizes[0] % node == 0:
             known = (SPECS / f"{found[2].lower()}.txtpb").is_file()
             shape = node, sizes[0] // node

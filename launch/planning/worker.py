@@ -40,7 +40,7 @@ def compile_step(config, topology: str) -> types.SimpleNamespace:
 
 
 def call(function: Callable, config, topology: Topology, *more) -> Any:
-    """A module's function of these arguments, in a process of its own.
+    """Returns function(config, topology, *more) of a process of its own.
 
     Raises:
       PacxError: whatever is wrong with the arguments, or with the compile.
@@ -79,10 +79,10 @@ def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
     """In the process of its own: compiles, and looks for the largest batch.
 
     Args:
-      compiles: how many more may look for it.
+      compiles: how many more compiles may look for it.
 
     Returns:
-      What the step costs a chip, fit for JSON: bytes as of `compile_step`, and
+      What the step costs a chip, fit for JSON: bytes as in `compile_step`, and
       flops: by XLA, or of the traced products where these are more: XLA counts nothing
         for GPUs, a loop once, and not what our kernels for TPUs do.
       traffic: bytes that a TPU's operations access; 0 = not known.
@@ -109,7 +109,7 @@ def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
     found |= {"traffic": 0.0, "kernels": None}
     if not found["loops"]:
         found["flops"] = max(found["flops"], xla.get("flops", 0.0))
-        found["traffic"] = xla["bytes accessed"] if topology.is_tpu else 0.0
+        found["traffic"] = xla.get("bytes accessed", 0.0) if topology.is_tpu else 0.0
     found["collectives"] = text and hlo.collectives(text, topology.devices)
     if not (topology.is_tpu or topology.simulated):
         found["kernels"] = kernels.count(text, topology.chip)
@@ -197,7 +197,7 @@ def _traced(config, topology: Topology, devices: list, step) -> dict[str, Any]:
     args = step.params, *step.args[1:]
     forward = flops.count(step.loss, args, topology.devices)
     least = step.mesh.shape["fsdp"] * step.mesh.shape["tensor"]
-    small, few = max(topology.host().devices, least), many
+    small, few = max(topology.curve()[0].devices, least), many
     if small < topology.devices:
         rows = config.global_batch_size * small // topology.devices
         less = abstract.train_step(abstract.resized(config, rows), devices[:small])

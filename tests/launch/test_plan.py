@@ -169,7 +169,7 @@ def test_ring_formulas():
 
 def hand_made(topology, collectives_, many=0.0):
     peak = topology.chip.peak_flops
-    counted = ((topology.host().devices, 0.0), (topology.devices, many * peak))
+    counted = ((topology.curve()[0].devices, 0.0), (topology.devices, many * peak))
     return predict.Costs(topology, 0.05 * peak, counted, 0.6, 0.0, tuple(collectives_))
 
 
@@ -183,7 +183,7 @@ def test_efficiency_is_relative_to_one_chip_without_collectives():
     assert point.compute == pytest.approx(0.1)
     assert point.reduction == pytest.approx(0.2 / 4 * 255 / 256 + 60e-6)
     assert point.step == pytest.approx(0.1)
-    host = predict.at(costs, topology.host())
+    host = predict.at(costs, topology.curve()[0])
     assert host.reduction == pytest.approx(0.2 / 2 * 3 / 4 + 4e-6)
     assert host.step == pytest.approx(0.1 + host.reduction - 0.06)
     for one in (point, host):
@@ -209,7 +209,7 @@ def test_no_efficiency_is_above_1(name, many):
 def test_gathers_grow_with_the_chips_and_wait_for_nobody():
     topology = chips.parse("v5p:8x8x16")
     costs = hand_made(topology, [Collective("all-gather", 1024, 2, 1024_000)], many=0.1)
-    at_host = costs.collectives_at(topology.host())
+    at_host = costs.collectives_at(topology.curve()[0])
     assert at_host == [(Collective("all-gather", 4, 2, 4000), False)]
     point = predict.at(costs, topology)
     assert point.other > 0 == point.reduction
@@ -224,7 +224,7 @@ def test_gathers_wait_and_grow_where_xla_makes_all_reduces_of_them():
     gradients, rows = 8_000_000, 1024 * 1000
     one = Collective("all-reduce", 1024, 9, gradients + rows)
     costs = dataclasses.replace(hand_made(topology, [one]), gathered=rows)
-    assert costs.collectives_at(topology.host()) == [
+    assert costs.collectives_at(topology.curve()[0]) == [
         (Collective("all-reduce", 4, 9, 4 * 1000), False),
         (Collective("all-reduce", 4, 0, gradients), True),
     ]
@@ -302,7 +302,7 @@ def test_a_curve_holds_the_topology_itself_in_order_of_size(name, host):
     curve = topology.curve()
     devices = [t.devices for t in curve]
     assert curve.count(topology) == 1 and devices == sorted(devices)
-    assert topology.host().name == host
+    assert curve[0].name == host
 
 
 def test_products_are_counted_through_loops_and_on_every_device(meshes):
