@@ -57,36 +57,28 @@ def define() -> flags.FlagValues:
         ("out", "", "With --all: the file whose tables are renewed."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)
-    for name, default, text in (
-        ("global_batch", 0, "Instead of the recipe's global_batch_size."),
-        ("compiles", 1, "At most so many more, to find the largest batch."),
-        ("jobs", 2, "With --all: compiles at a time."),
+    for name, default, least, text in (
+        ("global_batch", 0, 0, "Instead of the recipe's global_batch_size."),
+        ("compiles", 1, 0, "At most so many more, to find the largest batch."),
+        ("jobs", 2, 1, "With --all: compiles at a time."),
     ):
-        flags.DEFINE_integer(name, default, text, flag_values=values)
+        flags.DEFINE_integer(name, default, text, least, flag_values=values)
     text = "Plan every recipe for every pod."
     flags.DEFINE_bool("all", False, text, flag_values=values)
     return values
 
 
 @cli.command
-def main() -> int:
-    """Runs the command of sys.argv; returns its exit code."""
+def main() -> None:
+    """Runs the command of sys.argv."""
+    given = define()
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
-        print(define().get_help())
-        return 0
-    _run(sys.argv)
-    return 0
-
-
-def _run(argv: list[str]) -> None:
-    given = define()
-    rest = trainer.parse_flags(argv, given)[1:]
+        print(given.get_help())
+        return
+    rest = trainer.parse_flags(sys.argv, given)[1:]
     if rest:
         raise PacxError(f"unknown argument {rest[0]!r}: flags start with --")
-    for name, least in (("compiles", 0), ("jobs", 1), ("global_batch", 0)):
-        if given[name].value < least:
-            raise PacxError(f"--{name}={given[name].value}: give at least {least}")
     cache = ROOT / given.plans
     if given["all"].value:
         if not given.out:
