@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import pathlib
 import sys
 
 from launch.planning.chips import SPECS, Topology
 from pacx_jax.errors import PacxError
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 WHEELS = {
     "PACX_LIBTPU": ("libtpu",),
     "PACX_CUDA": ("jax-cuda13-plugin", "jax-cuda13-pjrt"),

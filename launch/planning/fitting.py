@@ -58,12 +58,6 @@ def bounds(tried: list[Tried]) -> tuple[int, int | None]:
     return fits, min(above, default=None)
 
 
-def is_exact(tried: list[Tried], step: int = STEP) -> bool:
-    """Whether the next batch after the largest that fits is known not to."""
-    low, high = bounds(tried)
-    return high is not None and high - low <= step
-
-
 def _next(tried: list[Tried], capacity: int, fixed: int, step: int) -> int:
     """Rows where a line through the two nearest known points meets the capacity.
 

@@ -10,7 +10,7 @@ import math
 import pathlib
 from typing import Any
 
-from launch.planning import chips, compilers, fitting, predict, worker
+from launch.planning import chips, compilers, fitting, predict
 from launch.planning.chips import Topology
 from pacx_jax import files
 
@@ -66,6 +66,7 @@ def summarize(
     # Never shorter than the longest part of the roofline.
     seconds = max(point.step, *parts.values())
     tried = [fitting.Tried(*one) for one in step["tried"]]
+    low, high = fitting.bounds(tried)
     shards = math.prod(step["mesh"].values()) // step["mesh"]["tensor"]
     batch, (_, products) = config.global_batch_size, step["counted"][1]
     return costs, {
@@ -86,8 +87,8 @@ def summarize(
         "collectives_counted_on": "simulated" if simulated else "chips",
         "compiled_for": "simulated" if topology.simulated else "chips",
         "tried": tried,
-        "largest_global_batch": fitting.bounds(tried)[0] * shards,
-        "largest_global_batch_is_exact": fitting.is_exact(tried),
+        "largest_global_batch": low * shards,
+        "largest_global_batch_is_exact": bool(high) and high - low <= fitting.STEP,
         "roofline_seconds": max(parts.values()),
         "roofline_bound": max(parts, key=parts.__getitem__),
         "predicted_step_seconds": seconds,
@@ -103,6 +104,8 @@ def _cached(config, topology: Topology, compiles: int, cache) -> dict[str, Any]:
     request = [config.to_dict(), topology.name, topology.simulated, compiles]
     path = cache / f"{_key(request)}.json"
     if not path.is_file():
+        from launch.planning import worker  # slow to import
+
         files.write_json(path, worker.call(worker.run, config, topology, compiles))
     return files.read_own_json(path, "delete it")
 
@@ -112,9 +115,9 @@ def _key(request: list) -> str:
     versions = [importlib.metadata.version(package) for package in _PACKAGES]
     versions += [compilers.version(variable) for variable in compilers.WHEELS]
     digest = hashlib.sha256(json.dumps([request, versions], sort_keys=True).encode())
-    paths = (p for f in _SOURCES for p in sorted((worker.ROOT / f).rglob("*.*")))
+    paths = (p for f in _SOURCES for p in sorted((compilers.ROOT / f).rglob("*.*")))
     for path in paths:
-        name = path.relative_to(worker.ROOT).as_posix()
+        name = path.relative_to(compilers.ROOT).as_posix()
         if path.suffix in (".py", ".txtpb") and name not in _AFTERWARDS:
             digest.update(path.read_bytes())
     return digest.hexdigest()[:24]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
 import pickle
 import re
 import subprocess
@@ -12,12 +11,14 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from launch.planning import chips, compilers, fitting, hlo, kernels
+import jax
+
+from launch.planning import abstract, chips, compilers, fitting, flops, hlo, kernels
 from launch.planning.chips import Topology
+from pacx_jax import sharding
 from pacx_jax.errors import PacxError
 
 MOST_ROWS = 2**31 - 1  # of a global batch: their numbers are int32
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
 def compile_step(config, topology: str) -> types.SimpleNamespace:
@@ -51,7 +52,7 @@ def call(function: Callable, config, topology: Topology, *more) -> Any:
         [sys.executable, "-m", "launch.planning"],
         input=pickle.dumps((function, (config, topology, *more))),
         capture_output=True,
-        cwd=ROOT,
+        cwd=compilers.ROOT,
         env=compilers.environment(topology),
     )
     if done.returncode:
@@ -66,8 +67,6 @@ def call(function: Callable, config, topology: Topology, *more) -> Any:
 
 def inspect(config, topology: Topology) -> dict[str, Any]:
     """In the process of its own: what `compile_step` returns."""
-    from launch.planning import abstract
-
     devices = compilers.devices(topology)
     with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
         step = abstract.train_step(abstract.completed(config, directory), devices)
@@ -96,15 +95,17 @@ def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
     Raises:
       PacxError: a config that cannot be, or a batch that does not fit.
     """
-    from launch.planning import abstract
-
     devices = compilers.devices(topology)
     with tempfile.TemporaryDirectory(prefix="pacx_plan_") as directory:
         config = abstract.completed(config, directory)
         step = abstract.train_step(config, devices)
         compiled, tried = _fitted(config, topology, devices, step, compiles)
         found = _traced(config, topology, devices, step)
-    text, xla = _text(compiled), compiled.cost_analysis() or {}
+    xla = compiled.cost_analysis() or {}
+    try:
+        text = compiled.as_text()
+    except jax.errors.JaxRuntimeError:  # of v5p:8x8x16, in libtpu 0.0.52
+        text = None
     found |= _bytes(compiled) | {"tried": tried, "mesh": dict(step.mesh.shape)}
     found |= {"traffic": 0.0, "kernels": None}
     if not found["loops"]:
@@ -118,9 +119,6 @@ def run(config, topology: Topology, compiles: int) -> dict[str, Any]:
 
 def _fitted(config, topology: Topology, devices: list, step, compiles: int):
     """(compiled step, batches that were tried); PacxError where it does not fit."""
-    from launch.planning import abstract
-    from pacx_jax import sharding
-
     shards = sharding.batch_shards(step.mesh)
     rows, hbm = config.global_batch_size // shards, topology.chip.hbm_bytes
     compiled, first = _attempt(step, rows, topology)
@@ -155,8 +153,6 @@ def _compile(step, topology: Topology):
 
 def _attempt(step, rows: int, topology: Topology):
     """(compiled step, Tried); (None, Tried) where the compiler refuses it."""
-    import jax
-
     try:
         compiled = _compile(step, topology)
     except jax.errors.JaxRuntimeError as error:
@@ -180,19 +176,8 @@ def _bytes(compiled) -> dict[str, int]:
     return found | {"peak": sum(found.values()), "aliased": m.alias_size_in_bytes}
 
 
-def _text(compiled) -> str | None:
-    import jax
-
-    try:
-        return compiled.as_text()
-    except jax.errors.JaxRuntimeError:  # of v5p:8x8x16, in libtpu 0.0.52
-        return None
-
-
 def _traced(config, topology: Topology, devices: list, step) -> dict[str, Any]:
     """What `run` returns of the traced step."""
-    from launch.planning import abstract, flops
-
     many = flops.count(step.function, step.args, topology.devices)
     args = step.params, *step.args[1:]
     forward = flops.count(step.loss, args, topology.devices)

@@ -348,10 +348,10 @@ def test_the_largest_batch_is_found_and_was_compiled(memory, told):
     first = fitting.Tried(8, memory(8), True)
     tried = fitting.largest(first, compile_at, 1000, 100, 12)
     best = max(b for b in range(8, 1000, 8) if memory(b) <= 1000)
-    assert fitting.bounds(tried)[0] == best and fitting.is_exact(tried)
+    assert fitting.bounds(tried) == (best, best + 8)
     assert set(seen) == {t.rows for t in tried} - {8} and len(seen) <= 6
     few = fitting.largest(first, compile_at, 1000, 100, 0)
-    assert few == [first] and not fitting.is_exact(few)
+    assert few == [first] and fitting.bounds(few) == (8, None)
 
 
 @pytest.mark.parametrize(
@@ -509,6 +509,28 @@ def test_a_batch_that_compiles_and_does_not_fit_is_refused(small):
 def test_a_tpu_s_memory_is_not_judged_by_what_a_cpu_s_compiler_takes(small):
     result = small("v5e:2x4")
     assert result["peak"] > 2**20 and result["collectives"]
+
+
+def test_where_a_text_cannot_be_had_collectives_are_counted_on_simulated_devices(
+    monkeypatch, tmp_path
+):
+    numbers = dict.fromkeys("arguments temporaries outputs code peak".split(), 1)
+    numbers |= {"flops": 1.0, "traffic": 1.0, "backward": 0.5, "gathered": 0}
+    numbers |= {"mesh": {"data": 4, "tensor": 1}, "kernels": None}
+    numbers |= {"counted": ((4, 1.0), (4, 1.0)), "tried": [(8, 1, True)]}
+    sent = dataclasses.asdict(Collective("all-reduce", 4, 1, 8, {"f32": 8}))
+
+    def compiled(function, config, topology, compiles):
+        assert compiles == (0 if topology.simulated else 3)
+        return numbers | {"collectives": [sent] if topology.simulated else None}
+
+    monkeypatch.setattr(worker, "call", compiled)
+    config = importlib.import_module("configs.labs_dae").get_config()
+    costs, summary = planning.make(config, "v5e:2x2", 3, tmp_path)
+    assert summary["collectives"] == [sent] and summary["compiled_for"] == "chips"
+    assert summary["collectives_counted_on"] == "simulated"
+    where = "the step compiled for 4 simulated CPU devices"
+    assert any(where in line for line in report.lines(costs, summary))
 
 
 def require_libtpu():
