@@ -39,7 +39,7 @@ if str(ROOT) not in sys.path:
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
-from launch.planning import chips, plan, report, tables  # noqa: E402
+from launch.planning import chips, plan, report  # noqa: E402
 from pacx_jax import cli  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
@@ -57,41 +57,33 @@ def define() -> flags.FlagValues:
         ("out", "", "With --all: the file whose tables are renewed."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)
-    for name, default, text in (
-        ("global_batch", 0, "Instead of the recipe's global_batch_size."),
-        ("compiles", 1, "At most so many more, to find the largest batch."),
-        ("jobs", 2, "With --all: compiles at a time."),
+    for name, default, least, text in (
+        ("global_batch", 0, 0, "Instead of the recipe's global_batch_size."),
+        ("compiles", 1, 0, "At most so many more, to find the largest batch."),
+        ("jobs", 2, 1, "With --all: compiles at a time."),
     ):
-        flags.DEFINE_integer(name, default, text, flag_values=values)
+        flags.DEFINE_integer(name, default, text, least, flag_values=values)
     text = "Plan every recipe for every pod."
     flags.DEFINE_bool("all", False, text, flag_values=values)
     return values
 
 
 @cli.command
-def main() -> int:
-    """Runs the command of sys.argv; returns its exit code."""
+def main() -> None:
+    """Runs the command of sys.argv."""
+    given = define()
     if {"--help", "-h", "--helpfull"} & set(sys.argv[1:]):
         print(__doc__)
-        print(define().get_help())
-        return 0
-    _run(sys.argv)
-    return 0
-
-
-def _run(argv: list[str]) -> None:
-    given = define()
-    rest = trainer.parse_flags(argv, given)[1:]
+        print(given.get_help())
+        return
+    rest = trainer.parse_flags(sys.argv, given)[1:]
     if rest:
         raise PacxError(f"unknown argument {rest[0]!r}: flags start with --")
-    for name, least in (("compiles", 0), ("jobs", 1), ("global_batch", 0)):
-        if given[name].value < least:
-            raise PacxError(f"--{name}={given[name].value}: give at least {least}")
     cache = ROOT / given.plans
     if given["all"].value:
         if not given.out:
             raise PacxError("--all writes tables: give --out=docs/scaling.md")
-        tables.renew(pathlib.Path(given.out), given.compiles, cache, given.jobs)
+        report.renew(pathlib.Path(given.out), given.compiles, cache, given.jobs)
         return
     if given.config is None or not given.topology:
         raise PacxError("give --config=configs/<recipe>.py and --topology=v5e:16x16")
@@ -99,9 +91,9 @@ def _run(argv: list[str]) -> None:
     config = ml_collections.ConfigDict(given.config.to_dict())
     config.global_batch_size = given.global_batch or config.global_batch_size
     trainer.check_values(config)
-    found = plan.make(config, given.topology, given.compiles, cache)
-    print("\n".join(report.lines(found)))
-    print(json.dumps(found.summary()))
+    costs, summary = plan.make(config, given.topology, given.compiles, cache)
+    print("\n".join(report.lines(costs, summary)))
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,4 @@
-"""The process that compiles: a pickled function of `worker` and its request in."""
-
-from __future__ import annotations
+"""The process that compiles: reads a pickled (function, arguments) of `worker`."""
 
 import os
 import pickle
@@ -8,18 +6,12 @@ import sys
 
 from pacx_jax.errors import PacxError
 
-
-def main() -> None:
-    function, request = pickle.loads(sys.stdin.buffer.read())
-    out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what libraries print is no part of the answer
-    try:
-        answer = function(request)
-    except PacxError as error:
-        answer = error
-    out.write(pickle.dumps(answer))
-    out.flush()
-
-
 if __name__ == "__main__":
-    main()
+    function, arguments = pickle.loads(sys.stdin.buffer.read())
+    with os.fdopen(os.dup(1), "wb") as out:
+        os.dup2(2, 1)  # what libraries print is no part of the answer
+        try:
+            answer = function(*arguments)
+        except PacxError as error:
+            answer = error
+        out.write(pickle.dumps(answer))

@@ -90,53 +90,43 @@ class Step:
     Attributes:
       function: state, batch and key -> what the run's own step gives.
       args: the abstract ones.
+      loss: (params, batch, key) -> the loss alone, to tell forward from backward.
+      params: abstract, trained and frozen.
       mesh: of the devices it is for.
       fixed: bytes of its state on one of them, which no batch changes.
     """
 
     function: Callable
     args: tuple
+    loss: Callable
+    params: Any
     mesh: Mesh
     fixed: int
 
 
 def train_step(config, devices) -> Step:
-    """The train step of a completed config, as `stage.set_up` makes it.
+    """The train step of a completed config, as `setup.assemble` makes it.
 
-    Raises:
-      PacxError: a batch or a mesh that does not fit the devices.
+    Raises PacxError if batch or mesh do not fit the devices.
     """
     mesh, objective = setup.place(config, devices)
     tx = optim.make(optim.settings(config), config.total_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
-
-    def init(key):
-        return step.make_state(objective.init(key), objective, tx)
-
-    with sharding.tracing(mesh):
-        state = jax.eval_shape(init, key)
-    shardings = sharding.tree_shardings(state, mesh)
-    update = step.make_train_step(
-        objective, tx, mesh, shardings, config.get("accumulate", 1)
-    )
-    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
-    fixed = sum(
-        math.prod(s.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, s in leaves
-    )
-    return Step(update, (state, batch(config, objective), key), mesh, fixed)
-
-
-def forward(config, devices) -> Step:
-    """The loss alone, to tell forward from backward."""
-    mesh, objective = setup.place(config, devices)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    params = jax.eval_shape(objective.init, key)
 
     def loss(params, batch, key):
         with sharding.tracing(mesh):
             return objective.loss(params, batch, key, train=True)
 
-    params = jax.eval_shape(objective.init, key)
-    return Step(loss, (params, batch(config, objective), key), mesh, 0)
+    with sharding.tracing(mesh):
+        state = jax.eval_shape(lambda p: step.make_state(p, objective, tx), params)
+    shardings = sharding.tree_shardings(state, mesh)
+    accumulate = config.get("accumulate", 1)
+    update = step.make_train_step(objective, tx, mesh, shardings, accumulate)
+    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
+    fixed = sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in leaves)
+    args = state, batch(config, objective), key
+    return Step(update, args, loss, params, mesh, fixed)
 
 
 def resized(config, rows: int) -> ml_collections.ConfigDict:
@@ -166,21 +156,17 @@ def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
 
 
 def _example(config) -> dict[str, Any]:
-    rng, side = np.random.default_rng(0), config.data.image_size
+    side, png = config.data.image_size, io.BytesIO()
     features = config.model.features if config.objective == "labs_dae" else 50
-    mask = np.zeros((side, side), np.uint8)
-    mask[: side // 2] = 255
+    pixels = np.zeros((side, side), np.uint8)
+    pixels[: side // 2] = 255
+    PIL.Image.fromarray(pixels).save(png, "PNG")
+    signal = np.random.default_rng(0).standard_normal((5000, 12))
     return {
-        "image": _png(rng.integers(0, 256, (side, side), np.uint8)),
-        "mask": _png(mask),
-        "ecg": rng.standard_normal((5000, 12)).astype(np.float32),
+        "image": png.getvalue(),
+        "mask": png.getvalue(),
+        "ecg": signal.astype(np.float32),
         "labs": np.zeros(features, np.float32),
         "labs_mask": np.ones(features, np.float32),
         "labels": np.zeros(len(config.data.label_columns), np.float32),
     }
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()

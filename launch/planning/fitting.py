@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
+from typing import NamedTuple
 
 STEP = 8  # rows a chip between the batches that are tried
 
 
-@dataclasses.dataclass(frozen=True)
-class Tried:
+class Tried(NamedTuple):
     """One compile: rows a chip, bytes it needs, and whether that fits.
 
     Where it does not fit, the bytes are what the compiler said it would need, or None.
@@ -21,7 +20,7 @@ class Tried:
 
 
 def largest(
-    tried: list[Tried],
+    first: Tried,
     compile_at: Callable[[int], Tried],
     capacity: int,
     fixed: int,
@@ -29,30 +28,26 @@ def largest(
     step: int = STEP,
     most: int = 2**31,
 ) -> list[Tried]:
-    """Tries batches until the largest is found, or `compiles` are spent.
+    """Tries batches until the largest is found, or `compiles` more are spent.
 
-    The next one lies where a line through the two nearest known points meets the
-    capacity; the first line starts at `fixed`. What is found was compiled and fits; it
-    is a lower bound unless the next `step` rows are known not to fit.
+    What is found was compiled and fits; it is a lower bound unless the next `step` rows
+    are known not to fit.
 
     Args:
-      tried: what is known, at least one.
       capacity: bytes of a chip.
       fixed: bytes that do not depend on the batch: parameters and optimizer.
-      compiles: how many more.
       step: rows a chip come in multiples of this.
       most: rows a chip that are not exceeded, whatever fits.
 
     Returns:
       all that were tried, by rows.
     """
-    tried = sorted(tried, key=lambda t: t.rows)
+    tried = [first]
     for _ in range(compiles):
-        rows = _next(tried, capacity, fixed, step)
-        rows = rows and min(rows, most - most % step)
-        if rows is None or rows in {t.rows for t in tried}:
+        rows = min(_next(tried, capacity, fixed, step), most - most % step)
+        if not rows or rows in {t.rows for t in tried}:
             break
-        tried = sorted([*tried, compile_at(rows)], key=lambda t: t.rows)
+        tried = sorted([*tried, compile_at(rows)])
     return tried
 
 
@@ -63,34 +58,21 @@ def bounds(tried: list[Tried]) -> tuple[int, int | None]:
     return fits, min(above, default=None)
 
 
-def is_exact(tried: list[Tried], step: int = STEP) -> bool:
-    """Whether the next batch after the largest that fits is known not to."""
-    low, high = bounds(tried)
-    return high is not None and high - low <= step
+def _next(tried: list[Tried], capacity: int, fixed: int, step: int) -> int:
+    """Rows where a line through the two nearest known points meets the capacity.
 
-
-def _next(tried: list[Tried], capacity: int, fixed: int, step: int) -> int | None:
+    0 where nothing is left to try, or the state alone does not fit.
+    """
     low, high = bounds(tried)
     points = [(0, fixed), *((t.rows, t.peak) for t in tried if t.peak is not None)]
-    points.sort()
-    below = [p for p in points if p[1] <= capacity]
-    above = [p for p in points if p[1] > capacity]
-    if not below:  # the parameters alone do not fit
-        return None
-    if above:
-        (x0, y0), (x1, y1) = below[-1], above[0]
-    elif len(below) > 1:
-        (x0, y0), (x1, y1) = below[-2:]
-    else:
-        return None
-    if y1 <= y0:
-        return None
-    rows = int(x0 + (capacity - y0) * (x1 - x0) / (y1 - y0))
-    rows -= rows % step
+    below = sorted(p for p in points if p[1] <= capacity)
+    above = sorted(p for p in points if p[1] > capacity)
+    ends = below[-1:] + above[:1] if above else below[-2:]
+    if len(ends) < 2 or ends[0][1] >= ends[1][1]:
+        return 0
+    (x0, y0), (x1, y1) = ends
+    rows = int(x0 + (capacity - y0) * (x1 - x0) / (y1 - y0)) // step * step
     if high is not None and rows >= high:  # the compiler did not say by how much
-        rows = (low + high) // 2
-        rows -= rows % step
-    if rows <= low:
-        rows = low + step
-    known = {t.rows for t in tried}
-    return None if rows in known or (high is not None and rows >= high) else rows
+        rows = (low + high) // 2 // step * step
+    rows = rows if rows > low else low + step
+    return 0 if high is not None and rows >= high else rows

@@ -8,9 +8,7 @@
   predicted_efficiency            = compute(1) / T(N)     at an equal batch a chip
   predicted_efficiency_no_overlap = compute(1) / T'(N)
 
-One chip has no collectives, so that neither is above 1. It would not be so relative to
-one host: on the open axes of a 2x2 slice a chip has half the links of a closed pod, and
-gradients take longer to add up than on all of it.
+One chip has no collectives, so neither is above 1.
 
 "reduction" is what adds gradients up: all-reduces, and reduce-scatters within a group
 of a mesh's axis (FSDP). All else waits, as the gathers of embeddings that the step asks
@@ -23,7 +21,41 @@ import dataclasses
 from collections.abc import Sequence
 
 from launch.planning.chips import UTILISATION, Ring, Topology
-from launch.planning.collectives import Collective
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """All collectives of one kind and group size in a step, see `hlo.collectives`."""
+
+    kind: str
+    group: int
+    count: int
+    bytes_per_chip: int
+    dtypes: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def seconds(self, rings: Sequence[Ring]) -> float:
+        """The time of all of them, one after the other, on a ring of each axis.
+
+        A reduce-scatter goes round the first axis, then with a share 1/n of its bytes
+        round the second, and so on; an all-gather comes back the other way, and an
+        all-reduce is both:
+
+          T = r sum_i V / (n_1 ... n_{i-1}) (n_i - 1) / n_i / W_i + r hops,  r = 1 or 2
+
+        Args:
+          rings: axes of the chips that take part, the fastest first; W is what one
+            carries.
+        """
+        if self.kind in ("collective-permute", "collective-broadcast"):
+            ring = min(rings, key=lambda r: r.bytes_per_second)
+            hops = ring.hop_seconds * self.count
+            return self.bytes_per_chip / ring.bytes_per_second + hops
+        total, share = 0.0, float(self.bytes_per_chip)
+        for ring in rings:
+            total += share * (ring.size - 1) / ring.size / ring.bytes_per_second
+            total += self.count * (ring.size - 1) * ring.hop_seconds
+            share /= ring.size
+        return (2 if self.kind == "all-reduce" else 1) * total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +64,6 @@ class Costs:
 
     Attributes:
       topology: that one.
-      rows: of the batch, a chip.
       flops: of the compiled step.
       counted: (chips, products' FLOPs a chip) at one host and at `topology`, traced at
         the same rows a chip: they differ where each chip meets the whole batch.
@@ -45,7 +76,6 @@ class Costs:
     """
 
     topology: Topology
-    rows: int
     flops: float
     counted: tuple[tuple[int, float], tuple[int, float]]
     backward: float
@@ -53,16 +83,6 @@ class Costs:
     collectives: tuple[Collective, ...]
     gathered: int = 0
     kernels: float = 0.0
-
-    def gathered_in_reduces(self) -> int:
-        """Bytes of `gathered` that the compiled step has as all-reduces."""
-        n, apart, reduces = self.topology.devices, 0, 0
-        for one in self.collectives:
-            if one.group == n and one.kind in ("all-gather", "reduce-scatter"):
-                apart += one.bytes_per_chip
-            if one.group == n and one.kind == "all-reduce":
-                reduces += one.bytes_per_chip
-        return max(0, min(self.gathered - apart, reduces))
 
     def compute_seconds(self, devices: int) -> float:
         """Of a step on so many chips; FLOPs a chip grow linearly with the batch."""
@@ -80,19 +100,20 @@ class Costs:
         tensor) stay as they are.
         """
         all_, n, found = self.topology.devices, topology.devices, []
+        sizes = {c.kind: c.bytes_per_chip for c in self.collectives if c.group == all_}
+        apart = sizes.get("all-gather", 0) + sizes.get("reduce-scatter", 0)
         for one in self.collectives:
             if one.group < all_:
                 found.append((one, one.kind in ("all-reduce", "reduce-scatter")))
             elif n > 1:
-                one = dataclasses.replace(one, group=n)
-                size = one.bytes_per_chip
-                reduces = one.kind == "all-reduce"
-                rows = self.gathered_in_reduces() if reduces else size
+                rows = size = one.bytes_per_chip
+                if one.kind == "all-reduce":
+                    rows = max(0, min(self.gathered - apart, size))
                 if rows:  # the hops of all of them wait with these
-                    grown = {"bytes_per_chip": rows * n // all_}
+                    grown = {"group": n, "bytes_per_chip": rows * n // all_}
                     found.append((dataclasses.replace(one, **grown), False))
                 if rows < size:
-                    rest = {"bytes_per_chip": size - rows}
+                    rest = {"group": n, "bytes_per_chip": size - rows}
                     rest["count"] = 0 if rows else one.count
                     found.append((dataclasses.replace(one, **rest), True))
         return found
@@ -100,76 +121,40 @@ class Costs:
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One topology of a weak-scaling curve, all times in seconds a step."""
+    """One topology of a weak-scaling curve; times in seconds a step."""
 
     topology: Topology
     compute: float
     reduction: float
     other: float
-    backward: float
-
-    @property
-    def step(self) -> float:
-        return self.compute + max(0.0, self.reduction - self.backward) + self.other
-
-    @property
-    def step_no_overlap(self) -> float:
-        return self.compute + self.reduction + self.other
+    step: float
+    efficiency: float
+    no_overlap: float
 
 
 def at(costs: Costs, topology: Topology) -> Point:
     """The predicted step of `costs` on another topology, equal rows a chip."""
-    compute = costs.compute_seconds(topology.devices)
-    reduction = other = 0.0
+    compute, alone = costs.compute_seconds(topology.devices), costs.compute_seconds(1)
+    seconds = {True: 0.0, False: 0.0}
     for one, reduces in costs.collectives_at(topology):
-        seconds = one.seconds(rings_of(topology, one.group))
-        if reduces:
-            reduction += seconds
-        else:
-            other += seconds
-    return Point(topology, compute, reduction, other, compute * costs.backward)
+        seconds[reduces] += one.seconds(topology.rings(one.group))
+    reduction, other = seconds[True], seconds[False]
+    step = compute + max(0.0, reduction - compute * costs.backward) + other
+    no_overlap = alone / (compute + reduction + other)
+    return Point(topology, compute, reduction, other, step, alone / step, no_overlap)
 
 
-def rings_of(topology: Topology, group: int) -> tuple[Ring, ...]:
-    """The rings that `group` chips go round: neighbours first, then further axes.
-
-    On a torus a collective's bytes are split into as many parts as there are axes.
-    Each goes round them in another order, so that all links are in use all the time.
-    """
-    found, left = [], group
-    for ring in topology.rings:
-        size = min(ring.size, left)
-        if size > 1:
-            found.append(dataclasses.replace(ring, size=size))
-        left = -(-left // ring.size)
-    if topology.is_tpu:
-        all_axes = [ring.bytes_per_second * len(found) for ring in found]
-        found = [
-            dataclasses.replace(ring, bytes_per_second=rate)
-            for ring, rate in zip(found, all_axes, strict=True)
-        ]
-    return tuple(found)
-
-
-def efficiencies(costs: Costs, point: Point) -> tuple[float, float]:
-    """(predicted_efficiency, predicted_efficiency_no_overlap) of `point`."""
-    alone = costs.compute_seconds(1)
-    return alone / point.step, alone / point.step_no_overlap
+def curve(costs: Costs) -> list[Point]:
+    """The predicted steps from one host to the largest topology."""
+    return [at(costs, topology) for topology in costs.topology.curve()]
 
 
 def roofline(costs: Costs) -> dict[str, float]:
     """What each part alone takes at its peak, in seconds: the longest is a bound."""
-    chip, links = costs.topology.chip, 0.0
-    for one in costs.collectives:
-        links += one.seconds(rings_of(costs.topology, one.group))
+    topology, chip = costs.topology, costs.topology.chip
+    links = (one.seconds(topology.rings(one.group)) for one in costs.collectives)
     return {
         "compute": costs.flops / chip.peak_flops,
         "memory": costs.hbm_traffic / chip.hbm_bandwidth,
-        "links": links,
+        "links": sum(links, 0.0),
     }
-
-
-def curve(costs: Costs) -> Sequence[tuple[Point, float, float]]:
-    """(point, efficiency, efficiency without overlap) from one host to the largest."""
-    points = [at(costs, topology) for topology in costs.topology.curve()]
-    return [(point, *efficiencies(costs, point)) for point in points]

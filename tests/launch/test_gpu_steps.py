@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from launch.planning import chips, collectives, compilers, kernels, worker
+from launch.planning import chips, compilers, hlo, kernels, worker
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ CASES = [
 @pytest.fixture(autouse=True)
 def plugin():
     """Skips where it is not installed; where PACX_CUDA names it, as in CI, fails."""
-    if compilers.cuda_version() == "none" and "PACX_CUDA" not in os.environ:
+    if compilers.version("PACX_CUDA") == "none" and "PACX_CUDA" not in os.environ:
         pytest.skip("JAX's CUDA plugin is not installed (docs/scaling.md)")
 
 
@@ -91,9 +91,9 @@ def test_step_compiles_for_gpus_as_it_should(recipe, gpus):
     want, topology = RECIPES[recipe], chips.parse(gpus)
     n = topology.devices
     step = worker.compile_step(config_of(recipe, want.rows * n), gpus)
-    found = kernels.count(step.text, kernels.rates(topology.chip))
-    print(recipe, gpus, step.temporaries, found.custom_calls, found.model_seconds)
-    calls = found.custom_calls
+    found = kernels.count(step.text, topology.chip)
+    print(recipe, gpus, step.temporaries, found["custom_calls"], found["model_ms"])
+    calls = found["custom_calls"]
     assert calls.get("__cudnn$fmhaSoftmax", 0) == want.forward
     assert calls.get("__cudnn$fmhaSoftmaxBackward", 0) == want.backward
     # The state is donated: what takes no argument's place are metrics.
@@ -101,9 +101,9 @@ def test_step_compiles_for_gpus_as_it_should(recipe, gpus):
     assert state_copies(step.text) <= want.copied * step.aliased + 2**16
     if recipe == "mae_vitb16":  # its stream is row-major throughout
         assert "input_transpose_fusion" not in step.text
-    sent = collectives.count(step.text, n)
-    assert {one.group for one in sent} <= {n}
-    found = {one.kind: one.bytes_per_chip for one in sent}
+    sent = hlo.collectives(step.text, n)
+    assert {one["group"] for one in sent} <= {n}
+    found = {one["kind"]: one["bytes_per_chip"] for one in sent}
     assert found == ({} if n == 1 else pytest.approx(want.sent, rel=0.01))
     if "H100" in gpus:
         assert step.temporaries == pytest.approx(want.temporaries[n > 1], rel=0.1)

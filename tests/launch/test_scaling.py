@@ -20,15 +20,11 @@ import pytest
 from launch.planning import (
     abstract,
     chips,
-    fitting,
-    kernels,
     plan,
     predict,
     report,
-    tables,
-    worker,
 )
-from launch.planning.collectives import Collective
+from launch.planning.predict import Collective
 from tests import tiny
 
 DOC = pathlib.Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
@@ -61,7 +57,7 @@ class Section:
 
 def sections(text: str) -> dict[tuple[str, str], Section]:
     """(recipe, topology) -> its tables."""
-    body = text[text.index(tables.BEGIN) : text.index(tables.END)]
+    body = text[text.index(report.BEGIN) : text.index(report.END)]
     found = {}
     for part in body.split("\n## ")[1:]:
         recipe, name = part.splitlines()[0].split(" on ")
@@ -132,7 +128,7 @@ def percent(text: str, digits: int) -> tuple[float, float]:
 
 def rate(section: Section) -> float:
     """FLOP/s that are assumed."""
-    return predict.UTILISATION * section.topology.chip.peak_flops
+    return chips.UTILISATION * section.topology.chip.peak_flops
 
 
 def growth(section: Section, flops: tuple[float, float]) -> tuple[float, float]:
@@ -170,7 +166,6 @@ def possible(section: Section) -> list[predict.Costs]:
     return [
         predict.Costs(
             section.topology,
-            int(number(section.costs["global batch"]) / n),
             own,
             ((0, 0.0), (1, each)),
             share,
@@ -201,16 +196,16 @@ def check(section: Section) -> None:
     assert len(section.curve) == len(curves[0])
     for row, points in zip(section.curve, zip(*curves, strict=True), strict=True):
         name, n, batch, _, moved, waited, efficiency, no_overlap = row
-        point = points[0][0]
+        point = points[0]
         assert (name, int(n)) == (point.topology.name, point.topology.devices)
         here = number(section.costs["global batch"]) / section.topology.devices
         assert number(batch) == here * int(n)
         # Bytes are written whole: the time on links is the same to its last digit.
         assert moved == report._ms(point.reduction + point.other), row
-        assert agree(seconds(waited), [p.step - p.compute for p, _, _ in points]), row
+        assert agree(seconds(waited), [p.step - p.compute for p in points]), row
         for text, values in (
-            (efficiency, [p[1] for p in points]),
-            (no_overlap, [p[2] for p in points]),
+            (efficiency, [p.efficiency for p in points]),
+            (no_overlap, [p.no_overlap for p in points]),
         ):
             # What rounding leaves open. Measured 0.34 percentage points at most: of
             # compute, and so of how it grows, the table has three digits.
@@ -223,29 +218,30 @@ def check(section: Section) -> None:
 
 def test_a_gpu_s_tables_are_read_and_predicted_likewise():
     topology = chips.parse("gpu:16xH100")
-    found = kernels.Kernels(
-        (
-            kernels.Kind("cuBLAS product", 368, 0.0449, 0.0, 0),
-            kernels.Kind("collective", 9, 0.00156, 0.0, 0),
-            kernels.Kind("copy", 774, 0.0, 0.00129, 0),
-        ),
-        {"__cublas$lt$matmul": 368},
-        2_160_000_000,
-        0,
-    )
+    kinds = ("cuBLAS product", 368, 0.0449, 0.0), ("collective", 9, 0.00156, 0.0)
+    kinds += (("copy", 774, 0.0, 0.00129),)
+    names = "name", "count", "model_seconds", "own_seconds", "untimed"
     sent = Collective("all-reduce", 16, 9, 223_424_516, {"bf16": 223_424_516})
-    counted = ((8, 1.10e13), (16, 1.12e13))
-    result = worker.Result(
-        *(10**9, 10**10, 10, 0, 11 * 10**9 + 10, 0.0, 0.0, False, counted, 0.6667),
-        *(0, (sent,), (fitting.Tried(256, 11 * 10**9 + 10, True),)),
-        *({"data": 16, "fsdp": 1, "tensor": 1}, found),
-    )
-    costs = predict.Costs(
-        *(topology, 256, 1.12e13, counted, 0.6667, 0.0, (sent,)),
-        kernels=found.compute_seconds,
-    )
+    step = {
+        "flops": 1.12e13,
+        "traffic": 0.0,
+        "counted": ((8, 1.10e13), (16, 1.12e13)),
+        "backward": 0.6667,
+        "gathered": 0,
+        "collectives": [dataclasses.asdict(sent)],
+        "tried": [(256, 11 * 10**9 + 10, True)],
+        "mesh": {"data": 16, "fsdp": 1, "tensor": 1},
+        "kernels": {
+            "kernels": [dict(zip(names, (*k, 0), strict=True)) for k in kinds],
+            "custom_calls": {"__cublas$lt$matmul": 368},
+            "compute_seconds": 0.0449 + 0.00129,
+            "unknown_loops": 0,
+        },
+    }
+    step |= {"arguments": 10**9, "temporaries": 10**10, "outputs": 10, "code": 0}
+    step["peak"] = 11 * 10**9 + 10
     config = ml_collections.ConfigDict({"name": "mae", "global_batch_size": 16 * 256})
-    lines = report.lines(plan.Plan(config, result, costs, "chips"))
+    lines = report.lines(*plan.summarize(config, topology, step, simulated=False))
     written = section("mae", "gpu:16xH100", lines)
     assert written.costs["kernels"] == "46.2 ms"
     (read,) = written.collectives
