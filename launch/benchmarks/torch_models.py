@@ -1,8 +1,8 @@
-"""The published models as PyTorch modules, written from reference.md.
+"""The published models as PyTorch modules: the bench's peer, and the parity tests'.
 
-Names, order and shapes of every state dict are those of the published checkpoints
-(reference.md section 8). Written from the facts, not copied; sizes are arguments.
-The tests' live cases and the bench import this file: PyTorch is an extra.
+Names, order and shapes of every state dict are those of the published checkpoints.
+Written from the facts (reference.md), not copied; sizes are arguments. Attention and
+its products are PyTorch's own fused kernels. PyTorch is an extra.
 
 Shape letters: b batch, n tokens, k kept tokens, d width, c channels, t time.
 """
@@ -17,12 +17,7 @@ from torch import nn
 
 
 class Attention(nn.Module):
-    """Fused qkv, rows [q | k | v], each (heads, d / heads).
-
-    Keeps its softmax, as rollout needs; where `fused`, PyTorch's own kernel runs.
-    """
-
-    fused = False
+    """Fused qkv, rows [q | k | v], each (heads, d / heads)."""
 
     def __init__(self, d: int, heads: int):
         super().__init__()
@@ -34,13 +29,8 @@ class Attention(nn.Module):
         b, n, d = x.shape
         qkv = self.qkv(x).reshape(b, n, 3, self.heads, d // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        if self.fused:
-            x = F.scaled_dot_product_attention(q, k, v)
-            return self.proj(x.transpose(1, 2).reshape(b, n, d))
-        logits = q @ k.transpose(-2, -1) * (d // self.heads) ** -0.5
-        probs = logits.softmax(dim=-1)
-        self.last = probs.detach()
-        return self.proj((probs @ v).transpose(1, 2).reshape(b, n, d))
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
 
 class Mlp(nn.Module):
@@ -80,12 +70,10 @@ class PatchEmbed(nn.Module):
 def positions(grid: tuple[int, int], d: int) -> nn.Parameter:
     """(1, 1 + n, d): zeros for CLS; half the channels from x, half from y; frozen."""
     omega = 10000.0 ** (-torch.arange(d // 4, dtype=torch.float64) / (d / 4))
-    y, x = (v.reshape(-1, 1).double() for v in torch.meshgrid(
-        torch.arange(grid[0]), torch.arange(grid[1]), indexing="ij"))  # fmt: skip
-    parts = [f(pos * omega) for pos in (x, y) for f in (torch.sin, torch.cos)]
-    table = torch.cat(parts, dim=1)
-    table = torch.cat([torch.zeros(1, d, dtype=torch.float64), table])
-    return nn.Parameter(table.float()[None], requires_grad=False)
+    y, x = torch.meshgrid(*map(torch.arange, grid), indexing="ij")
+    angles = [v.reshape(-1, 1) * omega for v in (x, y)]
+    table = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], dim=1)
+    return nn.Parameter(F.pad(table, (0, 0, 1, 0)).float()[None], requires_grad=False)
 
 
 class Encoder(nn.Module):
@@ -135,9 +123,8 @@ class MAE(Encoder):
         """Predicted pixels of every patch, (b, n, 3 * patch * patch)."""
         x = self.decoder_embed(self.encode(images, ids_keep))
         missing = ids_restore.shape[1] - ids_keep.shape[1]
-        patches = torch.cat(
-            [x[:, 1:], self.mask_token.expand(len(x), missing, -1)], dim=1
-        )
+        masked = self.mask_token.expand(len(x), missing, -1)
+        patches = torch.cat([x[:, 1:], masked], dim=1)
         index = ids_restore[..., None].expand(-1, -1, x.shape[-1])
         x = torch.cat([x[:, :1], patches.gather(1, index)], dim=1)
         x = x + self.decoder_pos_embed
@@ -152,33 +139,10 @@ class MAE(Encoder):
         target = images.reshape(b, c, h // p, p, w // p, p)
         target = target.permute(0, 2, 4, 3, 5, 1).reshape(b, -1, p * p * c)
         if norm_pix_loss:
-            mean = target.mean(-1, keepdim=True)
-            var = target.var(-1, keepdim=True, unbiased=True)
+            var, mean = torch.var_mean(target, -1, keepdim=True)
             target = (target - mean) / (var + 1e-6) ** 0.5
         error = ((pred - target) ** 2).mean(-1)
         return (error * mask).sum() / (mask.sum() + 1e-8)
-
-
-class LabsDAE(nn.Module):
-    """Denoising autoencoder of laboratory values."""
-
-    def __init__(self, features=50, hidden=512, latent=256):
-        super().__init__()
-        self.encoder = nn.Sequential(
-            nn.Linear(2 * features, hidden), nn.LayerNorm(hidden), nn.GELU(),
-            nn.Linear(hidden, latent))  # fmt: skip
-        self.decoder = nn.Sequential(
-            nn.Linear(latent, hidden), nn.GELU(), nn.Linear(hidden, features),
-            nn.Sigmoid())  # fmt: skip
-
-    def forward(self, values, mask):
-        """Values and mask (b, f), 1 = observed -> latent, percentiles."""
-        z = self.encoder(torch.cat([values, mask], dim=-1))
-        return z, self.decoder(z)
-
-
-def masked_mse(pred, values, mask):
-    return (mask * (pred - values) ** 2).sum() / (mask.sum() + 1e-6)
 
 
 class SameConv1d(nn.Module):
@@ -223,37 +187,26 @@ class NetBlock(nn.Module):
 class Stage(nn.Module):
     def __init__(self, c_in, c, count, kernel, width, first):
         super().__init__()
-        self.block_list = nn.ModuleList(
-            NetBlock(c if i else c_in, c, kernel, 1 if i else 2, width,
-                     first and i == 0)
-            for i in range(count)
-        )  # fmt: skip
+        sizes = [(c_in, c, kernel, 2, width, first)]
+        sizes += [(c, c, kernel, 1, width, False)] * (count - 1)
+        self.block_list = nn.ModuleList(NetBlock(*each) for each in sizes)
 
 
 class Net1D(nn.Module):
     """ECGFounder's 1-D CNN; `dense` is its pretraining's head."""
 
-    def __init__(
-        self,
-        base=64,
-        filters=(64, 160, 160, 400, 400, 1024, 1024),
-        blocks=(2, 2, 2, 3, 3, 4, 4),
-        kernel=16,
-        width=16,
-        classes=150,
-        leads=12,
-    ):
+    def __init__(self, base=64, filters=(64, 160, 160, 400, 400, 1024, 1024),
+                 blocks=(2, 2, 2, 3, 3, 4, 4), kernel=16, width=16, classes=150,
+                 leads=12):  # fmt: skip
         super().__init__()
         self.first_conv = SameConv1d(leads, base, kernel, 2)
         self.first_bn = nn.BatchNorm1d(base)
-        before = (base, *filters[:-1])
-        self.stage_list = nn.ModuleList(
-            Stage(c_in, c, count, kernel, width, s == 0)
-            for s, (c_in, c, count) in enumerate(
-                zip(before, filters, blocks, strict=True)
-            )
-        )
-        self.dense = nn.Linear(filters[-1], classes)
+        before, self.stage_list = base, nn.ModuleList()
+        for c, count in zip(filters, blocks, strict=True):
+            first = not self.stage_list
+            self.stage_list.append(Stage(before, c, count, kernel, width, first))
+            before = c
+        self.dense = nn.Linear(before, classes)
 
     def features(self, ecg):
         """(b, leads, t) -> (b, filters[-1])."""
@@ -267,45 +220,129 @@ class Net1D(nn.Module):
         return self.dense(self.features(ecg))
 
 
-class Classifier(nn.Module):
-    """Stage 3: one linear layer on the CLS token."""
+class Lora(nn.Module):
+    """y = W x + b + (alpha / r) B A drop(x), with the names that peft gives."""
 
-    def __init__(self, backbone: Encoder, classes: int):
+    def __init__(self, base: nn.Linear, rank: int, alpha: float, dropout: float):
         super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(backbone.norm.normalized_shape[0], classes)
+        self.base_layer = base
+        self.scale, self.drop = alpha / rank, nn.Dropout(dropout)
+        a = nn.Linear(base.in_features, rank, bias=False)
+        b = nn.Linear(rank, base.out_features, bias=False)
+        nn.init.zeros_(b.weight)
+        self.lora_A = nn.ModuleDict({"default": a})
+        self.lora_B = nn.ModuleDict({"default": b})
 
-    def forward(self, images):
-        return self.head(self.backbone(images))
+    def forward(self, x):
+        low = self.lora_B["default"](self.lora_A["default"](self.drop(x)))
+        return self.base_layer(x) + self.scale * low
 
 
-class Segmenter(nn.Module):
-    """Stage 3: the patch tokens' map, convolved and up-sampled to the image."""
+class Holder(nn.Module):
+    """A module with one child: peft's `base_model.model.`."""
 
-    def __init__(self, backbone: Encoder, grid, widths=(256, 128, 64, 32)):
+    def __init__(self, name: str, child: nn.Module):
         super().__init__()
-        self.backbone, self.grid = backbone, grid
-        d, last = backbone.norm.normalized_shape[0], len(widths) - 1
-        layers = [nn.Conv2d(d, widths[0], 3, padding=1), nn.ReLU()]
-        for i, c in enumerate(widths):
-            layers += [nn.ConvTranspose2d(c, 1 if i == last else widths[i + 1], 2, 2)]
-            layers += [] if i == last else [nn.ReLU()]
-        self.decoder = nn.Sequential(*layers)
-
-    def forward(self, images):
-        """(b, 3, h, w) -> logits (b, 1, 16 grid_h, 16 grid_w)."""
-        tokens = self.backbone.encode(images)[:, 1:]
-        maps = tokens.transpose(1, 2).reshape(len(tokens), -1, *self.grid)
-        return self.decoder(maps)
+        self.add_module(name, child)
 
 
-class Lightning(nn.Module):
-    """What puts the prefix `model.` before the names in a published checkpoint."""
+def adapt(encoder: Encoder, rank: int, alpha: float, dropout: float) -> nn.Module:
+    """The encoder frozen and wrapped, at every block's qkv, fc1 and fc2."""
+    encoder.requires_grad_(False)
+    for block in encoder.blocks:
+        block.attn.qkv = Lora(block.attn.qkv, rank, alpha, dropout)
+        block.mlp.fc1 = Lora(block.mlp.fc1, rank, alpha, dropout)
+        block.mlp.fc2 = Lora(block.mlp.fc2, rank, alpha, dropout)
+    return Holder("base_model", Holder("model", encoder))
 
-    def __init__(self, model: nn.Module, statistics: bool = False):
+
+class Head(nn.Module):
+    """Dropout, Linear, LayerNorm."""
+
+    def __init__(self, d_in: int, d_out: int, dropout: float):
         super().__init__()
-        if statistics:  # the segmentation module keeps those of its images
-            mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-            self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1))
-            self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1))
-        self.model = model
+        linear, norm = nn.Linear(d_in, d_out), nn.LayerNorm(d_out)
+        self.mlp = nn.Sequential(nn.Dropout(dropout), linear, norm)
+
+    def forward(self, x):
+        return self.mlp(x)
+
+
+class Losses(nn.Module):
+    """The learnable temperature, and Stage 2's weighted sum of losses."""
+
+    def __init__(self, clip_weight=0.5, regression_weight=1.0, smoothing=0.02):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.weights, self.smoothing = (clip_weight, regression_weight), smoothing
+
+    def forward(self, shared, pairs):
+        """Shared-space embeddings {m: (b, d)} with "cxr"; pairs {m: (pred, target)}."""
+        clip = {
+            m: info_nce(shared["cxr"], z, self.logit_scale, self.smoothing)
+            for m, z in shared.items() if m != "cxr"
+        }  # fmt: skip
+        reg = {m: cosine_regression(*pair) for m, pair in pairs.items()}
+        parts = [sum(v.values()) / len(v) for v in (clip, reg)]
+        total = self.weights[0] * parts[0] + self.weights[1] * parts[1]
+        found = {f"clip_{m}": v for m, v in clip.items()}
+        return total, found | {f"regression_{m}": v for m, v in reg.items()}
+
+
+class Pacx(nn.Module):
+    """Everything a PaCX checkpoint holds."""
+
+    def __init__(self, encoder: Encoder, d_ecg=1024, d_labs=256, shared=256, rank=8,
+                 alpha=16.0, lora_dropout=0.1, head_dropout=0.2):  # fmt: skip
+        super().__init__()
+        d = encoder.norm.normalized_shape[0]
+        final = encoder.norm
+        self.cxr_encoder = adapt(encoder, rank, alpha, lora_dropout)
+        final.requires_grad_(True)  # the one norm that the reference trains (D2)
+        self.cxr_to_shared = Head(d, shared, head_dropout)
+        self.ecg_to_shared = Head(d_ecg, shared, head_dropout)
+        self.labs_to_shared = Head(d_labs, shared, head_dropout)
+        self.cxr_to_ecg = Head(d, d_ecg, head_dropout)
+        self.cxr_to_labs = Head(d, d_labs, head_dropout)
+        self.loss_module = Losses()
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.cxr_encoder.base_model.model
+
+    def forward(self, images, ecg, labs):
+        """Total loss, its parts, and every head's output."""
+        z = self.encoder(images)
+        inputs = {"cxr": z, "ecg": ecg, "labs": labs}
+        out = {f"{m}_to_shared": getattr(self, f"{m}_to_shared")(x)
+               for m, x in inputs.items()}  # fmt: skip
+        out |= {f"cxr_to_{m}": getattr(self, f"cxr_to_{m}")(z) for m in ("ecg", "labs")}
+        total, parts = self.loss_module(
+            {m: out[f"{m}_to_shared"] for m in inputs},
+            {m: (out[f"cxr_to_{m}"], inputs[m]) for m in ("ecg", "labs")},
+        )
+        return total, parts, out | {"z": z}
+
+
+def info_nce(za, zb, logit_scale, smoothing):
+    """Symmetric, over the whole batch; the scale is clamped, not its parameter."""
+    scale = logit_scale.exp().clamp(1, 100)
+    za, zb = (F.normalize(z, dim=-1, eps=1e-6) for z in (za, zb))
+    logits, labels = scale * za @ zb.T, torch.arange(len(za), device=za.device)
+    both = [F.cross_entropy(x, labels, label_smoothing=smoothing)
+            for x in (logits, logits.T)]  # fmt: skip
+    return 0.5 * sum(both)
+
+
+def cosine_regression(pred, target):
+    return 1 - F.cosine_similarity(pred, target.detach(), dim=-1, eps=1e-6).mean()
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Trainable parameters in two groups: no decay iff 1-D or named `.bias`."""
+    plain, decayed = [], []
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            (plain if p.ndim == 1 or name.endswith(".bias") else decayed).append(p)
+    return [{"params": decayed, "weight_decay": weight_decay},
+            {"params": plain, "weight_decay": 0.0}]  # fmt: skip
