@@ -8,11 +8,8 @@ JSON, whose `summary` is for people.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import pathlib
-import re
 import subprocess
 import sys
 
@@ -25,9 +22,8 @@ from launch.benchmarks import measure
 def environment(dry_run: bool) -> dict:
     """Device, driver, versions and what XLA is told."""
     device = jax.devices()[0]
-    jax.block_until_ready(jnp.ones((8, 8)) @ jnp.ones((8, 8)))  # loads cuDNN
     memory = (device.memory_stats() or {}).get("bytes_limit", 0) >> 20
-    cudnn, smi, flags = _cudnn(), _nvidia_smi(), os.environ.get("XLA_FLAGS", "")
+    smi, flags = _nvidia_smi(), os.environ.get("XLA_FLAGS", "none")
     level = measure.autotune_level()
     versions = {k: v for k, v in measure.versions().items() if v}
     said = ", ".join(f"{k} {v}" for k, v in versions.items())
@@ -36,7 +32,7 @@ def environment(dry_run: bool) -> dict:
         "versions": versions,
         "autotune_level": level,
         "summary": f"{jax.device_count()} x {device.device_kind} ({smi}), "
-        f"{memory or 'unknown'} MiB for JAX, cuDNN {cudnn}, {measure.cores()} cores, "
+        f"{memory or 'unknown'} MiB for JAX, {measure.cores()} cores, "
         f"XLA's autotune level {level}, XLA_FLAGS {flags}; {said}",
     }
 
@@ -49,14 +45,6 @@ def _nvidia_smi() -> str:
     except (OSError, subprocess.TimeoutExpired):
         return "no nvidia-smi"
     return "; ".join(done.stdout.splitlines()) if done.returncode == 0 else "its failed"
-
-
-def _cudnn() -> int | None:
-    """The version of the cuDNN that JAX has loaded, as 91002 for 9.10.2."""
-    maps = pathlib.Path("/proc/self/maps")
-    text = maps.read_text() if maps.exists() else ""
-    found = re.search(r"\S*/libcudnn\.so\S*", text)
-    return ctypes.CDLL(found[0]).cudnnGetVersion() if found else None
 
 
 def products(dry_run: bool) -> dict:

@@ -17,10 +17,9 @@ import subprocess
 import sys
 import tempfile
 
-import jax
 from absl import logging
 
-from launch.benchmarks import flops, measure, ours, recipes
+from launch.benchmarks import measure, models, ours, recipes
 from launch.benchmarks.worker import ROOT
 from pacx_jax import main
 from pacx_jax.errors import PacxError
@@ -41,7 +40,7 @@ def run(options: argparse.Namespace) -> dict:
     with tempfile.TemporaryDirectory(prefix="pacx_bench_") as folder:
         _point_at_data(config, options, pathlib.Path(folder))
         turns = _loop(config, options, pathlib.Path(folder) / "run")
-    return result(options, config, ours.needed(config, work), turns)
+    return result(options, turns, ours.about(config, work))
 
 
 def _point_at_data(config, options, folder: pathlib.Path) -> None:
@@ -91,24 +90,19 @@ def _loop(config, options, workdir: pathlib.Path) -> list[measure.Turn]:
     return turns
 
 
-def result(options, config, need: float, turns: list[measure.Turn]) -> dict:
+def result(options, turns: list[measure.Turn], about: dict) -> dict:
     """The JSON's contents, and the table.
 
     Args:
-      need: FLOPs of an image.
+      about: of `ours.about`.
     """
-    n, kind = config.num_devices or jax.device_count(), jax.devices()[0].device_kind
-    middle = {
-        f: measure.spread([t[f] for t in turns])["median"]
-        for f in ("step_s", "images_per_s", "log_s")
-    }
-    rate = middle["images_per_s"] / n
-    used = flops.utilisation(rate * need, kind, config.dtype, options.peak_flops)
-    log = middle["log_s"] / (LOG_EVERY * middle["step_s"])
+    log_s, step_s = (
+        measure.spread([t[f] for t in turns])["median"] for f in ("log_s", "step_s")
+    )
+    log = log_s / (LOG_EVERY * step_s)
     saves = cost_of_saves(turns, options.steps) if options.saves else None
     notes = [
-        used.pop("mfu_text"),
-        f"logging takes {100 * log:.3f}% of the time at a row every {LOG_EVERY} steps",
+        f"logging takes {100 * log:.3f}% of the time at a row in {LOG_EVERY} steps"
     ]
     if saves:
         longer, held = (
@@ -119,20 +113,8 @@ def result(options, config, need: float, turns: list[measure.Turn]) -> dict:
             f"{100 * saves['share']:.2f}% and {100 * saves['blocked_share']:.2f}% of "
             f"the time at one every {DEFAULT_INTERVAL} steps"
         )
-    more = {
-        "batch": config.global_batch_size,
-        "dtype": config.dtype,
-        "variant": options.variant,
-        "input": options.input,
-        "backend": jax.default_backend(),
-        "device_kind": kind,
-        "devices": n,
-        "images_per_s_per_device": round(rate, 4),
-        "gflop_step": round(need / 1e9, 4),
-        "log_share": round(log, 5),
-        "saves": saves,
-    }
-    return measure.result(options, {"ours": turns}, "ours", notes=notes, **more | used)
+    more = {"input": options.input, "log_share": round(log, 5), "saves": saves}
+    return models.result(options, {"ours": turns}, about, {}, notes, **more)
 
 
 def cost_of_saves(turns: list[measure.Turn], steps: int) -> dict:

@@ -35,7 +35,17 @@ def run(options: argparse.Namespace) -> dict:
         turns = measure.in_turns(taken, options.repeats)
         if options.profile:
             ours.profile(options.profile)
-    return result(options, steps, turns, {k: w.about for k, w in workers.items()})
+    about = {k: w.about for k, w in workers.items()}
+    work, ours = ours.about.pop("work"), about.pop("ours")
+    cache = " (cache on)" if ours["compile_cache"] else ""
+    forms = {True: "hand-written", False: "JAX's"}
+    notes = [
+        f"traced in {ours['trace_s']} s, compiled in {ours['compile_s']} s{cache}",
+        *(f"{name} {forms[form]}" for name, form in ours["forced"].items()),
+    ]
+    more = {"input": "synthetic", "train": work["train"], "steps": steps}
+    more |= {"attention": getattr(options, "attention", "auto")}
+    return result(options, turns, ours, about, notes, **more)
 
 
 def _half_of_the_gpu() -> dict[str, str]:
@@ -70,38 +80,30 @@ def start_peers(options, about: dict, stack) -> dict[str, Worker]:
     return found
 
 
-def result(options, steps: int, turns: dict, about: dict[str, dict]) -> dict:
+def result(options, turns, about: dict, peers: dict, notes: list[str], **more) -> dict:
     """The JSON's contents, and the table.
 
     Args:
       turns: of "ours" and of each kind of peer.
-      about: what each said of itself.
+      about: what our process said of itself: its devices, and what it needs.
+      peers: kind -> what it said of itself.
     """
-    ours = about.pop("ours")
-    need, n = ours["flops"], ours["devices"]
+    need, n = about["flops"], about["devices"]
     rate = measure.spread([t["images_per_s"] for t in turns["ours"]])["median"] / n
     used = flops.utilisation(
-        rate * need, ours["device_kind"], ours["dtype"], options.peak_flops
+        rate * need, about["device_kind"], about["dtype"], options.peak_flops
     )
-    forms = {True: "hand-written", False: "JAX's"}
-    cache = " (cache on)" if ours["compile_cache"] else ""
     notes = [
         used.pop("mfu_text"),
         f"{need / 1e9:,.3f} GFLOP an image, {rate * need / 1e9:,.0f} GFLOP/s a device",
-        f"traced in {ours['trace_s']} s, compiled in {ours['compile_s']} s{cache}",
-        *(f"{name} {forms[form]}" for name, form in ours["forced"].items()),
+        *notes,
     ]
-    work = ours.pop("work")
-    more = {
-        "train": work["train"],
+    more |= {
         "variant": options.variant,
-        "attention": getattr(options, "attention", "auto"),
-        "input": "synthetic",
         "images_per_s_per_device": round(rate, 4),
         "gflop_step": round(need / 1e9, 4),
-        "peers": about,
-        "mask_ratio": work.get("mask_ratio"),
+        "peers": peers,
     }
-    against = [("ours", kind) for kind in about]
-    more |= {"batch": work["batch"], "steps": steps, **ours, **used}
+    against = [("ours", kind) for kind in peers]
+    more |= about | used
     return measure.result(options, turns, "ours", against, notes=notes, **more)

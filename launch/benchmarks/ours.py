@@ -56,18 +56,14 @@ class Ours:
         planned = self._step.memory_analysis()
         trained = jax.tree.leaves(stage.abstract.params) if stage else ()
         self.about = {
+            **about(config, work),
             "work": work,
-            "dtype": config.dtype,
-            "backend": jax.default_backend(),
-            "device_kind": self._devices[0].device_kind,
-            "devices": len(self._devices),
             "forced": forced,
             "trace_s": round(traced - start, 3),
             "compile_s": round(compiled - traced, 3),
             "compile_cache": bool(jax.config.jax_compilation_cache_dir),
             "xla_temporaries_mib": planned and planned.temp_size_in_bytes >> 20,
             "trained_parameters": sum(p.size for p in trained),
-            "flops": needed(config, work),
         }
 
     def turn(self, steps: int) -> measure.Turn:
@@ -135,6 +131,18 @@ def encoding(config, work: dict, draw: bool = True):
     return function, params, rows
 
 
+def about(config, work: dict) -> dict:
+    """The devices of a step, and the FLOPs that it needs for each image."""
+    return {
+        "batch": config.global_batch_size,
+        "dtype": config.dtype,
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": config.num_devices or jax.device_count(),
+        "flops": needed(config, work),
+    }
+
+
 def needed(config, work: dict) -> float:
     """FLOPs that the step needs for each image or ECG."""
 
@@ -159,7 +167,7 @@ def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:
             "labels": labels.astype(np.float32),
             "label_mask": np.ones(labels.shape, np.float32),
         }
-    size = work["image_size"]
+    size = work["encoder"]["image_size"]
     batch = {"image": rng.integers(0, 256, (b, size, size, 3), np.uint8)}
     for m, width in work.get("widths", {}).items():
         batch[f"{m}_embedding"] = rng.standard_normal((b, width), np.float32)

@@ -99,24 +99,11 @@ def describe(config, options: dict) -> dict:
     mode = options["mode"]
     train = mode in ("mae", "distill") or options.get("train", False)
     work = {"mode": mode, "batch": config.global_batch_size, "train": train}
-    work |= {"dtype": config.dtype, "optim": config.optim.to_dict()}
+    work["config"] = config.to_dict()
     if mode == "ecg":
-        m = config.model
-        names = ("base_filters", "filters", "blocks", "kernel", "groups_width")
-        work["sizes"] = [getattr(m, name) for name in names] + [CLASSES]
-        length = ECG_SECONDS * 500 // config.data.ecg_decimate
-        return work | {"length": length}
-    a = image_encoder(config).architecture
-    work["sizes"] = [a[k] for k in ("patch_size", "width", "depth", "num_heads")]
-    work |= {"image_size": a["image_size"], "ln_eps": a["ln_eps"]}
-    if mode == "mae":
-        d = config.model.decoder
-        work["decoder"] = [d.width, d.depth, d.num_heads]
-        work["mask_ratio"] = config.loss.mask_ratio
+        return work | {"length": ECG_SECONDS * 500 // config.data.ecg_decimate}
+    work["encoder"] = image_encoder(config).architecture
     if mode == "distill":
-        work["lora"], work["loss"] = config.lora.to_dict(), config.loss.to_dict()
-        work |= {"head_dropout": config.heads.dropout}
-        work |= {"shared": config.heads.shared_dim}
         sources = physiology_sources(config)
         work["widths"] = {m: source.width for m, source in sources.items()}
     return work

@@ -10,6 +10,7 @@ Shape letters: b batch, n tokens, k kept tokens, d width, c channels, t time.
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -33,16 +34,6 @@ class Attention(nn.Module):
         return self.proj(x.transpose(1, 2).reshape(b, n, d))
 
 
-class Mlp(nn.Module):
-    def __init__(self, d: int):
-        super().__init__()
-        self.fc1 = nn.Linear(d, 4 * d)
-        self.fc2 = nn.Linear(4 * d, d)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
 class Block(nn.Module):
     """Pre-norm transformer block."""
 
@@ -51,20 +42,12 @@ class Block(nn.Module):
         self.norm1 = nn.LayerNorm(d, eps=eps)
         self.attn = Attention(d, heads)
         self.norm2 = nn.LayerNorm(d, eps=eps)
-        self.mlp = Mlp(d)
+        fc1, fc2 = nn.Linear(d, 4 * d), nn.Linear(4 * d, d)
+        self.mlp = nn.Sequential(OrderedDict(fc1=fc1, gelu=nn.GELU(), fc2=fc2))
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
-
-
-class PatchEmbed(nn.Module):
-    def __init__(self, patch: int, d: int):
-        super().__init__()
-        self.proj = nn.Conv2d(3, d, patch, stride=patch)
-
-    def forward(self, images):
-        return self.proj(images).flatten(2).transpose(1, 2)
 
 
 def positions(grid: tuple[int, int], d: int) -> nn.Parameter:
@@ -83,13 +66,15 @@ class Encoder(nn.Module):
         super().__init__()
         self.cls_token = nn.Parameter(torch.zeros(1, 1, d))
         self.pos_embed = positions(grid, d)
-        self.patch_embed = PatchEmbed(patch, d)
+        proj = nn.Conv2d(3, d, patch, stride=patch)
+        self.patch_embed = nn.ModuleDict({"proj": proj})
         self.blocks = nn.ModuleList(Block(d, heads, eps) for _ in range(depth))
         self.norm = nn.LayerNorm(d, eps=eps)
 
     def encode(self, images, ids_keep=None):
         """(b, 3, h, w) -> tokens (b, 1 + n or 1 + k, d), CLS first."""
-        x = self.patch_embed(images) + self.pos_embed[:, 1:]
+        x = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)
+        x = x + self.pos_embed[:, 1:]
         if ids_keep is not None:
             x = x.gather(1, ids_keep[..., None].expand(-1, -1, x.shape[-1]))
         cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
@@ -184,14 +169,6 @@ class NetBlock(nn.Module):
         return y + F.pad(x, (0, 0, left, self.grow - left))
 
 
-class Stage(nn.Module):
-    def __init__(self, c_in, c, count, kernel, width, first):
-        super().__init__()
-        sizes = [(c_in, c, kernel, 2, width, first)]
-        sizes += [(c, c, kernel, 1, width, False)] * (count - 1)
-        self.block_list = nn.ModuleList(NetBlock(*each) for each in sizes)
-
-
 class Net1D(nn.Module):
     """ECGFounder's 1-D CNN; `dense` is its pretraining's head."""
 
@@ -203,8 +180,10 @@ class Net1D(nn.Module):
         self.first_bn = nn.BatchNorm1d(base)
         before, self.stage_list = base, nn.ModuleList()
         for c, count in zip(filters, blocks, strict=True):
-            first = not self.stage_list
-            self.stage_list.append(Stage(before, c, count, kernel, width, first))
+            sizes = [(before, c, kernel, 2, width, not self.stage_list)]
+            sizes += [(c, c, kernel, 1, width, False)] * (count - 1)
+            stage = nn.ModuleList(NetBlock(*each) for each in sizes)
+            self.stage_list.append(nn.ModuleDict({"block_list": stage}))
             before = c
         self.dense = nn.Linear(before, classes)
 
@@ -212,7 +191,7 @@ class Net1D(nn.Module):
         """(b, leads, t) -> (b, filters[-1])."""
         x = F.silu(self.first_conv(ecg))
         for stage in self.stage_list:
-            for block in stage.block_list:
+            for block in stage["block_list"]:
                 x = block(x)
         return x.mean(-1)
 
@@ -238,14 +217,6 @@ class Lora(nn.Module):
         return self.base_layer(x) + self.scale * low
 
 
-class Holder(nn.Module):
-    """A module with one child: peft's `base_model.model.`."""
-
-    def __init__(self, name: str, child: nn.Module):
-        super().__init__()
-        self.add_module(name, child)
-
-
 def adapt(encoder: Encoder, rank: int, alpha: float, dropout: float) -> nn.Module:
     """The encoder frozen and wrapped, at every block's qkv, fc1 and fc2."""
     encoder.requires_grad_(False)
@@ -253,19 +224,13 @@ def adapt(encoder: Encoder, rank: int, alpha: float, dropout: float) -> nn.Modul
         block.attn.qkv = Lora(block.attn.qkv, rank, alpha, dropout)
         block.mlp.fc1 = Lora(block.mlp.fc1, rank, alpha, dropout)
         block.mlp.fc2 = Lora(block.mlp.fc2, rank, alpha, dropout)
-    return Holder("base_model", Holder("model", encoder))
+    return nn.ModuleDict({"base_model": nn.ModuleDict({"model": encoder})})
 
 
-class Head(nn.Module):
+def head(d_in: int, d_out: int, dropout: float) -> nn.Module:
     """Dropout, Linear, LayerNorm."""
-
-    def __init__(self, d_in: int, d_out: int, dropout: float):
-        super().__init__()
-        linear, norm = nn.Linear(d_in, d_out), nn.LayerNorm(d_out)
-        self.mlp = nn.Sequential(nn.Dropout(dropout), linear, norm)
-
-    def forward(self, x):
-        return self.mlp(x)
+    layers = nn.Dropout(dropout), nn.Linear(d_in, d_out), nn.LayerNorm(d_out)
+    return nn.Sequential(OrderedDict(mlp=nn.Sequential(*layers)))
 
 
 class Losses(nn.Module):
@@ -299,16 +264,16 @@ class Pacx(nn.Module):
         final = encoder.norm
         self.cxr_encoder = adapt(encoder, rank, alpha, lora_dropout)
         final.requires_grad_(True)  # the one norm that the reference trains (D2)
-        self.cxr_to_shared = Head(d, shared, head_dropout)
-        self.ecg_to_shared = Head(d_ecg, shared, head_dropout)
-        self.labs_to_shared = Head(d_labs, shared, head_dropout)
-        self.cxr_to_ecg = Head(d, d_ecg, head_dropout)
-        self.cxr_to_labs = Head(d, d_labs, head_dropout)
+        self.cxr_to_shared = head(d, shared, head_dropout)
+        self.ecg_to_shared = head(d_ecg, shared, head_dropout)
+        self.labs_to_shared = head(d_labs, shared, head_dropout)
+        self.cxr_to_ecg = head(d, d_ecg, head_dropout)
+        self.cxr_to_labs = head(d, d_labs, head_dropout)
         self.loss_module = Losses()
 
     @property
     def encoder(self) -> Encoder:
-        return self.cxr_encoder.base_model.model
+        return self.cxr_encoder["base_model"]["model"]
 
     def forward(self, images, ecg, labs):
         """Total loss, its parts, and every head's output."""

@@ -31,25 +31,33 @@ class Step(torch.nn.Module):
 
     def __init__(self, work: dict):
         super().__init__()
-        self.mode, self.train_it = work["mode"], work["train"]
+        self.mode, self.trains, c = work["mode"], work["train"], work["config"]
         if self.mode == "ecg":
-            self.net = torch_models.Net1D(*work["sizes"])
+            names = ("base_filters", "filters", "blocks", "kernel", "groups_width")
+            sizes = [c["model"][name] for name in names]
+            classes = len(c["data"]["label_columns"])
+            self.net = torch_models.Net1D(*sizes, classes)
             return
-        side = work["image_size"] // work["sizes"][0]
-        sizes, self.n, eps = ((side, side), *work["sizes"]), side * side, work["ln_eps"]
+        a = work["encoder"]
+        side, eps = a["image_size"] // a["patch_size"], a["ln_eps"]
+        sizes = [a[k] for k in ("patch_size", "width", "depth", "num_heads")]
+        self.n = side * side
         if self.mode == "mae":
-            self.keep = int(self.n * (1 - work["mask_ratio"]))
-            self.net = torch_models.MAE(*sizes, *work["decoder"], eps)
+            self.keep = int(self.n * (1 - c["loss"]["mask_ratio"]))
+            d = [c["model"]["decoder"][k] for k in ("width", "depth", "num_heads")]
+            self.net = torch_models.MAE((side, side), *sizes, *d, eps)
             return
-        self.net = torch_models.Encoder(*sizes, eps)
+        self.net = torch_models.Encoder((side, side), *sizes, eps)
         if self.mode == "distill":
-            lora, loss, widths = work["lora"], work["loss"], work["widths"]
+            widths = [work["widths"][m] for m in ("ecg", "labs")]
+            lora = [c["lora"][k] for k in ("rank", "alpha", "dropout")]
+            h, names = c["heads"], ("clip_weight", "regression_weight")
             self.net = torch_models.Pacx(
-                self.net, widths["ecg"], widths["labs"], work["shared"],
-                lora["rank"], lora["alpha"], lora["dropout"], work["head_dropout"]
-            )  # fmt: skip
-            names = ("clip_weight", "regression_weight", "label_smoothing")
-            self.net.loss_module = torch_models.Losses(*(loss[k] for k in names))
+                self.net, *widths, h["shared_dim"], *lora, h["dropout"]
+            )
+            self.net.loss_module = torch_models.Losses(
+                *(c["loss"][k] for k in (*names, "label_smoothing"))
+            )
             for module in self.net.modules():  # ours trains all LayerNorms
                 if isinstance(module, torch.nn.LayerNorm):
                     module.requires_grad_(True)
@@ -64,7 +72,7 @@ class Step(torch.nn.Module):
             pred = self.net(x, shuffle[:, : self.keep], restore)
             return self.net.loss(x, pred.float(), mask)
         if self.mode == "ecg":
-            if not self.train_it:
+            if not self.trains:
                 return self.net.features(x)
             return F.binary_cross_entropy_with_logits(self.net(x), *rest)
         out = self.net(x, *rest)
@@ -82,7 +90,8 @@ class Peer:
         self._device = torch.device("cuda" if cuda else "cpu")
         torch.set_num_threads(measure.cores())
         torch.set_float32_matmul_precision("high" if cuda else "highest")
-        dtype = torch.float16 if kind == "reference" else getattr(torch, work["dtype"])
+        c = work["config"]
+        dtype = torch.float16 if kind == "reference" else getattr(torch, c["dtype"])
         model = Step(work).to(self._device).train(work["train"])
         self._model = torch.compile(model) if kind == "compile" else model
         self._cast = contextlib.nullcontext
@@ -90,7 +99,7 @@ class Peer:
             self._cast = lambda: torch.autocast(self._device.type, dtype)
         self._trained = [p for p in model.parameters() if p.requires_grad]
         if work["train"]:
-            o = work["optim"]
+            o = c["optim"]
             self._optimizer = torch.optim.AdamW(
                 torch_models.decay_groups(model, o["weight_decay"]),
                 lr=o["peak_lr"],
@@ -149,7 +158,7 @@ class Peer:
         with self._cast():
             loss = self._model(*self._inputs())
         self._scaler.scale(loss).backward()
-        clip = self._work["optim"]["clip_norm"]
+        clip = self._work["config"]["optim"]["clip_norm"]
         if clip:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._trained, clip)
@@ -169,10 +178,11 @@ def _batch(work: dict, device: torch.device) -> list[torch.Tensor]:
     if work["mode"] == "ecg":
         batch = [torch.randn(b, 12, work["length"])]
         if work["train"]:
-            batch.append((torch.rand(b, work["sizes"][-1]) < 0.1).float())
+            classes = len(work["config"]["data"]["label_columns"])
+            batch.append((torch.rand(b, classes) < 0.1).float())
     else:
-        shape = (b, 3, work["image_size"], work["image_size"])
-        batch = [torch.randint(0, 256, shape, dtype=torch.uint8)]
+        side = work["encoder"]["image_size"]
+        batch = [torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)]
         if widths := work.get("widths"):
             batch += [torch.randn(b, widths[m]) for m in ("ecg", "labs")]
     return [x.to(device) for x in batch]

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from launch.benchmarks import measure
 from pacx_jax.errors import PacxError
@@ -22,20 +22,15 @@ from pacx_jax.errors import PacxError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class Timed(Protocol):
-    """What a process times; `about` is what it says of itself."""
+def serve(make: Callable[[], Any], warm_up: int = 2) -> None:
+    """Answers on standard output what is asked for on standard input, until its end.
 
-    about: dict[str, Any]
-
-    def turn(self, steps: int) -> measure.Turn:
-        """Takes steps, waits for the last, and returns what they took."""
-
-    def profile(self, folder: str) -> None:
-        """Writes a trace of a few steps into a folder."""
-
-
-def serve(make: Callable[[], Timed], warm_up: int = 2) -> None:
-    """Answers on standard output what is asked for on standard input, until its end."""
+    Args:
+      make: () -> what is timed. It has `about`, what it says of itself;
+        `turn(steps)`, which takes them and returns a turn's figures; and
+        `profile(folder)`, which writes a trace of a few steps.
+      warm_up: steps that do not count.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
 
@@ -54,12 +49,11 @@ def serve(make: Callable[[], Timed], warm_up: int = 2) -> None:
                 served.profile(value)
                 answer({})
                 continue
-            idle, peak = time.process_time() - rests, None
-            turn = served.turn(int(value)) | {"idle_processor_s": idle}
-            if counted:
-                peak = measure.peak_mib()
-            whole = max(before, measure.peak_mib())
-            answer(turn | {"step_peak_mib": peak, "peak_mib": whole})
+            turn = {"idle_processor_s": time.process_time() - rests}
+            turn |= served.turn(int(value))
+            peak = measure.peak_mib()
+            turn |= {"step_peak_mib": peak if counted else None}
+            answer(turn | {"peak_mib": max(before, peak)})
             rests = time.process_time()
     except PacxError as e:
         answer({"error": str(e)})
