@@ -152,9 +152,10 @@ class Check:
         stretch = max(1.0, self._report["budget"] / sum(p.limit for p in parts))
         row = functools.partial(self._row, stretch=stretch)
         self._note(row(parts[0]))
-        if not self._report["dry_run"]:
+        dry = self._report["dry_run"]  # whose times mean nothing
+        if not dry:
             self._require_gpu(self._report["rows"][0])
-        for timed, group in itertools.groupby(parts[1:], lambda p: p.timed):
+        for timed, group in itertools.groupby(parts[1:], lambda p: p.timed and not dry):
             with concurrent.futures.ThreadPoolExecutor(1 if timed else at_once) as pool:
                 for found in pool.map(row, group):
                     self._note(found)
@@ -349,7 +350,8 @@ def main(argv: list[str] | None = None) -> int:
         check = Check(out, report, environment(options, pathlib.Path(folder)))
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, check.stop)
-        check.run(chosen, max(1, measure.cores() // 2))
+        cores = measure.cores()
+        check.run(chosen, cores if options.dry_run else max(1, cores // 2))
     if check.stopped:
         return 128 + check.stopped
     print(f"{out / 'gpu_check.json'}\n{out / 'gpu_check.md'}")

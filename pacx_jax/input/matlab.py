@@ -1,7 +1,7 @@
 """Reads real numeric arrays of MATLAB's .mat files, versions 4 and 5 to 7.
 
 Written here because scipy.io.loadmat ends the process on some damaged files (scipy
-1.17.1, one changed byte, found by launch/soak.py), and unpacks whatever size a file
+1.17.1, one changed byte, found by tests/fuzz), and unpacks whatever size a file
 asks for. Formats: "MAT-File Format", The MathWorks. Version 7.3 is HDF5, not read.
 """
 

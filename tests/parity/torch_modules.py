@@ -1,4 +1,4 @@
-"""The published models as PyTorch modules: those of the bench, and what it does not run.
+"""The published models as PyTorch modules: the bench's, and those it does not run.
 
 Names, order and shapes of every state dict are those of the published checkpoints.
 """
