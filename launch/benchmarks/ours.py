@@ -126,8 +126,12 @@ def encoding(config, work: dict, draw: bool = True):
     params = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
     if draw:  # as if read from a file: to compile their drawing takes more memory
         rng, everywhere = np.random.default_rng(0), sharding.replicated(mesh)
-        drawn = lambda x: rng.normal(0, 0.02, x.shape).astype(x.dtype)  # noqa: E731
-        params = jax.device_put(jax.tree.map(drawn, params), everywhere)
+
+        def drawn(leaf):
+            values = rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
+            return jax.device_put(values, everywhere)
+
+        params = jax.tree.map(drawn, params)
     return function, params, rows
 
 
