@@ -1,121 +1,70 @@
-"""The parts of `launch/gpu_check.py` on the device: what it is, its products, a trace.
+"""The parts of `launch/gpu_check.py` on the device: what it is, and its products.
 
-  python -m launch.benchmarks.gpu_device PART [ARGUMENTS]
+  python -m launch.benchmarks.gpu_device environment|products True|False
 
-The last line of standard output is JSON.
+The second argument is whether it is a dry run. The last line of standard output is
+JSON, whose `summary` is for people.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gzip
 import json
 import os
-import pathlib
-import re
-import shutil
 import subprocess
 import sys
-import tempfile
-import time
 
 import jax
 import jax.numpy as jnp
 
 from launch.benchmarks import measure
 
-MOST_TRACE = 16 * 2**20  # bytes
 
-
-def environment() -> None:
-    """Device, driver, versions and what XLA is told, as JSON."""
+def environment(dry_run: bool) -> dict:
+    """Device, driver, versions and what XLA is told."""
     device = jax.devices()[0]
-    jax.block_until_ready(jnp.ones((8, 8)) @ jnp.ones((8, 8)))
-    memory = device.memory_stats() or {}
-    query = "name,driver_version,memory.total,power.limit,clocks.max.sm"
-    found = {
+    memory = (device.memory_stats() or {}).get("bytes_limit", 0) >> 20
+    smi, flags = _nvidia_smi(), os.environ.get("XLA_FLAGS", "none")
+    level = measure.autotune_level()
+    versions = {k: v for k, v in measure.versions().items() if v}
+    said = ", ".join(f"{k} {v}" for k, v in versions.items())
+    return {
         "backend": jax.default_backend(),
-        "device_kind": device.device_kind,
-        "devices": jax.device_count(),
-        "device_mib": round(memory.get("bytes_limit", 0) / 2**20) or None,
-        "nvidia_smi": _said("nvidia-smi", f"--query-gpu={query}", "--format=csv"),
-        "cudnn": _cudnn(),
-        "cores": measure.cores(),
-        "autotune_level": measure.autotune_level(),
-        "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "versions": {k: v for k, v in measure.versions().items() if v},
+        "versions": versions,
+        "autotune_level": level,
+        "summary": f"{jax.device_count()} x {device.device_kind} ({smi}), "
+        f"{memory or 'unknown'} MiB for JAX, {measure.cores()} cores, "
+        f"XLA's autotune level {level}, XLA_FLAGS {flags}; {said}",
     }
-    print(json.dumps(found))
 
 
-def _said(*command: str) -> list[str] | None:
+def _nvidia_smi() -> str:
+    query = "--query-gpu=name,driver_version,memory.total,power.limit,clocks.max.sm"
+    command = ("nvidia-smi", query, "--format=csv,noheader")
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.splitlines() if done.returncode == 0 else None
+        return "no nvidia-smi"
+    return "; ".join(done.stdout.splitlines()) if done.returncode == 0 else "its failed"
 
 
-def _cudnn() -> int | None:
-    """The version of the cuDNN that JAX has loaded, as 91002 for 9.10.2."""
-    maps = pathlib.Path("/proc/self/maps")
-    text = maps.read_text() if maps.exists() else ""
-    found = re.search(r"\S*/libcudnn\.so\S*", text)
-    return ctypes.CDLL(found[0]).cudnnGetVersion() if found else None
-
-
-def products(dry_run: str) -> None:
+def products(dry_run: bool) -> dict:
     """FLOP/s of dense bfloat16 products, which an MFU can be judged by."""
-    n = 256 if dry_run == "True" else 8192
-    a, b = (
-        jax.random.normal(key, (n, n), jnp.bfloat16)
-        for key in jax.random.split(jax.random.key(0))
-    )
+    n, steps = 256 if dry_run else 8192, 20
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (n, n), jnp.bfloat16) for key in keys)
     product = jax.jit(lambda a, b: a @ b)
     jax.block_until_ready(product(a, b))
-    turns = []
-    for _ in range(5):
-        start = time.perf_counter()
-        for _ in range(20):
-            c = product(a, b)
-        jax.block_until_ready(c)
-        turns.append(2 * n**3 * 20 / (time.perf_counter() - start))
-    print(json.dumps({"n": n, "flops_per_s": measure.spread(turns)}))
+
+    def run(steps: int) -> None:
+        jax.block_until_ready([product(a, b) for _ in range(steps)][-1])
+
+    turns = [measure.timed(run, steps, 1)["images_per_s"] for _ in range(5)]
+    rates = measure.spread([2 * n**3 * rate for rate in turns])
+    text = f"{measure.cell(rates, 1e-12, 1)} TFLOP/s of bfloat16, {n} a side"
+    return {"n": n, "flops_per_s": rates, "summary": text}
 
 
-def trace(out: str, *flags: str) -> None:
-    """A trace of three steps of the MAE, gzipped, or how large it would have been."""
-    from launch import bench
-
-    with tempfile.TemporaryDirectory(prefix="pacx_check_") as folder:
-        argv = ["mae", "--peer=none", *flags, f"--profile={folder}"]
-        with contextlib.redirect_stdout(sys.stderr):
-            if bench.main(argv):
-                sys.exit(2)
-        files = [p for p in pathlib.Path(folder).rglob("*") if p.is_file()]
-        for path in [p for p in files if p.suffix != ".gz"]:
-            with open(path, "rb") as plain, gzip.open(f"{path}.gz", "wb") as packed:
-                shutil.copyfileobj(plain, packed)
-        files = sorted(pathlib.Path(folder).rglob("*.gz"))
-        files = [
-            p for p in files if not p.name.endswith(".trace.json.gz")
-        ]  # Perfetto's
-        sizes = {p.name: p.stat().st_size for p in files}
-        total = sum(sizes.values())
-        if total > MOST_TRACE:
-            sys.exit(
-                f"error: the trace has {total / 2**20:.1f} MiB, more than "
-                f"{MOST_TRACE // 2**20}: it was left out"
-            )
-        target = pathlib.Path(out) / "trace"
-        target.mkdir(parents=True, exist_ok=True)
-        for path in files:
-            shutil.copy(path, target / path.name)
-    print(json.dumps({"folder": str(target), "bytes": sizes}))
-
-
-PARTS = {f.__name__: f for f in (environment, products, trace)}
+PARTS = {f.__name__: f for f in (environment, products)}
 
 if __name__ == "__main__":
-    PARTS[sys.argv[1]](*sys.argv[2:])
+    print(json.dumps(PARTS[sys.argv[1]](sys.argv[2] == "True")))

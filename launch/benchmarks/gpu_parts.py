@@ -46,49 +46,26 @@ class Part:
     timed: bool = True
 
 
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """Another way to compute a step, whose time stands beside the usual one's.
-
-    Attributes:
-      mode: of MODES.
-      name: what is chosen, as FIELD=VALUE or words.
-      flags: of bench.py; --set=FIELD=VALUE sets any field of the config.
-      env: variables of the process.
-    """
-
-    mode: str
-    name: str
-    flags: tuple[str, ...] = ()
-    env: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
-def _other_forms(mode: str, *operations: str) -> tuple[Choice, ...]:
-    """Of operations of `target.HAND_WRITTEN`: the form that is not usual on a GPU."""
-    return tuple(
-        Choice(mode, f"{name} in its other form", (f"--other_form={name}",))
-        for name in operations
-    )
-
-
+# (mode of MODES, what is chosen, flags of bench.py, variables): another way to compute
+# a step, whose time stands beside the usual one's.
+OTHER_FORMS = {
+    "mae": ("gelu", "layer_norm", "dense", "update_in_branch"),
+    "distill": ("low_rank", "gelu", "layer_norm"),
+    "ecg --train": ("grouped_convolution", "silu"),
+}
+TRITON = {"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"}
 CHOICES = (
-    Choice("mae", "attention=xla", ("--set=attention=xla",)),
-    Choice("distill", "attention=xla", ("--set=attention=xla",)),
-    *_other_forms("mae", "gelu", "layer_norm", "dense", "update_in_branch"),
-    *_other_forms("distill", "low_rank", "gelu", "layer_norm"),
-    *_other_forms("ecg --train", "grouped_convolution", "silu"),
-    Choice(
-        "mae",
-        "XLA's Triton products off",
-        env={"XLA_FLAGS": "--xla_gpu_enable_triton_gemm=false"},
+    ("mae", "attention=xla", ("--attention=xla",), {}),
+    ("distill", "attention=xla", ("--attention=xla",), {}),
+    *(
+        (mode, f"{name} in its other form", (f"--other_form={name}",), {})
+        for mode, names in OTHER_FORMS.items()
+        for name in names
     ),
-    Choice(
-        "mae",
-        "autotune level 0",
-        env={"XLA_FLAGS": "--xla_gpu_autotune_level=0"},
-    ),
+    ("mae", "XLA's Triton products off", (), TRITON),
+    ("mae", "autotune level 0", (), {"XLA_FLAGS": "--xla_gpu_autotune_level=0"}),
 )
-# Check of gpu_numeric.py -> seconds. None is timed, so they run side by side.
+# Check of tests/launch/gpu_numeric.py -> seconds. None is timed: they run side by side.
 NUMERIC = {
     "attention": 60,
     "parity_mae": 90,
@@ -110,67 +87,50 @@ def parts(out: str, dry_run: bool) -> list[Part]:
     Args:
       out: folder of the results, where the trace goes.
     """
-    size = DRY if dry_run else REAL
-    benches = {name: _bench(argv, "--peer=none", *size) for name, argv in MODES.items()}
-    kind = ("--peer_mode=eager",) if dry_run else ()
-    peers = [
-        Part(
-            f"{name} beside PyTorch", "peers", _bench(argv, *kind, *size), _limit(name)
-        )
-        for name, argv in MODES.items()
-    ]
-    choices = [
-        Part(
-            f"{c.mode}: {c.name}",
-            "choices",
-            (*benches[c.mode], *c.flags),
-            _limit(c.mode),
-            c.env,
-        )
-        for c in CHOICES
-    ]
-    loop = LOOP_DRY if dry_run else LOOP_REAL
-    saves = _bench(("mae",), "--input=drawn", "--saves", *loop)
-    measured = [
-        Part(name, "bench", argv, _limit(name)) for name, argv in benches.items()
-    ]
-    return [
-        Part("environment", "environment", _device("environment"), 40, SHARED, False),
-        *_numeric(),
-        Part("dense products", "environment", _device("products", dry_run), 40),
-        *measured[:2],
-        peers[0],
-        choices[0],
-        *measured[2:],
-        Part("mae --input=drawn --saves", "loop", saves, 120),
-        peers[1],
-        *choices[1:],
-        Part("trace", "trace", _device("trace", out, *size), 90),
-        *peers[2:],
-    ]
+    size, loop = (DRY, LOOP_DRY) if dry_run else (REAL, LOOP_REAL)
 
+    def bench(group: str, mode: str, name: str, *flags: str, env=None) -> Part:
+        command = ("launch/bench.py", *MODES[mode], *flags)
+        return Part(name, group, command, LIMITS.get(mode, 90), env or {})
 
-def _numeric() -> list[Part]:
-    return [
+    def device(part: str, name: str, timed: bool) -> Part:
+        command = ("-m", "launch.benchmarks.gpu_device", part, str(dry_run))
+        return Part(name, "environment", command, 40, {} if timed else SHARED, timed)
+
+    numeric = [
         Part(
             name.replace("_", " "),
             "numeric",
-            ("-m", "launch.benchmarks.gpu_numeric", name),
+            ("-m", "tests.launch.gpu_numeric", name),
             limit,
             SHARED | (DETERMINISTIC if name.startswith("resume") else {}),
             timed=False,
         )
         for name, limit in NUMERIC.items()
     ]
-
-
-def _limit(mode: str) -> float:
-    return LIMITS.get(mode, 90)
-
-
-def _bench(argv: tuple[str, ...], *more: str) -> tuple[str, ...]:
-    return ("launch/bench.py", *argv, *more)
-
-
-def _device(part: str, *arguments) -> tuple[str, ...]:
-    return ("-m", "launch.benchmarks.gpu_device", part, *map(str, arguments))
+    alone = [bench("bench", mode, mode, "--peer=none", *size) for mode in MODES]
+    kind = ("--peer_mode=eager",) if dry_run else ()
+    peers = [
+        bench("peers", mode, f"{mode} beside PyTorch", *kind, *size) for mode in MODES
+    ]
+    choices = [
+        bench("choices", mode, f"{mode}: {name}", "--peer=none", *size, *flags, env=env)
+        for mode, name, flags, env in CHOICES
+    ]
+    real = ("--input=drawn", "--saves", *loop)
+    saves = bench("loop", "mae", "mae --input=drawn --saves", *real)
+    trace = ("--peer=none", *size, f"--profile={out}/trace")
+    return [
+        device("environment", "environment", False),
+        *numeric,
+        device("products", "dense products", True),
+        *alone[:2],
+        peers[0],
+        choices[0],
+        *alone[2:],
+        saves,
+        peers[1],
+        *choices[1:],
+        bench("trace", "mae", "trace", *trace),
+        *peers[2:],
+    ]

@@ -10,21 +10,20 @@ and flip, to 224 pixels and three channels:
   shrunk          pacx_jax from what data/prepare.py writes by default: 256 pixels, JPEG
   decoded         pacx_jax from what --store=raw writes: 256 pixels, decoded
 
-Each of them, as the DataLoader, has the workers that are fastest for it here: a thread,
-a thread a core, or a process a core, tried at the start; --workers=N has N processes.
+Each of them has the workers that are fastest for it here: a thread, a thread a core, or
+processes, tried at the start; --workers=N has N processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import os
+import functools
+import importlib.util
 import pathlib
 import sys
 import tempfile
-import time
 import types
-from collections.abc import Callable
 
 import cv2
 import jax
@@ -32,7 +31,8 @@ import numpy as np
 
 from data.cohort import latents, xray
 from launch.benchmarks import measure
-from launch.benchmarks.peer import Peer
+from launch.benchmarks.loader import Loader
+from launch.benchmarks.worker import Worker
 from pacx_jax.errors import PacxError
 from pacx_jax.input import images, normalize, pipeline, sources, transforms
 from pacx_jax.run import profiling
@@ -48,39 +48,47 @@ FOLDERS = {
     "shrunk": ("--size=256",),
     "decoded": ("--size=256", "--store=raw"),
 }
-RATIOS = {  # name -> (one, other, what it must reach)
-    "jpeg / torch": ("jpeg", "torch", 1.5),
-    "jpeg / torch_uint8": ("jpeg", "torch_uint8", None),
-    "jpeg_on_device / torch": ("jpeg_on_device", "torch", None),
-    "decoded / jpeg": ("decoded", "jpeg", 1.5),
-    "decoded / torch": ("decoded", "torch", None),
-}
-_SETTLE = 0.3  # seconds in which a pipeline fills its queues, or its threads end
-_TRIED_STEPS = 8
+OURS = ("jpeg", "jpeg_on_device", "shrunk", "decoded")
+PEERS = ("torch", "torch_uint8")
+# The first is the mode's ratio; it and decoded / jpeg must reach 1.5.
+AGAINST = (("jpeg", "torch"),)
+PAIRS = (("jpeg", "torch_uint8"), ("jpeg_on_device", "torch"))
+PAIRS += (("decoded", "jpeg"), ("decoded", "torch"))
 
 
 def run(options: argparse.Namespace) -> dict:
     """Measures all variants in turns; returns what goes into the JSON, and `table`."""
-    with tempfile.TemporaryDirectory(prefix="pacx_bench_") as folder:
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pacx_bench_"))
         files = pathlib.Path(folder) / "files"
         mean_bytes = write_files(files, options.source)
-        with contextlib.ExitStack() as stack:
-            peer = None if options.peer == "none" else Peer.start(files, options, SIZE)
-            variants = {}
-            if peer:
-                stack.callback(peer.close)
-                variants |= {name: peer.turns(name) for name in Peer.LOADERS}
-            mine = ours(files, options)
-            for pipe in mine.values():
-                stack.callback(pipe.close)
-            variants |= {name: pipe.turn for name, pipe in mine.items()}
-            turns = measure.in_turns(variants, options.repeats)
-            if options.profile:
-                with profiling.trace(options.profile):
-                    mine["jpeg_on_device"].turn()
-    about = {"peer": peer.about if peer else None}
-    about["settings"] = {name: pipe.about for name, pipe in mine.items()}
-    return _result(options, turns, about, mean_bytes)
+        variants = start_peers(files, options) | ours(files, options)
+        for each in variants.values():
+            stack.callback(each.close)
+        taken = {
+            k: functools.partial(v.turn, options.steps) for k, v in variants.items()
+        }
+        turns = measure.in_turns(taken, options.repeats)
+        if options.profile:
+            with profiling.trace(options.profile):
+                taken["jpeg_on_device"]()
+        settings = {name: each.about for name, each in variants.items()}
+    return result(options, turns, settings, mean_bytes)
+
+
+def result(options, turns: dict, settings: dict[str, dict], mean_bytes: float) -> dict:
+    """The JSON's contents, and the table.
+
+    Args:
+      settings: variant -> what was tried for it, images/s.
+    """
+    notes = [f"JPEGs of {mean_bytes / 1024:.1f} KiB; images/s of all cores"]
+    for name, tried in settings.items():
+        said = ", ".join(f"{k} {rate:,.0f}" for k, rate in tried.items())
+        notes.append(f"{name} tried with {said} images/s")
+    more = {"settings": settings, "jpeg_bytes": round(mean_bytes)}
+    more |= {"backend": jax.default_backend()}
+    return measure.result(options, turns, "jpeg", AGAINST, PAIRS, notes=notes, **more)
 
 
 def write_files(files: pathlib.Path, source: str) -> float:
@@ -109,7 +117,21 @@ def draw(i: int) -> bytes:
     return images.encode_jpeg(film, QUALITY)
 
 
-def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Ours]:
+def start_peers(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Worker]:
+    """PyTorch's pipelines, a process each: DataLoader forks, which JAX must not."""
+    if options.peer == "none":
+        return {}
+    if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
+        print("PyTorch or torchvision is missing: the peer is not measured")
+        return {}
+    sizes = [str(n) for n in (options.batch, options.steps, SIZE)]
+    return {
+        name: Worker("launch.benchmarks.input_torch", str(files), name, *sizes)
+        for name in PEERS
+    }
+
+
+def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Loader]:
     """This package's variants, each with the workers that suit it best."""
     from data import prepare  # TFDS, which drawing films does not need
 
@@ -124,157 +146,30 @@ def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Ours]:
     def put(batch: dict) -> None:
         on_device(jax.device_put(batch["image"])).block_until_ready()
 
-    def drop(batch: dict) -> None:
-        del batch
-
     put({"image": np.zeros((options.batch, SIZE, SIZE, 3), np.uint8)})  # compiles
-    jpeg, shrunk, decoded = (opened[name] for name in ("jpeg", "shrunk", "decoded"))
-    return {
-        "jpeg": Ours(jpeg, drop, options),
-        "jpeg_on_device": Ours(jpeg, put, options),
-        "shrunk": Ours(shrunk, drop, options),
-        "decoded": Ours(decoded, drop, options),
-    }
+    cores, n = measure.cores(), options.workers
+    tried = sorted({(1, 0), (cores, 0), (0, cores)}) if n < 0 else [(cores, n)]
+    made = {}
+    for name in OURS:
+        source = opened[name.removesuffix("_on_device")]
+        batches = functools.partial(_batches, source, options.batch)
+        use = put if name == "jpeg_on_device" else lambda batch: None
+        made[name] = Loader(batches, tried, options.batch, options.steps, use)
+    return made
 
 
-class Ours:
-    """Turns of one of this package's pipelines, whose workers live on between them."""
-
-    def __init__(
-        self,
-        source: sources.Source,
-        use: Callable[[dict], None],
-        options: argparse.Namespace,
-    ):
-        self._source, self._use, self._options = source, use, options
-        cores, n = measure.cores(), options.workers
-        settings = sorted({(1, 0), (cores, 0), (0, cores)}) if n < 0 else [(cores, n)]
-        self.tried = {}
-        for setting in settings:
-            self._open(*setting)
-            tries = [self.turn(min(options.steps, _TRIED_STEPS)) for _ in range(2)]
-            self.tried[setting] = max(turn["images_per_s"] for turn in tries)
-            self.close()
-        best = max(self.tried, key=self.tried.get)
-        self.threads, self.workers = best if not best[1] else (0, best[1])
-        self._open(*best)
-
-    @property
-    def about(self) -> dict:
-        """The setting, and what all that were tried gave."""
-        names = {
-            setting: f"{n or threads} {'processes' if n else 'threads'}"
-            for setting in self.tried
-            for threads, n in [setting]
-        }
-        tried = {names[s]: round(rate, 1) for s, rate in self.tried.items()}
-        return {
-            "threads": self.threads,
-            "workers": self.workers,
-            "images_per_s_by_setting": tried,
-        }
-
-    def _open(self, threads: int, workers: int) -> None:
-        data = types.SimpleNamespace(image_size=SIZE, hflip=0.5, crop_scale=(0.5, 1.0))
-        self._batches = pipeline.train_batches(
-            self._source,
-            transforms.make("mae", data, train=True),
-            global_batch_size=self._options.batch,
-            seed=0,
-            threads=threads,
-            workers=workers,
-        )
-        # Each worker has two batches ready and a third in its hands; a thread, two.
-        self._ready = 4 * workers if workers else 3 * threads
-        self._take(self._ready)  # starts the workers
-
-    def _take(self, steps: int) -> None:
-        for _ in range(steps):
-            self._use(next(self._batches))
-
-    def turn(self, steps: int | None = None) -> measure.Turn:
-        """Images a second, and a second of processor time, from an empty queue on."""
-        steps = steps or self._options.steps
-        self._take(self._ready)
-        start, used = time.perf_counter(), measure.processor_seconds()
-        self._take(steps)
-        seconds = time.perf_counter() - start
-        used = None if used is None else measure.processor_seconds() - used
-        time.sleep(_SETTLE)  # so that the workers rest until the next turn
-        n = self._options.batch * steps
-        return {
-            "images_per_s": n / seconds,
-            "images_per_cpu_s": n / used if used else None,
-        }
-
-    def close(self) -> None:
-        """Ends the workers."""
-        self._batches.close()
-        time.sleep(_SETTLE)
-
-
-def _result(
-    options: argparse.Namespace, turns: dict, about: dict, mean_bytes: float
-) -> dict:
-    """The JSON's contents, and the table."""
-    figures = ("images_per_s", "images_per_cpu_s")
-    names = (*Peer.LOADERS, *(name for name in turns if name not in Peer.LOADERS))
-    variants = {
-        name: {f: measure.spread([t[f] for t in turns.get(name, [])]) for f in figures}
-        for name in names
-    }
-    ratios = {
-        figure: {
-            name: measure.ratio(turns.get(one, []), turns.get(other, []), figure)
-            for name, (one, other, _) in RATIOS.items()
-        }
-        for figure in figures
-    }
-    first = ratios["images_per_s"]["jpeg / torch"]
-    result = {
-        "mode": options.mode,
-        "images_per_s": variants["jpeg"]["images_per_s"]["median"],
-        "ratio": first and first["median"],
-        "mfu": None,  # no model runs
-        "peak_mib": measure.peak_mib(),
-        "batch": options.batch,
-        "steps": options.steps,
-        "repeats": options.repeats,
-        "dtype": options.dtype,
-        "backend": jax.default_backend(),
-        "cores": measure.cores(),
-        "load": round(os.getloadavg()[0], 2),
-        "jpeg_bytes": round(mean_bytes),
-        "variants": variants,
-        "ratios": ratios,
-        **about,
-        "versions": measure.versions(),
-    }
-    return {"table": list(_table(result)), **result}
-
-
-def _table(result: dict):
-    cores = result["cores"]
-    yield (
-        f"input: {cores} cores, load {result['load']}, batch {result['batch']}, "
-        f"{result['repeats']} turns of {result['steps']} batches; JPEGs of "
-        f"{result['jpeg_bytes'] / 1024:.1f} KiB; torch normalises on the CPU, jpeg "
-        "and what follows gives uint8, which the device normalises"
+def _batches(source: sources.Source, batch: int, threads: int, workers: int):
+    data = types.SimpleNamespace(image_size=SIZE, hflip=0.5, crop_scale=(0.5, 1.0))
+    found = pipeline.train_batches(
+        source,
+        transforms.make("mae", data, train=True),
+        global_batch_size=batch,
+        seed=0,
+        threads=threads,
+        workers=workers,
     )
-    yield f"{'':16} {'images/s/core':>24} {'images/s of processor time':>28}"
-    for name, figures in result["variants"].items():
-        wall, used = (measure.cell(figures[f]) for f in figures)
-        wall = measure.cell(figures["images_per_s"], 1 / cores)
-        yield f"{name:16} {wall:>24} {used:>28}"
-    for name, setting in result["settings"].items():
-        tried = setting["images_per_s_by_setting"].items()
-        yield f"{name:16} " + ", ".join(f"{one} {rate:,.0f}" for one, rate in tried)
-    yield f"{'':24} {'wall clock':>20} {'processor time':>20}"
-    by_figure = result["ratios"]
-    for name, (_, _, least) in RATIOS.items():
-        wall, used = (measure.cell(by_figure[f][name], digits=2) for f in by_figure)
-        must = f"   must reach {least}" if least else ""
-        yield f"{name:24} {wall:>20} {used:>20}{must}"
+    # Each worker has two batches ready and a third in its hands; a thread, two.
+    return found, 4 * workers if workers else 3 * threads, found.close
 
 
 if __name__ == "__main__":

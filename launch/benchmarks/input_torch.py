@@ -2,18 +2,14 @@
 
 PIL opens a file and makes it RGB; torchvision's RandomResizedCrop, flip, ToTensor and
 Normalize follow, in DataLoader's workers, with as many of these as are fastest here.
-A process of its own, because DataLoader forks, which a process with JAX's threads must
-not. Each line it reads names a loader; it answers with one line of JSON.
 
-  python -m launch.benchmarks.input_torch FOLDER BATCH STEPS SIZE
+  python -m launch.benchmarks.input_torch FOLDER torch|torch_uint8 BATCH STEPS SIZE
 """
 
 from __future__ import annotations
 
-import json
 import pathlib
 import sys
-import time
 
 import torch
 
@@ -21,97 +17,52 @@ import torch
 from tests import torchvision_ops  # noqa: F401
 
 # isort: split
-import torchvision
+import torchvision.transforms as T
 from PIL import Image
-from torchvision import transforms
 
-from launch.benchmarks import measure
+from launch.benchmarks import measure, worker
+from launch.benchmarks.loader import Loader
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+LAST = {  # as the reference's Stage 1; and without its last two
+    "torch": [T.ToTensor(), T.Normalize(MEAN, STD)],
+    "torch_uint8": [T.PILToTensor()],
+}
 
 
 class Folder(torch.utils.data.Dataset):
-    """n examples: the folder's images over and over, each transformed anew."""
+    """The folder's images, each transformed anew."""
 
-    def __init__(self, folder: str, n: int, transform):
+    def __init__(self, folder: str, name: str, size: int):
         self._paths = sorted(map(str, pathlib.Path(folder).iterdir()))
-        self._n, self._transform = n, transform
+        crop = [T.RandomResizedCrop(size, scale=(0.5, 1.0)), T.RandomHorizontalFlip()]
+        self._transform = T.Compose(crop + LAST[name])
 
     def __len__(self) -> int:
-        return self._n
+        return len(self._paths)
 
     def __getitem__(self, i: int) -> torch.Tensor:
-        with Image.open(self._paths[i % len(self._paths)]) as image:
+        with Image.open(self._paths[i]) as image:
             return self._transform(image.convert("RGB"))
 
 
-def make_transforms(size: int) -> dict:
-    """normalised: as the reference's Stage 1; uint8: without its last two."""
-    crop = [transforms.RandomResizedCrop(size, scale=(0.5, 1.0))]
-    crop.append(transforms.RandomHorizontalFlip())
-    last = [transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
-    return {
-        "torch": transforms.Compose(crop + last),
-        "torch_uint8": transforms.Compose(crop + [transforms.PILToTensor()]),
-    }
-
-
-class Loader:
-    """Turns of one DataLoader, whose workers live on between them."""
-
-    def __init__(self, folder, transform, batch: int, steps: int, workers: int):
-        self.workers, self._batch, self._steps = workers, batch, steps
-        self._around = max(2 * workers, 1)  # batches before and after the timed ones
-        self._loader = torch.utils.data.DataLoader(
-            Folder(folder, batch * (steps + 2 * self._around), transform),
-            batch_size=batch,
-            shuffle=True,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
-
-    def turn(self) -> measure.Turn:
-        """Images a second, and a second of processor time, between full queues."""
-        batches = iter(self._loader)
-        for _ in range(self._around):
-            next(batches)
-        start, used = time.perf_counter(), measure.processor_seconds()
-        for _ in range(self._steps):
-            next(batches)
-        seconds = time.perf_counter() - start
-        used = None if used is None else measure.processor_seconds() - used
-        for _ in batches:  # so that the workers rest until the next turn
-            pass
-        n = self._batch * self._steps
-        return {
-            "images_per_s": n / seconds,
-            "images_per_cpu_s": n / used if used else None,
-        }
-
-
-def main(argv: list[str]) -> None:
-    """Chooses the number of workers, says it, and takes turns until input ends."""
-    folder, (batch, steps, size) = argv[0], map(int, argv[1:])
+def loader(folder: str, name: str, batch: int, steps: int, size: int) -> Loader:
+    """PyTorch's pipeline with the number of workers that is fastest here."""
+    images = Folder(folder, name, size)
     torch.set_num_threads(1)  # as DataLoader's workers have; more only disturb them
-    made = make_transforms(size)
+
+    def batches(_, workers: int):
+        data = torch.utils.data
+        drawn = data.RandomSampler(images, replacement=True, num_samples=2**40)
+        found = iter(data.DataLoader(images, batch, sampler=drawn, num_workers=workers))
+        end = found._shutdown_workers if workers else lambda: None
+        return found, max(4 * workers, 1), end  # each worker has two batches ready
+
     cores = measure.cores()
-    tried = {}
-    for workers in sorted({0, max(cores - 1, 1), cores, 2 * cores}):
-        loader = Loader(folder, made["torch"], batch, min(steps, 6), workers)
-        tried[workers] = max(loader.turn()["images_per_s"] for _ in range(2))
-        del loader
-    workers = max(tried, key=tried.get)
-    loaders = {
-        name: Loader(folder, transform, batch, steps, workers)
-        for name, transform in made.items()
-    }
-    tried = {str(k): round(v, 1) for k, v in tried.items()}
-    about = {"workers": workers, "images_per_s_by_workers": tried}
-    about["torchvision"] = torchvision.__version__
-    print(json.dumps(about), flush=True)
-    for line in sys.stdin:
-        print(json.dumps(loaders[line.strip()].turn()), flush=True)
+    settings = [(1, n) for n in sorted({0, max(cores - 1, 1), cores, 2 * cores})]
+    return Loader(batches, settings, batch, steps)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    folder, name, *numbers = sys.argv[1:]
+    worker.serve(lambda: loader(folder, name, *map(int, numbers)), warm_up=1)

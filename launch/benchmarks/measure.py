@@ -1,7 +1,8 @@
-"""Turns, their medians and spread, and what a measurement was made on."""
+"""Turns of what is compared, their spread, and the table and the JSON of every mode."""
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
 import multiprocessing
 import os
@@ -10,16 +11,42 @@ import platform
 import re
 import resource
 import statistics
-import sys
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
-# One turn's figures: each a rate or a time; None = not measured.
+# One turn's figures; None = not measured.
 Turn = dict[str, float | None]
+SETTLE = 0.3  # seconds between turns, in which the threads of the last one rest
+# Figure of a turn -> its column in the table: heading, scale, digits.
+COLUMNS = {
+    "step_s": ("step, ms", 1000, 1),
+    "images_per_s": ("images/s", 1, 2),
+    "images_per_cpu_s": ("images/s of processor time", 1, 2),
+    "peak_mib": ("peak MiB", 1, 0),
+    "step_peak_mib": ("in turns", 1, 0),
+    "device_peak_mib": ("of the device", 1, 0),
+    "data_stall_share": ("waits for data, %", 100, 2),
+    "log_s": ("a logged row, ms", 1000, 2),
+}
 PACKAGES = (
     "jax jaxlib flax optax numpy grain array-record tensorflow-datasets pillow "
     "opencv-python-headless torch torchvision jax-cuda13-plugin jax-cuda12-plugin "
     "nvidia-cudnn-cu13 nvidia-cudnn-cu12 nvidia-cublas libtpu"
 ).split()
+
+
+def timed(run: Callable[[int], float | None], steps: int, batch: int) -> Turn:
+    """A turn: `run(steps)`, of `batch` images each."""
+    start, used = time.perf_counter(), processor_seconds()
+    last = run(steps)
+    seconds = time.perf_counter() - start
+    used = None if used is None else processor_seconds() - used
+    return {
+        "step_s": seconds / steps,
+        "images_per_s": batch * steps / seconds,
+        "images_per_cpu_s": batch * steps / used if used else None,
+        "last": last,
+    }
 
 
 def in_turns(
@@ -28,12 +55,13 @@ def in_turns(
     """A B C, A B C, ...: name -> the figures of each of its turns."""
     turns: dict[str, list[Turn]] = {name: [] for name in variants}
     for _ in range(repeats):
-        for name, measure in variants.items():
-            turns[name].append(measure())
+        for name, turn in variants.items():
+            turns[name].append(turn())
+            time.sleep(SETTLE)
     return turns
 
 
-def spread(values: list[float | None]) -> dict[str, float] | None:
+def spread(values: Sequence[float | None]) -> dict[str, float] | None:
     """Median, smallest and largest; None where one was not measured."""
     if not values or None in values:
         return None
@@ -41,25 +69,111 @@ def spread(values: list[float | None]) -> dict[str, float] | None:
     return {name: round(f(values), 4) for name, f in names.items()}
 
 
-def ratio(one: list[Turn], other: list[Turn], figure: str) -> dict[str, float] | None:
-    """Spread of one / other over the rounds; None where one was not measured."""
-    pairs = [(x[figure], y[figure]) for x, y in zip(one, other, strict=False)]
-    return spread([None if None in pair else pair[0] / pair[1] for pair in pairs])
-
-
-def largest(values: list[float | None]) -> float | None:
-    """None where one was not measured."""
-    return None if None in values else round(max(values), 4)
-
-
 def cell(figure: dict | None, scale: float = 1.0, digits: int = 0) -> str:
-    """A spread as text: median (least to most)."""
+    """A spread as text: median (least–most)."""
     if figure is None:
         return "not measured"
     median, low, high = (
         f"{scale * figure[name]:,.{digits}f}" for name in ("median", "min", "max")
     )
-    return f"{median} ({low}–{high})"
+    return median if low == high else f"{median} ({low}–{high})"
+
+
+def result(
+    options: argparse.Namespace,
+    turns: Mapping[str, list[Turn]],
+    ours: str,
+    against: Sequence[tuple[str, str]] = (),
+    pairs: Sequence[tuple[str, str]] = (),
+    notes: Sequence[str] = (),
+    **more,
+) -> dict:
+    """The JSON of a mode, with `table`, its lines for people.
+
+    Args:
+      turns: variant -> its turns.
+      ours: the variant whose images a second and memory are the mode's.
+      against: (one, other) whose ratio, turn by turn, is taken; the smallest of images
+        a second is the mode's `ratio`.
+      pairs: further ones.
+      notes: lines that follow the table's head.
+      more: fields of the mode.
+    """
+    figures = sorted({f for taken in turns.values() for turn in taken for f in turn})
+    variants = {
+        name: {f: spread([turn.get(f) for turn in taken]) for f in figures}
+        for name, taken in turns.items()
+    }
+    ratios = {
+        f"{one} / {other}": {
+            f: _ratio(turns.get(one, []), turns.get(other, []), f)
+            for f in COLUMNS
+            if f in figures
+        }
+        for one, other in (*against, *pairs)
+    }
+    first = [ratios[f"{one} / {other}"]["images_per_s"] for one, other in against]
+    peaks = [
+        max(turn[f] for turn in turns[ours])
+        for f in ("device_peak_mib", "peak_mib")
+        if variants[ours].get(f)
+    ]
+    found = {
+        "mode": options.mode,
+        "images_per_s": variants[ours]["images_per_s"]["median"],
+        "ratio": min((r["median"] for r in first if r), default=None),
+        "mfu": None,
+        "peak_mib": peaks[0] if peaks else peak_mib(),
+        "batch": options.batch,
+        "steps": options.steps,
+        "repeats": options.repeats,
+        "dtype": getattr(options, "dtype", "float32"),
+        "cores": cores(),
+        "load": round(os.getloadavg()[0], 2),
+        "set": getattr(options, "set", []),
+        "step_s": variants[ours]["step_s"],
+        "variants": variants,
+        "ratios": ratios,
+        "autotune_level": autotune_level(),
+        "versions": versions(),
+    } | more
+    rates = [f"{k}: {cell(r['images_per_s'], 1, 3)}" for k, r in ratios.items()]
+    step, rate = cell(found["step_s"], 1000, 1), found["images_per_s"]
+    memory = f"{found['peak_mib']:,.0f} MiB"
+    summary = [f"{step} ms, {rate:,.1f} images/s, {memory}", *notes, *rates]
+    found["summary"] = "; ".join(summary)
+    return {"table": list(_table(found, notes)), **found}
+
+
+def _ratio(one: list[Turn], other: list[Turn], figure: str) -> dict | None:
+    """Spread of one / other over the rounds; None where one was not measured."""
+    pairs = [(x.get(figure), y.get(figure)) for x, y in zip(one, other, strict=False)]
+    return spread([x / y if x is not None and y else None for x, y in pairs])
+
+
+def _table(r: dict, notes: Sequence[str]) -> Iterator[str]:
+    device = f"{r['devices']} x {r['device_kind']}, " if "device_kind" in r else ""
+    yield (
+        f"{r['mode']}: {device}{r['cores']} cores, load {r['load']}, batch "
+        f"{r['batch']}, {r['dtype']}, {r['repeats']} turns of {r['steps']} steps"
+    )
+    yield from notes
+    if r.get("backend") == "gpu":
+        names = ("jax", "nvidia", "torch")
+        said = [
+            f"{k} {v}" for k, v in r["versions"].items() if v and k.startswith(names)
+        ]
+        yield f"XLA's autotune level {r['autotune_level']}; {', '.join(said)}"
+    shown = [f for f in COLUMNS if any(v.get(f) for v in r["variants"].values())]
+    rows = [["", *(COLUMNS[f][0] for f in shown)]]
+    for name, found in r["variants"].items():
+        rows.append([name, *(cell(found[f], *COLUMNS[f][1:]) for f in shown)])
+    for name, found in r["ratios"].items():
+        rows.append([name, *(cell(found[f], 1, 3) for f in shown)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        cells = [f"{c:>{w}}" for c, w in zip(cells, widths[1:], strict=True)]
+        yield "  ".join([f"{name:{widths[0]}}", *cells])
 
 
 def cores() -> int:
@@ -70,70 +184,41 @@ def cores() -> int:
 
 
 def processor_seconds() -> float | None:
-    """Of this process and its workers; None where Linux does not tell it."""
-    pids = [os.getpid()] + [child.pid for child in multiprocessing.active_children()]
-    ticks = 0
-    for pid in pids:
+    """Of this process and its workers; None where workers cannot be asked (macOS)."""
+    seconds, ticks = time.process_time(), os.sysconf("SC_CLK_TCK")
+    for child in multiprocessing.active_children():
         try:
-            text = pathlib.Path(f"/proc/{pid}/stat").read_text()
+            text = pathlib.Path(f"/proc/{child.pid}/stat").read_text()
         except OSError:
             return None
         fields = text.rpartition(")")[2].split()
-        ticks += int(fields[11]) + int(fields[12])  # user, system
-    return ticks / os.sysconf("SC_CLK_TCK")
+        seconds += (int(fields[11]) + int(fields[12])) / ticks  # user, system
+    return seconds
 
 
 def peak_mib() -> float:
-    """The most memory this process has held so far, or since `Peaks.reset`."""
+    """The most memory this process has held, since `reset_peak` where that worked."""
     status = pathlib.Path("/proc/self/status")
     if status.exists():  # getrusage counts what the parent held when it forked
         line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
         return round(int(line.split()[1]) / 2**10, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / (2**20 if sys.platform == "darwin" else 2**10), 1)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
 
 
-class Peaks:
-    """The most memory of this process as a whole, and since it was ready."""
-
-    def __init__(self):
-        self._before, self._reset = 0.0, False
-
-    def reset(self) -> None:
-        """The process is ready: what it holds at most is counted anew (Linux alone)."""
-        self._before = self.whole()
-        try:
-            pathlib.Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            return
-        self._reset = True
-
-    def whole(self) -> float:
-        """MiB."""
-        return max(self._before, peak_mib())
-
-    def since_reset(self) -> float | None:
-        """MiB; None where it cannot be counted anew."""
-        return peak_mib() if self._reset else None
+def reset_peak() -> bool:
+    """Counts the most memory anew from here on; False where it cannot (not Linux)."""
+    try:
+        pathlib.Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def autotune_level() -> int:
     """How much XLA tries out kernels on a GPU: 0 not at all, 4 (its default) fully."""
-    found = re.findall(
-        r"--xla_gpu_autotune_level=(\d+)", os.environ.get("XLA_FLAGS", "")
-    )
+    flags = os.environ.get("XLA_FLAGS", "")
+    found = re.findall(r"--xla_gpu_autotune_level=(\d+)", flags)
     return int(found[-1]) if found else 4
-
-
-def software(result: dict) -> str:
-    """A result's autotune level and versions, as a line of a GPU's table."""
-    names = ("jax", "jaxlib", "jax-cuda", "nvidia", "torch")
-    versions = ", ".join(
-        f"{name} {version}"
-        for name, version in result["versions"].items()
-        if version and name.startswith(names)
-    )
-    return f"XLA's autotune level {result['autotune_level']}; {versions}"
 
 
 def versions() -> dict[str, str | None]:

@@ -3,22 +3,21 @@
 The recipe's config, the library's objective, optimizer, shardings and jitted step, with
 the state donated, as a run has them; the batch is drawn once and stays on the devices.
 
-  python -m launch.benchmarks.ours OPTIONS   (JSON; see worker.py)
+  python -m launch.benchmarks.ours OPTIONS   (JSON of bench.py's; see worker.py)
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from launch.benchmarks import recipes, worker
+from launch.benchmarks import flops, measure, recipes, worker
 from pacx_jax import objectives, sharding, target
 from pacx_jax.encoders import forward
 from pacx_jax.errors import PacxError
@@ -27,95 +26,72 @@ from pacx_jax.models import ecg, vit
 from pacx_jax.objectives import distill
 from pacx_jax.run import host_memory, profiling, setup
 
+PROFILED = 3  # steps
 
-class Training:
-    """A training step of the library on one synthetic batch."""
 
-    def __init__(self, config, work: dict):
-        sharding.check_batch_size(
-            config.global_batch_size, sharding.make_mesh(config.num_devices)
-        )
-        self.stage = make_stage(config)
-        self.batch = config.global_batch_size
-        self._input = sharding.put_batch(synthetic_batch(config, work), self.stage.mesh)
-        self._state = self.stage.init()
-        self._key = self.stage.step_key
-        arguments = (self.stage.abstract, self._input, self._key)
-        self._step, self.about = _compile(self.stage.train_step, *arguments)
-        trained = jax.tree.leaves(self.stage.abstract.params)
-        self.about["trained_parameters"] = sum(p.size for p in trained)
+class Ours:
+    """A training step, or an encoder's forward pass, on one synthetic batch."""
 
-    def run(self, steps: int) -> float:
-        """Takes steps without waiting in between; returns the last one's loss."""
+    def __init__(self, options: dict):
+        config = recipes.make_config(options)
+        work = self._work = recipes.describe(config, options)
+        mesh = sharding.make_mesh(config.num_devices)
+        sharding.check_batch_size(config.global_batch_size, mesh)
+        self._devices = mesh.devices.ravel()
+        forced = other_forms(options["other_form"], mesh)
+        with target.forced(**forced):
+            stage = make_stage(config) if work["train"] else None
+            if stage:
+                batch = sharding.put_batch(synthetic_batch(config, work), stage.mesh)
+                self._state, self._inputs = stage.init(), (batch, stage.step_key)
+                jitted, abstract = stage.train_step, stage.abstract
+            else:
+                jitted, self._state, rows = encoding(config, work)
+                rows = jax.device_put(rows, sharding.batch_sharding(mesh))
+                abstract, self._inputs = self._state, (rows,)
+            start = time.perf_counter()
+            lowered = jitted.lower(abstract, *self._inputs)
+            traced = time.perf_counter()
+            self._step = lowered.compile()
+        compiled = time.perf_counter()
+        planned = self._step.memory_analysis()
+        trained = jax.tree.leaves(stage.abstract.params) if stage else ()
+        self.about = {
+            **about(config, work),
+            "work": work,
+            "forced": forced,
+            "trace_s": round(traced - start, 3),
+            "compile_s": round(compiled - traced, 3),
+            "compile_cache": bool(jax.config.jax_compilation_cache_dir),
+            "xla_temporaries_mib": planned and planned.temp_size_in_bytes >> 20,
+            "trained_parameters": sum(p.size for p in trained),
+        }
+
+    def turn(self, steps: int) -> measure.Turn:
+        """Its figures of so many steps."""
+        turn = measure.timed(self._run, steps, self._work["batch"])
+        # The most that a device's allocator has held; a CPU's does not say.
+        found = [device.memory_stats() for device in self._devices]
+        peaks = [stats["peak_bytes_in_use"] / 2**20 for stats in found if stats]
+        return turn | {"device_peak_mib": round(max(peaks), 1) if peaks else None}
+
+    def _run(self, steps: int) -> float:
+        """Takes steps without waiting in between; returns a number of the last one."""
         for _ in range(steps):
-            self._state, metrics = self._step(self._state, self._input, self._key)
-        jax.block_until_ready(self._state)
-        return _finite(float(metrics["loss"]))
+            if self._work["train"]:
+                self._state, metrics = self._step(self._state, *self._inputs)
+            else:
+                metrics = {"loss": self._step(self._state, *self._inputs)}
+        jax.block_until_ready((self._state, metrics))
+        last = float(np.asarray(metrics["loss"]).mean())
+        if not np.isfinite(last):
+            raise PacxError(f"the step's result is {last}: try another --dtype")
+        return last
 
-
-@dataclasses.dataclass(frozen=True)
-class Encoding:
-    """An encoder's forward pass.
-
-    Attributes:
-      init: key -> parameters, on every device.
-      function: (params, rows) -> embeddings: the library's, jitted.
-      name: of the batch's entry that are the rows.
-      mesh: the devices.
-    """
-
-    init: Callable
-    function: forward.Forward
-    name: str
-    mesh: jax.sharding.Mesh
-
-
-def forward_of(config, work: dict) -> Encoding:
-    """The forward pass of the config's X-ray or ECG encoder."""
-    mesh = sharding.make_mesh(config.num_devices)
-    sharding.check_batch_size(config.global_batch_size, mesh)
-    if work["mode"] == "ecg":
-        module = ecg.from_config(config.model, config.dtype)
-        function, name, shape = forward.ecgs(module, mesh), "ecg", (work["length"], 12)
-    else:
-        module = recipes.image_encoder(config).module(config.dtype)
-        module = module.clone(**vit.ways(config))
-        mean, std = config.data.mean, config.data.std
-        function, name = forward.images(module, mean, std, mesh), "image"
-        shape = (work["image_size"], work["image_size"], 3)
-
-    def init(key):
-        example = jax.ShapeDtypeStruct((1, *shape), np.float32)
-        shapes = jax.eval_shape(module.init, key, example)["params"]
-        # As if read from a file: to compile their drawing takes more memory than they.
-        rng, everywhere = np.random.default_rng(0), sharding.replicated(mesh)
-
-        def draw(leaf):
-            values = rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
-            return jax.device_put(values, everywhere)
-
-        return jax.tree.map(draw, shapes)
-
-    return Encoding(init, function, name, mesh)
-
-
-class Forward:
-    """An encoder's forward pass on one synthetic batch."""
-
-    def __init__(self, config, work: dict):
-        self.batch = config.global_batch_size
-        encoding = forward_of(config, work)
-        rows = synthetic_batch(config, work)[encoding.name]
-        self._input = jax.device_put(rows, sharding.batch_sharding(encoding.mesh))
-        self._params = encoding.init(jax.random.key(0))
-        self._step, self.about = _compile(encoding.function, self._params, self._input)
-        self.about["trained_parameters"] = 0
-
-    def run(self, steps: int) -> float:
-        """Embeds the batch over and over; returns the last embeddings' mean."""
-        for _ in range(steps):
-            z = self._step(self._params, self._input)
-        return _finite(float(np.asarray(z).mean()))
+    def profile(self, folder: str) -> None:
+        """Writes a trace of a few steps."""
+        with profiling.trace(folder):
+            self._run(PROFILED)
 
 
 def make_stage(config) -> setup.Run:
@@ -132,82 +108,76 @@ def make_stage(config) -> setup.Run:
     return setup.assemble(config, mesh, objective)
 
 
+def encoding(config, work: dict, draw: bool = True):
+    """An encoder's jitted forward pass, its parameters on all devices, and its rows.
+
+    Args:
+      draw: whether there are values; else the parameters are shapes.
+    """
+    mesh = sharding.make_mesh(config.num_devices)
+    if work["mode"] == "ecg":
+        module = ecg.from_config(config.model, config.dtype)
+        function, name = forward.ecgs(module, mesh), "ecg"
+    else:
+        module = recipes.image_encoder(config).module(config.dtype)
+        module = module.clone(**vit.ways(config))
+        mean, std = config.data.mean, config.data.std
+        function, name = forward.images(module, mean, std, mesh), "image"
+    rows = synthetic_batch(config, work)[name]
+    example = jax.ShapeDtypeStruct((1, *rows.shape[1:]), np.float32)
+    params = jax.eval_shape(module.init, jax.random.key(0), example)["params"]
+    if draw:  # as if read from a file: to compile their drawing takes more memory
+        rng, everywhere = np.random.default_rng(0), sharding.replicated(mesh)
+
+        def drawn(leaf):
+            values = rng.normal(0, 0.02, leaf.shape).astype(leaf.dtype)
+            return jax.device_put(values, everywhere)
+
+        params = jax.tree.map(drawn, params)
+    return function, params, rows
+
+
+def about(config, work: dict) -> dict:
+    """The devices of a step, and the FLOPs that it needs for each image."""
+    return {
+        "batch": config.global_batch_size,
+        "dtype": config.dtype,
+        "backend": jax.default_backend(),
+        "device_kind": jax.devices()[0].device_kind,
+        "devices": config.num_devices or jax.device_count(),
+        "flops": needed(config, work),
+    }
+
+
+def needed(config, work: dict) -> float:
+    """FLOPs that the step needs for each image or ECG."""
+
+    def make(plain):
+        if not work["train"]:
+            function, *arguments = encoding(plain, work, draw=False)
+            return function, arguments
+        stage = make_stage(plain)
+        batch = synthetic_batch(plain, work)
+        return stage.train_step, (stage.abstract, batch, stage.step_key)
+
+    return flops.of_image(make, config)
+
+
 def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:
     """One drawn batch, as the input pipeline would give it."""
     rng, b = np.random.default_rng(0), config.global_batch_size
-    batch = {}
     if work["mode"] == "ecg":
-        shape = (b, work["length"], 12)
-        batch["ecg"] = rng.standard_normal(shape, np.float32)
-        batch["labels"] = (rng.random((b, recipes.CLASSES)) < 0.1).astype(np.float32)
-        batch["label_mask"] = np.ones((b, recipes.CLASSES), np.float32)
-        return batch
-    size = work["image_size"]
-    batch["image"] = rng.integers(0, 256, (b, size, size, 3), np.uint8)
+        labels = rng.random((b, recipes.CLASSES)) < 0.1
+        return {
+            "ecg": rng.standard_normal((b, work["length"], 12), np.float32),
+            "labels": labels.astype(np.float32),
+            "label_mask": np.ones(labels.shape, np.float32),
+        }
+    size = work["encoder"]["image_size"]
+    batch = {"image": rng.integers(0, 256, (b, size, size, 3), np.uint8)}
     for m, width in work.get("widths", {}).items():
         batch[f"{m}_embedding"] = rng.standard_normal((b, width), np.float32)
     return batch
-
-
-def _compile(function, *arguments):
-    """The function compiled for its arguments, and what that took."""
-    start = time.perf_counter()
-    lowered = function.lower(*arguments)
-    traced = time.perf_counter()
-    compiled = lowered.compile()
-    done = time.perf_counter()
-    about = {
-        "trace_s": round(traced - start, 3),
-        "compile_s": round(done - traced, 3),
-        "compile_cache": bool(jax.config.jax_compilation_cache_dir),
-        "xla_mib": _planned(compiled),
-    }
-    return compiled, about
-
-
-def _planned(compiled) -> dict[str, float] | None:
-    """What XLA plans to hold during a step, in MiB of one device."""
-    found = compiled.memory_analysis()
-    if found is None:
-        return None
-    names = ("argument", "output", "alias", "temp")
-    sizes = {name: getattr(found, f"{name}_size_in_bytes") for name in names}
-    return {name: round(size / 2**20, 1) for name, size in sizes.items()}
-
-
-def _finite(value: float) -> float:
-    if not np.isfinite(value):
-        raise PacxError(f"the step's result is {value}: try another --dtype")
-    return value
-
-
-def make(options: dict) -> worker.Timed:
-    """What is timed, ready but for its warm-up."""
-    wanted = os.environ.get("JAX_PLATFORMS", "")
-    try:
-        jax.devices()
-    except Exception:  # JAX raises assertions too
-        raise PacxError(
-            f"JAX has no backend of JAX_PLATFORMS={wanted}: leave it away, or set cpu"
-        ) from None
-    config = recipes.make_config(options)
-    work = recipes.describe(config, options)
-    mesh = sharding.make_mesh(config.num_devices)
-    forced = other_forms(options.get("other_form", ()), mesh)
-    with target.forced(**forced):
-        timed = (Training if work["train"] else Forward)(config, work)
-    devices = mesh.devices.ravel()
-    timed.device_peak_mib = lambda: _allocated(devices)
-    timed.profile = lambda folder, steps: _profile(timed, folder, steps)
-    timed.about |= {
-        "work": work,
-        "dtype": config.dtype,
-        "backend": jax.default_backend(),
-        "device_kind": devices[0].device_kind,
-        "devices": len(devices),
-        "forced": forced,
-    }
-    return timed
 
 
 def other_forms(operations: Sequence[str], mesh) -> dict[str, bool]:
@@ -224,19 +194,6 @@ def other_forms(operations: Sequence[str], mesh) -> dict[str, bool]:
         return {name: not target.hand_written(name) for name in operations}
 
 
-def _allocated(devices) -> float | None:
-    """The most that a device's allocator has held; None where it does not say (CPU)."""
-    found = [device.memory_stats() for device in devices]
-    if not all(found):
-        return None
-    return round(max(stats["peak_bytes_in_use"] for stats in found) / 2**20, 1)
-
-
-def _profile(timed: worker.Timed, folder: str, steps: int) -> None:
-    with profiling.trace(folder):
-        timed.run(steps)
-
-
 if __name__ == "__main__":
     host_memory.keep_freed()  # as main.py
-    worker.serve(lambda: make(json.loads(sys.argv[1])))
+    worker.serve(lambda: Ours(json.loads(sys.argv[1])))

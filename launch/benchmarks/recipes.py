@@ -6,13 +6,7 @@ import ast
 
 import jax
 
-from configs import (
-    base,
-    distill_vitb16,
-    ecg_net1d,
-    labs_dae,
-    mae_vitb16,
-)
+from configs import base, distill_vitb16, ecg_net1d, labs_dae, mae_vitb16
 from pacx_jax import modalities
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
@@ -33,7 +27,7 @@ CLASSES = 150  # of ECGFounder's pretraining
 
 
 def make_config(options: dict):
-    """The recipe's config, with what the flags say."""
+    """The recipe's config, with what bench.py's flags say."""
     mode, small = options["mode"], options["variant"] in SMALL
     c = RECIPES[mode].get_config("runlocal" if small else None)
     if mode == "distill":
@@ -44,19 +38,17 @@ def make_config(options: dict):
         c.data.label_columns = tuple(f"label_{i}" for i in range(CLASSES))
     else:
         c.model.variant = options["variant"]
-    if options["image_size"]:
-        c.data.image_size = options["image_size"]
-    if mode == "mae" and options["mask_ratio"]:
+        c.data.image_size = options["image_size"] or c.data.image_size
+        c.attention = options["attention"]
+    if options.get("mask_ratio"):
         c.loss.mask_ratio = options["mask_ratio"]
     cpu = jax.default_backend() == "cpu"
-    c.attention = options["attention"]
     c.num_devices = options["devices"]
     n = options["devices"] or jax.device_count()
+    usual = BATCHES[mode][0] if cpu else n * BATCHES[mode][1]
     c.dtype = options["dtype"] or ("float32" if cpu else "bfloat16")
-    c.global_batch_size = options["batch"] or BATCHES[mode][0 if cpu else 1] * (
-        1 if cpu else n
-    )
-    for field in options.get("set", ()):
+    c.global_batch_size = options["batch"] or usual
+    for field in options["set"]:
         _set(c, field)
     return c
 
@@ -104,32 +96,15 @@ def physiology_sources(config) -> dict[str, model_folder.ModelFolder]:
 
 
 def describe(config, options: dict) -> dict:
-    """All that the step's FLOPs and the peer depend on; see flops.py."""
+    """All that the peer, and a synthetic batch, depend on."""
     mode = options["mode"]
-    work = {"mode": mode, "batch": config.global_batch_size, "train": mode != "embed"}
-    work["optim"] = config.optim.to_dict()
+    train = mode in ("mae", "distill") or options.get("train", False)
+    work = {"mode": mode, "batch": config.global_batch_size, "train": train}
+    work["config"] = config.to_dict()
     if mode == "ecg":
-        m = config.model
-        names = ("base_filters", "kernel", "groups_width", "filters", "blocks")
-        work |= {name: getattr(m, name) for name in names}
-        length = ECG_SECONDS * 500 // config.data.ecg_decimate
-        return work | {
-            "train": options["train"],
-            "length": length,
-            "classes": CLASSES,
-        }
-    a = image_encoder(config).architecture
-    work |= {k: a[k] for k in ("image_size", "width", "depth", "num_heads", "ln_eps")}
-    work |= {"patch": a["patch_size"]}
-    if mode == "mae":
-        work["decoder"] = config.model.decoder.to_dict()
-        work |= {"mask_ratio": config.loss.mask_ratio}
+        return work | {"length": ECG_SECONDS * 500 // config.data.ecg_decimate}
+    work["encoder"] = image_encoder(config).architecture
     if mode == "distill":
-        work["lora"], work["loss"] = config.lora.to_dict(), config.loss.to_dict()
-        work["head_dropout"], d = config.heads.dropout, a["width"]
-        shared = config.heads.shared_dim
-        widths = {m: s.width for m, s in physiology_sources(config).items()}
-        work |= {"widths": widths, "shared": shared, "heads": [(d, shared)]}
-        for width in widths.values():
-            work["heads"] += [(width, shared), (d, width)]
+        sources = physiology_sources(config)
+        work["widths"] = {m: source.width for m, source in sources.items()}
     return work

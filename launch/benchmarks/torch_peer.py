@@ -1,9 +1,8 @@
 """The peer of `bench.py mae|distill|embed|ecg`: the same work in PyTorch.
 
-Modules of the published shapes (torch_modules.py, torch_stage_two.py) with
-F.scaled_dot_product_attention, fused AdamW, autocast, and torch.compile where asked
-for. Images come as uint8 and are normalised in the step, as ours; a batch stays on the
-device.
+Modules of the published shapes (torch_models.py) with F.scaled_dot_product_attention,
+fused AdamW, autocast, and torch.compile where asked for. Images come as uint8 and are
+normalised in the step, as ours; a batch stays on the device.
 
   python -m launch.benchmarks.torch_peer WORK KIND   (WORK: JSON of ours.py)
 
@@ -21,156 +20,122 @@ import time
 import torch
 import torch.nn.functional as F
 
-from launch.benchmarks import measure, torch_modules, torch_stage_two, worker
+from launch.benchmarks import measure, torch_models, worker
 from pacx_jax.errors import PacxError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-class MaskedAutoencoder(torch.nn.Module):
-    """Normalised images -> loss, masks drawn here."""
+class Step(torch.nn.Module):
+    """What a mode computes of its inputs: a loss, or embeddings."""
 
     def __init__(self, work: dict):
         super().__init__()
-        side, e = work["image_size"] // work["patch"], work["decoder"]
+        self.mode, self.trains, c = work["mode"], work["train"], work["config"]
+        if self.mode == "ecg":
+            names = ("base_filters", "filters", "blocks", "kernel", "groups_width")
+            sizes = [c["model"][name] for name in names]
+            classes = len(c["data"]["label_columns"])
+            self.net = torch_models.Net1D(*sizes, classes)
+            return
+        a = work["encoder"]
+        side, eps = a["image_size"] // a["patch_size"], a["ln_eps"]
+        sizes = [a[k] for k in ("patch_size", "width", "depth", "num_heads")]
         self.n = side * side
-        self.keep = int(self.n * (1 - work["mask_ratio"]))
-        self.mae = torch_modules.MAE(
-            (side, side), work["patch"], work["width"], work["depth"],
-            work["num_heads"], e["width"], e["depth"], e["num_heads"],
-            work["ln_eps"])  # fmt: skip
+        if self.mode == "mae":
+            self.keep = int(self.n * (1 - c["loss"]["mask_ratio"]))
+            d = [c["model"]["decoder"][k] for k in ("width", "depth", "num_heads")]
+            self.net = torch_models.MAE((side, side), *sizes, *d, eps)
+            return
+        self.net = torch_models.Encoder((side, side), *sizes, eps)
+        if self.mode == "distill":
+            widths = [work["widths"][m] for m in ("ecg", "labs")]
+            lora = [c["lora"][k] for k in ("rank", "alpha", "dropout")]
+            h, names = c["heads"], ("clip_weight", "regression_weight")
+            self.net = torch_models.Pacx(
+                self.net, *widths, h["shared_dim"], *lora, h["dropout"]
+            )
+            self.net.loss_module = torch_models.Losses(
+                *(c["loss"][k] for k in (*names, "label_smoothing"))
+            )
+            for module in self.net.modules():  # ours trains all LayerNorms
+                if isinstance(module, torch.nn.LayerNorm):
+                    module.requires_grad_(True)
 
-    def forward(self, images):
-        noise = torch.rand(len(images), self.n, device=images.device)
-        shuffle = noise.argsort(dim=1)
-        restore = shuffle.argsort(dim=1)
-        mask = (restore >= self.keep).float()
-        pred = self.mae(images, shuffle[:, : self.keep], restore)
-        return self.mae.loss(images, pred.float(), mask)
-
-
-class Distilled(torch.nn.Module):
-    """Normalised images and embeddings -> loss; all LayerNorms are trained."""
-
-    def __init__(self, work: dict):
-        super().__init__()
-        lora, loss = work["lora"], work["loss"]
-        self.pacx = torch_stage_two.Pacx(
-            _encoder(work), work["widths"]["ecg"], work["widths"]["labs"],
-            work["shared"], lora["rank"], lora["alpha"], lora["dropout"],
-            work["head_dropout"])  # fmt: skip
-        self.pacx.loss_module = torch_stage_two.Losses(
-            loss["clip_weight"], loss["regression_weight"], loss["label_smoothing"]
-        )
-        for module in self.pacx.modules():
-            if isinstance(module, torch.nn.LayerNorm):
-                module.requires_grad_(True)
-
-    def forward(self, images, ecg, labs):
-        return self.pacx(images, ecg, labs)[0]
-
-
-class Diagnosed(torch.nn.Module):
-    """ECGs and labels -> loss."""
-
-    def __init__(self, work: dict):
-        super().__init__()
-        self.net = _net1d(work)
-
-    def forward(self, ecg, labels):
-        return F.binary_cross_entropy_with_logits(self.net(ecg), labels)
-
-
-def _encoder(work: dict) -> torch_modules.Encoder:
-    side = work["image_size"] // work["patch"]
-    sizes = (work["patch"], work["width"], work["depth"], work["num_heads"])
-    return torch_modules.Encoder((side, side), *sizes, work["ln_eps"])
-
-
-def _net1d(work: dict) -> torch_modules.Net1D:
-    return torch_modules.Net1D(
-        work["base_filters"], tuple(work["filters"]), tuple(work["blocks"]),
-        work["kernel"], work["groups_width"], work["classes"])  # fmt: skip
-
-
-class _Features(torch.nn.Module):
-    def __init__(self, net: torch_modules.Net1D):
-        super().__init__()
-        self.net = net
-
-    def forward(self, ecg):
-        return self.net.features(ecg)
+    def forward(self, x, *rest):
+        """Normalised images, or ECGs, and what else there is in a batch."""
+        if self.mode == "mae":
+            noise = torch.rand(len(x), self.n, device=x.device)
+            shuffle = noise.argsort(dim=1)
+            restore = shuffle.argsort(dim=1)
+            mask = (restore >= self.keep).float()
+            pred = self.net(x, shuffle[:, : self.keep], restore)
+            return self.net.loss(x, pred.float(), mask)
+        if self.mode == "ecg":
+            if not self.trains:
+                return self.net.features(x)
+            return F.binary_cross_entropy_with_logits(self.net(x), *rest)
+        out = self.net(x, *rest)
+        return out[0] if self.mode == "distill" else out
 
 
 class Peer:
     """A step of PyTorch's on one synthetic batch."""
 
     def __init__(self, work: dict, kind: str):
-        self.batch, self._work = work["batch"], work
+        self._work = work
         cuda = work["backend"] == "gpu"
         if cuda and not torch.cuda.is_available():
             raise PacxError("PyTorch sees no GPU")
         self._device = torch.device("cuda" if cuda else "cpu")
         torch.set_num_threads(measure.cores())
         torch.set_float32_matmul_precision("high" if cuda else "highest")
-        dtype = torch.float16 if kind == "reference" else getattr(torch, work["dtype"])
-        self._dtype = dtype
-        model = _model(work).to(self._device).train(work["train"])
-        for module in model.modules():
-            if isinstance(module, torch_modules.Attention):
-                module.fused = True
+        c = work["config"]
+        dtype = torch.float16 if kind == "reference" else getattr(torch, c["dtype"])
+        model = Step(work).to(self._device).train(work["train"])
         self._model = torch.compile(model) if kind == "compile" else model
+        self._cast = contextlib.nullcontext
+        if dtype != torch.float32:
+            self._cast = lambda: torch.autocast(self._device.type, dtype)
+        self._trained = [p for p in model.parameters() if p.requires_grad]
         if work["train"]:
-            o = work["optim"]
-            self._trained = [p for p in model.parameters() if p.requires_grad]
+            o = c["optim"]
             self._optimizer = torch.optim.AdamW(
-                torch_stage_two.decay_groups(model, o["weight_decay"]),
+                torch_models.decay_groups(model, o["weight_decay"]),
                 lr=o["peak_lr"],
                 betas=(o["b1"], o["b2"]),
                 eps=o["eps"],
                 fused=True,
             )
-        self._scaler = torch.amp.GradScaler(
-            self._device.type, enabled=dtype == torch.float16
-        )
-        self._images, self._rest = _batch(work, self._device)
+            scaled = dtype == torch.float16
+            self._scaler = torch.amp.GradScaler(self._device.type, enabled=scaled)
+        self._batch = _batch(work, self._device)
         start = time.perf_counter()
         try:
-            self.run(1)
+            self._run(1)
         except Exception as e:
             if kind != "compile":
                 raise
             text = str(e).strip().partition("\n")[0][:200]
             raise PacxError(f"torch.compile does not work here ({text})") from None
+        trained = [p.numel() for p in self._trained if p.grad is not None]
         self.about = {
-            "kind": kind,
             "dtype": str(dtype).removeprefix("torch."),
             "first_step_s": round(time.perf_counter() - start, 3),
-            "trained_parameters": self._count(),
+            "trained_parameters": sum(trained),
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name() if cuda else "cpu",
-            "torch": torch.__version__,
         }
 
-    def _count(self) -> int:
-        """How many parameters the step has given a gradient."""
-        trained = self._trained if self._work["train"] else []
-        return sum(p.numel() for p in trained if p.grad is not None)
+    def turn(self, steps: int) -> measure.Turn:
+        """Its figures of so many steps."""
+        found = measure.timed(self._run, steps, self._work["batch"])
+        found["device_peak_mib"] = None
+        if self._device.type == "cuda":
+            found["device_peak_mib"] = torch.cuda.max_memory_allocated() / 2**20
+        return found
 
-    def _autocast(self):
-        if self._dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self._device.type, self._dtype)
-
-    def _inputs(self) -> tuple:
-        if self._images is None:
-            return self._rest
-        mean, std = (
-            torch.tensor(x, device=self._device).view(1, 3, 1, 1) for x in (MEAN, STD)
-        )
-        return ((self._images.float() / 255 - mean) / std, *self._rest)
-
-    def run(self, steps: int) -> float:
+    def _run(self, steps: int) -> float:
         """Takes steps; returns the last one's loss, or its embeddings' mean."""
         for _ in range(steps):
             last = self._train() if self._work["train"] else self._embed()
@@ -178,12 +143,22 @@ class Peer:
             torch.cuda.synchronize()
         return float(last.mean())
 
+    def _inputs(self) -> tuple:
+        first, *rest = self._batch
+        if first.dtype == torch.uint8:
+            mean, std = (
+                torch.tensor(x, device=self._device).view(1, 3, 1, 1)
+                for x in (MEAN, STD)
+            )
+            first = (first.float() / 255 - mean) / std
+        return first, *rest
+
     def _train(self) -> torch.Tensor:
         self._optimizer.zero_grad(set_to_none=True)
-        with self._autocast():
+        with self._cast():
             loss = self._model(*self._inputs())
         self._scaler.scale(loss).backward()
-        clip = self._work["optim"]["clip_norm"]
+        clip = self._work["config"]["optim"]["clip_norm"]
         if clip:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self._trained, clip)
@@ -193,45 +168,24 @@ class Peer:
 
     @torch.inference_mode()
     def _embed(self) -> torch.Tensor:
-        with self._autocast():
+        with self._cast():
             return self._model(*self._inputs()).float()
 
-    def device_peak_mib(self) -> float | None:
-        """The most that the GPU's allocator has held; None on a CPU."""
-        if self._device.type != "cuda":
-            return None
-        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
 
-    def profile(self, folder: str, steps: int) -> None:
-        """A trace of the peer for TensorBoard or Perfetto."""
-        handler = torch.profiler.tensorboard_trace_handler(folder)
-        with torch.profiler.profile(on_trace_ready=handler):
-            self.run(steps)
-
-
-def _model(work: dict) -> torch.nn.Module:
-    if work["mode"] == "mae":
-        return MaskedAutoencoder(work)
-    if work["mode"] == "distill":
-        return Distilled(work)
-    if work["mode"] == "embed":
-        return _encoder(work)
-    return Diagnosed(work) if work["train"] else _Features(_net1d(work))
-
-
-def _batch(work: dict, device: torch.device):
-    """uint8 images, or None, and the other inputs of the model."""
+def _batch(work: dict, device: torch.device) -> list[torch.Tensor]:
+    """uint8 images or ECGs first, then the other inputs of the model."""
     b = work["batch"]
     if work["mode"] == "ecg":
-        rest = [torch.randn(b, 12, work["length"])]
+        batch = [torch.randn(b, 12, work["length"])]
         if work["train"]:
-            rest.append((torch.rand(b, work["classes"]) < 0.1).float())
-        return None, tuple(x.to(device) for x in rest)
-    shape = (b, 3, work["image_size"], work["image_size"])
-    images = torch.randint(0, 256, shape, dtype=torch.uint8)
-    widths = work.get("widths", {})
-    rest = [torch.randn(b, widths[m]) for m in ("ecg", "labs") if widths]
-    return images.to(device), tuple(x.to(device) for x in rest)
+            classes = len(work["config"]["data"]["label_columns"])
+            batch.append((torch.rand(b, classes) < 0.1).float())
+    else:
+        side = work["encoder"]["image_size"]
+        batch = [torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)]
+        if widths := work.get("widths"):
+            batch += [torch.randn(b, widths[m]) for m in ("ecg", "labs")]
+    return [x.to(device) for x in batch]
 
 
 if __name__ == "__main__":

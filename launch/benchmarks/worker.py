@@ -1,8 +1,8 @@
-"""A process that takes turns: what is timed, and how it is asked.
+"""A process that takes turns: ours and the peer's have one each.
 
-The process says one line of JSON about itself, or {"error": TEXT}. Each line it then
-reads, "turn STEPS" or "profile DIR", it answers with one line of JSON. Ours and the
-peer have a process each, so that neither's threads and memory are in the other's way.
+So neither's threads and memory are in the other's way. It says one line of JSON about
+itself, or {"error": TEXT}, and answers each line that it reads, "turn STEPS" or
+"profile DIR", with one line of JSON.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from launch.benchmarks import measure
 from pacx_jax.errors import PacxError
@@ -22,76 +22,41 @@ from pacx_jax.errors import PacxError
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class Timed(Protocol):
-    """What a process times.
+def serve(make: Callable[[], Any], warm_up: int = 2) -> None:
+    """Answers on standard output what is asked for on standard input, until its end.
 
-    Attributes:
-      about: what it says of itself.
-      batch: rows of a step.
+    Args:
+      make: () -> what is timed. It has `about`, what it says of itself;
+        `turn(steps)`, which takes them and returns a turn's figures; and
+        `profile(folder)`, which writes a trace of a few steps.
+      warm_up: steps that do not count.
     """
-
-    about: dict[str, Any]
-    batch: int
-
-    def run(self, steps: int) -> float:
-        """Takes steps and waits for the last; returns its loss, or another number."""
-
-    def device_peak_mib(self) -> float | None:
-        """The most memory that the accelerator's allocator has held so far."""
-
-    def profile(self, folder: str, steps: int) -> None:
-        """Writes a trace of steps into a folder."""
-
-
-def serve(make: Callable[[], Timed], warm_up: int = 2) -> None:
-    """Answers on standard output what is asked for on standard input, until its end."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print goes to standard error
 
     def answer(content: dict) -> None:
-        answers.write(json.dumps(content) + "\n")
-        answers.flush()
+        print(json.dumps(content), file=answers, flush=True)
 
     try:
-        timed = make()
-        timed.run(warm_up)
+        served = make()
+        served.turn(warm_up)
+        before, counted = measure.peak_mib(), measure.reset_peak()
+        answer(served.about)
+        rests = time.process_time()
+        for line in sys.stdin:
+            what, _, value = line.strip().partition(" ")
+            if what == "profile":
+                served.profile(value)
+                answer({})
+                continue
+            turn = {"idle_processor_s": time.process_time() - rests}
+            turn |= served.turn(int(value))
+            peak = measure.peak_mib()
+            turn |= {"step_peak_mib": peak if counted else None}
+            answer(turn | {"peak_mib": max(before, peak)})
+            rests = time.process_time()
     except PacxError as e:
-        return answer({"error": str(e)})
-    peaks = measure.Peaks()
-    peaks.reset()
-    answer(timed.about)
-    ended = time.process_time()
-    for line in sys.stdin:
-        what, _, value = line.strip().partition(" ")
-        if what == "profile":
-            answer(_profile(timed, value))
-            continue
-        idle = time.process_time() - ended
-        answer(_turn(timed, int(value), peaks) | {"idle_processor_s": idle})
-        ended = time.process_time()
-
-
-def _profile(timed: Timed, folder: str) -> dict[str, str]:
-    try:
-        timed.profile(folder, 3)
-    except PacxError as e:
-        return {"error": str(e)}
-    return {}
-
-
-def _turn(timed: Timed, steps: int, peaks: measure.Peaks) -> measure.Turn:
-    start, used = time.perf_counter(), time.process_time()
-    last = timed.run(steps)
-    seconds, used = time.perf_counter() - start, time.process_time() - used
-    return {
-        "step_s": seconds / steps,
-        "images_per_s": timed.batch * steps / seconds,
-        "images_per_cpu_s": timed.batch * steps / used,
-        "last": last,
-        "step_peak_mib": peaks.since_reset(),
-        "peak_mib": peaks.whole(),
-        "device_peak_mib": timed.device_peak_mib(),
-    }
+        answer({"error": str(e)})
 
 
 class Worker:
@@ -113,8 +78,15 @@ class Worker:
             self.close()
             raise
 
-    def ask(self, line: str) -> dict[str, Any]:
-        """Its answer to a line."""
+    def turn(self, steps: int) -> measure.Turn:
+        """Its figures of so many steps."""
+        return self._ask(f"turn {steps}")
+
+    def profile(self, folder: str) -> None:
+        """Has it write a trace into a folder."""
+        self._ask(f"profile {os.path.abspath(folder)}")
+
+    def _ask(self, line: str) -> dict[str, Any]:
         self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
         return self._answer()
@@ -123,8 +95,7 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise PacxError(
-                f"the process of {self._name} ended: what it said stands above; "
-                "--peer=none goes without PyTorch"
+                f"the process of {self._name} ended: what it said stands above"
             )
         content = json.loads(line)
         if "error" in content:

@@ -19,8 +19,8 @@ if importlib.util.find_spec("torch") is None and not os.environ.get(
 import torch  # noqa: E402  isort: skip
 
 from tests.parity import making  # noqa: E402  isort: skip
-from launch.benchmarks import torch_modules as tm  # noqa: E402  isort: skip
-from launch.benchmarks import torch_stage_two as ts  # noqa: E402  isort: skip
+from tests.parity import torch_modules as tm  # noqa: E402  isort: skip
+from tests.parity import torch_stage_two as ts  # noqa: E402  isort: skip
 
 pytestmark = pytest.mark.full
 VIT = {"patch": 16, "d": 768, "depth": 12, "heads": 12}

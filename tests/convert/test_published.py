@@ -20,8 +20,8 @@ if importlib.util.find_spec("torch") is None and not os.environ.get(
 import torch  # noqa: E402  isort: skip
 
 from tests.parity import making  # noqa: E402  isort: skip
-from launch.benchmarks import torch_modules as tm  # noqa: E402  isort: skip
-from launch.benchmarks import torch_stage_two as ts  # noqa: E402  isort: skip
+from tests.parity import torch_modules as tm  # noqa: E402  isort: skip
+from tests.parity import torch_stage_two as ts  # noqa: E402  isort: skip
 
 GRID, SIZE = (4, 4), 32
 VIT = {"patch": 8, "d": 32, "depth": 2, "heads": 4}

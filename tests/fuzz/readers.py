@@ -2,8 +2,7 @@
 
 A reader is given a folder with one damaged file in it and everything else sound. It
 either gives a valid result or raises PacxError in one line that names the file, within
-a time and a memory. `tests/fuzz/test_readers.py` runs a few examples of each,
-`launch/soak.py` many.
+a time and a memory. `tests/fuzz/test_readers.py` runs a few examples of each, or many.
 """
 
 from __future__ import annotations
@@ -12,7 +11,9 @@ import contextlib
 import dataclasses
 import faulthandler
 import functools
+import os
 import pathlib
+import resource
 import sys
 from collections.abc import Callable
 
@@ -21,6 +22,7 @@ from tests.fuzz import damage
 
 SECONDS = 20  # for one example, which takes milliseconds
 MEMORY = 1 << 30  # bytes that reading one example may add to the process
+ADDRESS_SPACE = 6 << 30  # beyond what the process has: the machine's safety
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +90,19 @@ def measured():
     pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status("VmRSS")
     yield lambda: _status("VmHWM") - before
+
+
+@contextlib.contextmanager
+def limited_memory():
+    """Lets allocations beyond ADDRESS_SPACE fail, before programs are killed."""
+    used = int(pathlib.Path("/proc/self/statm").read_text().split()[0])
+    most = used * os.sysconf("SC_PAGE_SIZE") + ADDRESS_SPACE
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
 def _status(field: str) -> int:

@@ -1,4 +1,4 @@
-"""What launch/soak.py found, each as it was made, and files that claim to be huge."""
+"""What soaks found, each as it was made, and files that claim to be huge."""
 
 import io
 import json

@@ -12,7 +12,7 @@ from tests.parity.making import Case
 
 def mae_model(rng, **fields):
     """A checkpointed MAE with random weights, at our sizes but for `fields`."""
-    from launch.benchmarks import torch_modules as tm
+    from tests.parity import torch_modules as tm
 
     model = tm.Lightning(tm.MAE(sizes.MAE_GRID, **(sizes.MAE | fields)))
     making.fill(model, rng)
@@ -58,7 +58,7 @@ def labs_inputs(rng, b: int):
 
 def labs() -> Case:
     """Latents with missing values zeroed and raw (D7), corrupted reconstruction."""
-    from launch.benchmarks import torch_modules as tm
+    from tests.parity import torch_modules as tm
 
     rng = making.rng("labs")
     model = tm.Lightning(tm.LabsDAE(**sizes.LABS))
@@ -89,7 +89,7 @@ def ecg() -> Case:
     """Embeddings at 5000 samples and odd lengths; logits and their loss at one."""
     import torch.nn.functional as F
 
-    from launch.benchmarks import torch_modules as tm
+    from tests.parity import torch_modules as tm
 
     rng = making.rng("ecg")
     model = tm.Net1D(**sizes.ECG)
@@ -119,8 +119,8 @@ def ecg() -> Case:
 
 def rollout() -> Case:
     """Attention of every block, and the map that is rolled out of it."""
-    from launch.benchmarks import torch_modules as tm
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_modules as tm
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("rollout")
     encoder = tm.Encoder(sizes.ROLLOUT_GRID, **sizes.ROLLOUT)
@@ -129,8 +129,7 @@ def rollout() -> Case:
     images = making.half(rng.normal(size=(2, side, side, 3)))
 
     def run(net, cast):
-        net(cast(making.chw(images)))
-        attention = [block.attn.last for block in net.blocks]
+        attention = ts.probabilities(net, cast(making.chw(images)))
         out = {f"attention_{i}": a for i, a in enumerate(attention)}
         return out | {"map": ts.rollout(attention, sizes.ROLLOUT_SIZE)}
 
@@ -145,7 +144,7 @@ def classifier() -> Case:
     """Linear probe: logits, and the gradients of the head and of the backbone."""
     import torch.nn.functional as F
 
-    from launch.benchmarks import torch_modules as tm
+    from tests.parity import torch_modules as tm
 
     rng = making.rng("classifier")
     encoder = tm.Encoder(sizes.ROLLOUT_GRID, **sizes.ROLLOUT)
@@ -166,7 +165,7 @@ def classifier() -> Case:
 
 def segmenter() -> Case:
     """The decoder's logits from the patch tokens."""
-    from launch.benchmarks import torch_modules as tm
+    from tests.parity import torch_modules as tm
 
     rng = making.rng("segmenter")
     encoder = tm.Encoder((2, 3), 16, 8, 1, 2)

@@ -17,8 +17,8 @@ def normalized(images: np.ndarray) -> np.ndarray:
 
 def pacx_model(rng, **fields):
     """Everything of Stage 2, random weights, at our sizes but for `fields`."""
-    from launch.benchmarks import torch_modules as tm
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_modules as tm
+    from tests.parity import torch_stage_two as ts
 
     encoder = tm.Encoder(sizes.PACX_GRID, **(sizes.PACX | fields))
     widths = sizes.PACX_ECG, sizes.PACX_LABS, sizes.PACX_SHARED
@@ -37,7 +37,7 @@ def pacx_inputs(rng, b: int) -> Case:
 
 def pacx() -> Case:
     """Stage 2: adapted and merged encoder, heads, losses, and all gradients."""
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("pacx")
     model = pacx_model(rng)
@@ -63,7 +63,7 @@ def info_nce() -> Case:
     """Smoothed and not, temperature inside and outside of its clamp."""
     from torch import nn
 
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("info_nce")
     za, noise = (rng.normal(size=(16, 6)) for _ in range(2))
@@ -87,7 +87,7 @@ def cosine_regression() -> Case:
     """With a row shorter than eps, and a target of zeros."""
     from torch import nn
 
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("cosine")
     pred, target = (making.half(rng.normal(size=(6, 9))) for _ in range(2))

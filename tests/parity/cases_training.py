@@ -12,7 +12,7 @@ from tests.parity.making import Case
 
 def _trained(model, make_optimizer, factor, loss, steps_per_epoch=1, clip_norm=0.0):
     """Both precisions' states, losses and rates of STEPS updates."""
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_stage_two as ts
 
     case = making.state(model, "state")
     for suffix, net in (("", model), ("64", copy.deepcopy(model).double())):
@@ -35,7 +35,7 @@ def train_mae() -> Case:
     """Groups by `ndim == 1 or .bias`, rate changed once an epoch, betas (0.9, 0.95)."""
     import torch
 
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("train_mae")
     model = cases_models.mae_model(rng, depth=1)
@@ -66,8 +66,8 @@ def train_labs() -> Case:
     """One group, rate changed every step from zero, as the reference's DAE."""
     import torch
 
-    from launch.benchmarks import torch_modules as tm
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_modules as tm
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("train_labs")
     model = tm.Lightning(tm.LabsDAE(**sizes.LABS))
@@ -93,7 +93,7 @@ def train_pacx() -> Case:
     """Decay on everything, gradients clipped to norm 1, a floor under the rate."""
     import torch
 
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_stage_two as ts
 
     rng = making.rng("train_pacx")
     model = cases_stage_two.pacx_model(rng, depth=1)

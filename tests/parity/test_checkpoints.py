@@ -27,8 +27,8 @@ def torch_of():
     comparing.require_torch()
     import torch
 
-    from launch.benchmarks import torch_modules as tm
-    from launch.benchmarks import torch_stage_two as ts
+    from tests.parity import torch_modules as tm
+    from tests.parity import torch_stage_two as ts
 
     base = {"patch": 16, "d": 768, "depth": 12, "heads": 12}
 

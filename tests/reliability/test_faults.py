@@ -1,43 +1,29 @@
-"""Checkpoints that cannot lie: 200 faults, and never a wrong or a lost state."""
+"""Checkpoints that cannot lie. tests/fuzz/test_checkpoints.py has random faults."""
 
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 
-from launch import soak_checkpoints as soak
 from pacx_jax.errors import PacxError
 from pacx_jax.run import checkpoint, manifest, saved_steps
+from tests.fuzz import checkpoints
 
 
 @pytest.fixture(scope="module")
 def pristine(tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved") / "checkpoints"
-    soak.save_steps(folder)
+    checkpoints.save_steps(folder)
     return folder
-
-
-def test_190_damaged_files_never_give_a_wrong_or_a_lost_state(pristine):
-    rng, kinds = np.random.default_rng(0), set()
-    for _ in range(190):
-        kinds |= {
-            part.split()[0] for part in soak.damaged_trial(pristine, rng).split(", ")
-        }
-    assert kinds == set(soak.KINDS)
-    assert soak.restored(pristine) == 9
-
-
-def test_10_processes_killed_while_they_save_lose_nothing_that_was_saved(tmp_path):
-    found = soak.killed_trials(tmp_path / "steps", np.random.default_rng(1), 10)
-    assert len(found) == 10 and found == sorted(set(found))
 
 
 def test_step_without_manifest_is_no_checkpoint_and_moved_aside(
     pristine, tmp_path, capsys
 ):
     folder = tmp_path / "checkpoints"
-    soak.shutil.copytree(pristine, folder)
+    shutil.copytree(pristine, folder)
     (folder / "9" / manifest.NAME).unlink()
     assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
     said = capsys.readouterr().err
@@ -47,7 +33,7 @@ def test_step_without_manifest_is_no_checkpoint_and_moved_aside(
 
 def test_step_under_the_name_of_another_is_damage(pristine, tmp_path, capsys):
     folder = tmp_path / "checkpoints"
-    soak.shutil.copytree(pristine, folder)
+    shutil.copytree(pristine, folder)
     (folder / "9").rename(folder / "12")
     assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
     assert "12 is damaged (it holds step 9)" in capsys.readouterr().err
@@ -57,7 +43,7 @@ def test_manifest_of_another_version_or_with_a_changed_word_is_damage(
     pristine, tmp_path
 ):
     folder = tmp_path / "9"
-    soak.shutil.copytree(pristine / "9", folder)
+    shutil.copytree(pristine / "9", folder)
     path = folder / manifest.NAME
     content = json.loads(path.read_text())
     assert manifest.verify(folder)["metrics"] == {"loss": 1 / 9}
@@ -74,7 +60,7 @@ def test_manifest_of_another_version_or_with_a_changed_word_is_damage(
 )
 def test_manifest_that_is_none_moves_on_to_the_step_before(pristine, tmp_path, text):
     folder = tmp_path / "checkpoints"
-    soak.shutil.copytree(pristine, folder)
+    shutil.copytree(pristine, folder)
     if '"files"' in text:  # its checksum is right
         content = json.loads(text)
         content["sha256"] = manifest._sha256_of(content)
@@ -85,7 +71,7 @@ def test_manifest_that_is_none_moves_on_to_the_step_before(pristine, tmp_path, t
 
 def test_what_is_no_file_or_no_folder_is_damage_or_removed(pristine, tmp_path):
     folder = tmp_path / "checkpoints"
-    soak.shutil.copytree(pristine, folder)
+    shutil.copytree(pristine, folder)
     file = next(p for p in (folder / "9" / "state").rglob("*") if p.is_file())
     file.unlink()
     os.mkfifo(file)  # to open it would wait for ever
@@ -101,13 +87,15 @@ def test_state_of_another_dtype_or_shape_is_refused_by_name(pristine):
         ("kernel", np.zeros((64, 32))),
     ):
         with pytest.raises(PacxError, match=f"such as {name}: "):
-            checkpoint.restore(pristine / "9", about, soak.state(0) | {name: leaf})
+            checkpoint.restore(
+                pristine / "9", about, checkpoints.state(0) | {name: leaf}
+            )
 
 
 def test_old_steps_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
     folder = tmp_path / "checkpoints"
     steps = saved_steps.Steps(folder, keep=1)
-    steps.save(soak.state(1), 1, {})
+    steps.save(checkpoints.state(1), 1, {})
     steps.settle()
 
     def broken(*args):
@@ -115,10 +103,12 @@ def test_old_steps_go_only_when_the_new_one_is_whole(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(manifest, "write", broken)
-        steps.save(soak.state(2), 2, {})
+        steps.save(checkpoints.state(2), 2, {})
         with pytest.raises(RuntimeError):
             steps.settle()
-    assert soak.restored(folder) == 1
-    steps.save(soak.state(2), 2, {})
+    assert checkpoints.restored(folder) == 1
+    steps.save(checkpoints.state(2), 2, {})
     steps.close()
-    assert [p.name for p in folder.iterdir()] == ["2"] and soak.restored(folder) == 2
+    assert [p.name for p in folder.iterdir()] == ["2"] and checkpoints.restored(
+        folder
+    ) == 2

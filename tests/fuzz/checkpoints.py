@@ -1,7 +1,4 @@
-"""Faults against saved steps: damage to files, and processes killed while they save.
-
-Used by the tests, and for longer by launch/soak.py.
-"""
+"""Faults against saved steps: damage to files, and processes killed while they save."""
 
 from __future__ import annotations
 
@@ -12,7 +9,6 @@ import os
 import pathlib
 import shutil
 import signal
-import sys
 import tempfile
 import time
 
@@ -142,7 +138,7 @@ def killed_trials(folder: pathlib.Path, rng: np.random.Generator, n: int) -> lis
       AssertionError: a wrong state, or one older than what had been saved.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["launch.soak_checkpoints"])
+    context.set_forkserver_preload([__name__])
     found, last = [], 0
     for _ in range(n):
         ready = context.Event()
@@ -158,21 +154,3 @@ def killed_trials(folder: pathlib.Path, rng: np.random.Generator, n: int) -> lis
         last = step
         found.append(step)
     return found
-
-
-def soak(minutes: float, seed: int) -> dict:
-    """Faults for so many minutes; AssertionError at a wrong or lost state."""
-    rng, end = np.random.default_rng(seed), time.monotonic() + 60 * minutes
-    done = {"damaged": 0, "killed": 0}
-    with tempfile.TemporaryDirectory() as scratch:
-        pristine = pathlib.Path(scratch) / "pristine"
-        save_steps(pristine)
-        while time.monotonic() < end:
-            for _ in range(100):
-                damaged_trial(pristine, rng)
-            done["damaged"] += 100
-            with tempfile.TemporaryDirectory() as other:
-                killed_trials(pathlib.Path(other) / "steps", rng, 10)
-            done["killed"] += 10
-            print(done, file=sys.stderr)
-    return done

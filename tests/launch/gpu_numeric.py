@@ -1,6 +1,6 @@
 """The numeric checks of `launch/gpu_check.py`, on whatever device JAX has.
 
-  python -m launch.benchmarks.gpu_numeric CHECK
+  python -m tests.launch.gpu_numeric CHECK
 
 They are the suite's: its recorded cases, its functions and its bounds. The last line of
 standard output is JSON of all errors so far, each with its bound; the exit code is 1
@@ -21,6 +21,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from pacx_jax import sharding, target
+from pacx_jax.models import attention as library
+from tests.parity import comparing, record
+
 # Tokens, heads and channels: the MAE's encoder and decoder, Stage 2, and others that
 # are odd and even.
 ATTENTION = (
@@ -34,54 +38,36 @@ ATTENTION = (
 # Of the largest entry. A bfloat16 has a relative spacing of 2^-8 = 0.0039, and scores,
 # probabilities and gradients are each rounded to one.
 ATTENTION_BOUND = 0.02
-_PARITY = "tests.parity.test_"
-# Check -> functions of the suite and their parameters beside the fixtures.
+# Check -> functions of tests/parity and their parameters beside the fixtures.
+MAE_STEP = "test_mae_prediction_loss_and_gradients_with_given_masks_equal"
+MAE_RUN = "test_mae_equals_after_twenty_updates_at_a_rate_changed_every_epoch"
+LABS_RUN = (
+    "test_labs_autoencoder_equals_after_twenty_updates_at_a_rate_changed_every_step"
+)
+INFO_NCE = "test_info_nce_and_gradients_equal"
+LENGTHS = "test_net1d_embedding_equals_at_5000_and_at_odd_lengths"
 PARITY = {
     "mae": (
         ("models", "test_vit_tokens_of_all_patches_equal", {}),
         ("models", "test_vit_tokens_of_the_kept_patches_equal", {}),
-        *(
-            (
-                "models",
-                "test_mae_prediction_loss_and_gradients_with_given_masks_equal",
-                {"name": name},
-            )
-            for name in ("loss", "norm_pix_loss")
-        ),
-        (
-            "training",
-            "test_mae_equals_after_twenty_updates_at_a_rate_changed_every_epoch",
-            {},
-        ),
+        ("models", MAE_STEP, {"name": "loss"}),
+        ("models", MAE_STEP, {"name": "norm_pix_loss"}),
+        ("training", MAE_RUN, {}),
     ),
     "stage_two": (
         ("stage_two", "test_lora_forward_equals_pefts", {}),
         ("stage_two", "test_lora_merge_equals_pefts", {}),
         ("stage_two", "test_outputs_of_the_five_heads_equal", {}),
-        *(
-            (
-                "stage_two",
-                "test_info_nce_and_gradients_equal",
-                {"scale": scale, "smoothing": smoothing, "devices": 1},
-            )
-            for scale, smoothing in (("start", 0.02), ("start", 0.0), ("above", 0.02))
-        ),
+        ("stage_two", INFO_NCE, {"scale": "start", "smoothing": 0.02, "devices": 1}),
+        ("stage_two", INFO_NCE, {"scale": "start", "smoothing": 0.0, "devices": 1}),
+        ("stage_two", INFO_NCE, {"scale": "above", "smoothing": 0.02, "devices": 1}),
         ("stage_two", "test_cosine_regression_and_gradient_equal", {}),
     ),
     "ecg_labs": (
-        (
-            "models",
-            "test_net1d_embedding_equals_at_5000_and_at_odd_lengths",
-            {"length": 333},
-        ),
+        ("models", LENGTHS, {"length": 333}),
         ("models", "test_net1d_logits_loss_and_gradients_equal", {}),
         ("models", "test_labs_reconstruction_loss_and_gradients_equal", {}),
-        (
-            "training",
-            "test_labs_autoencoder_equals_after_twenty_updates_at_a_rate_changed_every_"
-            "step",
-            {},
-        ),
+        ("training", LABS_RUN, {}),
     ),
 }
 
@@ -94,35 +80,34 @@ class Numbers:
 
     def add(self, what: str, error: float, bound: float) -> None:
         """Notes an error; one that is no number is beyond its bound."""
-        within = bool(error <= bound)
-        self._rows.append(
-            {"what": what, "error": float(error), "bound": bound, "within": within}
-        )
-        print(json.dumps({"numbers": self._rows}), flush=True)
+        row = {"what": what, "error": float(error), "bound": bound}
+        self._rows.append(row | {"within": bool(error <= bound)})
+        n, within = len(self._rows), sum(row["within"] for row in self._rows)
+        worst = max(r["error"] / r["bound"] if r["bound"] else r["error"]
+                    for r in self._rows)  # fmt: skip
+        text = f"{within} of {n} within their bounds, the furthest at {worst:.2g} of it"
+        print(json.dumps({"numbers": self._rows, "summary": text}), flush=True)
 
     def measure(self, what, got, want, bound, relative=False) -> float:
         """As the fixture `measure` of the parity tests, without an assertion."""
-        from tests.parity import comparing
-
         error, _ = comparing.largest_error(got, want, relative)
         self.add(what, error, bound)
         return error
 
     def end(self) -> None:
         """Exit code 1 and a line where a number is beyond its bound."""
-        wrong = [row for row in self._rows if not row["within"]]
+        wrong = [
+            f"{r['what']}: {r['error']:.1e}, bound {r['bound']:.0e}"
+            for r in self._rows
+            if not r["within"]
+        ]
         if wrong:
-            worst = "; ".join(
-                f"{r['what']}: {r['error']:.1e}, bound {r['bound']:.0e}" for r in wrong
-            )
-            sys.exit(f"error: {len(wrong)} of {len(self._rows)} beyond: {worst}")
+            n = len(self._rows)
+            sys.exit(f"error: {len(wrong)} of {n} beyond: {'; '.join(wrong)}")
 
 
 def parity(name: str) -> None:
     """Recorded cases of PyTorch's, in float32 with whole products."""
-    from pacx_jax import sharding
-    from tests.parity import comparing, record
-
     numbers, precision = Numbers(), comparing.PRECISIONS[0]
     mesh = sharding.make_mesh(1)
 
@@ -136,7 +121,7 @@ def parity(name: str) -> None:
         "meshes": {1: mesh},
     }
     for module, function, parameters in PARITY[name]:
-        test = getattr(importlib.import_module(_PARITY + module), function)
+        test = getattr(importlib.import_module(f"tests.parity.test_{module}"), function)
         given = fixtures | parameters
         if "mae_case" in (wanted := inspect.signature(test).parameters):
             given["mae_case"] = case("mae")
@@ -147,9 +132,6 @@ def parity(name: str) -> None:
 
 def attention() -> None:
     """bfloat16 attention of this device, with its gradient, against float32's."""
-    from pacx_jax import sharding, target
-    from pacx_jax.models import attention as library
-
     numbers, mesh = Numbers(), sharding.make_mesh(1)
 
     def run(function, dtype, heads, qkv, weights):
