@@ -59,7 +59,7 @@ def table(
 ) -> pathlib.Path:
     """`name`.csv or .csv.gz in the source or its folder `folder`."""
     if not source.is_dir():
-        raise PacxError(f"{source}: no such folder; check --source")
+        raise PacxError(f"{source}: no such folder; check its flag")
     found = [
         parent / f"{name}{suffix}"
         for parent in (source / folder, source)

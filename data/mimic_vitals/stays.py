@@ -19,9 +19,9 @@ from pacx_jax.modalities import vitals
 SIGNS = tuple(vitals.SIGNS)
 IDS = tuple(range(len(SIGNS)))  # items of the percentiles
 TABLES = ("edstays", "triage", "vitalsign")
-# The column of each sign, and what lies above the first and up to the second limit is
-# plausible, in the column's unit: the limits of mimic-code's concept `vitalsign`, ours
-# for weight.
+# The column of each sign, in the order of SIGNS. What lies above the first and up to the
+# second limit is plausible, in the column's unit: the limits of mimic-code's concept
+# `vitalsign`, ours for weight.
 COLUMNS = {
     "heart_rate": ("heartrate", 0, 300),
     "systolic": ("sbp", 0, 400),
@@ -117,23 +117,25 @@ def _measured(
 ) -> Iterator[tuple[int, float, list[tuple[int, float]]]]:
     """(stay's row, when, its (sign, value)s) of each row; triage comes before all."""
     timed = name == "vitalsign"
-    required = [c for c, _, _ in COLUMNS.values() if c not in _OPTIONAL]
-    columns = ("stay_id", *(["charttime"] if timed else []), *required)
-    for row, places in events.rows(path, columns, progress=True, optional=_OPTIONAL):
+    before = ("stay_id", "charttime") if timed else ("stay_id",)
+    required = tuple(c for c, _, _ in COLUMNS.values() if c not in _OPTIONAL)
+    table = events.rows(path, before + required, progress=True, optional=_OPTIONAL)
+    for row, places in table:
         stay = stays.get(row[places[0]].strip())
         time = events.seconds(row[places[1]].strip()) if timed else -math.inf
         if stay is None or time is None:
             dropped["stay not in edstays" if stay is None else "no charttime"] += 1
             continue
-        cells = dict(zip((*columns, *_OPTIONAL), places, strict=True))
-        yield stay, time, list(_plausible(row, cells, dropped))
+        cells = [row[i].strip() if i >= 0 else "" for i in places[len(before) :]]
+        yield stay, time, list(_plausible(cells, dropped))
 
 
 def _plausible(
-    row: Sequence[str], places: Mapping[str, int], dropped: collections.Counter
+    cells: Sequence[str], dropped: collections.Counter
 ) -> Iterator[tuple[int, float]]:
-    for j, (sign, (column, low, high)) in enumerate(COLUMNS.items()):
-        cell = row[places[column]].strip() if places[column] >= 0 else ""
+    """(sign, value) of the cells, one a sign, that have a plausible one."""
+    limits = ((sign, low, high) for sign, (_, low, high) in COLUMNS.items())
+    for j, (cell, (sign, low, high)) in enumerate(zip(cells, limits, strict=True)):
         if not cell:
             continue
         try:

@@ -92,6 +92,12 @@ def test_the_first_plausible_value_counts_triage_before_all(tmp_path, zipped):
         }
 
 
+def test_columns_are_in_the_order_of_the_signs():
+    assert tuple(stays.COLUMNS) == stays.SIGNS == tuple(vitals.SIGNS)
+    columns = [column for column, _, _ in stays.COLUMNS.values()]
+    assert columns.index("heartrate") == HEART and columns[WEIGHT] == "weight"
+
+
 def test_an_admission_has_the_signs_of_its_earliest_stay_with_any(tmp_path):
     same = dict.fromkeys(range(3), 55) | {3: ""}
     triage = [(0, ",,,,,,,,"), *plain(4)[1:]]
