@@ -8,6 +8,8 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
 
+REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
+
 setuptools.setup(
     name="pacx_jax",
     version=re.search(r'__version__ = "(.+)"', INIT)[1],
@@ -16,6 +18,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
+    package_data={"pacx_jax.evaluate.reports": ["report.html.j2"]},
     python_requires=">=3.11",
     classifiers=[  # those that the tests ran on
         "Programming Language :: Python :: 3.11",
@@ -45,7 +48,10 @@ setuptools.setup(
     ],
     extras_require={
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
-        "dicom": ["pydicom>=3.0", "pylibjpeg[all]>=2.0"],
+        "dicom": [
+            "pydicom>=3.0",
+            "imagecodecs>=2026.3.6",
+        ],  # not GPL, as pylibjpeg[all]
         "ecg": ["wfdb>=4.3"],  # reading WFDB records
         "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
         "stablehlo": ["flatbuffers>=24"],
@@ -56,13 +62,15 @@ setuptools.setup(
             for part in ("pjrt", "plugin")
             for version, which in (("0.10.2", "<"), ("0.12.0.1", ">="))
         ],
-        "demo": ["psutil>=6"],  # memory of the demonstration's processes
+        "report": REPORT,  # pacx_jax.evaluate.reports
+        "demo": ["psutil>=6", *REPORT],  # psutil: memory of its processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "test": [
+            *REPORT,
             "hypothesis>=6",
+            "imagecodecs>=2026.3.6",
             "pydicom>=3.0",
-            "pylibjpeg[all]>=2.0",
             "pytest>=8",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

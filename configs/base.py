@@ -44,6 +44,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.total_steps = 1000
     c.log_every = 50
     c.eval_every = 1000
+    c.images_every = 5  # evaluations between images in TensorBoard; 0: none
     c.save_every = 1000
     c.keep = 2  # how many of the latest checkpoints stay
     c.best = ""  # metric to keep the best checkpoint by, such as "val/loss"

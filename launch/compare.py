@@ -31,14 +31,13 @@ from pacx_jax.evaluate import (
     comparison,
     features,
     probe,
-    report,
     rollout,
-    tables,
 )
+from pacx_jax.evaluate.reports import report, tables
 from pacx_jax.input import images, sources, subsets
 from pacx_jax.input.normalize import normalize
 from pacx_jax.modalities import teachers
-from pacx_jax.models import mae, vit
+from pacx_jax.models import mae
 from pacx_jax.run import (
     checkpoint,
     embedding_cache,
@@ -244,18 +243,13 @@ def reconstructions(target: pathlib.Path, test, count: int = 4) -> list[tuple]:
     inputs = normalize(x, config.data.mean, config.data.std)
     params = checkpoint.read_params(target / "mae")
     pred = jax.jit(model.apply)({"params": params}, inputs, ids_keep, ids_restore)
-    patches = vit.patchify(inputs, patch)
-    mask = np.asarray(mask)[..., None]
+    shown = mae.pictures(inputs, pred, mask, patch, config.loss.norm_pix_loss)
     std, mean = np.array(config.data.std), np.array(config.data.mean)
-
-    def to_image(tokens):
-        image = np.asarray(vit.unpatchify(tokens, patch, grid)) * std + mean
-        return np.round(np.clip(image, 0, 1) * 255).astype(np.uint8)
-
-    grey = -mean / std + 0.5 / std  # mid-grey in normalised units
-    hidden = np.where(mask > 0, np.tile(grey, patch**2), patches)
-    filled = np.where(mask > 0, pred, patches)
-    return list(zip(x, to_image(hidden), to_image(filled), strict=True))
+    seen, filled = (
+        np.round(np.clip(np.asarray(image) * std + mean, 0, 1) * 255).astype(np.uint8)
+        for image in shown
+    )
+    return list(zip(x, seen, filled, strict=True))
 
 
 def rollouts(target: pathlib.Path, test, names, count: int = 3) -> list[tuple]:

@@ -159,7 +159,7 @@ def _parser() -> cli.Parser:
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", help="folder of JPEG, PNG or DICOM files")
-    what.add_argument("--ecgs", help="WFDB records, .npy, .mat: a folder, or one file")
+    what.add_argument("--ecgs", help="WFDB records or .npy: a folder, or one file")
     parser.add_argument("--out", required=True, help="the .npz file to write")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

@@ -69,6 +69,19 @@ def merge(params: Params, adapters: Params, alpha: float) -> Params:
     return flax.traverse_util.unflatten_dict(flat)
 
 
+def share(params: Params, adapters: Params, alpha: float) -> jax.Array:
+    """|(alpha / r) a b| / |W| over all adapted kernels, by Frobenius norms, ()."""
+    flat = flax.traverse_util.flatten_dict(params)
+    pairs = flax.traverse_util.flatten_dict(adapters)
+    added, base = jnp.zeros(()), jnp.zeros(())
+    for path in [p[:-1] for p in pairs if p[-1] == "a"]:
+        a, b = pairs[path + ("a",)], pairs[path + ("b",)]
+        # |a b|^2 is the trace of (a^T a)(b b^T): r x r numbers, never (in, out).
+        added += _scale(a, alpha) ** 2 * ((a.T @ a) * (b @ b.T)).sum()
+        base += (flat[path + ("kernel",)] ** 2).sum()
+    return jnp.sqrt(added / base)
+
+
 @contextlib.contextmanager
 def applied(
     adapters: Params,

@@ -129,6 +129,8 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
             val = conclude(session, state, start, now)
         for n in range(start + 1, config.total_steps + 1):
             watchdog(config.watchdog_seconds * (1 if n > start + 1 else FIRST_STEP))
+            log = due(config, n, config.log_every)
+            before = run.monitor.keep(state) if log else None
             with trace.step(n):
                 batch = ledger.next_batch(stream, n, values)
                 state, values = run.train_step(state, batch, run.step_key)
@@ -137,8 +139,10 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
                 ledger.enter("metrics")
                 trace.write(values)
             session.watch.add(n, values)
-            every = (config.log_every, config.eval_every, config.save_every)
-            log, check, save = (due(config, n, e) for e in every)
+            check = due(config, n, config.eval_every)
+            save = due(config, n, config.save_every)
+            if log:
+                values = values | run.monitor.values(before, state)
             if log or check or save:
                 now = session.watch.fetch(values)
             if log:
@@ -180,6 +184,9 @@ def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
             session.preemption.check()
 
         val = session.run.evaluate(state, between=between_batches)
+        count, every = -(-n // config.eval_every), config.get("images_every", 0)
+        if every and count % every == 0:
+            session.writer.write_images(n, session.run.images(state))
     if val or due(config, n, config.log_every):
         session.ledger.enter("metrics")
         session.writer.write(n, now | val)

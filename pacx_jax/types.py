@@ -43,6 +43,9 @@ class Objective:
       weight: batch -> positive scalar, by which the losses of a batch's parts are
         averaged to that of the whole (config.accumulate): the number of examples, or
         of known entries. None where no average is the loss of the whole.
+      monitor: all parameters -> dict of scalars that are logged beside the losses.
+      images: (params, batch, key) -> {name: uint8 (k, h, w, 3)} of a validation batch,
+        for TensorBoard.
     """
 
     init: Callable[[jax.Array], Params]
@@ -55,3 +58,5 @@ class Objective:
     readers: tuple[Any, ...] = ()
     teachers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     weight: Callable[[Batch], Array] | None = None
+    monitor: Callable[[Params], Metrics] | None = None
+    images: Callable[[Params, Batch, jax.Array], dict[str, Array]] | None = None

@@ -1,71 +1,66 @@
-"""DICOM X-rays as uint8 grey levels, by the grey pipeline of the standard.
+"""Reads DICOM X-rays as uint8 grey levels, by the grey pipeline of PS3.3.
 
-Stored values, then the modality transform (PS3.3 C.11.1), the VOI transform (C.11.2),
-and the polarity, in this order:
+1. Stored value: the low BitsStored bits; two's complement if PixelRepresentation is 1.
+2. Modality (C.11.1): ModalityLUTSequence, else RescaleSlope and RescaleIntercept.
+3. VOI (C.11.2): the first item of VOILUTSequence, else the first WindowCenter and
+   WindowWidth by VOILUTFunction, onto 0 to 255. Without either the smallest value
+   becomes 0 and the largest 255, as MIMIC-CXR-JPG was made, padding left out.
+4. Turned over, once, if MONOCHROME1 or PresentationLUTShape INVERSE.
+5. Rounded; pixels of PixelPaddingValue (to PixelPaddingRangeLimit) are 0, black.
 
-1. Stored value: the low BitsStored bits, in two's complement if PixelRepresentation
-   is 1.
-2. Modality: ModalityLUTSequence, else value * RescaleSlope + RescaleIntercept.
-3. VOI: the first item of VOILUTSequence, else the first WindowCenter and WindowWidth by
-   VOILUTFunction (LINEAR where it is absent, LINEAR_EXACT, SIGMOID), onto 0 to 255.
-   Without either the smallest value becomes 0 and the largest 255, as MIMIC-CXR-JPG
-   was made, padding left out.
-4. Polarity: 255 - y when PhotometricInterpretation is MONOCHROME1 or
-   PresentationLUTShape is INVERSE, once if it is both.
-5. Rounded to the nearest grey level; pixels of PixelPaddingValue (to
-   PixelPaddingRangeLimit) are 0, black.
-
-A pixel's grey level depends on its stored value alone, so this is one table of at most
-65,536 entries. Overlays, orientation, pixel spacing and presentation states are not
-applied. Nothing else of the header is read.
+A grey level depends on the stored value alone, so this is one table of at most 65,536
+entries. Overlays, orientation and presentation states are not applied.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import dicom_header, dicom_pixels
-
-# The largest detector plates have about 20 million, mammograms at 50 micrometers 29.
-MAX_PIXELS = 50_000_000
-FUNCTIONS = ("LINEAR", "LINEAR_EXACT", "SIGMOID")
-
-is_dicom = dicom_header.is_dicom
+from pacx_jax.input import dicom_pixels
+from pacx_jax.input.dicom_pixels import value
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
-    """Decodes a DICOM X-ray.
-
-    Args:
-      data: the file, with or without a preamble.
-      name: what messages call it.
-
-    Returns:
-      uint8 (h, w).
+    """Decodes the bytes of a DICOM file, which errors call `name`, to uint8 (h, w).
 
     Raises:
-      PacxError: not one grey image of 8 to 16 bits in a known transfer syntax, too
-        large, cut off, damaged, contradictory, or the extra `dicom` is missing.
+      PacxError: not one grey image of 8 to 16 bits, damaged, or no extra `dicom`.
     """
-    syntax, elements = dicom_header.read(bytes(data), name)
-    layout = dicom_pixels.read_layout(elements, MAX_PIXELS)
-    stored = dicom_pixels.read(syntax, elements, layout)
-    with np.errstate(all="ignore"):  # what overflows is refused below
-        table = _grey_table(elements, layout, stored)
-    return table[stored]
+    try:
+        dataset, stored, values = dicom_pixels.read(bytes(data))
+        with np.errstate(all="ignore"):  # overflow is refused below
+            return _grey_table(dataset, stored, values)[stored]
+    except ImportError as error:
+        raise PacxError(
+            f"{name}: a DICOM file, which needs the extra dicom ({error}): "
+            "pip install 'pydicom>=3' imagecodecs"
+        ) from error
+    except Exception as error:  # hostile bytes make the packages raise almost anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise PacxError(
+            f"{name}: DICOM {reason}; mend, convert or delete it"
+        ) from error
 
 
-def _grey_table(
-    elements: dicom_header.Elements, layout: dicom_pixels.Layout, stored: np.ndarray
-) -> np.ndarray:
+def _grey_table(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
     """uint8 (2^BitsStored,): the grey level of each stored value."""
-    values = np.arange(2**layout.stored)
-    if layout.signed:
-        values[2 ** (layout.stored - 1) :] -= 2**layout.stored
-    padding = _padding(elements, layout, values)
-    values = _modality(elements, layout, values)
-    grey = _voi(elements, layout, values)
+    padding = np.zeros(len(values), bool)
+    if (one := value(dataset, "PixelPaddingValue", int, -1)) >= 0:  # C.7.5.1.1.2
+        ends = [one, value(dataset, "PixelPaddingRangeLimit", int, one)]
+        if values.min() < 0:
+            ends = [end - 2**16 if end >= 2**15 else end for end in ends]
+        padding = (values >= min(ends)) & (values <= max(ends))
+    if items := dataset.get("ModalityLUTSequence"):
+        values, _ = _look_up(items[0], values)
+    else:
+        slope = value(dataset, "RescaleSlope", float, 1)
+        if slope == 0:
+            raise ValueError("RescaleSlope 0 makes all values one")
+        values = values * slope + value(dataset, "RescaleIntercept", float, 0)
+    grey = _voi(dataset, values)
     if grey is None:
         seen = np.zeros(len(values), bool)
         seen[stored] = True
@@ -73,114 +68,51 @@ def _grey_table(
         low, high = (inside.min(), inside.max()) if inside.size else (0.0, 0.0)
         grey = np.clip((values - low) / max(high - low, 1e-30), 0, 1)
     if np.isnan(grey).any():
-        raise PacxError(
-            f"{elements.name}: DICOM rescale, window or table gives values that are no "
-            "numbers; mend or delete the file"
-        )
-    shape = elements.text("PresentationLUTShape", "IDENTITY")
+        raise ValueError("rescale, window or table gives values that are no numbers")
+    shape = value(dataset, "PresentationLUTShape", str, "IDENTITY")
     if shape not in ("IDENTITY", "INVERSE"):
-        raise elements.error(
-            "PresentationLUTShape", shape, "not IDENTITY or INVERSE; mend the file"
-        )
-    if shape == "INVERSE" or elements.text("PhotometricInterpretation")[-1] == "1":
+        raise ValueError(f"PresentationLUTShape {shape!r}: not IDENTITY or INVERSE")
+    photometric = value(dataset, "PhotometricInterpretation", str)
+    if shape == "INVERSE" or photometric == "MONOCHROME1":
         grey = 1 - grey
     return np.where(padding, 0, np.rint(255 * grey)).astype(np.uint8)
 
 
-def _padding(
-    elements: dicom_header.Elements, layout: dicom_pixels.Layout, values: np.ndarray
-) -> np.ndarray:
-    """Which stored values are padding (PS3.3 C.7.5.1.1.2)."""
-    if not elements.raw("PixelPaddingValue"):
-        return np.zeros(len(values), bool)
-    one = elements.integer("PixelPaddingValue")
-    ends = [one, elements.integer("PixelPaddingRangeLimit", one)]
-    if layout.signed:
-        ends = [end - 2**16 if end >= 2**15 else end for end in ends]
-    return (values >= min(ends)) & (values <= max(ends))
-
-
-def _modality(
-    elements: dicom_header.Elements, layout: dicom_pixels.Layout, values: np.ndarray
-) -> np.ndarray:
-    item = elements.first_item("ModalityLUTSequence")
-    if item is not None:
-        return _look_up(item, layout.signed, values)[0]
-    slope = elements.number("RescaleSlope", 1)
-    if slope == 0:
-        raise elements.error("RescaleSlope", 0, "makes all values one; mend the file")
-    return values * slope + elements.number("RescaleIntercept", 0)
-
-
-def _voi(
-    elements: dicom_header.Elements, layout: dicom_pixels.Layout, values: np.ndarray
-) -> np.ndarray | None:
+def _voi(dataset: Any, values: np.ndarray) -> np.ndarray | None:
     """Values as shares of white in [0, 1], or None when the file does not say how."""
-    item = elements.first_item("VOILUTSequence")
-    if item is not None:
-        # Values of the modality transform may be negative where stored ones are not.
-        signed = layout.signed or bool((values < 0).any())
-        grey, bits = _look_up(item, signed, values)
+    from pydicom import Dataset
+    from pydicom.pixels import apply_windowing
+
+    if items := dataset.get("VOILUTSequence"):
+        grey, bits = _look_up(items[0], values)
         return np.clip(grey / (2**bits - 1), 0, 1)
-    centers, widths = elements.numbers("WindowCenter"), elements.numbers("WindowWidth")
-    if not centers and not widths:
+    keywords = ("WindowCenter", "WindowWidth")
+    if not any(value(dataset, keyword, str, "") for keyword in keywords):
         return None
-    if not centers or not widths:
-        raise elements.error(
-            "WindowCenter, WindowWidth",
-            (centers, widths),
-            "one without the other; mend the file",
-        )
-    function = elements.text("VOILUTFunction", "LINEAR").upper()
-    if function not in FUNCTIONS:
-        raise elements.error(
-            "VOILUTFunction", function, f"not {', '.join(FUNCTIONS)}; mend the file"
-        )
-    return window(values, centers[0], widths[0], function, elements)
+    window = Dataset()
+    window.PhotometricInterpretation = "MONOCHROME2"
+    # One unsigned bit: pydicom scales onto the range of stored values, here 0 to 1.
+    window.BitsStored, window.PixelRepresentation = 1, 0
+    window.VOILUTFunction = value(dataset, "VOILUTFunction", str, "LINEAR").upper()
+    for keyword in keywords:  # not as DS: pydicom warns of more than 16 characters
+        window.add_new(keyword, "FD", value(dataset, keyword, float))
+    return apply_windowing(values, window)
 
 
-def window(
-    values: np.ndarray,
-    center: float,
-    width: float,
-    function: str,
-    elements: dicom_header.Elements,
-) -> np.ndarray:
-    """Shares of white in [0, 1] by PS3.3 C.11.2.1.2 and C.11.2.1.3."""
-    if width <= 0 or (function == "LINEAR" and width < 1):
-        least = "at least 1" if function == "LINEAR" else "above 0"
-        raise elements.error(
-            "WindowWidth", width, f"must be {least} for {function}; mend the file"
-        )
-    if function == "SIGMOID":
-        return 1 / (1 + np.exp(-4 * (values - center) / width))
-    if function == "LINEAR_EXACT":
-        return np.clip((values - center) / width + 0.5, 0, 1)
-    if width == 1:
-        return (values > center - 0.5).astype(float)
-    return np.clip((values - (center - 0.5)) / (width - 1) + 0.5, 0, 1)
+def _look_up(item: Any, values: np.ndarray) -> tuple[np.ndarray, int]:
+    """Values through a LUT's table, and the bits of its entries (PS3.3 C.11.1.1).
 
-
-def _look_up(
-    item: dicom_header.Elements, signed: bool, values: np.ndarray
-) -> tuple[np.ndarray, int]:
-    """Values through a LUT's table, and the bits of its entries (PS3.3 C.11.1.1)."""
-    descriptor = item.raw("LUTDescriptor")
-    if len(descriptor) != 6:
-        raise item.error("LUTDescriptor", descriptor, "three numbers are needed")
-    n, first, bits = (int(x) for x in np.frombuffer(descriptor, "<u2"))
+    Not by pydicom 3.0: its apply_modality_lut takes entries of 8 and 16 bits alone, its
+    apply_voi wraps values that are 256 or 65,536 above the table's start.
+    """
+    descriptor, data = (value(item, f"LUT{x}", bytes) for x in ("Descriptor", "Data"))
+    n, first, bits = np.frombuffer(descriptor.ljust(6, b"\0")[:6], "<u2").tolist()
     n = n or 2**16
-    vr = item.vr("LUTDescriptor")
-    if first >= 2**15 and (vr == "SS" or (vr != "US" and signed)):
+    if first >= 2**15 and values.min() < 0:
         first -= 2**16
-    data = item.raw("LUTData")
     size = 1 if bits == 8 and len(data) in (n, n + 1) and n > 1 else 2
     if not 8 <= bits <= 16 or len(data) < n * size:
-        raise item.error(
-            "LUTDescriptor",
-            (n, first, bits),
-            f"LUTData has {len(data)} bytes; mend or delete the file",
-        )
+        raise ValueError(f"LUTDescriptor {[n, first, bits]}, LUTData {len(data)} bytes")
     table = np.frombuffer(data, f"<u{size}", n).astype(float)
     index = np.clip(np.rint(values) - first, 0, n - 1)
     return table[np.nan_to_num(index).astype(int)], bits

@@ -1,313 +1,231 @@
-"""The stored pixels of a DICOM file, from any of the usual transfer syntaxes.
+"""Reads the stored pixels of a DICOM file, and the elements that its image needs.
 
-A compressed image says its size twice, in the DICOM elements and in its own header.
-Both are compared before anything is decompressed, so that a small file cannot ask for
-much memory or time. Letters: h w image.
+pydicom finds the elements. Their values are parsed here, because pydicom warns about
+every value that deviates from the standard. No other element is parsed, so the
+patient's name and dates are never read. imagecodecs decompresses the pixels, after the
+sizes in the compressed image's own header are compared to the elements: a small file
+cannot ask for much memory or time. All errors are ValueErrors. Letters: h w image.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import io
+import re
 import struct
+from typing import Any
 
 import numpy as np
 
-from pacx_jax.errors import PacxError
-from pacx_jax.input import dicom_header, jpeg_2000
-
+# The largest detector plates have about 20 million, mammograms at 50 micrometers 29.
+MAX_PIXELS = 50_000_000
 MAX_SCANS = 100  # progressive encoders write 6 to 20
-GREY = ("MONOCHROME1", "MONOCHROME2")
+# Code blocks or precincts of JPEG 2000: OpenJPEG allocates up to 540 bytes for each
+# before it decodes. 50 million pixels have 48,828 blocks of 32 x 32, the least in use.
+MAX_BLOCKS = 2**18
+_NATIVE = ("1.2.840.10008.1.2", "1.2.840.10008.1.2.1")  # implicit and explicit VR
 _RLE = "1.2.840.10008.1.2.5"
-_DCT, _LOSSLESS, _LS = (0xC0, 0xC1, 0xC2), (0xC3,), (0xF7,)
-# Transfer syntax -> the frame markers (SOF) that its JPEG may have.
-_JPEG = {
-    "1.2.840.10008.1.2.4.50": _DCT,
-    "1.2.840.10008.1.2.4.51": _DCT,
-    "1.2.840.10008.1.2.4.57": _LOSSLESS,
-    "1.2.840.10008.1.2.4.70": _LOSSLESS,
-    "1.2.840.10008.1.2.4.80": _LS,
-    "1.2.840.10008.1.2.4.81": _LS,
-}
-_JPEG_2000 = ("1.2.840.10008.1.2.4.90", "1.2.840.10008.1.2.4.91")
+_JPEG = (f"1.2.840.10008.1.2.4.{i}" for i in (50, 51, 57, 70, 80, 81, 90, 91))
+_SYNTAXES = (*_NATIVE, _RLE, *_JPEG)
+_KEYWORDS = (
+    "SamplesPerPixel PhotometricInterpretation NumberOfFrames Rows Columns "
+    "BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
+    "PixelPaddingRangeLimit WindowCenter WindowWidth VOILUTFunction RescaleIntercept "
+    "RescaleSlope ModalityLUTSequence VOILUTSequence PresentationLUTShape PixelData"
+).split()
+# A file without a preamble begins with file meta information, or with one of the first
+# elements of an image: its tag, then its VR or the length of its value.
+_FIRST = re.compile(rb"(?s)[\2\10]\0[\0\1\5\10\26]\0(UL|OB|CS|UI|.\0\0\0)")
+_NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
+_FRAMES = {0xFFC0 + i: "jpeg8_decode" for i in range(4)} | {0xFFF7: "jpegls_decode"}
+_JPEG_2000 = b"\xff\x4f\xff\x51"
+_SOT, _SOD, _COD, _COC = 0xFF90, 0xFF93, 0xFF52, 0xFF53
 
 
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the pixels of an image are stored.
-
-    Attributes:
-      rows, columns: h, w.
-      allocated: bits that a pixel takes, 8 or 16.
-      stored: how many of these, the lower ones, are its value.
-      signed: whether that is in two's complement.
-    """
-
-    rows: int
-    columns: int
-    allocated: int
-    stored: int
-    signed: bool
+def is_dicom(data: bytes) -> bool:
+    """Whether bytes are a DICOM file: DICM at 128, or a known first element."""
+    return bytes(data[128:132]) == b"DICM" or bool(_FIRST.match(bytes(data[:8])))
 
 
-def read_layout(elements: dicom_header.Elements, max_pixels: int) -> Layout:
-    """The layout of one grey image; PacxError for anything else."""
-    error = elements.error
-    if not elements.raw("PixelData"):
-        raise PacxError(
-            f"{elements.name}: DICOM PixelData is absent: the file is cut off, or "
-            "holds no image; replace or delete it"
+def _read_dataset(data: bytes) -> tuple[str, Any]:
+    """The UID of the transfer syntax, and the elements of the image."""
+    from pydicom.datadict import tag_for_keyword
+    from pydicom.filereader import read_dataset
+    from pydicom.uid import UID_dictionary
+
+    file = io.BytesIO(data)
+    file.seek(132 if data[128:132] == b"DICM" else 0)
+    meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)
+    # Without meta information the first element tells, by having a VR or none.
+    vr = data[file.tell() + 4 : file.tell() + 6]
+    guess = _NATIVE[vr.isalpha() and vr.isupper()]
+    syntax = value(meta, "TransferSyntaxUID", str, guess)
+    if syntax not in _SYNTAXES:  # pydicom inflates others without a limit
+        name = UID_dictionary.get(syntax, [""])[0]
+        raise ValueError(
+            f"TransferSyntaxUID {syntax!r} {name} is not supported, Explicit VR Little "
+            "Endian is (dcmconv +te of DCMTK)"
         )
-    photometric = elements.text("PhotometricInterpretation")
-    samples = elements.integer("SamplesPerPixel", 1)
-    if photometric not in GREY or samples != 1:
-        raise error(
-            "PhotometricInterpretation",
-            photometric,
-            f"with SamplesPerPixel {samples}, where an X-ray is {' or '.join(GREY)} "
-            "with 1; convert it to grey or delete it",
-        )
-    frames = elements.text("NumberOfFrames", "1")
-    if elements.number("NumberOfFrames", 1) != 1:
-        raise error(
-            "NumberOfFrames",
-            frames,
-            "an X-ray has 1; write each frame to a file of its own, or delete it",
-        )
-    layout = Layout(
-        elements.integer("Rows"),
-        elements.integer("Columns"),
-        elements.integer("BitsAllocated"),
-        elements.integer("BitsStored"),
-        bool(elements.integer("PixelRepresentation")),
-    )
-    pixels = layout.rows * layout.columns
-    if not 0 < pixels <= max_pixels:
-        raise PacxError(
-            f"{elements.name}: too {'large' if pixels else 'small'} (DICOM Rows "
-            f"{layout.rows} x Columns {layout.columns}; the limit is {max_pixels} "
-            "pixels); replace or delete it"
-        )
-    if layout.allocated not in (8, 16):
-        raise error(
-            "BitsAllocated", layout.allocated, "8 and 16 are read; convert or delete it"
-        )
-    if not 1 <= layout.stored <= layout.allocated:
-        raise error(
-            "BitsStored",
-            layout.stored,
-            f"not in 1 to BitsAllocated {layout.allocated}; mend or delete the file",
-        )
-    high = elements.integer("HighBit", layout.stored - 1)
-    if high != layout.stored - 1:
-        raise error(
-            "HighBit",
-            high,
-            f"not BitsStored {layout.stored} less one; mend or delete the file",
-        )
-    return layout
+    tags = [tag_for_keyword(keyword) for keyword in _KEYWORDS]
+    options = {"stop_when": lambda tag, *_: tag > tags[-1], "specific_tags": tags}
+    return syntax, read_dataset(file, syntax == _NATIVE[0], True, **options)
 
 
-def read(syntax: str, elements: dicom_header.Elements, layout: Layout) -> np.ndarray:
-    """The stored bits of each pixel, as an unsigned number below 2^layout.stored.
+def value(dataset: Any, keyword: str, kind: type, default: Any = None) -> Any:
+    """The first value as int (VR US), str (CS) or float (DS, IS), or all bytes."""
+    # keep_deferred: pydicom would otherwise convert an empty value by its VR.
+    element = dataset.get_item(keyword, keep_deferred=True)
+    raw = (element.value if element is not None else None) or b""
+    if not isinstance(raw, bytes):
+        raise ValueError(f"{keyword} is not a plain value")
+    if kind in (str, float):
+        raw = raw.partition(b"\\")[0].strip(b"\0 ")
+    if not raw and default is None:
+        raise ValueError(f"{keyword} is absent: cut off, or not an image")
+    if not raw or kind is bytes:
+        return raw or default
+    if kind is int and len(raw) == 2:
+        return int.from_bytes(raw, "little")
+    if kind is str or (kind is float and _NUMBER.fullmatch(raw)):
+        return kind(raw.decode("ascii", "replace"))
+    raise ValueError(f"{keyword} {raw[:40]!r} is not a number of the element's kind")
+
+
+def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
+    """Reads one grey image of 8 to 16 bits.
 
     Returns:
-      uint8 or uint16 (h, w); of signed images the two's complement.
-
-    Raises:
-      PacxError: a transfer syntax that is not read, the package for it is absent, too
-        few bytes, damaged ones, or an image that is not the one described.
+      The pydicom data set for `value`; uint16 (h, w), the BitsStored low bits of each
+      pixel; int64 (2^BitsStored,), the number that each pattern of bits stands for.
     """
-    data = elements.raw("PixelData")
-    if syntax in (dicom_header.EXPLICIT, dicom_header.IMPLICIT):
-        return _low_bits(_native(data, elements, layout), layout)
-    known = (_RLE, *_JPEG, *_JPEG_2000)
-    if syntax not in known:
-        raise elements.error(
-            "TransferSyntaxUID",
-            syntax,
-            "not one that is read (uncompressed, RLE, JPEG, JPEG-LS, JPEG 2000); "
-            "convert the file, for instance with dcmconv or gdcmconv --raw",
+    syntax, dataset = _read_dataset(data)
+    data = value(dataset, "PixelData", bytes)
+    needed = "Rows Columns BitsAllocated BitsStored PixelRepresentation"
+    h, w, allocated, stored, signed = (value(dataset, x, int) for x in needed.split())
+    high = value(dataset, "HighBit", int, stored - 1)
+    photometric = value(dataset, "PhotometricInterpretation", str)
+    samples = value(dataset, "SamplesPerPixel", int, 1)
+    frames = value(dataset, "NumberOfFrames", float, 1)
+    grey = photometric in ("MONOCHROME1", "MONOCHROME2")
+    if not grey or samples != 1 or frames != 1:
+        raise ValueError(
+            f"PhotometricInterpretation {photometric!r}, SamplesPerPixel {samples}, "
+            f"NumberOfFrames {frames:g}: one grey frame a file is read"
         )
-    try:
-        frame = _frame(data)
-        if syntax == _RLE:
-            return _low_bits(_decode_rle(frame, layout), layout)
-        decode = _decode_jpeg_2000 if syntax in _JPEG_2000 else _decode_jpeg
-        return decode(frame, layout, syntax)
-    except ImportError as error:
-        raise PacxError(
-            f"{elements.name}: DICOM with compressed pixels, which need the extra "
-            f"dicom ({error}): pip install 'pylibjpeg[all]>=2'"
-        ) from None
-    except Exception as error:  # hostile bytes make decoders raise almost anything
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise PacxError(
-            f"{elements.name}: unreadable DICOM PixelData ({reason}); replace or "
-            "delete it"
-        ) from None
-
-
-def _native(data: bytes, elements: dicom_header.Elements, layout: Layout) -> np.ndarray:
-    n = layout.rows * layout.columns * layout.allocated // 8
+    if not 0 < h * w <= MAX_PIXELS:
+        raise ValueError(f"Rows {h} x Columns {w}: 1 to {MAX_PIXELS} pixels are read")
+    if allocated not in (8, 16) or not 1 <= stored <= allocated or high != stored - 1:
+        raise ValueError(
+            f"BitsAllocated {allocated}, BitsStored {stored}, HighBit {high}: the low "
+            "bits of 8 or 16 are read"
+        )
+    n = h * w * allocated // 8
+    if syntax not in _NATIVE:
+        try:
+            pixels = _decompress(syntax, data, (h, w), allocated, stored, signed)
+        except ImportError:
+            raise
+        except Exception as error:
+            raise ValueError(f"PixelData: {error}") from error
     # Some writers pad; twice as much is another bit depth, or more frames.
-    if not n <= len(data) < max(2 * n, n + 2):
-        raise PacxError(
-            f"{elements.name}: DICOM PixelData has {len(data)} bytes, where Rows "
-            f"{layout.rows}, Columns {layout.columns} and BitsAllocated "
-            f"{layout.allocated} make {n}; replace or delete it"
+    elif n <= len(data) < max(2 * n, n + 2):
+        pixels = np.frombuffer(data, f"<u{allocated // 8}", h * w)
+    else:
+        raise ValueError(
+            f"PixelData has {len(data)} bytes, where Rows {h}, Columns {w} and "
+            f"BitsAllocated {allocated} make {n}"
         )
-    pixels = np.frombuffer(
-        data, f"<u{layout.allocated // 8}", layout.rows * layout.columns
-    )
-    return pixels.reshape(layout.rows, layout.columns)
+    values = np.arange(2**stored)
+    values[2 ** (stored - 1) :] -= bool(signed) << stored
+    # The unused bits once held overlays.
+    pixels = pixels.astype(np.uint16) & np.uint16(2**stored - 1)
+    return dataset, pixels.reshape(h, w), values
 
 
-def _low_bits(pixels: np.ndarray, layout: Layout) -> np.ndarray:
-    """Without the unused bits, in which overlays were once kept."""
-    if layout.stored == layout.allocated:
-        return pixels
-    return pixels & pixels.dtype.type(2**layout.stored - 1)
-
-
-def _frame(data: bytes) -> bytes:
-    """The one frame of encapsulated pixels, its fragments joined."""
+def _decompress(syntax, data, shape, allocated, stored, signed) -> np.ndarray:
+    """Pixels as integers (h, w), or flat; `data` are those of PixelData."""
+    import imagecodecs
     from pydicom import encaps
 
     _, *fragments = encaps.generate_fragments(data)  # the first item is offsets
-    return b"".join(fragments)
+    frame = b"".join(fragments)
+    if syntax == _RLE:
+        n, kind = shape[0] * shape[1], f"<u{allocated // 8}"
+        room = bytearray((n + 128) * allocated // 8)  # some writers pad
+        return np.frombuffer(
+            imagecodecs.dicomrle_decode(frame, kind, out=room), kind, n
+        )
+    if frame[4:8] == b"jP  ":  # a whole JP2 file
+        frame = frame[max(frame.find(_JPEG_2000), 0) :]
+    if not frame[-256:].rstrip(b"\0\xff").endswith(b"\xff\xd9"):
+        raise ValueError("JPEG without its end: cut off")
+    header = _jpeg_2000_header if frame.startswith(_JPEG_2000) else _jpeg_header
+    decoder, size, precision, is_signed = header(frame)
+    other_sign = is_signed != signed and precision != stored
+    if size != (*shape, 1) or precision > 16 or other_sign:
+        raise ValueError(
+            f"compressed image of {size[0]} rows, {size[1]} columns, {size[2]} "
+            f"samples, {precision} bits, signed {int(is_signed)}, in Rows {shape[0]}, "
+            f"Columns {shape[1]}, BitsStored {stored}, PixelRepresentation {signed}"
+        )
+    kind = f"{'i' if is_signed else 'u'}{1 if precision <= 8 else 2}"
+    pixels = getattr(imagecodecs, decoder)(frame, out=np.empty(shape, kind))
+    low, high, limit = int(pixels.min()), int(pixels.max()), 2 ** (stored - is_signed)
+    if low < -limit or high >= limit:
+        raise ValueError(f"values {low} to {high} in BitsStored {stored}")
+    return pixels
 
 
-def _decode_rle(frame: bytes, layout: Layout) -> np.ndarray:
-    """PS3.5 annex G: a segment of PackBits for each byte, the high one first."""
-    n, parts = layout.rows * layout.columns, layout.allocated // 8
-    count, *offsets = struct.unpack_from("<16I", frame)
-    if count != parts:
-        raise ValueError(f"{count} RLE segments for BitsAllocated {layout.allocated}")
-    ends = [*offsets[1:count], len(frame)]
-    pixels = np.empty((n, parts), np.uint8)
-    for i, (start, end) in enumerate(zip(offsets, ends, strict=False)):
-        if not 64 <= start <= end <= len(frame):
-            raise ValueError(f"RLE segment at {start} to {end} of {len(frame)} bytes")
-        segment = _unpack_bits(frame[start:end], n)
-        pixels[:, parts - 1 - i] = np.frombuffer(segment, np.uint8)
-    return pixels.view(f"<u{parts}").reshape(layout.rows, layout.columns)
-
-
-def _unpack_bits(data: bytes, n: int) -> bytes:
-    """The first n bytes of a PackBits segment, never more than 128 beyond.
-
-    Written here because the extension of pylibjpeg-rle aborts on damaged data by an
-    exception that `except Exception` does not catch.
-    """
-    out, i, end = bytearray(), 0, len(data)
-    while len(out) < n and i < end:
-        head = data[i]
-        if head < 128:
-            out += data[i + 1 : i + 2 + head]
-            i += 2 + head
-        elif head > 128:
-            out += data[i + 1 : i + 2] * (257 - head)
-            i += 2
-        else:
-            i += 1
-    if len(out) < n:
-        raise ValueError(f"RLE segment of {len(out)} bytes, not {n}: cut off")
-    return bytes(out[:n])
-
-
-def _decode_jpeg(frame: bytes, layout: Layout, syntax: str) -> np.ndarray:
-    """JPEG and JPEG-LS, by pylibjpeg-libjpeg."""
-    import libjpeg
-
-    marker, precision, rows, columns, samples = _jpeg_header(frame)
-    if marker not in _JPEG[syntax]:
-        raise ValueError(f"JPEG of kind {marker:02X} in transfer syntax {syntax}")
-    _check_header((rows, columns, samples), precision, layout)
-    if layout.signed and precision != layout.stored:
-        raise ValueError(f"signed JPEG of {precision} bits, BitsStored {layout.stored}")
-    return _checked(libjpeg.decode(frame), layout, signed=False)
-
-
-def _jpeg_header(frame: bytes) -> tuple[int, int, int, int, int]:
-    """Marker, precision, rows, columns and samples of the first frame header."""
-    if frame[:2] != b"\xff\xd8" or not _ends(frame):
-        raise ValueError("JPEG without its start or end: cut off")
+def _jpeg_header(frame: bytes) -> tuple[str, tuple[int, ...], int, bool]:
+    """Decoder; rows, columns and samples; bits of a sample; whether it is signed."""
     check_scans(frame)
-    i = 2
-    while True:
-        i = frame.index(b"\xff", i)
-        marker = frame[i + 1]
-        if marker == 0xFF:
-            i += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            return marker, *struct.unpack_from(">BHHB", frame, i + 4)
-        elif marker == 0xF7:
-            return marker, *struct.unpack_from(">BHHB", frame, i + 4)
-        elif marker < 0xC0 or 0xD0 <= marker <= 0xDA or marker == 0xDE:
-            raise ValueError(f"JPEG marker {marker:02X} before the frame header")
-        else:
-            i += 2 + struct.unpack_from(">H", frame, i + 2)[0]
+    at = 2
+    while (marker := int.from_bytes(frame[at : at + 2])) not in _FRAMES:
+        # Neither scans nor markers without a length stand before the frame.
+        if not (0xFFC0 < marker < 0xFFD0 or marker > 0xFFDA):
+            raise ValueError(f"JPEG marker {marker:04X} before the frame header")
+        at += 1 if marker == 0xFFFF else 2 + int.from_bytes(frame[at + 2 : at + 4])
+    precision, *size = struct.unpack_from(">BHHB", frame, at + 4)
+    return _FRAMES[marker], tuple(size), precision, False
 
 
 def check_scans(jpeg: bytes) -> None:
-    """ValueError for a JPEG of more scans than any encoder writes.
-
-    Each passes over the whole image, and one of a hundred bytes may hold nothing.
-    """
-    scans = jpeg.count(b"\xff\xda")
-    if scans > MAX_SCANS:
+    """ValueError for too many scans: each passes over the whole image."""
+    if (scans := jpeg.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"JPEG of {scans} scans; at most {MAX_SCANS} are read")
 
 
-def _decode_jpeg_2000(frame: bytes, layout: Layout, syntax: str) -> np.ndarray:
-    """JPEG 2000, by pylibjpeg-openjpeg."""
-    import openjpeg
-
-    del syntax
-    if frame[:4] != b"\xff\x4f\xff\x51" or not _ends(frame):
-        raise ValueError("JPEG 2000 codestream without its start or end: cut off")
-    size = struct.unpack_from(">8IH3B", frame, 8)
-    columns, rows, *offset, tile_width, tile_height, _, _, samples = size[:9]
-    depth, dx, dy = size[9:]
-    if any(offset) or (dx, dy) != (1, 1):
-        raise ValueError("JPEG 2000 image with an offset or subsampling")
-    if not tile_width or not tile_height:
-        raise ValueError("JPEG 2000 tiles without pixels")
-    _check_header((rows, columns, samples), depth % 128 + 1, layout)
-    tiles = -(-columns // tile_width) * -(-rows // tile_height)
-    jpeg_2000.check(frame, rows, columns, tiles)
-    signed = depth >= 128
-    if signed != layout.signed:
-        raise ValueError(
-            f"JPEG 2000 signed {int(signed)}, PixelRepresentation {int(layout.signed)}"
-        )
-    return _checked(openjpeg.decode(frame), layout, signed)
-
-
-def _ends(frame: bytes) -> bool:
-    """Whether the end marker, the same of JPEG and JPEG 2000, is there."""
-    return frame[-256:].rstrip(b"\0\xff").endswith(b"\xff\xd9")
+def _jpeg_2000_header(frame: bytes) -> tuple[str, tuple[int, ...], int, bool]:
+    """As `_jpeg_header` (T.800 A); refuses what lacks tiles or takes much memory."""
+    *sizes, samples, depth, dx, dy = struct.unpack_from(">8IH3B", frame, 8)
+    columns, rows, left, top, width, height = sizes[:6]
+    if left or top or (dx, dy) != (1, 1) or not width * height:
+        raise ValueError("JPEG 2000 image with an offset, subsampling or empty tiles")
+    seen, at, end = set(), 2, len(frame)
+    while at < len(frame) and frame[at : at + 2] != b"\xff\xd9":
+        marker, length = struct.unpack_from(">2H", frame, at)
+        if marker == _SOT:
+            tile, size = struct.unpack_from(">HI", frame, at + 4)
+            seen.add(tile)
+            end = at + size if size else len(frame)
+        elif marker in (_COD, _COC):
+            # Progression, layers and transform stand in COD alone.
+            start = at + (9 if marker == _COD else 6)
+            _check_blocks(*frame[start : at + 2 + length], pixels=rows * columns)
+        after = end if marker == _SOD else at + 2 + length
+        if marker < 0xFF00 or not at + 2 < after <= end <= len(frame):
+            raise ValueError(f"JPEG 2000 marker {marker:04X} at byte {at}: cut off")
+        at = after
+    tiles = -(-columns // width) * -(-rows // height)
+    if len(seen) != tiles or max(seen) >= tiles:  # OpenJPEG would give zeros
+        raise ValueError(f"JPEG 2000 with {len(seen)} of {tiles} tiles: cut off")
+    return "jpeg2k_decode", (rows, columns, samples), depth % 128 + 1, depth >= 128
 
 
-def _check_header(shape: tuple[int, ...], precision: int, layout: Layout) -> None:
-    if shape != (layout.rows, layout.columns, 1) or precision > 16:
-        raise ValueError(
-            f"compressed image of {shape[0]} rows, {shape[1]} columns, {shape[2]} "
-            f"samples and {precision} bits, Rows {layout.rows}, Columns "
-            f"{layout.columns}"
-        )
-
-
-def _checked(pixels: np.ndarray, layout: Layout, signed: bool) -> np.ndarray:
-    """Decoded values as stored bits; ValueError when they need more than there are."""
-    if pixels.shape != (layout.rows, layout.columns) or pixels.dtype.itemsize > 2:
-        raise ValueError(f"decoded to {pixels.dtype} {pixels.shape}")
-    low, high = (0, 2**layout.stored - 1)
-    if signed:
-        low, high = -(high // 2) - 1, high // 2
-    if pixels.min() < low or pixels.max() > high:
-        raise ValueError(
-            f"values {pixels.min()} to {pixels.max()} in BitsStored {layout.stored}"
-        )
-    bits = pixels.view(f"<u{pixels.dtype.itemsize}")
-    return bits & bits.dtype.type((2**layout.stored - 1) & np.iinfo(bits.dtype).max)
+def _check_blocks(levels, width, height, _, __, *precincts, pixels):
+    """ValueError for too many code blocks or precincts, of sizes as exponents of 2."""
+    blocks, number = pixels >> (width + height + 4), 0
+    for i, size in enumerate(precincts):
+        shift = 2 * max(levels - i, 0) + (size & 15) + (size >> 4)
+        number += (pixels >> shift) + 1
+    if max(blocks, number) > MAX_BLOCKS:
+        raise ValueError(f"JPEG 2000 of {blocks} code blocks and {number} precincts")

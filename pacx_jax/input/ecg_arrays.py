@@ -1,20 +1,17 @@
-"""Reads 12-lead ECGs from plain arrays, in .npy or MATLAB files.
+"""Reads 12-lead ECGs from plain arrays in .npy files.
 
 They say nothing of themselves: rate and lead order are the caller's.
 """
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Iterator
 
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import arrays, ecg, matlab
-
-SUFFIXES = (".npy", ".mat")
+from pacx_jax.input import arrays, ecg
 
 
 def read(
@@ -23,8 +20,7 @@ def read(
     """Name and float64 (t, 12), leads in standard order, of each record in the file.
 
     Args:
-      path: .npy of (t, 12), (12, t), (n, t, 12) or (n, 1, t, 12); or .mat (up to
-        version 7) with `val`, or one matrix with 12 leads.
+      path: .npy of (t, 12), (12, t), (n, t, 12) or (n, 1, t, 12).
       fs, lead_order: what the caller says of it.
 
     Raises:
@@ -32,10 +28,10 @@ def read(
     """
     ecg.check_rate(fs, str(path))
     order = ecg.lead_indices(lead_order)
-    array = arrays.open_npy(path) if path.suffix.lower() == ".npy" else _load_mat(path)
+    array = arrays.open_npy(path)
     if array.dtype.kind not in "iuf":
         raise PacxError(f"{path}: array of {array.dtype}; it must hold real numbers")
-    many = path.suffix.lower() == ".npy" and array.ndim > 2
+    many = array.ndim > 2
     if many and array.ndim == 4 and array.shape[1] == 1:  # Symile-MIMIC's
         array = array[:, 0]
     if array.ndim == 2 and array.shape[0] == 12 != array.shape[1]:
@@ -43,7 +39,7 @@ def read(
     if array.ndim != 2 + many or array.shape[-1] != 12 or array.shape[-2] == 12:
         raise PacxError(
             f"{path}: array of shape {array.shape}; it must be (samples, 12 leads) or "
-            "(12, samples), or in .npy files (records, samples, 12)"
+            "(12, samples), or (records, samples, 12)"
         )
     if not len(array):
         raise PacxError(f"{path}: array of shape {array.shape}; it holds no record")
@@ -52,19 +48,3 @@ def read(
     for i, one in enumerate(array if many else [array]):
         name = f"{path}[{i}]" if many else str(path)
         yield name, np.asarray(one, np.float64)[:, order]
-
-
-def _load_mat(path: pathlib.Path) -> np.ndarray:
-    variables = matlab.read(path)
-    # PhysioNet's challenges call it `val`.
-    shapes = {name: variable.shape for name, variable in variables.items()}
-    names = [n for n, shape in shapes.items() if len(shape) == 2 and 12 in shape]
-    names = ["val"] if "val" in shapes else names
-    if len(names) != 1:
-        raise PacxError(
-            f"{path}: {len(names)} variables with 12 leads among "
-            f"{', '.join(shapes)[:200] or 'none'}: keep one, or call it val"
-        )
-    if math.prod(shapes[names[0]]) > 12 * ecg.LONGEST:
-        raise PacxError(f"{path}: more than {ecg.LONGEST} samples are not read; cut it")
-    return variables[names[0]].array()

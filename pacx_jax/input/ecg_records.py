@@ -1,4 +1,4 @@
-"""Reads 12-lead ECG records: WFDB records, and plain arrays in .npy or MATLAB files.
+"""Reads 12-lead ECG records: WFDB records, and plain arrays in .npy files.
 
 WFDB headers name their leads, rate and unit, and only what they say clearly is taken:
 the `wfdb` package fills gaps with defaults (250 Hz, gain 200), which here are errors.
@@ -51,7 +51,7 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     """The record files at `path`, sorted: itself, or all under a folder.
 
     A folder's records are its .hea files, and the .npy and .mat files that have no
-    header of their name. Hidden files do not count.
+    header of their name (`read` refuses these .mat files). Hidden files do not count.
 
     Raises:
       PacxError: nothing is there.
@@ -71,12 +71,10 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
         p
         for p in files
         if p.suffix.lower() == ".hea"
-        or (
-            p.suffix.lower() in ecg_arrays.SUFFIXES and p.with_suffix("") not in headers
-        )
+        or (p.suffix.lower() in (".npy", ".mat") and p.with_suffix("") not in headers)
     ]
     if not found:
-        raise PacxError(f"{path} holds no .hea, .npy or .mat files: name ECG records")
+        raise PacxError(f"{path} holds no .hea or .npy files: name ECG records")
     return found
 
 
@@ -92,8 +90,8 @@ def read(
     """Reads a file's records: one, or the rows of an array of many.
 
     Args:
-      path: a WFDB header, or its signal file; or a .npy or .mat array (t, 12) or
-        (12, t), or a .npy of (n, t, 12) or (n, 1, t, 12).
+      path: a WFDB header, or its signal file; or a .npy array (t, 12), (12, t),
+        (n, t, 12) or (n, 1, t, 12).
       fs: sampling rate of arrays; a header tells its own.
       lead_order: "standard" or "mimic", of arrays.
 
@@ -104,13 +102,18 @@ def read(
     path = pathlib.Path(path)
     if found := header_of(path):
         yield read_wfdb(found)
-    elif path.suffix.lower() in ecg_arrays.SUFFIXES:
+    elif path.suffix.lower() == ".npy":
         for name, array in ecg_arrays.read(path, fs, lead_order):
             yield Record(name, array, float(fs), {})
+    elif path.suffix.lower() == ".mat":
+        raise PacxError(
+            f"{path}: a .mat file without a WFDB header ({path.stem}.hea); convert it: "
+            "numpy.save('x.npy', scipy.io.loadmat('x.mat')['val'])"
+        )
     else:
         raise PacxError(
-            f"{path}: no ECG record; give a .hea, .npy or .mat file, or a signal file "
-            "beside its header"
+            f"{path}: no ECG record; give a .hea or .npy file, or a signal file beside "
+            "its header"
         )
 
 

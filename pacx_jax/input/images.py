@@ -18,8 +18,7 @@ from PIL import Image
 
 from pacx_jax.errors import PacxError
 from pacx_jax.input import dicom
-from pacx_jax.input.dicom import MAX_PIXELS, is_dicom
-from pacx_jax.input.dicom_pixels import check_scans
+from pacx_jax.input.dicom_pixels import MAX_PIXELS, check_scans, is_dicom
 
 FORMATS = ("JPEG", "PNG")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")

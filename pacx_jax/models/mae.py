@@ -168,6 +168,31 @@ def patch_targets(
     return x
 
 
+def pictures(
+    images: Array, pred: Array, mask: Array, patch_size: int, norm_pix_loss: bool
+) -> tuple[Array, Array]:
+    """What the encoder saw of images, and the images with the prediction filled in.
+
+    Args:
+      images: normalised, (b, h, w, c).
+      pred: (b, n, p), as the decoder gives it for all patches.
+      mask: (b, n), 1 where a patch was removed.
+      norm_pix_loss: whether `pred` is standardised by each patch's own mean and std,
+        which are then taken from the image.
+
+    Returns:
+      Two arrays (b, h, w, c), normalised; removed patches of the first are 0.
+    """
+    patches, gone = vit.patchify(images, patch_size), mask[..., None] > 0
+    if norm_pix_loss:
+        var = patches.var(-1, keepdims=True, ddof=1)
+        pred = pred * jnp.sqrt(var + 1e-6) + patches.mean(-1, keepdims=True)
+    grid = (images.shape[1] // patch_size, images.shape[2] // patch_size)
+    seen = jnp.where(gone, 0, patches)
+    filled = jnp.where(gone, pred, patches)
+    return tuple(vit.unpatchify(x, patch_size, grid) for x in (seen, filled))
+
+
 def reconstruction_loss(pred: Array, target: Array) -> Array:
     """Per-image loss (b,): mean squared pixel error of the masked patches (b, m, p).
 

@@ -102,7 +102,16 @@ def from_teachers(
         pretrained={"encoder": config.model_init},
         readers=() if cached else tuple(t.reader for t in chosen.values()),
         teachers=chosen if cached else {},
+        monitor=_adapters(config) if config.tuning == "lora" else None,
     )
+
+
+def _adapters(config):
+    def monitor(params):
+        share = lora.share(params["encoder"], params["lora"], config.lora.alpha)
+        return {"adapter_share": share}
+
+    return monitor
 
 
 def active(config) -> tuple[str, ...]:

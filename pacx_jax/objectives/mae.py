@@ -59,6 +59,18 @@ def make(config, mesh: Mesh | None = None) -> Objective:
             "loss_of_mean": mae.reconstruction_loss(mean_pixel, target),
         }
 
+    def images(params, batch, key):
+        # Four X-rays, each as it is, as the encoder sees it, and filled in.
+        raw = batch["image"][:4]
+        x = normalize(raw, mean, std)
+        n = (size // patch) ** 2
+        drawn = mae.random_masking(key, jnp.arange(len(raw)), n, ratio)
+        pred = model.apply({"params": params}, x, *drawn[:2])
+        shown = mae.pictures(x, pred, drawn[2], patch, config.loss.norm_pix_loss)
+        pixels = [(p * jnp.asarray(std) + jnp.asarray(mean)) * 255 for p in shown]
+        row = jnp.concatenate([raw, *pixels], axis=2)
+        return {"reconstruction": jnp.clip(jnp.round(row), 0, 255).astype(jnp.uint8)}
+
     def summarize(outputs):
         return {name: float(values.mean()) for name, values in outputs.items()}
 
@@ -73,6 +85,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         summarize=summarize,
         pretrained={part: config.model_init for part in parts},
         weight=lambda batch: len(batch["image"]),
+        images=images,
     )
 
 

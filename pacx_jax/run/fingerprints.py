@@ -36,6 +36,7 @@ FREE = frozenset(
         "data.workers",
         "encoder_chunks",
         "grace_seconds",
+        "images_every",
         "keep",
         "log_every",
         "loss.chunk",

@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 
+import numpy as np
 import tensorboardX
 
 from pacx_jax import files
@@ -52,6 +53,11 @@ class MetricsWriter:
         for name, value in values.items():
             self._board.add_scalar(f"timing/{name}", value, step)
 
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
+        """Images uint8 (k, h, w, 3) for TensorBoard, one above the other."""
+        for name, array in images.items():
+            self._board.add_image(name, np.concatenate(array), step, dataformats="HWC")
+
     def flush(self) -> None:
         """Rows are on disk when this returns: call it before a checkpoint is saved."""
         for file in (self._metrics, self._timings):
@@ -73,6 +79,9 @@ class NoWriter:
         """Nothing."""
 
     def write_timing(self, step: int, values: dict[str, float]) -> None:
+        """Nothing."""
+
+    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Nothing."""
 
     def flush(self) -> None:

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from pacx_jax import objectives, optim, sharding, step, target
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints
+from pacx_jax.run import fingerprints, monitor
 from pacx_jax.types import Metrics, Objective
 
 if TYPE_CHECKING:  # a stage on synthetic batches needs no readers of data
@@ -40,6 +40,7 @@ class Run:
       abstract: the TrainState's shapes, dtypes and shardings.
       init: () -> the state before the first step.
       train_step: (state, batch, step_key) -> (state, metrics); the state is donated.
+      monitor: what is logged beside the step's metrics.
       eval_step: (state, batch, key) -> the outputs of each example.
       step_key: of the steps' randomness.
       eval_key: of the evaluation's.
@@ -53,6 +54,7 @@ class Run:
     abstract: step.TrainState
     init: Callable[[], step.TrainState]
     train_step: Callable[..., tuple[step.TrainState, Metrics]]
+    monitor: monitor.Monitor
     eval_step: Callable[..., dict[str, jax.Array]]
     step_key: jax.Array
     eval_key: jax.Array
@@ -64,6 +66,16 @@ class Run:
             f"weights.{part}": value for part, value in self.weights.items()
         }
 
+    def images(self, state) -> dict[str, np.ndarray]:
+        """Pictures of the first validation batch, {} if the objective draws none."""
+        if self.objective.images is None:
+            return {}
+        with contextlib.closing(self.data.val()) as batches:
+            batch = next(iter(batches))
+        batch = {k: v for k, v in batch.items() if k not in ("mask", "index")}
+        found = jax.device_get(self.monitor.images(state, batch, self.eval_key))
+        return {name: np.asarray(images) for name, images in found.items()}
+
     def evaluate(self, state, between: Callable[[], None] = lambda: None):
         """Metrics over the validation split, each named "val/...".
 
@@ -73,7 +85,9 @@ class Run:
         outputs, _ = collect(
             self.eval_step, state, self.data.val(), self.eval_key, self.mesh, between
         )
-        return {f"val/{k}": v for k, v in self.objective.summarize(outputs).items()}
+        with jax.transfer_guard("allow"):  # an objective may compute this with JAX
+            metrics = self.objective.summarize(outputs)
+        return {f"val/{k}": v for k, v in metrics.items()}
 
 
 def prepare(config, workdir: str, opened: dict) -> Run:
@@ -99,7 +113,9 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Run:
     Args:
       data: the stage's batches.
     """
-    tx = optim.make(optim.settings(config), config.total_steps)
+    settings = optim.settings(config)
+    tx = optim.make(settings, config.total_steps)
+    rate = optim.schedule(settings, config.total_steps)
     everywhere = sharding.replicated(mesh)
     keys = jax.random.split(jax.random.key(config.seed), 3)
     # Put on all devices once; a step that got them on one would copy them each time.
@@ -130,6 +146,7 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Run:
         train_step=step.make_train_step(
             objective, tx, mesh, shardings, config.get("accumulate", 1)
         ),
+        monitor=monitor.Monitor(objective, rate, mesh, shardings),
         eval_step=step.make_eval_step(objective, mesh, shardings),
         step_key=step_key,
         eval_key=eval_key,

@@ -7,6 +7,7 @@ import pytest
 
 from pacx_jax.errors import PacxError
 from pacx_jax.modalities import teachers
+from pacx_jax.objectives.distill import active
 from pacx_jax.run import batches
 from pacx_jax.types import Objective
 from tests import tiny
@@ -44,7 +45,7 @@ def folders(tmp_path_factory):
 def data(folders, workdir, mesh, change=lambda source: None, **fields):
     config = tiny.distill_config(folders, data__threads=0, **fields)
     config.cache_dir = str(workdir.parent / "cache")
-    chosen = {m: teachers.load(m, config.modalities[m]) for m in ("ecg", "labs")}
+    chosen = {m: teachers.load(m, config.modalities[m]) for m in active(config)}
     objective = Objective(None, None, None, None, None, teachers=chosen)
     opened = {"train": Triplets(), "val": Triplets()}
     opened["val"].split = "val"

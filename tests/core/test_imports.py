@@ -139,6 +139,15 @@ def test_data_builders_import_nothing_of_the_library_but_input():
         assert own(path) <= {"input", "cli", *BELOW_INPUT}, name(path)
 
 
+def test_reports_and_what_they_are_drawn_with_stay_out_of_the_library():
+    reports = PACKAGE / "evaluate" / "reports"
+    for path in FILES:
+        if reports not in path.parents:
+            found = imports(path)
+            assert not {part(n) for n in found} & {"matplotlib", "jinja2"}, name(path)
+            assert not any(n.startswith("pacx_jax.evaluate.reports") for n in found)
+
+
 def test_library_does_not_import_torch_or_tensorflow():
     for path, unit in FILES.items():
         if unit == "convert":
@@ -165,7 +174,7 @@ class NoTorch:
         if name.partition(".")[0] == "torch":
             raise ImportError("no torch here")
 sys.meta_path.insert(0, NoTorch())
-import pacx_jax.embed, pacx_jax.evaluate.report, pacx_jax.export, pacx_jax.main
+import pacx_jax.embed, pacx_jax.evaluate.probe, pacx_jax.export, pacx_jax.main
 assert "torch" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, timeout=120)

@@ -228,7 +228,7 @@ BAD = {
     "nothing": (
         lambda r: [p.unlink() for p in r.rglob("*.*")],
         (),
-        "holds no .hea, .npy or .mat files",
+        "holds no .hea or .npy files",
     ),
     "no headers": (
         lambda r: [

@@ -3,15 +3,19 @@
 import dataclasses
 import html.parser
 import json
+import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from pacx_jax.evaluate import comparison, probe, report, statistics, tables
+from pacx_jax.evaluate import comparison, probe, statistics
+from pacx_jax.evaluate.reports import report, tables
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = ("dilated LV", "heart failure", "consolidation")
 GROUPS = {"physiological": LABELS[:2], "anatomical": LABELS[2:]}
 ARMS = {
@@ -125,7 +129,7 @@ def test_comparison_is_json_and_marks_the_undefined_as_none(study):
     rows = [r for r in compared.summary if r["labels"] == "anatomical"]
     assert all(row["difference"] is None for row in rows)
     json.dumps(dataclasses.asdict(compared), allow_nan=False)
-    assert "not measurable" in tables.findings(rows)[0]
+    assert "not measurable" in tables.finding(rows[0])
     assert "n/a" in tables.render_table_text(compared.table, compared.summary)
     report.render(report.Report(summary=compared.summary, table=compared.table))
 
@@ -185,6 +189,34 @@ def test_report_of_nothing_states_what_is_missing():
     assert "did not compare them" in page and "nan" not in page.lower()
 
 
+def test_report_names_a_chart_without_values():
+    curves = {"ECG/train": ([1, 2], [float("nan"), float("inf")])}
+    page = report.render(report.Report(curves=curves))
+    assert '<p class="empty">ECG: no values.</p>' in page and "<svg" not in page
+
+
+def test_charts_hold_texts_and_the_colours_of_the_theme(full):
+    charts = re.findall(r"<svg.*?</svg>", report.render(full), flags=re.DOTALL)
+    assert not re.search(r"#[0-9a-f]{6}\b", "".join(charts))
+    forest, physiological, _, losses, _ = charts
+    for text in ("physiological, 10%", "anatomical, 100%", "difference in AUROC"):
+        assert f">{text}</text>" in forest
+    for text in ("PaCX", "Raw &lt;pixels&gt;", "chance", "AUROC", "10%"):
+        assert f">{text}</text>" in physiological
+    for text in ("train", "held-out", "step", "value"):
+        assert f">{text}</text>" in losses
+
+
+def test_package_ships_the_page(tmp_path):
+    subprocess.run(
+        [sys.executable, "setup.py", "-q", "build_py", f"--build-lib={tmp_path}"],
+        cwd=ROOT,
+        check=True,
+        timeout=120,
+    )
+    assert (tmp_path / "pacx_jax/evaluate/reports/report.html.j2").is_file()
+
+
 class _Audit(html.parser.HTMLParser):
     """Collects what accessibility and self-containment ask about."""
 
@@ -202,6 +234,8 @@ class _Audit(html.parser.HTMLParser):
                 self.bad.append((tag, values[key]))
         if tag == "img" and not values.get("alt"):
             self.bad.append("image without alternative text")
+        if values.get("role") == "img" and not values.get("aria-label"):
+            self.bad.append("chart without alternative text")
         if tag == "th" and "scope" not in values:
             self.bad.append("header cell without scope")
 
@@ -216,7 +250,8 @@ def test_report_is_well_formed_accessible_and_self_contained(full):
     audit.feed(page)
     assert audit.bad == [] and audit.open == []
     assert "script" not in audit.seen
-    assert "http" not in page and "url(" not in page and "@import" not in page
+    assert "http" not in page and "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
     assert '<html lang="en">' in page and "<title>PaCX-MAE &amp; friends" in page
     assert "Raw &lt;pixels&gt;" in page and "<pixels>" not in page
 

@@ -6,7 +6,6 @@ import io
 import pathlib
 
 import numpy as np
-import scipy.io
 
 from data.ecg_array import ecg_array_dataset_builder
 from pacx_jax.input import ecg, ecg_records, percentiles
@@ -37,17 +36,6 @@ def draw_record(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "r.hea").write_bytes(_header())
     (folder / "r.dat").write_bytes(_SIGNAL.astype("<i2").tobytes())
-
-
-def _mats() -> list[bytes]:
-    found = []
-    for options in ({}, {"do_compression": True}, {"format": "4"}):
-        stream = io.BytesIO()
-        scipy.io.savemat(stream, {"val": _SIGNAL[:300].T.astype(float)}, **options)
-        found.append(stream.getvalue())
-    stream = io.BytesIO()
-    scipy.io.savemat(stream, {"val": _SIGNAL[:99].T, "x": {"y": [1, "a"]}})
-    return [*found, stream.getvalue()]
 
 
 def _npys() -> list[bytes]:
@@ -100,7 +88,6 @@ def _cache(path: pathlib.Path) -> None:
 READERS = {
     "wfdb header": Reader("r.hea", draw_record, _read_ecg, damage.of_text),
     "wfdb signal": Reader("r.dat", draw_record, _read_ecg),
-    "mat": Reader("r.mat", _one("r.mat", _mats()[0]), _read_ecg, seeds=_mats),
     "npy": Reader("r.npy", _one("r.npy", _npys()[0]), _read_ecg, seeds=_npys),
     "npy of a set": Reader("ecg.npy", _draw_array_set, _read_array_set),
     "percentiles": Reader(

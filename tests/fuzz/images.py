@@ -45,16 +45,22 @@ def jpegs() -> list[bytes]:
 
 def dicoms() -> list[bytes]:
     """DICOM files of the transfer syntaxes, with windows and tables."""
+    import imagecodecs
+
     stored = dicom.STORED
     window = {"WindowCenter": "2000", "WindowWidth": "900", "RescaleSlope": "2"}
     window |= {"RescaleIntercept": "-5", "PixelPaddingValue": 7}
     made = [dicom.made(), dicom.made(syntax=dicom.IMPLICIT, **window)]
     made.append(dicom.made(stored - 2000, 12, WindowCenter="1\\2", WindowWidth="9\\8"))
     made.append(dicom.made(VOILUTSequence=dicom.lut(range(300), 5, 9)))
+    short = stored.astype(np.uint16)
     for syntax, frame in (
         (dicom.RLE, dicom.rle(stored)),
         (dicom.J2K, dicom.jpeg_2000(stored, 12)),
+        (dicom.J2K, dicom.jpeg_2000(stored, 12, codecformat="jp2")),
         (dicom.LOSSLESS, dicom.lossless_jpeg(stored, 12)),
+        (dicom.EXTENDED, imagecodecs.jpeg8_encode(short, level=90, bitspersample=12)),
+        (dicom.LS, imagecodecs.jpegls_encode(short)),
     ):
         made.append(dicom.data(dicom.encapsulated(frame, syntax)))
     smooth = np.minimum(stored // 16, 255)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from pacx_jax.errors import PacxError
-from tests.fuzz import arrays, images
+from tests.fuzz import images
 from tests.fuzz import readers as fuzz
 from tests.input import dicom_files as dicom
 
@@ -55,18 +55,10 @@ def safetensors_of(header: dict):
     return lambda _: len(text).to_bytes(8, "little") + text
 
 
-def one_byte_of_a_mat(_):
-    """The type of its numbers, by which scipy.io.loadmat ended the process."""
-    data = bytearray(arrays._mats()[3])
-    data[177] = 177
-    return bytes(data)
-
-
 FAULTS = {
     "numpy's header reader": ("npy", lambda b: b[:60] + b"\0" * 50),
     "archive as npy": ("npy", lambda _: zipped({"a.npy": b"x"})),
     "objects in npy": ("embedding cache", lambda b: b.replace(b"<f4", b"|O8")),
-    "scipy's crash": ("mat", one_byte_of_a_mat),
     "wfdb's baseline": (
         "wfdb header",
         lambda b: b.replace(b"16 0 0 aVL", b"16 " + b"9" * 400 + b" 0 aVL")),
@@ -167,12 +159,6 @@ def jpeg_2000(rows, columns, block=4, precinct=None, tile=None):
     return dicom.data(dataset)
 
 
-def huge_mat(_):
-    """A compressed variable of 512 MB, of which 16 MB of zeros are there."""
-    body = zlib.compress(struct.pack("<2I", 14, 2**29) + bytes(2**24))
-    return bytes(124) + b"\0\1IM" + struct.pack("<2I", 15, len(body)) + body
-
-
 def npy_of(*shape):
     """A header alone."""
     stream = io.BytesIO()
@@ -193,7 +179,6 @@ BOMBS = {
     "npy": ("npy", npy_of(10**12, 12)),
     "npy of a set": ("npy of a set", npy_of(2**40, 5000, 12)),
     "embedding cache": ("embedding cache", npy_of(2**40, 3)),
-    "mat": ("mat", huge_mat),
     "wfdb": ("wfdb header", lambda b: b.replace(b"500 5000", b"500 1000000000000")),
     "percentiles": ("percentiles", lambda _: zipped({"values.npy": bytes(2**26 + 1)})),
     "safetensors": ("safetensors", lambda b: (2**60).to_bytes(8, "little") + b[8:]),

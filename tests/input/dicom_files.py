@@ -1,7 +1,6 @@
-"""Small DICOM files of synthetic pixels, and an encoder for lossless JPEG."""
+"""Small DICOM files of synthetic pixels."""
 
 import io
-import struct
 
 import numpy as np
 from PIL import Image
@@ -10,6 +9,7 @@ EXPLICIT, IMPLICIT = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2"
 BIG_ENDIAN, DEFLATED = "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.1.99"
 RLE, BASELINE, EXTENDED = (f"1.2.840.10008.1.2.{x}" for x in ("5", "4.50", "4.51"))
 LOSSLESS, LOSSLESS_SV1 = (f"1.2.840.10008.1.2.4.{x}" for x in (57, 70))
+LS, LS_NEAR = (f"1.2.840.10008.1.2.4.{x}" for x in (80, 81))
 J2K_LOSSLESS, J2K = (f"1.2.840.10008.1.2.4.{x}" for x in (90, 91))
 SECRET = "Doe^Jane"
 
@@ -88,78 +88,32 @@ def jpeg(pixels, **options) -> bytes:
 
 
 def jpeg_2000(stored, bits, **options) -> bytes:
-    from openjpeg.utils import encode_array
+    """A codestream; lossless unless `options` have the PSNR `level`."""
+    import imagecodecs
 
     dtype = np.int16 if (stored < 0).any() else np.uint16
-    return bytes(
-        encode_array(
-            stored.astype(dtype),
-            bits_stored=bits,
-            photometric_interpretation=2,
-            **options,
-        )
+    options = {"codecformat": "j2k", "reversible": "level" not in options} | options
+    return imagecodecs.jpeg2k_encode(
+        stored.astype(dtype), bitspersample=bits, **options
     )
 
 
 def rle(pattern) -> bytes:
-    """PackBits of each byte, the high one first, row by row."""
-    planes = np.atleast_3d(
-        pattern.astype("<u2").view(np.uint8).reshape(*pattern.shape, 2)
-    )
-    segments = []
-    for plane in (planes[..., 1], planes[..., 0]):
-        segment = b"".join(map(_pack_bits, plane))
-        segments.append(segment + b"\0" * (len(segment) % 2))
-    offsets = [64, 64 + len(segments[0])]
-    return struct.pack("<16I", 2, *offsets, *[0] * 13) + b"".join(segments)
+    """One frame of 16 bits a pixel, by pydicom's encoder."""
+    from pydicom import encaps
+
+    ds = dataset(pattern, 16)
+    ds.compress(RLE, encoding_plugin="pydicom")
+    return next(encaps.generate_frames(ds.PixelData, number_of_frames=1))
 
 
-def _pack_bits(row) -> bytes:
-    out, i = b"", 0
-    while i < len(row):
-        run = 1
-        while i + run < len(row) and run < 128 and row[i + run] == row[i]:
-            run += 1
-        if run > 2:
-            out += bytes([257 - run, row[i]])
-            i += run
-            continue
-        end = min(i + 5, len(row))
-        out += bytes([end - i - 1]) + bytes(row[i:end])
-        i = end
-    return out
+def lossless_jpeg(stored, precision, predictor=1) -> bytes:
+    """Process 14 of ITU-T T.81."""
+    import imagecodecs
 
-
-def lossless_jpeg(stored, precision) -> bytes:
-    """Process 14 of ITU-T T.81, predictor 1, with a Huffman code of 5 bits a category.
-
-    The category of a difference d is its number of bits; then come these bits, of
-    d - 1 when it is negative.
-    """
-    stored = stored.astype(int)
-    before = np.empty_like(stored)
-    before[:, 1:] = stored[:, :-1]
-    before[1:, 0] = stored[:-1, 0]
-    before[0, 0] = 2 ** (precision - 1)
-    bits = []
-    for d in (stored - before).ravel().tolist():
-        size = abs(d).bit_length()
-        bits.append(f"{size:05b}")
-        if size:
-            bits.append(f"{d if d > 0 else d - 1 + 2**size:0{size}b}")
-    text = "".join(bits)
-    text += "1" * (-len(text) % 8)
-    coded = int(text, 2).to_bytes(len(text) // 8, "big").replace(b"\xff", b"\xff\0")
-    height, width = stored.shape
-    table = bytes([0, *[0] * 4, 17, *[0] * 11]) + bytes(range(17))
-    return (
-        b"\xff\xd8\xff\xc3"
-        + struct.pack(">HBHHBBBB", 11, precision, height, width, 1, 1, 0x11, 0)
-        + b"\xff\xc4"
-        + struct.pack(">H", 2 + len(table))
-        + table
-        + b"\xff\xda"
-        + struct.pack(">HBBBBBB", 8, 1, 1, 0, 1, 0, 0)
-        + coded
-        + b"\xff\xd9"
+    return imagecodecs.jpeg8_encode(
+        stored.astype(np.uint8 if precision <= 8 else np.uint16),
+        lossless=True,
+        predictor=predictor,
+        bitspersample=precision,
     )

@@ -12,12 +12,13 @@ import pytest
 
 from data import records
 from pacx_jax.errors import PacxError
-from pacx_jax.input import dicom, folders, images, sources
+from pacx_jax.input import dicom_pixels, folders, images, sources
 from tests.input import dicom_files as files
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
-pytest.importorskip("libjpeg", reason="the extra dicom is not installed")
-pytest.importorskip("openjpeg", reason="the extra dicom is not installed")
+imagecodecs = pytest.importorskip(
+    "imagecodecs", reason="the extra dicom is not installed"
+)
 
 STORED = files.STORED
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -170,12 +171,40 @@ def test_rle_and_jpeg_2000_and_lossless_jpeg_keep_every_value(fragments, signed)
         (files.RLE, files.rle(pattern)),
         (files.J2K_LOSSLESS, files.jpeg_2000(x, 12)),
         (files.J2K, files.jpeg_2000(x, 12)),
+        (files.J2K, files.jpeg_2000(x, 12, codecformat="jp2")),  # in a JP2 file
         (files.LOSSLESS_SV1, files.lossless_jpeg(pattern, 12)),
-        (files.LOSSLESS, files.lossless_jpeg(pattern, 12)),
+        (files.LOSSLESS, files.lossless_jpeg(pattern, 12, predictor=6)),
     ):
         ds = files.encapsulated(frame, syntax, x, fragments=fragments)
         assert ds.PixelRepresentation == signed
         np.testing.assert_array_equal(images.decode(files.data(ds)), min_max(x))
+
+
+@pytest.mark.parametrize("signed", [False, True])
+def test_jpeg_ls_of_16_bits(signed):
+    x = STORED * 16 - 2**15 * signed
+    pattern = (x & 65535).astype(np.uint16)
+    for syntax, most in ((files.LS, 0), (files.LS_NEAR, 2)):
+        frame = imagecodecs.jpegls_encode(pattern, level=most)
+        ds = files.encapsulated(frame, syntax, x, 16, WindowCenter=0, WindowWidth=9000)
+        _, stored, values = dicom_pixels.read(files.data(ds))
+        assert np.abs(values[stored] - x).max() <= most
+
+
+def test_extended_jpeg_of_12_bits():
+    smooth = np.add.outer(np.arange(64) * 30, np.arange(80) * 20)
+    frame = imagecodecs.jpeg8_encode(
+        smooth.astype(np.uint16), level=98, bitspersample=12
+    )
+    ds = files.encapsulated(frame, files.EXTENDED, smooth)
+    out = images.decode(files.data(ds)).astype(int)
+    assert np.abs(out - min_max(smooth)).max() <= 1
+
+
+def test_a_sign_that_contradicts_the_codestream_is_the_element_s():
+    x = STORED - 2048
+    ds = files.encapsulated(files.jpeg_2000(x & 4095, 12), files.J2K_LOSSLESS, x)
+    np.testing.assert_array_equal(images.decode(files.data(ds)), min_max(x))
 
 
 @pytest.mark.parametrize("syntax", [files.BASELINE, files.EXTENDED])
@@ -190,36 +219,43 @@ def test_jpeg_of_8_bits_is_as_pil_decodes_it(syntax, progressive):
 
 
 def test_lossy_jpeg_2000_is_near():
-    frame = files.jpeg_2000(STORED, 12, compression_ratios=[4])
+    frame = files.jpeg_2000(STORED, 12, level=45)
     ds = files.encapsulated(frame, files.J2K)
     out = images.decode(files.data(ds)).astype(int)
     assert 0 < np.abs(out - min_max(STORED)).mean() < 8
 
 
-@pytest.mark.parametrize(
-    "name, of",
-    [
-        ("JPGExtended.dcm", None),
-        ("JPEGLSNearLossless_08.dcm", None),
-        ("JPEGLSNearLossless_16.dcm", None),
-        ("MR_small_jpeg_ls_lossless.dcm", "MR_small.dcm"),
-        ("MR_small_jp2klossless.dcm", "MR_small.dcm"),
-        ("MR_small_RLE.dcm", "MR_small.dcm"),
-        ("MR_small_implicit.dcm", "MR_small.dcm"),
-        ("examples_overlay.dcm", None),
-    ],
-)
-def test_files_that_pydicom_publishes(name, of):
+_MR = {(0, 31): 422, (31, 0): 366, (-1, -1): 862, (60, 35): 2053}
+_12_BITS = {(420, 140): 244, (230, 120): 95}
+VALUES = {
+    "MR_small.dcm": _MR,
+    "MR_small_implicit.dcm": _MR,
+    "MR_small_RLE.dcm": _MR,
+    "MR_small_jpeg_ls_lossless.dcm": _MR,
+    "MR_small_jp2klossless.dcm": _MR,
+    "JPGExtended.dcm": _12_BITS,
+    "JPEG-lossy.dcm": _12_BITS,
+    "J2K_pixelrep_mismatch.dcm": {(0, 0): -2000, (47, 279): 621, (328, 106): -377},
+}
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_files_that_pydicom_publishes_have_the_values_that_its_tests_state(name):
     if not (PUBLISHED / name).exists():
         pytest.skip(f"this pydicom has no {name}")
-    out = images.decode(PUBLISHED / name)
-    if of:
-        np.testing.assert_array_equal(out, images.decode(PUBLISHED / of))
-    # pydicom's own chain, of the parts that these files have.
+    _, stored, values = dicom_pixels.read((PUBLISHED / name).read_bytes())
+    assert {at: values[stored[at]] for at in VALUES[name]} == VALUES[name]
+
+
+@pytest.mark.parametrize(
+    "name", ["MR_small.dcm", "CT_small.dcm", "examples_overlay.dcm"]
+)
+def test_grey_levels_are_those_of_pydicom_s_own_chain(name):
     from pydicom.pixels import apply_modality_lut, apply_windowing
 
     ds = pydicom.dcmread(PUBLISHED / name)
     x = apply_modality_lut(ds.pixel_array, ds)
+    y = (x - x.min()) / (x.max() - x.min())
     if "WindowCenter" in ds:
         y = apply_windowing(x, ds)
         # It maps onto the whole range of stored values after the rescale.
@@ -228,8 +264,7 @@ def test_files_that_pydicom_publishes(name, of):
         ends = np.array([low, low + 2**bits - 1]) * slope
         ends += float(ds.get("RescaleIntercept", 0))
         y = (y - ends[0]) / (ends[1] - ends[0])
-    else:
-        y = (x - x.min()) / (x.max() - x.min())
+    out = images.decode(PUBLISHED / name)
     assert np.abs(out.astype(int) - grey(y)).max() <= 1
 
 
@@ -273,25 +308,28 @@ REFUSED = {
     "ybr": (broken(PhotometricInterpretation="YBR_FULL_422"), "'YBR_FULL_422'.*grey"),
     "palette": (broken(PhotometricInterpretation="PALETTE COLOR"), "'PALETTE COLOR'"),
     "no photometric": (broken(PhotometricInterpretation=None), "Photometric"),
-    "frames": (broken(NumberOfFrames=2), "NumberOfFrames '2'.*file of its own"),
+    "frames": (broken(NumberOfFrames=2), "NumberOfFrames 2: one grey frame"),
     "no pixels": (broken(PixelData=None), "PixelData is absent"),
     "no rows": (broken(Rows=None), "Rows is absent"),
-    "zero rows": (broken(Rows=0), "too small.*Rows 0"),
-    "bomb": (broken(Rows=60000, Columns=60000), "too large.*60000.*limit"),
+    "zero rows": (broken(Rows=0), "Rows 0 x Columns 33: 1 to 50000000"),
+    "bomb": (broken(Rows=60000, Columns=60000), "Rows 60000 x Columns 60000: 1 to"),
     "short": (broken(Rows=37), "PixelData has 2376 bytes.*Rows 37"),
     "depth": (broken(BitsAllocated=8, BitsStored=8, HighBit=7), "2376 bytes.* 1188"),
     "32 bits": (broken(BitsAllocated=32), "BitsAllocated 32"),
-    "stored": (broken(BitsStored=17), "BitsStored 17: not in 1 to BitsAllocated 16"),
-    "high bit": (broken(HighBit=15), "HighBit 15: not BitsStored 12 less one"),
-    "no width": (broken(WindowCenter=5), "WindowCenter, WindowWidth"),
-    "width": (broken(WindowCenter=5, WindowWidth=0), "WindowWidth 0.*at least 1"),
+    "stored": (broken(BitsStored=17), "BitsAllocated 16, BitsStored 17,"),
+    "high bit": (broken(HighBit=15), "BitsStored 12, HighBit 15: the low"),
+    "no width": (broken(WindowCenter=5), "WindowWidth is absent"),
+    "width": (broken(WindowCenter=5, WindowWidth=0), "Window Width.*equal to 1"),
     "function": (
         broken(WindowCenter=5, WindowWidth=3, VOILUTFunction="LOG"),
-        "VOILUTFunction 'LOG'",
+        "VOI LUT Function value 'LOG'",
     ),
     "slope": (broken(RescaleSlope=0), "RescaleSlope 0"),
     "shape": (broken(PresentationLUTShape="LIN OD"), "PresentationLUTShape 'LIN OD'"),
-    "table": (broken(VOILUTSequence=files.lut([1, 2], 0, 17)), "LUTDescriptor .2, 0"),
+    "table": (
+        broken(VOILUTSequence=files.lut([1, 2], 0, 17)),
+        "LUTDescriptor .2, 0, 17., LUTData 4",
+    ),
     "syntax": (
         lambda: relabelled("1.2.840.10008.1.2.4.100"),
         "TransferSyntaxUID.*4.100",
@@ -301,7 +339,7 @@ REFUSED = {
     "cut frame": (cut_frame, "cut off"),
     "larger jpeg": (lambda: larger_frame("jpeg"), "72 rows, 66 columns.*Rows 36"),
     "larger j2k": (lambda: larger_frame("j2k"), "72 rows, 66 columns.*Rows 36"),
-    "overlong rle": (overlong_rle, "RLE segment"),
+    "overlong rle": (overlong_rle, "PixelData: .*packbits"),
 }
 
 
@@ -367,7 +405,7 @@ def test_the_format_is_read_from_bytes_not_from_the_name(tmp_path):
     png.write_bytes(images.encode_png(min_max(STORED)))
     np.testing.assert_array_equal(images.decode(png), min_max(STORED))
     for other in (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"P5 3 3 255", b""):
-        assert not dicom.is_dicom(other)
+        assert not dicom_pixels.is_dicom(other)
 
 
 def test_folders_preparation_and_embedding_read_the_same_pixels(tmp_path):
@@ -384,7 +422,7 @@ def test_folders_preparation_and_embedding_read_the_same_pixels(tmp_path):
         np.testing.assert_array_equal(images.decode(kept), expected)
 
 
-@pytest.mark.parametrize("package", ["pydicom", "libjpeg", "openjpeg"])
+@pytest.mark.parametrize("package", ["pydicom", "imagecodecs"])
 def test_a_missing_package_is_named(package, monkeypatch):
     for loaded in [m for m in sys.modules if m.split(".")[0] == package]:
         monkeypatch.delitem(sys.modules, loaded)
@@ -395,7 +433,6 @@ def test_a_missing_package_is_named(package, monkeypatch):
             raise ImportError(f"No module named {name!r}")
         return find(name, *args, **kwargs)
 
-    which = {"pydicom": 0, "openjpeg": 3, "libjpeg": 4}[package]
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(PacxError, match=f"x.dcm: .*dicom.*{package}.*pip install"):
-        images.decode(BASES[which], "x.dcm")
+        images.decode(BASES[3], "x.dcm")

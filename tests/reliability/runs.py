@@ -85,6 +85,7 @@ def config(stage: str, folders: dict[str, str], **fields):
         "log_every": 1,
         "eval_every": 4,
         "save_every": 3,
+        "images_every": 0,
         "data__threads": 1,
         "data__cache": True,
         "data__image_size": 16,
@@ -214,11 +215,12 @@ def in_second(act, number: int) -> None:
         act()
 
 
-def state(workdir) -> dict[str, np.ndarray]:
-    """Every leaf of the newest saved state."""
+def state(workdir, number: int | None = None) -> dict[str, np.ndarray]:
+    """Every leaf of a saved state, by default the newest."""
     folder = pathlib.Path(workdir) / "checkpoints"
-    number, _, damaged = saved_steps.newest(folder)
-    assert not damaged
+    if number is None:
+        number, _, damaged = saved_steps.newest(folder)
+        assert not damaged
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
         path = folder.absolute() / str(number) / "state"
         args = jax.tree.map(

@@ -6,6 +6,7 @@ All take the row dicts of `comparison.Comparison`.
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 
 from pacx_jax.evaluate.comparison import verdict
@@ -50,14 +51,7 @@ def interval(low: float | None, high: float | None, signed: bool = False) -> str
 
 def minus(text: str) -> str:
     """A minus sign instead of the hyphen before a digit."""
-    out = []
-    for i, letter in enumerate(text):
-        before = text[i - 1] if i else " "
-        after = text[i + 1 : i + 2]
-        out.append(
-            "−" if letter == "-" and after.isdigit() and before in " (" else letter
-        )
-    return "".join(out)
+    return re.sub(r"(?<![^ (])-(?=\d)", "−", text)
 
 
 def finding(row: Mapping) -> str:
@@ -83,9 +77,25 @@ def finding(row: Mapping) -> str:
     )
 
 
-def findings(summary: Sequence[Mapping]) -> list[str]:
-    """One plain sentence for each summary row, effects and their absence alike."""
-    return [finding(row) for row in summary]
+def lead(summary: Sequence[Mapping]) -> list[str]:
+    """Sentences for a first paragraph: fractions of one outcome said together."""
+    says = {
+        "gain": "PaCX scores higher than MAE with {} of the training labels: shown.",
+        "loss": "PaCX scores lower than MAE with {} of the training labels: shown.",
+        "not shown": "a difference is not shown with {} of the training labels.",
+    }
+    outcomes: dict[tuple[str, str], list[str]] = {}
+    for row in summary:
+        value = number(row["difference"], True)
+        span = interval(row["low"], row["high"], True) or "no interval"
+        key = row["labels"], verdict(row["low"], row["high"])
+        part = f"{percent(row['fraction'])} ({value}; {span})"
+        outcomes.setdefault(key, []).append(part)
+    sentences = []
+    for (group, outcome), parts in outcomes.items():
+        listed = ", ".join(parts[:-1]) + " and " * (len(parts) > 1) + parts[-1]
+        sentences.append(f"On {group} labels, {says[outcome].format(listed)}")
+    return sentences
 
 
 def arm_order(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:
@@ -93,13 +103,6 @@ def arm_order(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:
     present = dict.fromkeys(row["arm"] for row in table)
     known = [a for role in ROLES for a in arms if arms[a].role == role]
     return [a for a in known if a in present] + [a for a in present if a not in known]
-
-
-def group_columns(table: Sequence[Mapping]) -> list[tuple[str, float]]:
-    """(group, fraction) columns of the group rows: groups as given, fractions up."""
-    groups = dict.fromkeys(row["labels"] for row in table if row["group"])
-    fractions = sorted({row["fraction"] for row in table})
-    return [(group, fraction) for group in groups for fraction in fractions]
 
 
 def cells(table: Sequence[Mapping]) -> dict[tuple[str, str, float], Mapping]:
@@ -111,48 +114,21 @@ def render_table_text(
     table: Sequence[Mapping],
     summary: Sequence[Mapping] = (),
     arms: Mapping[str, Arm] | None = None,
-    width: int = 100,
 ) -> str:
-    """The comparison for a terminal: aligned plain text within `width` columns.
+    """The comparison for a terminal, as aligned plain text.
 
     Args:
       table: `Comparison.table`.
       summary: `Comparison.summary`, printed below with its intervals.
       arms: how arms are named and ordered.
-      width: longest line; arm names are shortened, then groups stacked, to fit it.
 
     Returns:
       Text that ends without a newline.
     """
-    arms = arms or {}
-    rows, columns = cells(table), group_columns(table)
-    groups = list(dict.fromkeys(group for group, _ in columns))
-    names = {a: arms[a].name if a in arms else a for a in arm_order(table, arms)}
-    room = max([len(n) for n in names.values()] + [4])
-    each = {g: [f for group, f in columns if group == g] for g in groups}
-    side = sum(max(8 * len(each[g]), len(g)) + 3 for g in groups)
-    blocks = [groups] if 16 + side <= width else [[g] for g in groups]
-    used = max(
-        [sum(max(8 * len(each[g]), len(g)) + 3 for g in b) for b in blocks] + [0]
-    )
-    room = max(8, min(room, width - used))
-    lines = ["Test AUROC of a linear probe, by share of the training labels"] * bool(
-        table
-    )
-    for block in blocks if table else []:
-        span = {g: max(8 * len(each[g]), len(g)) for g in block}
-        lines.append(" " * room + "".join(f"   {g:>{span[g]}}" for g in block).rstrip())
-        heads = ["".join(f"{percent(f):>8}" for f in each[g]) for g in block]
-        pairs = list(zip(block, heads, strict=True))
-        lines.append(" " * room + "".join(f"   {h:>{span[g]}}" for g, h in pairs))
-        for a, name in names.items():
-            line = f"{name[:room]:<{room}}"
-            for g in block:
-                values = [rows.get((a, g, f), {}).get("auroc") for f in each[g]]
-                text = "".join(f"{number(v):>8}" for v in values)
-                line += f"   {text:>{span[g]}}"
-            lines.append(line)
-        lines.append("")
+    lines = []
+    if table:
+        lines += ["Test AUROC of a linear probe, by share of the training labels"]
+        lines += [*_arm_lines(table, arms or {}), ""]
     if summary:
         lines.append("PaCX - MAE, paired, with its 95% interval")
         wide = max(len(row["labels"]) for row in summary)
@@ -167,12 +143,39 @@ def render_table_text(
     return "\n".join(lines).rstrip() or "No comparison: nothing was probed."
 
 
+def _arm_lines(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:
+    """One line an arm: its AUROCs by fraction, the label groups side by side."""
+    rows = cells(table)
+    groups = list(dict.fromkeys(row["labels"] for row in table if row["group"]))
+    fractions = sorted({row["fraction"] for row in table})
+    names = {a: arms[a].name if a in arms else a for a in arm_order(table, arms)}
+    room = max(map(len, names.values()))
+    wide = 3 + max([8 * len(fractions), *map(len, groups)])
+
+    def line(name: str, parts: Sequence[str]) -> str:
+        return f"{name:<{room}}" + "".join(f"{part:>{wide}}" for part in parts)
+
+    shares = "".join(f"{percent(f):>8}" for f in fractions)
+    lines = [line("", groups), line("", [shares] * len(groups))]
+    for arm, name in names.items():
+        values = {key: number(row["auroc"]) for key, row in rows.items()}
+        parts = [
+            "".join(f"{values.get((arm, g, f), 'n/a'):>8}" for f in fractions)
+            for g in groups
+        ]
+        lines.append(line(name, parts))
+    return lines
+
+
 def markdown_table(
     table: Sequence[Mapping], arms: Mapping[str, Arm] | None = None
 ) -> str:
     """The group rows as a Markdown table: "0.743 (0.70-0.78)" an arm and column."""
     arms = arms or {}
-    rows, columns = cells(table), group_columns(table)
+    rows = cells(table)
+    groups = dict.fromkeys(row["labels"] for row in table if row["group"])
+    fractions = sorted({row["fraction"] for row in table})
+    columns = [(group, fraction) for group in groups for fraction in fractions]
     heads = ["arm"] + [f"{group} {percent(f)}" for group, f in columns]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * len(columns) + "|"]
     for a in arm_order(table, arms):

@@ -1,0 +1,1 @@
+"""The HTML report of an evaluation. Needs the extra `report`; no module imports it."""

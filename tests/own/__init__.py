@@ -1,0 +1,1 @@
+"""An objective and a recipe of a user's own, from outside of the library."""
