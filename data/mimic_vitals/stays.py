@@ -19,9 +19,9 @@ from pacx_jax.modalities import vitals
 SIGNS = tuple(vitals.SIGNS)
 IDS = tuple(range(len(SIGNS)))  # items of the percentiles
 TABLES = ("edstays", "triage", "vitalsign")
-# The column of each sign, in the order of SIGNS. What lies above the first and up to the
-# second limit is plausible, in the column's unit: the limits of mimic-code's concept
-# `vitalsign`, ours for weight.
+# The column of each sign, in the order of SIGNS, and its limits in the column's unit:
+# above the first and up to the second is plausible. They are those of mimic-code's
+# concept `vitalsign`; weight's are ours.
 COLUMNS = {
     "heart_rate": ("heartrate", 0, 300),
     "systolic": ("sbp", 0, 400),
