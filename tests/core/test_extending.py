@@ -79,7 +79,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_quotes_the_code_as_it_is():
-    modality, _, kind = blocks("python")
+    modality, *_, kind = blocks("python")
     assert modality == pathlib.Path(vitals.__file__).read_text()
     assert kind in pathlib.Path(kinds.__file__).read_text()
 
@@ -89,9 +89,9 @@ def test_the_pages_commands_distil_vital_signs_into_an_encoder_of_xrays(
 ):
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
-    modality, table, _ = blocks("python")
+    modality, table, *_ = blocks("python")
     pathlib.Path("modality_of_the_page.py").write_text(modality)
-    commands, teacher = blocks()
+    commands, teacher, *_ = blocks()
     lines = commands.replace("\\\n", " ").strip().splitlines()
     prepared, trained, distilled, embedded = (shlex.split(line)[1:] for line in lines)
 
