@@ -1,6 +1,6 @@
 """Stage 1, laboratory values: denoising autoencoder of 50 percentiles.
 
-Reference.md section 2: 50 epochs of 10,000 Symile-MIMIC admissions, batch 256.
+As published: 50 epochs of 10,000 Symile-MIMIC admissions, batch 256.
 
   python -m pacx_jax.main --config=configs/labs_dae.py --workdir=runs/labs \\
       --config.data.path=DIR

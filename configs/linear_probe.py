@@ -1,4 +1,4 @@
-"""Stage 3: a linear layer on a frozen encoder (reference.md section 5.1).
+"""Stage 3: a linear layer on a frozen encoder (docs/method.md).
 
   python -m pacx_jax.main --config=configs/linear_probe.py --workdir=runs/probe \\
       --config.model_init=runs/distill --config.data.path=DIR \\

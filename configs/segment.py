@@ -1,4 +1,4 @@
-"""Stage 3: masks from a frozen encoder's patch tokens (reference.md section 5.3).
+"""Stage 3: masks from a frozen encoder's patch tokens (docs/method.md).
 
 The lungs of COVID-QU-Ex, 50 epochs of 85 steps. Other sets have other epochs (26 steps
 of QaTa-COV19, 761 of CXLSeg): set `total_steps`, `eval_every`, `optim.warmup_steps`.

@@ -1,4 +1,4 @@
-"""Losses of Stage 2 and of the classifiers (paper section 3.2; reference.md 4.5).
+"""Losses of Stage 2 and of the classifiers (paper section 3.2).
 
 Shape letters: b global batch, m rows of one device, d embedding width, c classes.
 All are computed in float32 or wider.

@@ -3,7 +3,7 @@
 Layout (Kaggle, anasmohammedtahir/covidqu): in `Lung Segmentation Data`, once or twice,
 {Train,Val,Test}/{COVID-19,Non-COVID,Normal}/{images,lung masks}/FILE.png. The official
 splits are kept; patients are not published. Counts of the classes are those of its page
-on Kaggle, of the splits those of reference.md section 6. The mask is the lungs' (D29):
+on Kaggle, of the splits those of the authors' code. The mask is the lungs' (D29):
 those of the infection, of a part of the images, are not read.
 """
 

@@ -6,7 +6,7 @@ Layout (Kaggle, andyczhao/covidx-cxr2, version 9): train.txt, val.txt and test.t
 `strict` keeps the official splits; `reference` puts all together and draws images.
 
 Counts of all are those of Wu et al. (arXiv 2311.17677), positives as others cite them;
-those of `reference` reference.md's, section 6.
+those of `reference` the authors' code's.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ images); `reference` puts all together and draws images.
 
 Counts of `strict` are the paper's: 3,883 with pneumonia and 1,349 normal to train on
 (Kaggle's train and val together), 390 and 234 to test on; those of `reference`
-reference.md's, section 6.
+the authors' code's.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Which key of a PyTorch state dict is which of our parameters, and how it is turned.
 
-Published layouts: reference.md section 8; ECGFounder's keys in its section 3.
+Each layout is that of the state dict its authors published.
 """
 
 from __future__ import annotations

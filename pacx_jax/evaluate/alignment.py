@@ -1,7 +1,7 @@
 """How much of an ECG or of laboratory values an image embedding carries.
 
 Retrieval by cosine, and the ridge probe of the reference's alignment study
-(reference.md §5.4, D30, D31): targets raw, cosines both raw and centred, because raw
+(D30, D31): targets raw, cosines both raw and centred, because raw
 ECG embeddings share a mean direction (random pairs already agree at about 0.43).
 """
 

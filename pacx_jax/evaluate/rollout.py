@@ -1,6 +1,6 @@
 """Attention rollout: which patches the CLS token drew on, through all the layers.
 
-Abnar & Zuidema 2020; used in the paper's appendix A.2.2 (reference.md §5.5) to compare
+Abnar & Zuidema 2020; used in the paper's appendix A.2.2 to compare
 where the MAE and the distilled encoder look.
 """
 

@@ -2,7 +2,7 @@
 
 Every draw comes from the generator in the argument. Grey images stay (h, w) until
 the end, for work on one channel is a third of the work on three equal ones.
-Source: reference.md sections 1 and 4.7; the sampling follows torchvision.
+docs/method.md lists the published values; the sampling follows torchvision.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The ECG chain of ECGFounder: notch, band-pass, baseline removal, z-score.
 
-Source: reference.md section 3 (ECGFounder's util.py and dataset.py, and PaCX's
-ecg_features_extraction notebook). The chain does not change when a record is
+Source: ECGFounder's util.py and dataset.py, and PaCX's ecg_features_extraction
+notebook. The chain does not change when a record is
 scaled or shifted, so records in mV and records scaled to [-1, 1] give the same
 result. The 50 Hz notch follows the source; where mains are at 60 Hz it changes
 nothing, for the band ends at 40 Hz. Letters: t samples, 12 leads.

@@ -1,6 +1,6 @@
 """Laboratory values as percentiles of a training set, missing ones as its mean.
 
-Source: Symile-MIMIC's construction (reference.md section 6). The percentile of x is
+Source: Symile-MIMIC's construction. The percentile of x is
 the share of the training admissions' observed values that are at most x: an empirical
 distribution function, right-continuous, 0 below the smallest value and 1 from the
 largest on. Letters: n admissions, f items.

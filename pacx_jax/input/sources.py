@@ -29,6 +29,7 @@ from pacx_jax.input import folders, patients, prepared, records, subsets
 
 SPLITS = ("train", "val", "test")
 _READ_AT_ONCE = 256  # records
+_SCALED = "ecg"  # the entry that is stored as integers
 
 
 class Source(Protocol):
@@ -225,8 +226,9 @@ class PreparedSource:
             raise PacxError(
                 f"{self._path}: {self.split}[{i}] cannot be read ({reason})"
             ) from None
-        if "ecg" in example:
-            example["ecg"] = example["ecg"].astype(np.float32) * np.float32(self._scale)
+        if _SCALED in example:
+            whole = example[_SCALED].astype(np.float32)
+            example[_SCALED] = whole * np.float32(self._scale)
             example["lead_order"] = self._lead_order
         return example
 

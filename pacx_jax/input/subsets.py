@@ -104,8 +104,7 @@ def known_labels(labels: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.nda
       labels: float (..., c), as published.
       uncertain: "ignore", "zero" or "one": what -1 is, where missing labels are
         ignored. "reference": missing labels are 0, as the authors' code has it
-        (reference.md section 6), which knows no -1: none of its data sets has one,
-        and here it is ignored.
+        which knows no -1: none of its data sets has one, and here it is ignored.
 
     Returns:
       labels and label_mask, float32 (..., c): what is ignored is 0 in both.

@@ -1,4 +1,4 @@
-"""Net1D, the 1-D convolutional ECG encoder of ECGFounder (reference.md section 3).
+"""Net1D, the 1-D convolutional ECG encoder of ECGFounder.
 
 Shape letters: b batch, t time samples, l leads (12), c channels.
 Input is (b, t, 12); the embedding is the mean over time of the last stage, (b, 1024)

@@ -12,7 +12,7 @@ from pacx_jax.types import Array
 
 
 class Head(nn.Module):
-    """Dropout -> Linear -> LayerNorm: every head of Stage 2 (reference.md 4.4).
+    """Dropout -> Linear -> LayerNorm: every head of Stage 2.
 
     Attributes:
       features: output width.
@@ -38,7 +38,7 @@ class Head(nn.Module):
 
 
 class LinearClassifier(nn.Module):
-    """One linear layer with PyTorch's default initialisation (reference.md 5.1)."""
+    """One linear layer with PyTorch's default initialisation."""
 
     num_classes: int
 
@@ -55,7 +55,7 @@ class SegmentationDecoder(nn.Module):
 
     Attributes:
       widths: channels after the convolution and after each doubling; the last is the
-        number of masks (reference.md 5.3).
+        number of masks.
     """
 
     widths: tuple[int, ...] = (256, 128, 64, 32, 1)

@@ -1,4 +1,4 @@
-"""Stage 3: classification from an X-ray encoder (reference.md section 5.1).
+"""Stage 3: classification from an X-ray encoder.
 
 With `tuning="linear"` the encoder is frozen and in evaluation mode: a linear probe.
 """
@@ -53,7 +53,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         return head.apply({"params": params["head"]}, losses.wide(z))
 
     def loss(params, batch, key, *, train):
-        del key, train  # no dropout (reference.md 5.1)
+        del key, train  # no dropout
         y = logits(params, batch)
         if config.task == "multilabel":
             value = losses.masked_bce(y, batch["labels"], batch["label_mask"])

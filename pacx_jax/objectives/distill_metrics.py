@@ -1,4 +1,4 @@
-"""What distillation measures on the validation set (reference.md section 4.8)."""
+"""What distillation measures on the validation set."""
 
 from __future__ import annotations
 

@@ -21,17 +21,20 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     num_classes = len(config.data.label_columns)
     model = ecg.Classifier(ecg.from_config(config.model, config.dtype), num_classes)
 
+    reader = modalities.reader("ecg", config.data)
+    (array,) = reader.module.ARRAYS
+
     def init(key):
         return model.init(key, jnp.zeros((1, 1000, 12)))["params"]
 
     def loss(params, batch, key, *, train):
         del key, train  # no dropout in the reference's configuration
-        logits = model.apply({"params": params}, batch["ecg"])
+        logits = model.apply({"params": params}, batch[array])
         return losses.masked_bce(logits, batch["labels"], batch["label_mask"]), {}
 
     def outputs(params, batch, key):
         del key
-        logits = model.apply({"params": params}, batch["ecg"])
+        logits = model.apply({"params": params}, batch[array])
         return {k: batch[k] for k in ("labels", "label_mask")} | {"logits": logits}
 
     return Objective(
@@ -43,7 +46,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         # The head is for this data's labels, and starts anew.
         pretrained={"encoder": config.model_init} if config.model_init else {},
         entries=("labels",),
-        readers=(modalities.reader("ecg", config.data),),
+        readers=(reader,),
         weight=lambda batch: losses.known(batch["label_mask"]),
     )
 

@@ -20,11 +20,11 @@ SHOWN = ("loss",)
 def make(config, mesh: Mesh | None = None) -> Objective:
     """The autoencoder's objective (model, loss.corruption).
 
-    `config.modality` is the one whose values it reads, "labs" where it is not named.
+    `config.modality` is the one whose values it reads.
     """
     del mesh
     model = labs_dae.from_config(config.model)
-    reader = modalities.reader(config.get("modality", "labs"), config.data)
+    reader = modalities.reader(config.modality, config.data)
     # A study without any value adds nothing to the loss.
     reader = dataclasses.replace(reader, optional=True)
     values_name, mask_name = reader.module.ARRAYS

@@ -1,4 +1,4 @@
-"""Stage 3: masks from the patch tokens of a frozen X-ray encoder (reference.md 5.3)."""
+"""Stage 3: masks from the patch tokens of a frozen X-ray encoder."""
 
 from __future__ import annotations
 

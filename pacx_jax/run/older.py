@@ -6,6 +6,8 @@ from typing import Any
 
 from pacx_jax import modalities
 
+_ONCE = ("ecg", "labs")  # the modalities that there were
+
 
 def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     """A run's config.json as today's recipes would have written it.
@@ -15,15 +17,15 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     """
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
     data = config.get("data", {})
-    if isinstance(data, dict) and data.get("transform") in ("ecg", "labs"):
+    if isinstance(data, dict) and data.get("transform") in _ONCE:
         data["transform"] = ""
     if config.get("objective") == "labs_dae":
-        config.setdefault("modality", "labs")
+        config.setdefault("modality", _ONCE[1])
     loss = config.get("loss", {})
     if "modalities" in config or not isinstance(loss, dict) or "modalities" not in loss:
         return config
     on = loss.pop("modalities")
-    inits = {name: config.pop(f"{name}_init", "") for name in ("ecg", "labs")}
+    inits = {name: config.pop(f"{name}_init", "") for name in _ONCE}
     config["modalities"] = {
         name: choice(inits.get(name, ""), float(name in on))
         for name in (*modalities.NAMES, "teacher")

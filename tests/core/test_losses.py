@@ -12,7 +12,7 @@ from tests import tiny
 
 
 def plain_info_nce(za, zb, scale, smoothing):
-    """Reference.md 4.5 by loops, float64."""
+    """The published loss by loops, float64."""
     za, zb = np.float64(za), np.float64(zb)
     za = za / np.linalg.norm(za, axis=1, keepdims=True)
     zb = zb / np.linalg.norm(zb, axis=1, keepdims=True)

@@ -35,7 +35,7 @@ def test_rate_per_step_follows_the_formula():
 
 
 def test_rate_per_epoch_follows_the_references_formula():
-    # (e + 1) / 5 for e < 5, then max(0.01, cosine): Stage 2, reference.md 4.6.
+    # (e + 1) / 5 for e < 5, then max(0.01, cosine): Stage 2's published rule.
     c = tiny.config("distill_vitb16", "reference")
     assert (c.optim.steps_per_epoch, c.optim.warmup_steps) == (78, 390)
     for epoch in (0, 3, 4, 5, 6, 27, 48, 49):
@@ -48,7 +48,7 @@ def test_rate_per_epoch_follows_the_references_formula():
 
 
 def test_rate_of_the_mae_reference_preset_follows_its_epochs():
-    # (e + 1) / 10 for e < 10, then the cosine to 400 epochs: reference.md 1. The rate
+    # (e + 1) / 10 for e < 10, then the cosine to 400 epochs: the MAE's. The rate
     # is float32: bound 2e-7 of its peak. Measured 6.9e-8.
     c = tiny.config("mae_vitb16", "reference")
     unit = c.optim.steps_per_epoch
@@ -64,7 +64,7 @@ def test_rate_of_the_mae_reference_preset_follows_its_epochs():
 
 
 def test_rate_of_the_labs_starts_at_zero():
-    # LambdaLR: step / 200, then the cosine to 1950 steps: reference.md 2.
+    # LambdaLR: step / 200, then the cosine to 1950 steps: the labs autoencoder's.
     c = tiny.config("labs_dae")
     assert c.total_steps == 1950
     want = [0, 3e-4 / 2, 3e-4 * 199 / 200, 3e-4]

@@ -1,8 +1,6 @@
 """The train step: freezing, donation, randomness and shardings."""
 
-import ast
 import doctest
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -161,23 +159,6 @@ def test_batch_on_other_devices_than_stated_is_refused(meshes):
     state, train_step, _ = setting(meshes[8])
     with pytest.raises(ValueError, match="incompatible devices|[Ss]harding"):
         train_step(state, batch(meshes[2]), jax.random.key(0))
-
-
-def test_every_jit_of_the_step_states_its_shardings():
-    tree = ast.parse(pathlib.Path(step.__file__).read_text())
-    calls = [
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and ast.unparse(n) == "jax.jit"
-    ]
-    stated = [
-        n
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Call)
-        and ast.unparse(n.func) == "jax.jit"
-        and {"in_shardings", "out_shardings"} <= {k.arg for k in n.keywords}
-    ]
-    assert len(calls) == len(stated) == 2
 
 
 def test_frozen_backbone_is_unchanged_by_distillation(tmp_path, meshes):

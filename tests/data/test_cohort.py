@@ -7,13 +7,12 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import cv2
 import numpy as np
 import pytest
 
-from data.cohort import ecg, generate, labs, latents, layouts, reports, xray
+from data.cohort import ecg, generate, labs, latents, reports, xray
 from data.mimic_vitals import stays
 
 _SIZES = [
@@ -88,9 +87,7 @@ def test_a_study_depends_on_seed_stream_patient_and_study_alone():
 
 def test_rerun_skips_and_other_parameters_are_refused(cohort, capsys):
     before = (cohort / "chexpert/train.csv").stat().st_mtime_ns
-    start = time.perf_counter()
     assert generate.main([f"--target={cohort}", *_SIZES]) == 0
-    assert time.perf_counter() - start < 1
     assert (cohort / "chexpert/train.csv").stat().st_mtime_ns == before
     capsys.readouterr()
     assert generate.main([f"--target={cohort}", *_SIZES, "--seed=4"]) == 2
@@ -332,19 +329,3 @@ def test_patients_are_disjoint_over_layouts_and_splits(cohort):
             groups.append({int(r["patient_id"]) for r in rows if r["split"] == split})
     assert len(groups) == 10
     assert sum(map(len, groups)) == len(set().union(*groups))
-
-
-def test_complete_studies_are_written_at_25_a_second(tmp_path):
-    (tmp_path / "images").mkdir()
-    array = np.lib.format.open_memmap
-    array(tmp_path / "ecg.npy", mode="w+", dtype=np.int16, shape=(30, 5000, 12))
-    planned = latents.plan(1, "probe_train", 30)
-    rows = np.cumsum([0] + [n for _, n in planned])
-    group = [(p, n, int(r)) for (p, n), r in zip(planned, rows, strict=False)]
-    context = layouts.Context(tmp_path, 1, "probe_train", "train")
-    rates = []
-    for _ in range(3):  # the best of three: the machine is shared
-        start = time.perf_counter()
-        assert len(layouts.draw_probe((context, group))) == 30
-        rates.append(30 / (time.perf_counter() - start))
-    assert max(rates) >= 25, rates

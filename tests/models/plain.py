@@ -1,4 +1,4 @@
-"""The models once more, in plain numpy float64, written from reference.md alone.
+"""The models once more, in plain numpy float64, written from the published facts.
 
 Nothing here is shared with pacx_jax but the names of the parameters.
 """

@@ -1,4 +1,4 @@
-"""Net1D against plain numpy, written from reference.md section 3."""
+"""Net1D against plain numpy, written from the published facts."""
 
 import jax
 import jax.numpy as jnp

@@ -142,7 +142,7 @@ def test_trainable_parameters_are_those_of_the_tuning(
     total = tiny.count([v for k, v in tiny.flat(tree).items() if trainable(k)])
     assert total == expected + HEADS_AND_SCALE
     if (tuning, train_norms) == ("lora", "final"):
-        assert total == 2_547_201  # reference.md 4.3
+        assert total == 2_547_201  # as in the published code
 
 
 def test_fixed_temperature_is_not_trained():

@@ -162,7 +162,7 @@ def test_unknown_variant_is_an_error_that_lists_the_known():
 
 
 def test_initial_values_are_the_references():
-    # reference.md 1: xavier-uniform kernels, zero biases but the patch embedding's,
+    # As published: xavier-uniform kernels, zero biases but the patch embedding's,
     # which is U(+-1/sqrt(768)), CLS N(0, 0.02).
     model = vit.ViT(patch_size=16, width=64, depth=1, num_heads=2)
     p = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]

@@ -157,7 +157,7 @@ def test_stage_two_equals_after_twenty_updates_with_clipped_gradients(
 
 @pytest.mark.parametrize("name", ["mae", "labs", "ecg", "classifier"])
 def test_decay_spares_what_the_reference_spares(source, name):
-    # No decay iff one axis or named `.bias` (reference.md 1).
+    # No decay iff one axis or named `.bias` (the published code).
     state = comparing.Case(comparing.load(source, name), comparing.PRECISIONS[0])
     state = state.part("state")
     spared = {k: np.full(v.shape, v.ndim == 1 or k.endswith(".bias"))

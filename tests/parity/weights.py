@@ -1,4 +1,4 @@
-"""PyTorch's state dicts as pacx_jax's parameter trees (reference.md section 8).
+"""PyTorch's state dicts as pacx_jax's parameter trees.
 
 The one place of the parity tests that knows both layouts. Gradients go through it too:
 they are laid out as what they are gradients of, and may be of some parameters alone.
