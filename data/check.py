@@ -129,7 +129,7 @@ def _read(source: sources.PreparedSource, patients: list[str] | None, i: int) ->
             f"{name()}: patient {example['patient_id']!r}, but {patients[i]!r} in the "
             "list of patients"
         )
-    for entry in ("ecg", "labs"):
+    for entry in ("ecg", "labs", "vitals"):
         if entry in example and not np.isfinite(example[entry]).all():
             raise PacxError(f"{name()}: {entry} with NaN or infinite values")
     return {"positive": np.asarray(example.get("labels", np.zeros(0))) == 1}

@@ -24,10 +24,12 @@ NAMES = (
     "folder",
     "ecg_array",
     "mimic_labs",
+    "mimic_vitals",
     "wfdb",
 )
 _TABLES = ("folder", "ecg_array", "wfdb")  # with a CSV of the user's
-_IMAGES = tuple(n for n in NAMES if n not in ("ecg_array", "mimic_labs", "wfdb"))
+_MIMIC = ("mimic_labs", "mimic_vitals")
+_IMAGES = tuple(n for n in NAMES if n not in ("ecg_array", "wfdb", *_MIMIC))
 _LISTED = tuple(n for n in _IMAGES if n != "symile_mimic")
 # The data sets for which a flag means something; those not named here it does for all.
 APPLIES = {
@@ -41,11 +43,12 @@ APPLIES = {
     "lead_order": ("ecg_array",),
     "masks": ("folder",),
     "windows": ("wfdb",),
-    "split_seed": ("mimic_labs",),
+    "split_seed": _MIMIC,
     "units": ("mimic_labs",),
-    "percentiles": ("mimic_labs",),
-    "val_fraction": (*_TABLES, "mimic_labs"),
-    "test_fraction": (*_TABLES, "mimic_labs"),
+    "vitals": ("symile_mimic",),
+    "percentiles": (*_MIMIC, "symile_mimic"),
+    "val_fraction": (*_TABLES, *_MIMIC),
+    "test_fraction": (*_TABLES, *_MIMIC),
     **dict.fromkeys(("csv", "label_columns", "label_separator"), _TABLES),
     **dict.fromkeys(("patient_column", "path_column", "split_column"), _TABLES),
 }
@@ -99,9 +102,11 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     add("--val_fraction", type=float, default=0.1)
     add("--test_fraction", type=float, default=0.0)
     add("--windows", choices=("first", "all"), default="first", help="wfdb: 10 s each")
-    add("--split_seed", type=int, default=0, help="mimic_labs: draws patients anew")
+    add("--split_seed", type=int, default=0, help="mimic_*: draws patients anew")
     add("--units", choices=("match", "any"), default="match", help="mimic_labs")
-    add("--percentiles", default="", help="mimic_labs: those of this set, not train's")
+    add("--vitals", default="", help="symile_mimic: MIMIC-IV-ED, if not in --source")
+    add("--percentiles", default="", help="mimic_*: those of this set, not train's; "
+        "symile_mimic: of the vital signs")  # fmt: skip
     options = parser.parse_args(argv)
     if not options.check and not options.name:
         parser.error(f"NAME is missing: one of {', '.join(NAMES)}")

@@ -117,7 +117,8 @@ def prepare(options: argparse.Namespace) -> dict:
 def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
     ignored = {"source", "target", "check", "given", "workers", "max_bad_share"}
-    ignored |= {"percentiles", "images", "symile"}  # folders: their contents count
+    # Folders: their contents count.
+    ignored |= {"percentiles", "images", "symile", "vitals"}
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
 

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from data import parallel
 from pacx_jax.errors import PacxError
 from pacx_jax.input import images, masks
+from pacx_jax.modalities import vitals
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,8 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             "ecg": lambda: _tensor(self.plan.ecg_shape, np.int16),
             "labs": lambda: _tensor((50,), np.float32),
             "labs_mask": lambda: _tensor((50,), np.float32),
+            "vitals": lambda: _tensor((len(vitals.SIGNS),), np.float32),
+            "vitals_mask": lambda: _tensor((len(vitals.SIGNS),), np.float32),
         }
         features = {entry: kinds[entry]() for entry in self.plan.entries}
         return tfds.core.DatasetInfo(

@@ -1,1 +1,1 @@
-"""Simulated patients: X-rays, ECGs and laboratory values from common causes."""
+"""Simulated patients: X-rays, ECGs, labs and vital signs from common causes."""

@@ -39,6 +39,7 @@ _PATIENT_BASE = {
     "probe_test": 70_000_001,
 }
 _PURPOSES = {"patient": 0, "study": 1, "xray": 2, "ecg": 3, "labs": 4, "reports": 5}
+_PURPOSES |= {"vitals": 6, "vitals_measured": 7}
 MAX_STUDIES = 6
 ANATOMY_DIM = 32
 

@@ -6,7 +6,7 @@ Rows of `val_retrieval` and `test` are candidates, ten a query (README, "Files")
 import cv2
 import numpy as np
 
-from data.cohort import ecg, labs, latents, layouts, reports, write, xray
+from data.cohort import ecg, labs, latents, layouts, reports, vitals, write, xray
 
 _MEAN = np.array([0.485, 0.456, 0.406], np.float32)[:, None, None]
 _STD = np.array([0.229, 0.224, 0.225], np.float32)[:, None, None]
@@ -119,7 +119,24 @@ def write_symile(root, parameters, run) -> dict:
         for split, (stream, n, rows) in splits.items():
             context = layouts.Context(work, parameters["seed"], stream, split, side)
             done[split] = _write_symile_split(context, n, rows, percentiles, run)
+        sizes = {"train": train, "val": val, "test": test}
+        vitals.write_tables(work / "ed", _admissions(parameters["seed"], sizes))
     return done
+
+
+def _plan(seed: int, split: str, stream: str, n: int) -> list[tuple[int, int]]:
+    # Retrieval patients have one admission, so a false candidate is another person.
+    most = latents.MAX_STUDIES if split == "train" else 1
+    return latents.plan(seed, stream, n, most)
+
+
+def _admissions(seed: int, sizes: dict[str, int]):
+    """Yields (admission, study) of all splits; val_retrieval's are val's."""
+    for split, n in sizes.items():
+        for patient, studies in _plan(seed, split, f"symile_{split}", n):
+            for k in range(studies):
+                study = latents.study(latents.Key(seed, f"symile_{split}", patient, k))
+                yield _admission(study), study
 
 
 def _write_symile_split(context, n, rows, percentiles, run) -> dict:
@@ -132,9 +149,7 @@ def _write_symile_split(context, n, rows, percentiles, run) -> dict:
     ranks = np.empty((rows, 50), np.float32)
     seen = np.empty((rows, 50), np.int64)
     hadm = np.empty(rows, np.int64)
-    # Retrieval patients have one admission, so a false candidate is another person.
-    most = latents.MAX_STUDIES if split == "train" else 1
-    planned = latents.plan(context.seed, context.stream, n, most)
+    planned = _plan(context.seed, split, context.stream, n)
     count, kept = write.Prevalence(), []
     items = write.tasks(context, planned)
     drawn = write.records(run, draw_symile, items, n, f"symile {split}")

@@ -29,10 +29,10 @@ _EPOCH = datetime.datetime(1970, 1, 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Admissions:
-    """Hospital stays: their ids, patients, and times in seconds."""
+class Stays:
+    """Admissions, or other stays: their ids, patients, and times in seconds."""
 
-    hadm_ids: list[str]
+    ids: list[str]
     patients: list[str]
     times: list[int]
 
@@ -54,20 +54,22 @@ class Found:
     units: Mapping[str, int]
 
 
-def table(source: pathlib.Path, name: str) -> pathlib.Path:
-    """`name`.csv or .csv.gz in the source or its folder hosp."""
+def table(
+    source: pathlib.Path, name: str, folder: str = "hosp", title: str = "MIMIC-IV"
+) -> pathlib.Path:
+    """`name`.csv or .csv.gz in the source or its folder `folder`."""
     if not source.is_dir():
-        raise PacxError(f"{source}: no such folder; check --source")
+        raise PacxError(f"{source}: no such folder; check its flag")
     found = [
-        folder / f"{name}{suffix}"
-        for folder in (source / "hosp", source)
+        parent / f"{name}{suffix}"
+        for parent in (source / folder, source)
         for suffix in (".csv", ".csv.gz")
-        if (folder / f"{name}{suffix}").is_file()
+        if (parent / f"{name}{suffix}").is_file()
     ]
     if not found:
         raise PacxError(
-            f"{source}: no {name}.csv or {name}.csv.gz, here or in hosp/; --source "
-            "must be the folder of MIMIC-IV"
+            f"{source}: no {name}.csv or {name}.csv.gz, here or in {folder}/; give the "
+            f"folder of {title}"
         )
     if len(found) > 1:
         raise PacxError(
@@ -90,11 +92,15 @@ def digest(path: pathlib.Path) -> str:
 
 
 def rows(
-    path: pathlib.Path, columns: tuple[str, ...], progress: bool = False
+    path: pathlib.Path,
+    columns: tuple[str, ...],
+    progress: bool = False,
+    optional: tuple[str, ...] = (),
 ) -> Iterator[tuple[list[str], list[int]]]:
-    """Yields each row with the positions of `columns` in it.
+    """Yields each row with the positions of `columns` and `optional` in it.
 
-    Whether the file is gzipped is read from its bytes.
+    The position of an optional column that is not there is -1. Whether the file is
+    gzipped is read from its bytes.
 
     Raises:
       PacxError: a column that is not there, a row of another length, damage.
@@ -118,6 +124,7 @@ def rows(
                     f"{', '.join(header)[:300] or '(none)'}"
                 )
             places = [header.index(name) for name in columns]
+            places += [header.index(n) if n in header else -1 for n in optional]
             bar = stack.enter_context(
                 tqdm.tqdm(
                     total=size,
@@ -164,33 +171,43 @@ def seconds(text: str) -> int | None:
         return None
 
 
-def read_admissions(path: pathlib.Path) -> Admissions:
-    """All admissions; PacxError for one without patient, id or time, or named twice."""
+def read_stays(
+    path: pathlib.Path,
+    what: str = "admission",
+    key: str = "hadm_id",
+    start: str = "admittime",
+) -> Stays:
+    """All stays; PacxError for one without patient, id or time, or named twice.
+
+    Args:
+      what: names a stay in messages.
+      key, start: the columns of its id and of its time.
+    """
     stays: dict[str, tuple[str, int]] = {}
-    columns = ("subject_id", "hadm_id", "admittime")
+    columns = ("subject_id", key, start)
     for number, (row, places) in enumerate(rows(path, columns), start=2):
-        patient, hadm_id, time = (row[i].strip() for i in places)
-        for name, value in (("patient (subject_id)", patient), ("hadm_id", hadm_id)):
+        patient, stay_id, time = (row[i].strip() for i in places)
+        for name, value in (("patient (subject_id)", patient), (key, stay_id)):
             if not value or value.lower() in ("nan", "na", "none", "null", "?"):
                 raise PacxError(
-                    f"{path}: row {number} is an admission without {name} ({value!r}); "
+                    f"{path}: row {number} is an {what} without {name} ({value!r}); "
                     "fill it in or remove the row"
                 )
         stay = (patient, seconds(time))
         if stay[1] is None:
             raise PacxError(
-                f"{path}: row {number} (admission {hadm_id}) has the admittime "
-                f"{time!r}; it must be such as 2180-05-07 00:10:00"
+                f"{path}: row {number} ({what} {stay_id}) has the {start} {time!r}; it "
+                "must be such as 2180-05-07 00:10:00"
             )
-        if stays.setdefault(hadm_id, stay) != stay:
+        if stays.setdefault(stay_id, stay) != stay:
             raise PacxError(
-                f"{path}: admission {hadm_id} is in it twice, with other patients or "
+                f"{path}: {what} {stay_id} is in it twice, with other patients or "
                 f"times (row {number}); keep one"
             )
     if not stays:
         raise PacxError(f"{path}: the CSV has no rows under a header")
     ids = sorted(stays)  # so that the file's order is no matter
-    return Admissions(ids, [stays[i][0] for i in ids], [stays[i][1] for i in ids])
+    return Stays(ids, [stays[i][0] for i in ids], [stays[i][1] for i in ids])
 
 
 def read_labels(path: pathlib.Path) -> dict[str, tuple[str, str]]:
@@ -204,7 +221,7 @@ def read_labels(path: pathlib.Path) -> dict[str, tuple[str, str]]:
 
 def earliest(
     path: pathlib.Path,
-    admissions: Admissions,
+    admissions: Stays,
     where: Mapping[int, str],
     known: Mapping[str, object],
     any_unit: bool = False,
@@ -227,7 +244,7 @@ def earliest(
         stays.setdefault(patient, []).append((admissions.times[i], i))
     index: dict[str, int] = dict.fromkeys(known, -1)
     index |= {where[number]: j for j, number in enumerate(items.IDS)}
-    shape = (len(admissions.hadm_ids), len(items.ITEMS))
+    shape = (len(admissions.ids), len(items.ITEMS))
     values = np.full(shape, np.nan)
     offsets = np.full(shape, DAY + 1, np.int32)  # of the value, from admission
     dropped, units = collections.Counter(), collections.Counter()

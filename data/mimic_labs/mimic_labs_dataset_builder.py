@@ -38,21 +38,16 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     labevents, of some gigabytes, is read by the plan's `complete`.
     """
     paths = {name: events.table(source, name) for name in TABLES}
-    admissions = events.read_admissions(paths["admissions"])
+    admissions = events.read_stays(paths["admissions"])
     known = events.read_labels(paths["d_labitems"])
     where = items.resolve(known, str(paths["d_labitems"]))
     digest = hashlib.sha256()
     for name in TABLES:
         digest.update(events.digest(paths[name]).encode())
-    given = None
-    if options.percentiles:
-        given = percentiles.load(options.percentiles)
-        if given.items != items.IDS:
-            raise PacxError(
-                f"{options.percentiles}: percentiles of {len(given.items)} other items"
-            )
+    given = given_percentiles(options, items.IDS)
+    if given:
         digest.update(given.to_bytes())
-    plan = records.Plan({}, _fail, str, ENTRIES, (), digest.hexdigest())
+    plan = records.Plan({}, incomplete, str, ENTRIES, (), digest.hexdigest())
 
     def complete() -> records.Plan:
         found = events.earliest(
@@ -68,14 +63,22 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     return dataclasses.replace(plan, complete=complete)
 
 
-def _fail(row: Any) -> dict[str, Any]:
-    raise AssertionError("the plan is not complete")
+def given_percentiles(
+    options: Any, ids: tuple[int, ...], file: str = percentiles.FILE
+) -> percentiles.Percentiles | None:
+    """Those that --percentiles names, None without; PacxError if of other items."""
+    if not options.percentiles:
+        return None
+    given = percentiles.load(options.percentiles, file)
+    if given.items != ids:
+        raise PacxError(
+            f"{options.percentiles}: percentiles of {len(given.items)} other items"
+        )
+    return given
 
 
-def _complete(plan, admissions, found, where, given, options) -> records.Plan:
-    """The plan with its rows, fitted on its training admissions."""
-    kept = np.flatnonzero(np.isfinite(found.values).any(axis=1))
-    patients = [admissions.patients[i] for i in kept]
+def split_patients(patients: list[str], options: Any) -> dict[str, list[int]]:
+    """Split -> rows, by the hash of their patient; PacxError without a train split."""
     salt = f"{options.split_seed}/" if options.split_seed else ""
     names = tables.assign_splits(
         [salt + p for p in patients], options.val_fraction, options.test_fraction
@@ -83,14 +86,26 @@ def _complete(plan, admissions, found, where, given, options) -> records.Plan:
     splits: dict[str, list[int]] = {}
     for row, name in enumerate(names):
         splits.setdefault(name, []).append(row)
-    splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
     if "train" not in splits:
         raise PacxError("the train split is empty; lower --val_fraction")
+    return {s: splits[s] for s in ("train", "val", "test") if s in splits}
+
+
+def incomplete(row: Any) -> dict[str, Any]:
+    """`Plan.make` of a plan whose `complete` has not run."""
+    raise AssertionError("the plan is not complete")
+
+
+def _complete(plan, admissions, found, where, given, options) -> records.Plan:
+    """The plan with its rows, fitted on its training admissions."""
+    kept = np.flatnonzero(np.isfinite(found.values).any(axis=1))
+    patients = [admissions.patients[i] for i in kept]
+    splits = split_patients(patients, options)
     values = found.values[kept]
     fitted = given or percentiles.fit(values[splits["train"]], items.IDS)
     labs, mask = fitted.apply(values)
-    make = _Make(labs, mask, patients, [admissions.hadm_ids[i] for i in kept])
-    counts = {"listed": len(admissions.hadm_ids), "kept": len(kept)}
+    make = _Make(labs, mask, patients, [admissions.ids[i] for i in kept])
+    counts = {"listed": len(admissions.ids), "kept": len(kept)}
     counts["patients"] = len(set(patients))
     missing = {s: 1 - mask[rows].mean(axis=0) for s, rows in splits.items()}
     report = {

@@ -14,11 +14,16 @@ within half a grey level) and stored as PNG; ECGs become int16 of 1/32767 of the
 range, an error of at most 1.6e-5, below the step of the recorder's own converter.
 Where a CSV has `label` (val_retrieval, test) only rows with label 1 are kept: the
 queries, each admission once; the others repeat them as candidates.
+
+Where --vitals, or else the folder ed/ of the source, has MIMIC-IV-ED's tables, the
+first vital signs of the admission's emergency stay are stored too, as percentiles of
+the training admissions. An admission without any has the mean percentiles and mask 0.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
@@ -28,8 +33,10 @@ import numpy as np
 
 from data import records
 from data.ecg_array.ecg_array_dataset_builder import open_array
+from data.mimic_labs.mimic_labs_dataset_builder import given_percentiles
+from data.mimic_vitals import stays
 from pacx_jax.errors import PacxError
-from pacx_jax.input import ecg, tables
+from pacx_jax.input import ecg, percentiles, tables
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 SPLITS = ("train", "val", "val_retrieval", "test")
@@ -91,7 +98,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
                 )
     make = _Make(str(source), options.size, bool(names))
     entries = ("image", "ecg", "labs", "labs_mask", "patient_id", "hadm_id", "path")
-    return records.Plan(
+    plan = records.Plan(
         splits,
         make,
         make.name,
@@ -102,6 +109,59 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         lead_order="mimic",
         published={} if (source / "cohort_layout.json").is_file() else COUNTS,
     )
+    return _with_vitals(plan, source, options)
+
+
+def _with_vitals(plan: records.Plan, source: pathlib.Path, options: Any):
+    """The plan with vital signs where there are tables of them, else as it is."""
+    if not options.vitals and not (source / "ed").is_dir():
+        if options.percentiles:
+            raise PacxError(
+                f"--percentiles is of vital signs, and {source} has no folder ed: give "
+                "--vitals too, or leave it out"
+            )
+        return plan
+    paths = stays.paths(pathlib.Path(options.vitals or source))
+    given = given_percentiles(options, stays.IDS, percentiles.VITALS)
+    digest = hashlib.sha256(plan.fingerprint.encode() + stays.digest(paths))
+    digest.update(given.to_bytes() if given else b"")
+    plan = dataclasses.replace(
+        plan,
+        entries=(*plan.entries, "vitals", "vitals_mask"),
+        fingerprint=digest.hexdigest(),
+    )
+    return dataclasses.replace(
+        plan, complete=functools.partial(_read_vitals, plan, paths, given)
+    )
+
+
+def _read_vitals(plan: records.Plan, paths: dict, given: Any) -> records.Plan:
+    """The plan, with the vital signs read and mapped."""
+    found = stays.read(paths).by_admission()
+    missing = np.full(len(stays.SIGNS), np.nan)
+    splits = {
+        split: [found.get(row[3], missing) for row in rows]
+        for split, rows in plan.splits.items()
+    }
+    if not np.isfinite(splits["train"]).any():
+        raise PacxError(
+            f"{paths['edstays']}: none of its stays is of an admission of the train "
+            "split; check --vitals"
+        )
+    fitted = given or percentiles.fit(np.array(splits["train"]), stays.IDS)
+    vitals, notes = {}, []
+    for split, rows in plan.splits.items():
+        values, mask = fitted.apply(np.array(splits[split]))
+        for row, *entries in zip(rows, values, mask, strict=True):
+            vitals[row[3]] = entries
+        seen = int(mask.any(axis=1).sum())
+        notes.append(f"{split}: {seen} of {len(rows)} admissions have vital signs")
+    return dataclasses.replace(
+        plan,
+        make=dataclasses.replace(plan.make, vitals=vitals),
+        files={percentiles.VITALS: fitted.to_bytes()},
+        notes=tuple(notes),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +169,7 @@ class _Make:
     source: str
     size: int
     labelled: bool
+    vitals: dict[str, list[np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def name(self, row: tuple) -> str:
         split, index, _, hadm_id, _ = row
@@ -131,6 +192,8 @@ class _Make:
             "hadm_id": hadm_id,
             "path": f"{split}/{index}",
         }
+        if self.vitals:
+            example["vitals"], example["vitals_mask"] = self.vitals[hadm_id]
         return example | ({"labels": labels} if self.labelled else {})
 
 

@@ -2,8 +2,8 @@
 
 Patient "1" of one hospital is not patient "1" of another, so two ids are compared only
 within one namespace: that of the data set which gave them out. Data sets cut from one
-archive share its namespace: `subject_id` of Symile-MIMIC, MedMod, CXLSeg and the
-laboratory events are all MIMIC's.
+archive share its namespace: `subject_id` of Symile-MIMIC, MedMod, CXLSeg, the
+laboratory events and the emergency stays are all MIMIC's.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ NAMESPACES = {
     "medmod": "mimic",
     "cxlseg": "mimic",
     "mimic_labs": "mimic",
+    "mimic_vitals": "mimic",
 }
 FOLDER = "folder"  # all folders of images whose origin nobody stated
 SIMULATED = "simulated"  # the embedded cohort, which numbers everybody once

@@ -21,6 +21,7 @@ from pacx_jax.errors import PacxError
 
 LARGEST = 2**26  # bytes: 80,000 values of each of 50 items
 FILE = "labs_percentiles.npz"  # its name in a prepared set
+VITALS = "vitals_percentiles.npz"  # that of vital signs
 NO_MEAN = 0.5  # stands for an item that no training admission has
 
 
@@ -103,9 +104,9 @@ def fit(raw: np.ndarray, items: Sequence[int]) -> Percentiles:
     )
 
 
-def load(path: str | os.PathLike) -> Percentiles:
-    """Reads what `to_bytes` gave, or the prepared set that holds it."""
-    path = os.path.join(path, FILE) if os.path.isdir(path) else os.fspath(path)
+def load(path: str | os.PathLike, name: str = FILE) -> Percentiles:
+    """Reads what `to_bytes` gave, or the prepared set that holds it as `name`."""
+    path = os.path.join(path, name) if os.path.isdir(path) else os.fspath(path)
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(member.file_size for member in archive.infolist())

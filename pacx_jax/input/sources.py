@@ -11,6 +11,7 @@ messages. Entries, each only where the data set has it:
   ecg         float32 (5000, 12), mV or scaled to [-1, 1]; lead_order says the order
   lead_order  "standard" or "mimic"
   labs        float32 (50,), percentiles;  labs_mask  float32 (50,), 1 = observed
+  vitals      float32 (7,), likewise, of `modalities.vitals.SIGNS`;  vitals_mask
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
@@ -23,6 +25,8 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     del mesh
     model = labs_dae.from_config(config.model)
     reader = modalities.reader(config.modality, config.data)
+    # A study without any value adds nothing to the loss.
+    reader = dataclasses.replace(reader, optional=True)
     values_name, mask_name = reader.module.ARRAYS
 
     def init(key):

@@ -14,7 +14,8 @@ from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = (
-    "mae_vitb16", "labs_dae", "ecg_net1d", "distill_vitb16", "linear_probe", "segment",
+    "mae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
+    "linear_probe", "segment",
 )  # fmt: skip
 ARGS = (
     None, "", "paper", "reference", "runlocal", "paper,runlocal", "reference,runlocal",
@@ -139,7 +140,9 @@ def test_settings_are_those_of_the_reference(recipe, fields):
         assert value == want, field
 
 
-@pytest.mark.parametrize("recipe", ["mae_vitb16", "labs_dae", "ecg_net1d"])
+@pytest.mark.parametrize(
+    "recipe", ["mae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d"]
+)
 @pytest.mark.parametrize("arg", [None, "paper,runlocal", "reference,runlocal"])
 def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, meshes):
     objective = objectives.make(tiny.config(recipe, arg), meshes[8])

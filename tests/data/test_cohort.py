@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from data.cohort import ecg, generate, labs, latents, reports, xray
+from data.mimic_vitals import stays
 
 _SIZES = [
     "--seed=3",
@@ -267,6 +268,28 @@ def test_symile_layout(cohort):
     for i, mean in enumerate(means.values()):
         np.testing.assert_allclose(rank[seen[:, i] == 1, i].mean(), mean, atol=1e-5)
         np.testing.assert_allclose(rank[seen[:, i] == 0, i], mean, atol=1e-6)
+
+
+def test_most_admissions_have_vital_signs_some_taken_after_triage(cohort):
+    root = cohort / "symile_mimic"
+    found = stays.read(stays.paths(root))
+    admissions = found.by_admission()
+    assert len(admissions) == len(found.stays.ids) and not found.dropped
+    of = {
+        split: [r["hadm_id"] for r in _rows(root / f"{split}.csv")]
+        for split in ("train", "val", "val_retrieval", "test")
+    }
+    assert set(admissions) < set().union(*of.values())
+    for split, ids in of.items():
+        share = np.mean([i in admissions for i in ids])
+        assert 0.8 < share < 0.97 if split == "train" else share > 0.5, split
+    missing = np.isnan(found.values)
+    assert 0.03 < missing[:, :6].mean() < 0.08
+    assert 0.2 < missing[:, 6].mean() < 0.5  # weight
+    triage = _rows(root / "ed/triage.csv")
+    blank = sum(row["sbp"] == "" for row in triage)
+    later = sum(row["sbp"] != "" for row in _rows(root / "ed/vitalsign.csv"))
+    assert 0 < later <= blank and missing[:, 1].sum() == blank - later
 
 
 def test_ecg_and_probe_layouts(cohort):
