@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Mapping
 
 from pacx_jax import modalities
-from pacx_jax.encoders import model_folder
+from pacx_jax.encoders import kinds, model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.modalities import table
 from pacx_jax.types import Array, Batch, Params
@@ -34,7 +34,17 @@ class Encoder:
 
     def embed(self, params: Params, batch: Mapping[str, Array] | Batch) -> Array:
         """(b, width) of a batch with the reader's arrays."""
-        inputs = (batch[name] for name in self.reader.module.ARRAYS)
+        inputs = [batch[name] for name in self.reader.module.ARRAYS]
+        wanted = kinds.of(self.folder.kind).inputs(self.folder.architecture)
+        for name, given, want in zip(
+            self.reader.module.ARRAYS, inputs, wanted, strict=True
+        ):
+            if given.shape[-1] != want.shape[-1]:
+                raise PacxError(
+                    f"config.modalities.{self.name}.init is an encoder of "
+                    f"{want.shape[-1]} values, but {name} of the data has "
+                    f"{given.shape[-1]}: is it another modality's encoder?"
+                )
         return self.folder.module().apply({"params": params}, *inputs)
 
 
