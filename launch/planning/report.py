@@ -164,6 +164,8 @@ def _kernels(s: dict[str, Any]) -> list[str]:
 
 
 def _curve(costs: predict.Costs, s: dict[str, Any]) -> list[str]:
+    if s["devices"] == 1:  # its step has no collectives to scale
+        return ["One chip: plan for several to see how the step scales."]
     found = [
         "| topology | chips | global batch | compute | collectives | not hidden | "
         "efficiency | without overlap |",
