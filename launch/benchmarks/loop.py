@@ -19,7 +19,7 @@ import tempfile
 
 from absl import logging
 
-from launch.benchmarks import measure, models, ours, recipes
+from launch.benchmarks import measure, ours, recipes, throughput
 from launch.benchmarks.worker import ROOT
 from pacx_jax import main
 from pacx_jax.errors import PacxError
@@ -114,7 +114,7 @@ def result(options, turns: list[measure.Turn], about: dict) -> dict:
             f"the time at one every {DEFAULT_INTERVAL} steps"
         )
     more = {"input": options.input, "log_share": round(log, 5), "saves": saves}
-    return models.result(options, {"ours": turns}, about, {}, notes, **more)
+    return throughput.result(options, {"ours": turns}, about, {}, notes, **more)
 
 
 def cost_of_saves(turns: list[measure.Turn], steps: int) -> dict:
