@@ -26,7 +26,7 @@ class Cell:
 
     Attributes:
       name: "SET:SPLIT".
-      number: which argument the set was, so that its splits are told from others'.
+      number: the set's place among the arguments, which keeps its splits apart.
       source: where the images are, to name them.
       patients, studies: ids with their namespace; None where the data name none.
       digests: twins.DIGEST (n,) of the readable images; empty without images.

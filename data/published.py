@@ -1,6 +1,6 @@
 """Published sets of labelled images: what their builders share.
 
-A builder is a page of facts: by what its folder is known, its labels in their order,
+A builder is a page of facts: how to recognise its folder, its labels in their order,
 its splits, the counts that were published, and how its tables become rows (`listings`).
 Here rows are joined with their files, split, and compared with those counts.
 """

@@ -151,7 +151,7 @@ def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
 
     size 0, or an image already small enough, keeps a file's bytes. What is shrunk
     from a JPEG is stored as JPEG of quality 95; PNGs and arrays as PNG, without loss.
-    Of a DICOM nothing but its grey levels is stored, as PNG.
+    A DICOM is stored as a PNG of its grey levels.
     Files are decoded in any case, so that damaged ones are found now.
     """
     image = images.decode(data, name) if isinstance(data, bytes) else data

@@ -145,7 +145,7 @@ def _candidates(
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Of the detail of thumbnails, uint8 (n, 256) twice -> (n,)."""
+    """Correlations of the thumbnails' detail, uint8 (n, 256) twice -> (n,)."""
     a, b = _detail(a), _detail(b)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.einsum("np,np->n", a, b) / np.maximum(norms, 1e-9)

@@ -88,7 +88,7 @@ def make_train_step(
         def gradient(batch, share=1.0):
             differentiate = jax.value_and_grad(loss_fn, has_aux=True)
             found, grads = differentiate(state.params, batch, share)
-            # Of a parameter that is split, a device needs its share of the gradient.
+            # Shards gradients like their parameters.
             return found, jax.lax.with_sharding_constraint(
                 grads, state_shardings.params
             )

@@ -47,7 +47,7 @@ class Session:
       writer: of its metrics.
       watch: over values that are not finite.
       ledger: of its time.
-      preemption: says when it shall save and end.
+      preemption: says when to save and end.
     """
 
     run: setup.Run
@@ -64,7 +64,7 @@ def train(
     """Trains `config.objective` in `workdir` to `config.total_steps`, resuming there.
 
     Args:
-      preemption: says when the run shall save and end.
+      preemption: says when to save and end.
       force: goes on with other data than those that the run began with.
 
     Returns:

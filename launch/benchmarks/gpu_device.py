@@ -20,7 +20,7 @@ from launch.benchmarks import measure
 
 
 def environment(dry_run: bool) -> dict:
-    """Device, driver, versions and what XLA is told."""
+    """Device, driver, versions and XLA's flags."""
     device = jax.devices()[0]
     memory = (device.memory_stats() or {}).get("bytes_limit", 0) >> 20
     smi, flags = _nvidia_smi(), os.environ.get("XLA_FLAGS", "none")

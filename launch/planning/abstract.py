@@ -29,7 +29,7 @@ from pacx_jax.input import transforms
 from pacx_jax.run import setup
 from pacx_jax.types import Objective
 
-# Of a recipe that takes its labels from the data: CheXpert's and ECGFounder's number.
+# Number of labels of recipes that take them from the data: CheXpert's, ECGFounder's.
 LABELS = {"classify": 14, "ecg": 150}
 _RECIPES = {"vit": mae_vitb16, "ecg_net1d": ecg_net1d, "labs_dae": labs_dae}
 FOLDERS = {  # objective -> config field -> kind of the encoder it names

@@ -128,7 +128,7 @@ def collectives(text: str, devices: int) -> list[dict[str, Any]]:
       count: how often in a step, loops unrolled.
       bytes_per_chip: what one chip holds of the result, or of the operand where that is
         larger (a reduce-scatter), summed.
-      dtypes: the same by what is sent, such as "bf16".
+      dtypes: the same bytes by dtype, such as "bf16".
 
     Raises:
       ValueError: a loop with collectives whose number of rounds XLA does not tell.

@@ -147,5 +147,5 @@ def _convolution(one: hlo.Instruction, target: str, moved: list[str]) -> float:
 
 
 def _bytes(shape: str) -> float:
-    """Of all arrays but a workspace's, which are of u8."""
+    """Bytes of all arrays in a shape, without workspaces, which are of u8."""
     return sum(bits for dtype, _, bits in hlo.arrays(shape) if dtype != "u8") / 8

@@ -85,7 +85,7 @@ class Costs:
     kernels: float = 0.0
 
     def compute_seconds(self, devices: int) -> float:
-        """Of a step on so many chips; FLOPs a chip grow linearly with the batch."""
+        """Seconds of a step's compute on so many chips; FLOPs a chip grow linearly."""
         (low, few), (high, many) = self.counted
         slope = (many - few) / (high - low) if high > low else 0.0
         rate = UTILISATION * self.topology.chip.peak_flops

@@ -52,8 +52,8 @@ parameters. {left}
 {use}
 
 ## Limits
-For research. Not a medical device. What the checkpoint was trained on, its licence and
-its limits are told by where it is from.
+For research. Not a medical device. The source of the checkpoint says what it was
+trained on, and under which licence and limits it is.
 """
 
 

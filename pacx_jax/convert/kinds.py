@@ -159,7 +159,7 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
         return {"sampling_rate": 500, "decimate": options.decimate}
     if spec.model == "labs_dae":
         return {}
-    # Of these two, fixed positions tell an MAE, learned ones an ImageNet classifier.
+    # Fixed positions mark an MAE, learned ones an ImageNet classifier.
     learned = "posemb_grid" in spec.architecture
     half = spec.kind in ("vit_timm", "vit_hf") and learned
     mean, std = (HALF, HALF) if half else (IMAGENET_MEAN, IMAGENET_STD)

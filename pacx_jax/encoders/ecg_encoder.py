@@ -47,21 +47,14 @@ class EcgEncoder:
 
     def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
         """Embeds windows (5000, 12), an array of them or any iterable."""
-        out = [np.zeros((0, self.width), np.float32)]
-        chunk = []
-        for window in windows:
-            chunk.append(ecg.decimate(window, self._decimate))
-            if len(chunk) == self.batch_size:
-                out.append(self._embed(chunk))
-                chunk = []
-        if chunk:
-            out.append(self._embed(chunk))
-        return np.concatenate(out)
-
-    def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
-        size = sharding.call_size(len(chunk), self.batch_size, self.mesh)
-        rows = sharding.pad_rows(np.stack(chunk), size)
-        return np.asarray(self._forward(self._params, rows))[: len(chunk)]
+        return forward.in_batches(
+            self._forward,
+            self._params,
+            (ecg.decimate(window, self._decimate) for window in windows),
+            self.width,
+            self.batch_size,
+            self.mesh,
+        )
 
 
 def load_ecg_encoder(

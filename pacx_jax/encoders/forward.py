@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from pacx_jax import sharding, target
@@ -38,6 +40,26 @@ def ecgs(module, mesh: Mesh) -> Forward:
         return module.apply({"params": params}, ecgs).astype(jnp.float32)
 
     return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
+
+
+def in_batches(
+    forward: Forward,
+    params: Params,
+    examples: Iterable[np.ndarray],
+    width: int,
+    batch_size: int,
+    mesh: Mesh,
+) -> np.ndarray:
+    """Embeds examples, at most `batch_size` at a time: (n, width) float32.
+
+    The last ones are padded to a power of two a device, so that few sizes are compiled.
+    """
+    examples, out = iter(examples), [np.zeros((0, width), np.float32)]
+    while chunk := list(itertools.islice(examples, batch_size)):
+        size = sharding.call_size(len(chunk), batch_size, mesh)
+        rows = sharding.pad_rows(np.stack(chunk), size)
+        out.append(np.asarray(forward(params, rows))[: len(chunk)])
+    return np.concatenate(out)
 
 
 def _jitted(forward: Forward, mesh: Mesh, dtype: str) -> Forward:

@@ -8,7 +8,7 @@ NAMES = ("mean", "std")
 
 
 def check(path, preprocessing: dict) -> None:
-    """Refuses a model folder's preprocessing whose statistics nothing can be done by.
+    """Raises if a model folder's mean or std is unusable.
 
     Args:
       path: the folder, for the message.

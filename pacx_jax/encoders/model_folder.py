@@ -122,7 +122,7 @@ def is_ours(path: pathlib.Path) -> bool:
 
 
 def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> None:
-    import safetensors.numpy  # here: models that come from no folder need it not
+    import safetensors.numpy  # imported lazily: not every model is in a folder
 
     safetensors.numpy.save_file(flat, folder / "model.safetensors")
     description = {

@@ -78,16 +78,14 @@ class Encoder:
         Raises:
           PacxError: an unreadable file, or an array that is no uint8 image.
         """
-        out = [np.zeros((0, self.width), np.float32)]
-        chunk = []
-        for image in _each(images):
-            chunk.append(self.preprocess(image))
-            if len(chunk) == self.batch_size:
-                out.append(self._embed(chunk))
-                chunk = []
-        if chunk:
-            out.append(self._embed(chunk))
-        return np.concatenate(out)
+        return forward.in_batches(
+            self._forward,
+            self._params,
+            map(self.preprocess, _each(images)),
+            self.width,
+            self.batch_size,
+            self.mesh,
+        )
 
     def preprocess(self, image: Image) -> np.ndarray:
         """One image as the model sees it before normalisation: uint8 (s, s, 3)."""
@@ -112,11 +110,6 @@ class Encoder:
         n = len(images)
         images = sharding.pad_rows(images, sharding.padded_size(n, self.mesh))
         return [np.asarray(a)[:n] for a in self._attentions(self._params, images)]
-
-    def _embed(self, chunk: list[np.ndarray]) -> np.ndarray:
-        size = sharding.call_size(len(chunk), self.batch_size, self.mesh)
-        batch = sharding.pad_rows(np.stack(chunk), size)
-        return np.asarray(self._forward(self._params, batch))[: len(chunk)]
 
 
 def _as_png(image: PIL.Image.Image) -> bytes:

@@ -29,7 +29,7 @@ TIMM = {
     "vit_large_patch14_224": (14, 1024, 24, 16),
     "vit_huge_patch14_224": (14, 1280, 32, 16),
 }
-TIMM_EPS = 1e-6  # of every LayerNorm, unless it is told
+TIMM_EPS = 1e-6  # of every LayerNorm by default
 
 
 def write_timm(folder: pathlib.Path, source: Source) -> None:

@@ -39,13 +39,13 @@ def attend(
 ) -> Array:
     """Multi-head self-attention of fused projections, (b, n, 3 h c) -> (b, n, h c).
 
-    Of the tokens in `outputs` alone: (b, m, h c); a single one's is always as written.
-
-    By `way`, one of WAYS. "auto": by what the devices of the mesh do best. That is
-    cuDNN's flash attention on a GPU and our Pallas kernel on a TPU, both in two-byte
-    dtypes and tried once on a small batch; on one CPU device an image at a time where
-    that is faster; otherwise as written. Where "pallas" cannot run, it is as "auto".
-    Either is said once.
+    Args:
+      qkv: [q | k | v] of every token.
+      way: one of WAYS. "auto" takes what the mesh's devices do best: cuDNN's flash
+        attention on a GPU and our Pallas kernel on a TPU, both in two-byte dtypes and
+        tried once on a small batch; on one CPU device an image at a time if that is
+        faster; else XLA's form. "pallas" falls back to "auto", with one warning.
+      outputs: which tokens to compute, (b, m, h c); a single one takes XLA's form.
     """
     if way not in WAYS:
         raise PacxError(f"config.attention is {way!r}: choose {' or '.join(WAYS)}")
@@ -84,9 +84,9 @@ def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
 def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -> bool:
     """Whether `by_kernel` can be taken on the mesh's devices.
 
-    If not, why is said once: where it was `asked` for, or failed when it was tried. Not
-    for few tokens, as an MAE's encoder has them, nor where shapes alone are traced,
-    without a mesh.
+    Warns once of the reason if it was `asked` for or failed its trial. False for few
+    tokens, as an MAE's encoder has them, and without a mesh, when only shapes are
+    traced.
     """
     mesh, platform = jax.sharding.get_abstract_mesh(), target.platform()
     if n < LEAST_TOKENS or not platform:
@@ -129,7 +129,7 @@ def by_cudnn(qkv: Array, num_heads: int) -> Array:
 
 
 def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
-    """Whether `by_cudnn` can be taken on the mesh's devices; if not, that is said."""
+    """Whether `by_cudnn` can be taken on the mesh's devices; warns once if not."""
     if target.platform() != "gpu":
         return False
     capability, kind = target.capability(), target.device().device_kind

@@ -87,5 +87,5 @@ def masked_mse(pred: Array, labs: Array, labs_mask: Array) -> Array:
 
 
 def observed(labs_mask: Array) -> Array:
-    """By what `masked_mse` divides: the number of observed entries, never quite 0."""
+    """Number of observed entries, never quite 0: the divisor of `masked_mse`."""
     return labs_mask.sum() + 1e-6

@@ -113,7 +113,7 @@ def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):
         raise PacxError(f"config.undefined_auroc {undefined!r}: choose skip or zero")
 
     def summarize(outputs):
-        import sklearn.metrics  # here: a step needs it not
+        import sklearn.metrics  # imported lazily: training does not need it
 
         y, mask = outputs["labels"], outputs["label_mask"] > 0
         x = outputs["logits"].astype(np.float64)

@@ -67,8 +67,8 @@ def _cached(source, teacher, data, mesh, cache_dir, batch_size, quarantine):
     key = cache_key(source, teacher.folder, batch_size)
     path = pathlib.Path(cache_dir) / f"{teacher.name}_{key[:24]}.npy"
     with contextlib.ExitStack() as stack:
-        # Of two runs that start at once, one computes and the other waits. The
-        # processes of one run compute together: none of them may wait for another.
+        # If two runs start at once, one computes and the other waits. The processes
+        # of one run compute together: none of them may wait for another.
         if jax.process_count() == 1 and not path.is_file():
             stack.enter_context(files.locked(path.with_suffix(".lock")))
         if path.is_file():

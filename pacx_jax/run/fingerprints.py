@@ -1,4 +1,4 @@
-"""What a workdir's run is of: a run goes on only with the same config and data.
+"""Fingerprints of a run's config and data: it goes on only with the same ones.
 
 config.json  every field of the config
 data.json    fingerprints of the data and of the weights that the run starts from

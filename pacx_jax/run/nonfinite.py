@@ -1,8 +1,8 @@
-"""Losses and gradients that are not numbers: found, listed, and skipped or refused.
+"""Detects non-finite losses and gradients, and skips the step or stops the run.
 
-The train step itself changes no parameter where its loss or gradient is not finite, so
-a bad batch can never reach a checkpoint. What this file decides is whether the run goes
-on (`config.nonfinite`), and what it tells.
+The train step itself changes no parameter if its loss or gradient is not finite, so a
+bad batch can never reach a checkpoint. This file decides whether the run goes on
+(`config.nonfinite`), and lists the steps.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def _as_one_line(folder: str | pathlib.Path) -> Iterator[None]:
 class StepTrace:
     """Traces some updates of a session, from its third on; each is named by its step.
 
-    With `steps` 0 it traces none. A trace that fails later on ends no run: why is said.
+    Traces none if `steps` is 0. A trace that fails later warns; the run goes on.
 
     Raises:
       PacxError: a folder that takes no files.

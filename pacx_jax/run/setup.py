@@ -1,4 +1,4 @@
-"""A stage that is ready to run: everything that config, data and devices decide.
+"""Sets up a run: everything that config, data and devices decide.
 
 Training, replaying a step and measuring a finished run all start from here, so that
 they compute the same.
@@ -155,7 +155,7 @@ def assemble(config, mesh: Mesh, objective: Objective, data=None) -> Run:
 
 
 def first_state(init, key, loaded: dict, shardings, mesh: Mesh) -> step.TrainState:
-    """init(key, loaded), made where it shall lie."""
+    """Runs init(key, loaded) under jit, directly into its final sharding."""
     split = sharding.tree_shardings(loaded, mesh)
     jitted = jax.jit(
         init,
