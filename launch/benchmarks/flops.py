@@ -45,7 +45,7 @@ def of_image(make, config) -> float:
     plain = config.copy_and_resolve_references()
     plain.num_devices, plain.attention, plain.remat = 1, "xla", "none"
     with target.forced(**dict.fromkeys(target.HAND_WRITTEN, False)):
-        return flops.per_chip(*make(plain), devices=1) / config.global_batch_size
+        return flops.count(*make(plain), devices=1).flops / config.global_batch_size
 
 
 def peak(device_kind: str, dtype: str, of: tuple = PEAKS) -> float | None:

@@ -40,7 +40,7 @@ def test_without_a_refusal_the_second_holder_waits_for_the_first(tmp_path):
 def test_lock_of_a_killed_process_is_free(tmp_path):
     path = tmp_path / "lock"
     program = (
-        "import sys, time; from pacx_jax import locks\n"
+        "import sys, time; from pacx_jax import files\n"
         f"with files.locked({str(path)!r}, 'taken'):\n"
         "    print('held', flush=True); time.sleep(100)"
     )

@@ -16,6 +16,7 @@ from launch.benchmarks import (
     ours,
     recipes,
     scaling,
+    throughput,
 )
 from pacx_jax import sharding, target
 from tests import profiles
@@ -302,7 +303,7 @@ def made_result(mode: str, **about_it) -> dict:
     about |= {"dtype": "float32", "batch": 8} | about_it
     if mode == "mae_loop":
         return loop.result(options, [turn], about)
-    return models.result(options, {"ours": [turn]}, about, {}, [])
+    return throughput.result(options, {"ours": [turn]}, about, {}, [])
 
 
 @pytest.mark.parametrize("mode", [*bench.MODES, "mae_loop"])

@@ -403,7 +403,8 @@ def tiny(recipe, directory, rows):
     if config.objective == "distill":
         for field, kind in abstract.FOLDERS["distill"].items():
             data = config.data
-            config[field] = abstract.zero_folder(kind, directory, data, "runlocal")
+            made = abstract.zero_folder(kind, directory, data, "runlocal")
+            config.update_from_flattened_dict({field: made})
     return config
 
 

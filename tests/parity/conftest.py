@@ -13,6 +13,7 @@ import jax
 import pytest
 
 from pacx_jax.encoders import model_folder
+from pacx_jax.modalities import teachers
 from pacx_jax.objectives import distill
 from tests import tiny
 from tests.parity import comparing, sizes
@@ -60,7 +61,7 @@ def measure(record_property):
 
 
 @pytest.fixture
-def stage_two(monkeypatch):
+def stage_two():
     """(mesh) -> Stage 2's objective in the reference preset, at the cases' sizes."""
 
     def make(mesh, **encoder_fields):
@@ -74,11 +75,11 @@ def stage_two(monkeypatch):
             "labs": ("labs_dae", {"latent": sizes.PACX_LABS}),
         }
 
-        def load(config, name="encoder"):  # cached embeddings: the weights stay unread
-            return model_folder.ModelFolder(*folders[name], {}, {})
-
-        monkeypatch.setattr(distill, "load_source", load)
-        monkeypatch.setattr(distill, "load_image_encoder", load)
+        made = {
+            name: model_folder.ModelFolder(kind, architecture, {}, {})
+            for name, (kind, architecture) in folders.items()
+        }  # embeddings are cached: the weights stay unread
+        chosen = {m: teachers.encoder(m, made[m]) for m in ("ecg", "labs")}
         small = {
             "dtype": "float32",
             "data__image_size": encoder["image_size"],
@@ -87,7 +88,7 @@ def stage_two(monkeypatch):
             "lora__alpha": sizes.PACX_ALPHA,
         }
         config = tiny.config("distill_vitb16", "reference", **small)
-        return distill.make(config, mesh)
+        return distill.from_teachers(config, mesh, made["encoder"], chosen)
 
     return make
 

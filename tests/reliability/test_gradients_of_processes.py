@@ -64,7 +64,7 @@ def read(path: pathlib.Path, number: int, dtype: str):
     return tuple(dict(np.load(file)) for file in files)
 
 
-def plain_info_nce(anchor, others, scale, *, label_smoothing, mesh, chunk):
+def plain_info_nce(anchor, others, scale, *, label_smoothing, mesh, chunk, present):
     """`losses.info_nce` where all rows are at hand, and nothing is gathered."""
 
     def cross_entropy(logits):
