@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The tests: 8 simulated CPU devices, tiny models. Arguments go to pytest.
-#   bash launch/test.sh           what CI runs, at most 12 minutes on two cores
+#   bash launch/test.sh           what CI runs, at most 10 minutes on two cores
 #   bash launch/test.sh --all     the full matrices too
 # Two processes share the files of tests; -n 0 takes one, for a debugger.
 set -euo pipefail
