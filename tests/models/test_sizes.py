@@ -155,7 +155,7 @@ def test_fixed_temperature_is_not_trained():
 def test_vitb_mae_has_gradients_at_any_image_size(size, grid):
     # Shapes alone: docs/convert.md says what was run at 448 pixels.
     config = tiny.config("mae_vitb16", data__image_size=size)
-    objective = objectives.mae.make(config)
+    objective = objectives.make(config, None)
     params = jax.eval_shape(objective.init, jax.random.key(0))
     batch = {"image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8)}
 
