@@ -3,7 +3,7 @@
   python launch/barrier.py HOST_OF_POD_0 PODS INDEX
 
 Pods start minutes apart where one node has still to pull the image, and the processes
-of a run give each other 45 seconds. A pod that came here has pulled it.
+of a run give each other 60 seconds. A pod that came here has pulled it.
 """
 
 from __future__ import annotations
