@@ -5,7 +5,7 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str):
-    # Imported when they are used: commands without JAX start at once.
+    # Imported lazily: commands without JAX start at once.
     if name in __all__:
         from pacx_jax.encoders import xray_encoder
 

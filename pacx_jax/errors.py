@@ -4,11 +4,11 @@ from __future__ import annotations
 
 
 class PacxError(Exception):
-    """An error in the user's input: shown as one line, without a stack trace.
+    """An error in the user's input, shown as one line without a stack trace.
 
     The message names the file, field or value and says what to do. It may quote the
-    contents of files, so line breaks become spaces, and other characters that cannot
-    be printed, which a terminal might obey, are escaped.
+    contents of files, so line breaks become spaces, and other unprintable characters,
+    which a terminal might obey, are escaped.
     """
 
     def __init__(self, message: object = ""):

@@ -1,4 +1,4 @@
-"""Files: written whole or not at all, JSON that may be damaged, locks, full disks."""
+"""Files: atomic writes, JSON that may be damaged, locks, full disks."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _MARGIN = 2 * 2**20  # bytes for metadata and file-system blocks
 def whole(
     path: str | os.PathLike, mode: str = "w", permissions: int = 0o666
 ) -> Iterator[IO]:
-    """Opens a new file that takes `path`'s place, on the disk, when the block ends.
+    """Opens a new file that replaces `path`, synced to disk, when the block ends.
 
-    Whatever interrupts the block leaves `path` as it was. Folders are made.
+    If anything interrupts the block, `path` stays as it was. Creates parent folders.
 
     Args:
       mode: "w" (UTF-8) or "wb".
-      permissions: of the file, less the umask.
+      permissions: mode bits of the file, less the umask.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +52,7 @@ def whole(
 
 
 def sync(folder: str | os.PathLike) -> None:
-    """Returns when the names in a folder are on the disk."""
+    """Syncs the names in a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -72,12 +72,12 @@ def write_json(path: str | os.PathLike, content: Any) -> None:
 
 
 def read_json(path: str | os.PathLike) -> dict[str, Any]:
-    """The object in a file that others wrote.
+    """Reads the object in a file that others wrote.
 
     Raises:
-      OSError: it cannot be read.
+      OSError: the file cannot be read.
       ValueError: it is not JSON in UTF-8, nested too deeply, or no object. The caller
-        says in a PacxError what the file is for.
+        turns this into a PacxError that says what the file is for.
     """
     found = parse_json(pathlib.Path(path).read_text(encoding="utf-8"))
     if not isinstance(found, dict):
@@ -86,7 +86,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_own_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
-    """The object in a file that the run itself wrote; PacxError if it is damaged."""
+    """Reads the object in a file that the run wrote; PacxError if it is damaged."""
     try:
         return read_json(path)
     except (OSError, ValueError) as e:
@@ -94,7 +94,7 @@ def read_own_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
 
 
 def parse_json(text: str) -> Any:
-    """json.loads that raises ValueError alone, whatever the text."""
+    """json.loads that raises only ValueError, whatever the text."""
     try:
         return json.loads(text)
     except RecursionError:
@@ -109,12 +109,12 @@ def sha256(path: str | os.PathLike) -> str:
 
 @contextlib.contextmanager
 def locked(path: str | os.PathLike, refusal: str = "") -> Iterator[None]:
-    """Holds the lock file `path`, which is made if need be, and stays.
+    """Holds the lock file `path`; creates the file if needed and leaves it there.
 
     The lock ends with its process, however that ends.
 
     Args:
-      refusal: the PacxError's text if another process holds it; "" waits for that.
+      refusal: text of the PacxError if another process holds the lock; "" waits.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -131,9 +131,9 @@ def locked(path: str | os.PathLike, refusal: str = "") -> Iterator[None]:
 
 
 def check_room(folder: str | os.PathLike, size: int, what: str) -> None:
-    """Raises PacxError unless the folder's disk has room for `size` bytes more.
+    """Raises PacxError unless the folder's disk has room for `size` more bytes.
 
-    Orbax writes in threads, and on a full disk each of them prints what it was doing.
+    On a full disk each of Orbax's writing threads would print its own error.
     """
     free = shutil.disk_usage(folder).free
     if free < size + _MARGIN:
@@ -147,7 +147,7 @@ def check_room(folder: str | os.PathLike, size: int, what: str) -> None:
 def is_full(error: BaseException | None) -> bool:
     """Whether an error, or its cause, is a full disk or quota.
 
-    The libraries that write in C++ raise other kinds, with the system's words in them.
+    Libraries that write in C++ raise other types, with the system's words in the text.
     """
     words = tuple(os.strerror(code) for code in _FULL)
     seen: set[int] = set()

@@ -1,7 +1,7 @@
 """Low-rank adaptation as a transform of any linen model (Hu 2021).
 
-The model's code does not know of it: adapters live in their own tree and are applied
-by intercepting `nn.Dense`. For W (in, out) an adapter is a (in, r) and b (r, out):
+The model's code does not know of it: adapters are a tree of their own, applied by
+intercepting `nn.Dense`. For W (in, out) an adapter is a (in, r) and b (r, out):
 
   y = x W + bias + (alpha / r) * (drop(x) a) b
 
@@ -11,8 +11,8 @@ Example:
     tokens = model.apply({"params": params}, images)     # training
   merged = lora.merge(params, adapters, alpha=16)         # evaluation and export
 
-Merging equals applying without dropout. Dropout acts on the adapter's input alone, so
-training cannot be written as a change of weights.
+Merging equals applying without dropout. Dropout acts only on the adapter's input, so
+training cannot be expressed as a change of weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from pacx_jax.types import Params
 def init(key: jax.Array, params: Params, targets: Sequence[str], rank: int) -> Params:
     """Adapters for every dense kernel whose module is named in `targets`.
 
-    a ~ U(+-1/sqrt(in)) (peft's Kaiming-uniform with a = sqrt 5), b = 0, so that the
+    a ~ U(+-1/sqrt(in)) (peft's Kaiming-uniform with a = sqrt 5) and b = 0, so the
     adapted model starts equal to the base model. The fused qkv has one a for all three.
 
     Raises:
@@ -60,7 +60,7 @@ def init(key: jax.Array, params: Params, targets: Sequence[str], rank: int) -> P
 
 
 def merge(params: Params, adapters: Params, alpha: float) -> Params:
-    """params with W + (alpha / r) a b at every adapted kernel."""
+    """Returns params with W + (alpha / r) a b at every adapted kernel."""
     flat = dict(flax.traverse_util.flatten_dict(params))
     pairs = flax.traverse_util.flatten_dict(adapters)
     for path in [p[:-1] for p in pairs if p[-1] == "a"]:
@@ -91,10 +91,10 @@ def applied(
     key: jax.Array | None = None,
     rows: jax.Array | None = None,
 ):
-    """Within this context, `model.apply` runs with the adapters added.
+    """Adds the adapters to `model.apply` within this context.
 
-    `dropout` > 0 needs `key`. A row's mask depends on the key, the module's name and
-    the row's number in the global batch, `rows` (b,) (default: 0 to b - 1), alone.
+    `dropout` > 0 needs `key`. A row's mask depends only on the key, the module's name
+    and the row's number in the global batch, `rows` (b,) (default: 0 to b - 1).
     """
     pairs = flax.traverse_util.flatten_dict(adapters)
     if dropout and key is None:
@@ -128,12 +128,12 @@ def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def dropped_low_rank(x, a, b, seeds, rate):
-    """`low_rank` of drop(x), with a backward of its own; seeds as in `dropout.drop`.
+    """`low_rank` of drop(x), with its own backward pass; seeds as in `dropout.drop`.
 
-    Its gradient is the usual one; what differs is which operand of each product is
-    transposed. XLA on CPU would transpose the wide cotangent, together with all the
-    elementwise work fused into it; here only (n, r) arrays are. It halves the step. The
-    dropped x is kept for the gradient of a; for that of x the mask is computed again.
+    The gradient is the usual one, but each product transposes another operand. XLA on
+    CPU would transpose the wide cotangent with all the elementwise work fused into it;
+    here only (n, r) arrays are transposed, which halves the step. The dropped x is kept
+    for the gradient of a; the mask is computed again for the gradient of x.
     """
     form = _own if target.hand_written("low_rank") else _low_rank
     return form(x, a, b, seeds, rate)
@@ -153,8 +153,8 @@ def _forward(x, a, b, seeds, rate):
 
 
 def _backward(rate, residuals, g):
-    x, a, b, seeds, h = residuals  # x as it was dropped
-    if target.platform() == "gpu":  # or XLA would keep the mask of the forward pass
+    x, a, b, seeds, h = residuals  # x after dropout
+    if target.platform() == "gpu":  # else XLA keeps the forward pass's mask
         seeds = jax.lax.optimization_barrier(seeds)
     dh = jnp.einsum("...d,rd->...r", g, b)
     db = jnp.einsum("...r,...d->rd", h, g)

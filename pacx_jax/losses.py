@@ -1,7 +1,7 @@
 """Losses of Stage 2 and of the classifiers (paper section 3.2).
 
 Shape letters: b global batch, m rows of one device, d embedding width, c classes.
-All are computed in float32 or wider.
+Losses are computed in float32 or wider.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from pacx_jax.types import Array
 
 
 def wide(x: Array) -> Array:
-    """float32, or float64 where x is already that."""
+    """Returns x as float32, or as float64 if it already is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def l2_normalize(x: Array, eps: float = 1e-6) -> Array:
-    """Rows of x (..., d) divided by max(norm, eps), safe in its gradient at zero."""
+    """Divides rows of x (..., d) by max(norm, eps); the gradient is safe at zero."""
     squared = (wide(x) ** 2).sum(-1, keepdims=True)
     return wide(x) * jax.lax.rsqrt(jnp.maximum(squared, eps**2))
 
 
 def temperature_scale(logit_scale: Array, low: float = 1.0, high: float = 100.0):
-    """exp(logit_scale) clamped to [low, high]; no gradient outside of it."""
+    """exp(logit_scale) clamped to [low, high], without gradient outside."""
     return jnp.clip(jnp.exp(wide(logit_scale)), low, high)
 
 
@@ -39,22 +39,22 @@ def log_sums(
     chunk: int = 0,
     present: tuple[Array, Array] | None = None,
 ) -> tuple[Array, Array]:
-    """Logarithms of the sums of exponentials of rows columns^T, by row and by column.
+    """Log-sum-exp of rows columns^T, by row and by column.
 
-    With `chunk`, (m, chunk) of the products exist at a time, also in the backward pass,
-    which computes each block again: O(m chunk + m b / chunk) of memory, exact.
+    With `chunk`, only (m, chunk) products exist at a time, also in the backward pass,
+    which computes each block again: exact, with O(m chunk + m b / chunk) memory.
 
     Args:
       rows: (m, d).
       columns: (b, d); `chunk` divides b.
-      present: which rows (m,) and columns (b,) count in these sums, 1 or 0; None: all.
+      present: 1 for the rows (m,) and columns (b,) that count, else 0; None: all.
 
     Returns:
       (m,) and (b,).
     """
 
     def block(columns, bias):
-        # A TPU's default precision is bfloat16: too coarse under a scale of up to 100.
+        # A TPU's default precision, bfloat16, is too coarse for a scale of up to 100.
         logits = jnp.matmul(rows, columns.T, precision="highest")
         by_row = by_column = logits
         if present is not None:
@@ -72,7 +72,7 @@ def log_sums(
 
 
 def _bias(present: Array) -> Array:
-    """0 where something is present; else a logit whose exponential is 0."""
+    """0 if present, else a logit whose exponential is 0."""
     return jnp.where(present > 0, 0.0, -1e30)
 
 
@@ -90,30 +90,29 @@ def info_nce(
 
       1/2 [CE(scale za zb^T) + CE(scale zb za^T)],  rows L2-normalised
 
-    with a positive's share of 1 - e + e/b and each negative's of e/b. A row's cross
-    entropy is lse - (1 - e) positive - e mean: only lse, the logarithm of its sum of
-    exponentials, needs all of its logits.
+    with target 1 - e + e/b for the positive and e/b for each negative. A row's cross
+    entropy is lse - (1 - e) positive - e mean; only lse, its log-sum-exp, needs all of
+    the row's logits.
 
-    Each device gathers the anchors of all, (b, d), once for all modalities. Its logits
-    are (m, b), its rows of the other modality against every anchor, or (m, chunk) at a
-    time: rows of the one cross entropy, and a part of each column of the other, whose
-    sums of exponentials are added up over the devices, (b,) numbers. Nothing else is
-    sent. Gradients flow through the gather; the result is that of one device.
+    Each device gathers all anchors, (b, d), once for all modalities, and computes the
+    logits (m, b) of its rows of the other modality against every anchor, (m, chunk) at
+    a time. These are whole rows for one cross entropy, and a part of each column for
+    the other, whose (b,) sums of exponentials are added over the devices. Nothing else
+    is sent. Gradients flow through the gather; the result equals that of one device.
 
     Args:
       anchor: (b, d) embeddings of the X-rays.
-      others: name -> (b, d) embeddings; row i of all is of one patient.
+      others: name -> (b, d) embeddings; row i of each belongs to the same patient.
       scale: () positive factor, as from `temperature_scale`.
       label_smoothing: e.
       mesh: the batch is split over its axes `sharding.ROWS`.
-      chunk: how many columns of logits exist at a time, a divisor of b; 0: all.
-      present: name -> (b,), 1 where a study has this modality and 0 where it lacks it.
-        The loss is then that of the studies that have it, as if the batch held no
-        other: the rest has no loss, gets no gradient and is no negative. Modalities
-        that are not named are complete.
+      chunk: number of logit columns that exist at a time, a divisor of b; 0: all.
+      present: name -> (b,), 1 for a study that has this modality, else 0. The loss is
+        that of the studies that have it: the others have no loss, get no gradient and
+        are no negatives. Modalities that are not named are complete.
 
     Returns:
-      name -> () loss; 0 of a modality that no study has.
+      name -> () loss; 0 for a modality that no study has.
     """
     rows, axes = PartitionSpec(sharding.ROWS), sharding.ROWS
     present = dict(present or {})
@@ -159,7 +158,8 @@ def cosine_regression(pred: Array, target: Array, present: Array | None = None):
     """1 - mean cosine of pred and stop-gradient(target), both (b, d).
 
     Args:
-      present: (b,), 1 for the rows that count; None: all. Without any the loss is 0.
+      present: (b,), 1 for the rows that count; None: all. If none counts, the loss is
+        0.
     """
     target = jax.lax.stop_gradient(target)
     cosine = (l2_normalize(pred) * l2_normalize(target)).sum(-1)

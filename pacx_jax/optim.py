@@ -13,9 +13,9 @@ from pacx_jax.types import Params
 
 
 def settings(config):
-    """`config.optim`; where `base_batch_size` is given, its peak_lr is scaled (D19).
+    """`config.optim`, with peak_lr scaled if `base_batch_size` is set (D19).
 
-    lr = peak_lr * global_batch_size / base_batch_size: the original MAE's rule at 256.
+    lr = peak_lr * global_batch_size / base_batch_size; at 256 the original MAE's rule.
     """
     optim = config.optim
     if optim.base_batch_size < 0:
@@ -33,12 +33,12 @@ def settings(config):
 def schedule(optim, total_steps: int) -> optax.Schedule:
     """Linear warm-up, then a cosine to `min_ratio` of the peak, as step -> lr.
 
-    With `steps_per_epoch` > 0 the rate changes once an epoch, as the reference's does:
-    (e + 1) / warm-up epochs, then 0.5 (1 + cos(pi (e - w) / (E - w))). Without, the
+    With `steps_per_epoch` > 0 the rate changes once an epoch, like the reference:
+    (e + 1) / warm-up epochs, then 0.5 (1 + cos(pi (e - w) / (E - w))). Otherwise the
     same formula runs on steps. `warmup_from_zero` starts at 0 (the reference's DAE).
     """
     if optim.warmup_steps >= total_steps:
-        logging.warning(  # a short trial of a recipe; but no run to keep
+        logging.warning(  # fine for a short trial of a recipe
             "config.optim.warmup_steps %d is not below total_steps %d: the learning "
             "rate never reaches its peak",
             optim.warmup_steps,
@@ -61,7 +61,7 @@ def schedule(optim, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Params) -> Params:
-    """True for what weight decay acts on: not biases, norms, scalars.
+    """True for parameters with weight decay: all but biases, norms and scalars.
 
     cls_token and mask_token have three axes and are decayed, as in the reference.
     """

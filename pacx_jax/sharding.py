@@ -1,8 +1,8 @@
 """Mesh, parameter rules, activations, and host batches as global arrays.
 
-The mesh has three axes, "data", "fsdp" and "tensor", whatever their sizes. Rows of a
-batch are split over the first two; parameters over the last two, by RULES.
-docs/sharding.md explains both.
+The mesh always has three axes, "data", "fsdp" and "tensor". Rows of a batch are split
+over the first two, parameters over the last two, by RULES. docs/sharding.md explains
+both.
 """
 
 from __future__ import annotations
@@ -25,23 +25,22 @@ from pacx_jax.types import Array, Batch, Params
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that a batch's rows are split over
 
-# (regex on the slash-joined path, spec); the first match decides, for what is trained,
-# what is frozen and moments alike: their paths end alike. The kernels of transformer
-# blocks are 99% of a ViT; the rest, and all of the ECG's and labs' networks, is
-# replicated.
+# (regex on the slash-joined path, spec); the first match decides. It covers trained and
+# frozen parameters and moments, whose paths end alike. The kernels of transformer
+# blocks are 99% of a ViT; the rest, and the ECG and labs networks, are replicated.
 RULES = (
     # Megatron's layout: qkv and fc1 by their outputs, proj and fc2 by their inputs.
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/kernel", PartitionSpec("fsdp", "tensor")),
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/bias", PartitionSpec("tensor")),
     (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/kernel", PartitionSpec("tensor", "fsdp")),
-    # LoRA: the side that meets a split one. To gather 1% would cost more than it saves.
+    # LoRA: the side that meets a split one. Gathering 1% would cost more than it saves.
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/b", PartitionSpec(None, "tensor")),
     (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/a", PartitionSpec("tensor")),
     (r".*", PartitionSpec()),
 )
 
-# Automatic "fsdp": parameters a device. ViT-B's MAE has 112 million, in training 1.8 GB
-# with its gradient and two moments.
+# Automatic "fsdp": parameters per device. ViT-B's MAE has 112 million: in training 1.8 GB
+# with gradient and two moments.
 MOST_PARAMETERS = 2**27
 
 
@@ -51,13 +50,13 @@ def make_mesh(
     """The mesh over the first `num_devices` (0 = all) devices.
 
     Args:
-      fsdp: over how many devices each block's parameters are split.
-      tensor: over how many each layer's heads and hidden units are. "data" is what
-        is left.
-      devices: of another machine, to compile for; (): this run's.
+      fsdp: number of devices that share each block's parameters.
+      tensor: number of devices that share each layer's heads and hidden units. "data"
+        is the rest.
+      devices: devices of another machine to compile for; (): this run's.
 
     Raises:
-      PacxError: too few devices, or a number of them that the axes do not divide.
+      PacxError: too few devices, or the axes do not divide their number.
     """
     devices = list(devices or jax.devices())
     if num_devices > len(devices):
@@ -82,10 +81,10 @@ def make_mesh(
 
 
 def automatic_fsdp(params: Params, mesh: Mesh) -> int:
-    """The least "fsdp" that leaves a device at most MOST_PARAMETERS of a tree's.
+    """The smallest "fsdp" that leaves a device at most MOST_PARAMETERS of a tree.
 
-    1 up to ViT-B's size; the most there can be where none is enough. It divides the
-    mesh's "data" axis, and every axis that RULES split by it.
+    1 up to ViT-B's size; the largest possible if none is enough. It divides the mesh's
+    "data" axis and every axis that RULES split by it.
     """
     tensor, count = mesh.shape["tensor"], mesh.shape["data"]
     total = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
@@ -99,18 +98,18 @@ def automatic_fsdp(params: Params, mesh: Mesh) -> int:
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """In how many parts the rows of a batch lie."""
+    """Number of parts that the rows of a batch are split into."""
     return math.prod(mesh.shape[axis] for axis in ROWS)
 
 
 def check_batch_size(
     global_batch_size: int, mesh: Mesh, parts: Mapping[str, int] | None = None
 ) -> None:
-    """Raises PacxError unless every device gets as many rows as every other.
+    """Raises PacxError unless every device gets the same number of rows.
 
     Args:
-      parts: config field -> number of parts that the batch is taken in, such as
-        {"accumulate": 4}; each of them must be split evenly too.
+      parts: config field -> number of parts that the batch is processed in, such as
+        {"accumulate": 4}; each part must split evenly too.
     """
     n, tensor = batch_shards(mesh), mesh.shape["tensor"]
     what = f"{n} devices" if tensor == 1 else f"{n} groups of {tensor} devices"
@@ -132,7 +131,7 @@ def path_name(path) -> str:
 
 
 def rule(name: str, rules=RULES) -> PartitionSpec:
-    """The spec of the first rule that matches the whole of a slash-joined path."""
+    """The spec of the first rule that matches a whole slash-joined path."""
     for pattern, spec in rules:
         if re.fullmatch(pattern, name):
             return spec
@@ -140,10 +139,10 @@ def rule(name: str, rules=RULES) -> PartitionSpec:
 
 
 def misfit(tree: Params, sizes: Mapping[str, int], rules=RULES):
-    """The first (path, length, mesh axis) that the mesh axis does not divide, or None.
+    """The first (path, length, mesh axis) whose mesh axis does not divide it, or None.
 
     Args:
-      sizes: of mesh axes; what is not in it has size 1.
+      sizes: mesh axis -> size; an axis that is not in it has size 1.
     """
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = path_name(path)
@@ -156,11 +155,11 @@ def misfit(tree: Params, sizes: Mapping[str, int], rules=RULES):
 def tree_shardings(tree: Params, mesh: Mesh, rules=RULES):
     """The NamedSharding of every leaf, by the first rule that matches its path.
 
-    Axes of the mesh that have size 1 do not appear: then a leaf is replicated.
+    Mesh axes of size 1 do not appear in the shardings.
 
     Raises:
-      PacxError: a mesh axis that does not divide what it would split. To replicate
-        that leaf instead would take the memory that the axis was chosen to save.
+      PacxError: a mesh axis does not divide the axis it splits. Replicating that leaf
+        instead would use the memory that the mesh axis should save.
     """
     wrong = misfit(tree, mesh.shape, rules)
     if wrong:
@@ -191,15 +190,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows split over the devices: every batch of every jit lies so."""
+    """Rows split over the devices, as in every batch of every jit."""
     return NamedSharding(mesh, PartitionSpec(ROWS))
 
 
 @contextlib.contextmanager
 def tracing(mesh: Mesh):
-    """Within this context, functions being traced are for `mesh`.
+    """Within this context, functions are traced for `mesh`.
 
-    They constrain their activations to it, and choose kernels by its devices.
+    They constrain their activations to it and choose kernels by its devices.
     """
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         with target.compiling_for(mesh):
@@ -214,7 +213,7 @@ def constrain(x: Array, *axes) -> Array:
 
 
 def constrain_rows(x: Array) -> Array:
-    """x (b, ...) split by rows alone; a batch too small for it, as in `init`, stays."""
+    """Splits x (b, ...) by rows only; no-op if the mesh does not divide b."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % batch_shards(mesh):
         return x
@@ -222,10 +221,11 @@ def constrain_rows(x: Array) -> Array:
 
 
 def row_major(x: Array) -> Array:
-    """x, laid out in memory with its last axis innermost, on GPUs.
+    """Lays x out in memory with its last axis innermost, on GPUs; a no-op elsewhere.
 
-    XLA lays the stream of an MAE's encoder out with the images innermost, and has each
-    product transpose it. By `shard_map`: for a global constraint XLA would gather x.
+    XLA would put the images innermost in the stream of an MAE's encoder and let each
+    product transpose it. `shard_map` is needed, since XLA gathers x for a global layout
+    constraint.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if target.platform() != "gpu" or mesh.empty or x.shape[0] % batch_shards(mesh):
@@ -248,9 +248,9 @@ def check_heads(num_heads: int) -> None:
 
 
 def row_numbers(batch: Batch) -> Array:
-    """(b,) int32: which rows of the global batch these are. Randomness keys on them.
+    """Row numbers in the global batch, (b,) int32, by which randomness is keyed.
 
-    Where a batch is taken in parts, `split_rows` has put them beside the examples.
+    A part of a batch carries them beside its examples, from `split_rows`.
     """
     if "row_numbers" in batch:
         return batch["row_numbers"]
@@ -258,10 +258,10 @@ def row_numbers(batch: Batch) -> Array:
 
 
 def split_rows(batch: Batch, count: int) -> Batch:
-    """A batch as `count` parts, (count, b / count, ...) each, with their row numbers.
+    """Splits a batch into `count` parts, (count, b / count, ...), with row numbers.
 
     Part i holds the rows whose number is i modulo `count`: each device takes a share of
-    its own rows, and nothing is sent.
+    its own rows, and no row moves.
     """
     batch = {**batch, "row_numbers": row_numbers(batch)}
 
@@ -286,15 +286,15 @@ def local_rows(global_batch_size: int, mesh: Mesh) -> np.ndarray:
 
 
 def padded_size(n: int, mesh: Mesh) -> int:
-    """The least number of rows from n on that the mesh's devices share evenly."""
+    """The smallest number of rows >= n that the mesh's devices share evenly."""
     devices = batch_shards(mesh)
     return -(-n // devices) * devices
 
 
 def call_size(n: int, most: int, mesh: Mesh) -> int:
-    """To how many rows n of them are padded: a power of two a device, at most `most`.
+    """Number of rows to pad n to: a power of two per device, at most `most`.
 
-    Few rows cost little then, and few sizes are compiled.
+    Few rows then cost little, and few sizes are compiled.
     """
     devices = batch_shards(mesh)
     rows = -(-n // devices)
@@ -302,12 +302,12 @@ def call_size(n: int, most: int, mesh: Mesh) -> int:
 
 
 def pad_rows(array: np.ndarray, n: int) -> np.ndarray:
-    """The array with rows of zeros after its own, n in all."""
+    """Appends rows of zeros to an array, up to n rows."""
     return np.pad(array, [(0, n - len(array))] + [(0, 0)] * (array.ndim - 1))
 
 
 def put_tree(tree: Params, shardings) -> Params:
-    """A tree that every process holds whole -> global arrays, laid out as stated."""
+    """Turns a tree that every process holds whole into global arrays."""
     return jax.tree.map(
         lambda x, s: jax.make_array_from_callback(np.shape(x), s, lambda i: x[i]),
         tree,
@@ -316,12 +316,12 @@ def put_tree(tree: Params, shardings) -> Params:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """This process's rows of every array -> global arrays split over the mesh.
+    """Turns this process's rows of every array into global arrays over the mesh.
 
-    Returns before they are copied. The arrays must not be changed afterwards.
+    Returns before the copy ends. Do not change the arrays afterwards.
     """
     sharding = batch_sharding(mesh)
-    # With several processes JAX takes this for an implicit transfer.
+    # With several processes JAX treats this as an implicit transfer.
     with jax.transfer_guard_host_to_device("allow"):
         return {
             name: jax.make_array_from_process_local_data(sharding, np.asarray(value))

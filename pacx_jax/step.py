@@ -18,13 +18,13 @@ from pacx_jax.types import Batch, Metrics, Objective, Params
 
 @flax.struct.dataclass
 class TrainState:
-    """Everything that a step changes or needs.
+    """Everything that a step needs or changes.
 
     Attributes:
-      step: int32 scalar, the number of batches read, each an update unless skipped.
-      params: what is trained. Gradients and moments cover these alone.
-      frozen: what is not. Freezing is structural: there is nothing to mask.
-      opt_state: of optax, shaped by `params`.
+      step: int32 scalar, the number of batches read; each is an update unless skipped.
+      params: the trained parameters. Gradients and moments cover only these.
+      frozen: the other parameters. Freezing is structural, so there is nothing to mask.
+      opt_state: optax's state, shaped by `params`.
     """
 
     step: jax.Array
@@ -72,8 +72,8 @@ def make_train_step(
     Metrics hold the loss, the objective's own values and the gradient's norm.
 
     Args:
-      accumulate: in how many parts the batch is taken, for the memory of one; loss and
-        gradient are those of the whole batch.
+      accumulate: number of parts that the batch is processed in, with the memory of
+        one; loss and gradient are those of the whole batch.
     """
     check_accumulate(objective, accumulate)
 
@@ -118,10 +118,10 @@ def make_train_step(
 
 
 def update_if(finite: jax.Array, tx, grads: Params, state: TrainState, mesh: Mesh):
-    """(params, opt_state) after an update where `finite` () holds, else as they are.
+    """Returns (params, opt_state) after an update, or unchanged if not `finite` ().
 
-    A batch whose gradient is not finite leaves no trace but the step's number. Either
-    form writes the state in place on its platforms, and has XLA copy all of it on the
+    A batch with a non-finite gradient changes only the step's number. Either form
+    writes the state in place on its own platforms and makes XLA copy all of it on the
     others.
     """
 
@@ -138,10 +138,10 @@ def update_if(finite: jax.Array, tx, grads: Params, state: TrainState, mesh: Mes
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """XLA's options for a train step, or a first state, on these devices.
+    """XLA's options for a train step or a first state on these devices.
 
-    On CPU its default order of operations is for running several at once, which on the
-    cores of one machine gains nothing and takes a third more memory.
+    XLA's default order on CPU runs several operations at once, which gains nothing on
+    the cores of one machine and takes a third more memory.
     """
     if mesh.devices.flat[0].platform != "cpu":
         return None
@@ -149,22 +149,22 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
 
 def check_accumulate(objective: Objective, accumulate: int) -> None:
-    """Refuses to take a batch in parts where that would change the loss."""
+    """Raises PacxError if processing a batch in parts would change the loss."""
     if accumulate > 1 and objective.weight is None:
         raise PacxError(
             f"config.accumulate is {accumulate}, but this objective's loss is no mean "
-            "over examples (InfoNCE, pooled Dice): parts of a batch would change it. "
-            "Give 1; Stage 2 has config.encoder_chunks for a large batch"
+            "over examples (InfoNCE, pooled Dice), so parts of a batch would change "
+            "it. Give 1; for a large batch in Stage 2 use config.encoder_chunks"
         )
 
 
 def summed(function: Callable, batch: Batch, count: int, weight: Callable):
-    """The sum of function(part, share) over `count` parts of a batch.
+    """Sums function(part, share) over `count` parts of a batch.
 
     Args:
       function: (part of the batch, its share of the whole) -> tree of arrays, such as
-        the share of the loss and its gradient. A share that is a factor of the loss,
-        and not of the gradient, lets XLA reduce the gradients' sum over devices once.
+        the loss times the share and its gradient. Scaling the loss, not the gradient,
+        lets XLA reduce the gradients' sum over devices once.
       weight: part of a batch -> its weight, see `Objective`.
     """
     parts, total = sharding.split_rows(batch, count), weight(batch)
@@ -181,9 +181,9 @@ def summed(function: Callable, batch: Batch, count: int, weight: Callable):
 
 
 def make_eval_step(objective: Objective, mesh: Mesh, state_shardings: TrainState):
-    """(state, batch, key) -> the objective's outputs of each example, on all devices.
+    """(state, batch, key) -> the objective's outputs per example, on all devices.
 
-    They come back replicated, so that every process can read the whole batch.
+    Outputs are replicated, so every process can read the whole batch.
     """
 
     def eval_step(state, batch, key):

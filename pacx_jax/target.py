@@ -1,6 +1,6 @@
-"""The devices that are compiled for: those of the mesh, not of the host that traces.
+"""The devices a program is compiled for: the mesh's, not those of the tracing host.
 
-A plan made on a CPU decides as the GPU would, and so do all processes of a run.
+A plan made on a CPU therefore decides as the GPU would, like all processes of a run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from pacx_jax.distributed import processes
 
 # Operation with two forms -> platforms that take the hand-written one, not JAX's.
-# docs/compiled.md has the figures that decided.
+# docs/compiled.md has the measurements behind this.
 HAND_WRITTEN = {
     "dense": ("cpu",),
     "gelu": ("cpu", "gpu"),
@@ -36,7 +36,7 @@ _FORCED: contextvars.ContextVar[dict[str, bool]] = contextvars.ContextVar("force
 
 @contextlib.contextmanager
 def compiling_for(mesh: Mesh) -> Iterator[None]:
-    """Within this context, what is traced is for the devices of `mesh`."""
+    """Within this context, programs are traced for the devices of `mesh`."""
     token = _MESH.set(mesh)
     try:
         yield
@@ -46,9 +46,9 @@ def compiling_for(mesh: Mesh) -> Iterator[None]:
 
 @contextlib.contextmanager
 def forced(**forms: bool) -> Iterator[None]:
-    """Within this context, operations of HAND_WRITTEN take that form, or JAX's.
+    """Forces the hand-written form of operations (True) or JAX's (False).
 
-    For measurements of what each gives.
+    For measurements that compare the two.
     """
     unknown = forms.keys() - HAND_WRITTEN.keys()
     if unknown:
@@ -61,49 +61,49 @@ def forced(**forms: bool) -> Iterator[None]:
 
 
 def device() -> jax.Device | None:
-    """One of the devices that is compiled for; None where no mesh is named."""
+    """One of the devices being compiled for; None without a mesh."""
     mesh = _MESH.get(None)
     return None if mesh is None else mesh.devices.flat[0]
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu"; "" without a mesh.
+    """Returns "cpu", "gpu" or "tpu", or "" without a mesh.
 
-    Then operations take the CPU's forms, and attention XLA's.
+    Without one, operations take the CPU's forms and attention takes XLA's.
     """
     found = device()
     return "" if found is None else found.platform
 
 
 def device_count() -> int:
-    """How many devices the mesh has; without one, one."""
+    """Number of devices of the mesh; 1 without a mesh."""
     mesh = _MESH.get(None)
     return 1 if mesh is None else mesh.size
 
 
 def capability() -> tuple[int, ...]:
-    """An NVIDIA GPU's compute capability, such as (9, 0); () of other devices."""
+    """An NVIDIA GPU's compute capability, such as (9, 0); () for other devices."""
     text = getattr(device(), "compute_capability", "")
     return tuple(int(part) for part in str(text).split(".") if part.isdecimal())
 
 
 def hand_written(operation: str) -> bool:
-    """Whether this operation takes its hand-written form on the devices at hand."""
+    """Whether this operation takes its hand-written form on the mesh's devices."""
     here = (platform() or "cpu") in HAND_WRITTEN[operation]
     return _FORCED.get({}).get(operation, here)
 
 
 def tried(what: str, attempt: Callable[[jax.Device], str]) -> str:
-    """Why a kernel cannot be used on the mesh's devices; "" where it can.
+    """Returns why a kernel cannot run on the mesh's devices, or "" if it can.
 
-    Tried once on a device of each process, and what one finds holds for all: every
-    process asks for the same kernels in the same order, as it traces the same program.
-    Devices that are not here, as a planned pod's, are taken at their word.
+    Tries it once on one device of each process. A fault in one process counts for all;
+    every process asks for the same kernels in the same order, as all trace the same
+    program. Devices that are not present, such as a planned pod's, count as able.
 
     Args:
-      what: names the kernel and all that its success depends on.
-      attempt: (a device) -> what is wrong, or "". Runs outside of any trace; what it
-        raises is what is wrong.
+      what: names the kernel and everything its success depends on.
+      attempt: (a device) -> what is wrong, or "". Runs outside of any trace; an
+        exception counts as what is wrong.
     """
     mesh = _MESH.get(None)
     if mesh is None:
@@ -126,24 +126,24 @@ _ANSWERS: dict[tuple, str] = {}
 def _tried(what, attempt, device, several: bool) -> str:
     key = (what, device.device_kind, several)
     if key not in _ANSWERS:
-        # Another thread has no trace and no mesh of this one's.
+        # Another thread has neither the trace nor the mesh of this one.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             _ANSWERS[key] = thread.submit(_answer, attempt, device, several).result()
     return _ANSWERS[key]
 
 
 def _answer(attempt, device, several: bool) -> str:
-    """What this process finds, or of several the first of those that find a fault."""
+    """The fault this process finds, or the first fault of several processes."""
     try:
         answer = attempt(device)
-    except Exception as error:  # whatever a compiler or a driver says
+    except Exception as error:  # anything a compiler or a driver raises
         answer = " ".join(str(error).split())[:200] or type(error).__name__
     answers = processes.gathered(answer) if several else [answer]
     return next(filter(None, answers), "")
 
 
 def say_of_dtype(dtype: str) -> None:
-    """Says once where the mesh's devices have no units for products in `dtype`."""
+    """Warns once if the mesh's devices have no units for products in `dtype`."""
     if platform() == "gpu" and dtype == "bfloat16" and () < capability() < (8, 0):
         say_once(
             f"{device().device_kind} has no units for bfloat16: XLA computes its "
@@ -158,7 +158,7 @@ TRAINING = (
 
 
 def out_of_memory(error: BaseException, remedy: str = TRAINING) -> str:
-    """One line on an error of XLA's that device memory ran out; "" of another error."""
+    """One line for an XLA out-of-memory error; "" for any other error."""
     text = " ".join(str(error).split())
     if "RESOURCE_EXHAUSTED" not in text:
         return ""

@@ -1,4 +1,4 @@
-"""The words that every other module speaks: batches, parameters, objectives.
+"""Types that every other module uses: batches, parameters, objectives.
 
 Data flows one way: Batch -> Objective -> TrainState -> the loop -> checkpoint.
 """
@@ -20,12 +20,12 @@ Metrics = dict[str, Array]
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """What is trained, and its loss. A new objective is one file that makes one.
+    """What is trained, and its loss. A new objective is one file that builds one.
 
     Attributes:
       init: key -> all parameters, one nested dict (trainable and frozen together).
-      trainable: slash-joined parameter path -> whether it is trained. What is not
-        trained is split off structurally: no gradient, no optimizer state.
+      trainable: slash-joined parameter path -> whether it is trained. The rest is split
+        off structurally: no gradient, no optimizer state.
       loss: (params, batch, key, train) -> (scalar loss, dict of scalar metrics).
         `params` is the whole tree; `train` is a keyword and turns dropout on.
       outputs: (params, batch, key) -> dict of arrays with leading axis b, the
@@ -34,16 +34,17 @@ class Objective:
       summarize: dict of (n, ...) numpy arrays from `outputs`, over the whole
         validation set -> dict of floats, logged as `val/<name>`.
       pretrained: names of top-level parameter subtrees -> folder to load them from.
-      entries: of an example that are read besides modalities: "image", "mask",
+      entries: entries of an example to read besides modalities: "image", "mask",
         "labels".
-      readers: of the modalities whose arrays a batch holds, see `modalities.Reader`.
-      teachers: modality -> frozen embeddings, one of each example, which a batch holds
-        as `<modality>_embedding` (b, d), and, if some study lacks the modality, as
+      readers: readers of the modalities whose arrays a batch holds, see
+        `modalities.Reader`.
+      teachers: modality -> frozen embeddings, one per example. A batch holds them as
+        `<modality>_embedding` (b, d) and, if some study lacks the modality, also
         `<modality>_present` (b,). See `modalities.teachers`.
-      weight: batch -> positive scalar, by which the losses of a batch's parts are
-        averaged to that of the whole (config.accumulate): the number of examples, or
-        of known entries. None where no average is the loss of the whole.
-      monitor: all parameters -> dict of scalars that are logged beside the losses.
+      weight: batch -> positive scalar that weights the losses of a batch's parts to
+        that of the whole (config.accumulate): the number of examples, or of known
+        entries. None if no average of parts is the loss of the whole.
+      monitor: all parameters -> dict of scalars to log beside the losses.
       images: (params, batch, key) -> {name: uint8 (k, h, w, 3)} of a validation batch,
         for TensorBoard.
     """
