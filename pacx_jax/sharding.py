@@ -39,8 +39,8 @@ RULES = (
     (r".*", PartitionSpec()),
 )
 
-# Automatic "fsdp": parameters per device. ViT-B's MAE has 112 million: in training 1.8 GB
-# with gradient and two moments.
+# Automatic "fsdp": parameters per device. ViT-B's MAE has 112 million, in training
+# 1.8 GB with gradient and two moments.
 MOST_PARAMETERS = 2**27
 
 

@@ -1,4 +1,4 @@
-"""Softmax attention: one function, computed as each kind of device does it well.
+"""Softmax attention: one function, computed the fast way for each kind of device.
 
   o = softmax(q k^T / sqrt(c)) v,  the softmax in float32
 
@@ -20,17 +20,17 @@ from pacx_jax import sharding, target
 from pacx_jax.errors import PacxError
 from pacx_jax.types import Array
 
-# From so many bytes of an image's scores on, a CPU takes one image at a time, if heads
-# have few channels: the scores are then most of what is read and written.
+# With at least this many bytes of scores per image and few channels per head, a CPU
+# takes one image at a time: the scores are then most of the memory traffic.
 LARGE_SCORES, FEW_CHANNELS = 2**20, 32
-# Images that the kernel for TPUs takes: few tokens leave it little to do, the scores of
-# many do not fit VMEM (v5e, v5p: 320 of 1,280 channels do in bfloat16, 448 of 1,024 do
+# Tokens that the kernel for TPUs takes: few leave it little to do, and the scores of
+# many do not fit VMEM (v5e, v5p: 320 of 1,280 channels fit in bfloat16, 448 of 1,024 do
 # not; in float32 264 do not).
 LEAST_TOKENS, MOST_TOKENS = 64, 320
 
 
 ALL = slice(None)  # tokens
-# config.attention: what suits the device; as written, by XLA; our kernel for TPUs.
+# config.attention: what suits the device; XLA's form; our kernel for TPUs.
 WAYS = ("auto", "xla", "pallas")
 
 
@@ -41,11 +41,11 @@ def attend(
 
     Args:
       qkv: [q | k | v] of every token.
-      way: one of WAYS. "auto" takes what the mesh's devices do best: cuDNN's flash
+      way: one of WAYS. "auto" takes the best form for the mesh's devices: cuDNN's flash
         attention on a GPU and our Pallas kernel on a TPU, both in two-byte dtypes and
         tried once on a small batch; on one CPU device an image at a time if that is
-        faster; else XLA's form. "pallas" falls back to "auto", with one warning.
-      outputs: which tokens to compute, (b, m, h c); a single one takes XLA's form.
+        faster; else XLA's form. "pallas" falls back to "auto" with one warning.
+      outputs: tokens to compute, (b, m, h c); a single one takes XLA's form.
     """
     if way not in WAYS:
         raise PacxError(f"config.attention is {way!r}: choose {' or '.join(WAYS)}")
@@ -62,7 +62,7 @@ def attend(
 
 
 def as_written(qkv: Array, num_heads: int, outputs: slice = ALL) -> Array:
-    """`attend` by the formula above."""
+    """`attend` by the formula of this module, left to XLA."""
     q, k, v = split_heads(qkv, num_heads)
     q = q[..., outputs, :]
     return join_heads(weighted(probabilities(q, k), v))
@@ -71,9 +71,9 @@ def as_written(qkv: Array, num_heads: int, outputs: slice = ALL) -> Array:
 def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
     """`attend` by `attention_tpu`.
 
-    Rows that a mesh's devices cannot share evenly, as those of `init`, go as written.
+    Rows that the mesh's devices cannot share evenly, as in `init`, use `as_written`.
     """
-    from pacx_jax.models import attention_tpu  # Pallas, which takes 0.4 s to import
+    from pacx_jax.models import attention_tpu  # Pallas takes 0.4 s to import
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and len(qkv) % sharding.batch_shards(mesh):
@@ -82,11 +82,10 @@ def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
 
 
 def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -> bool:
-    """Whether `by_kernel` can be taken on the mesh's devices.
+    """Whether `by_kernel` runs on the mesh's devices.
 
     Warns once of the reason if it was `asked` for or failed its trial. False for few
-    tokens, as an MAE's encoder has them, and without a mesh, when only shapes are
-    traced.
+    tokens, as in an MAE's encoder, and without a mesh, when only shapes are traced.
     """
     mesh, platform = jax.sharding.get_abstract_mesh(), target.platform()
     if n < LEAST_TOKENS or not platform:
@@ -110,8 +109,8 @@ def by_cudnn(qkv: Array, num_heads: int) -> Array:
     """`attend` by cuDNN's flash attention.
 
     JAX 0.10 and 0.12 refuse an odd number of tokens with a gradient (a check for a
-    bias, applied without one too). These get one more, which the lengths exclude;
-    padding is part of the copy that takes q, k and v apart.
+    bias, applied without one too). Such inputs get one more token, which the lengths
+    exclude; the padding is part of the copy that separates q, k and v.
     """
     b, n = qkv.shape[:2]
     qkv = jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0)))
@@ -129,7 +128,7 @@ def by_cudnn(qkv: Array, num_heads: int) -> Array:
 
 
 def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
-    """Whether `by_cudnn` can be taken on the mesh's devices; warns once if not."""
+    """Whether `by_cudnn` runs on the mesh's devices; warns once if not."""
     if target.platform() != "gpu":
         return False
     capability, kind = target.capability(), target.device().device_kind
@@ -150,7 +149,7 @@ def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
 
 
 def _tried(what: str, form: Callable, n: int, heads: int, channels: int, dtype) -> bool:
-    """Whether a form gives what `as_written` does, gradient included, on a device."""
+    """Whether a form matches `as_written`, gradient included, on a device."""
     shape, about = (2, n, 3 * heads * channels), f"{n} tokens, {heads} x {channels}"
 
     def attempt(device: jax.Device) -> str:
@@ -178,7 +177,7 @@ def _say_of(text: str) -> None:
 
 
 def split_heads(qkv: Array, num_heads: int) -> Array:
-    """([b,] n, 3 h c) -> (3, [b,] h, n, c): heads first, four times faster on CPU."""
+    """([b,] n, 3 h c) -> (3, [b,] h, n, c); heads first is 4 times faster on CPU."""
     b = "b " if qkv.ndim == 3 else ""
     pattern = f"{b}n (qkv h c) -> qkv {b}h n c"
     return einops.rearrange(qkv, pattern, qkv=3, h=num_heads)
@@ -197,7 +196,7 @@ def probabilities(q: Array, k: Array) -> Array:
 
 
 def weighted(probs: Array, v: Array) -> Array:
-    """Sums of values (..., n, c) by (..., n, n), in the dtype of v."""
+    """Sums of values (..., n, c) weighted by (..., n, n), in the dtype of v."""
     return jnp.einsum("...qk,...kc->...qc", probs.astype(v.dtype), v)
 
 
@@ -205,9 +204,9 @@ def weighted(probs: Array, v: Array) -> Array:
 def by_image(qkv: Array, num_heads: int) -> Array:
     """`attend` whose backward pass takes an image at a time, in a CPU's cache.
 
-    It keeps no probabilities, but computes an image's again (Dao 2022), with the row's
-    maximum and sum: were these results of the forward pass, XLA would not make one
-    loop of it.
+    It keeps no probabilities but computes an image's again (Dao 2022), with the row's
+    maximum and sum. If these were outputs of the forward pass, XLA would not fuse it
+    into one loop.
     """
     q, k, v = split_heads(qkv, num_heads)
     exps, total = _exponentials(q, k)
@@ -228,7 +227,7 @@ def _by_image_backward(num_heads, residuals, g):
             for x in (out, g)
         )
         exps, total = _exponentials(q, k)
-        g = g / total  # here, (h, n, c), and not where it is (h, n, n)
+        g = g / total  # (h, n, c) here; dividing the scores would be (h, n, n)
         along = (g * out).sum(-1, keepdims=True)
         exps, g, along = (x.astype(qkv.dtype) for x in (exps, g, along))
         dscores = exps * (_scores(g, v) - along)
@@ -245,7 +244,7 @@ by_image.defvjp(_by_image_forward, _by_image_backward)
 
 
 def _exponentials(q, k):
-    """exp(scores - their row's maximum), (..., n, n), and its sums, (..., n, 1)."""
+    """exp(scores - their row's maximum), (..., n, n), and its row sums, (..., n, 1)."""
     scores = _wide(_scores(q * q.shape[-1] ** -0.5, k))
     exps = jnp.exp(scores - scores.max(-1, keepdims=True))
     return exps, exps.sum(-1, keepdims=True)

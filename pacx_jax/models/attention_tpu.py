@@ -1,8 +1,8 @@
 """Attention of whole images as a Pallas kernel for TPUs, exact, with its gradient.
 
-A program takes one image: its projections come into VMEM as the dense layer left them,
-scores and probabilities never leave it. XLA writes the scores of all images to HBM and
-reads them back, several times.
+Each program processes one image. It reads the projections into VMEM as the dense layer
+left them, and scores and probabilities never leave VMEM. XLA writes the scores of all
+images to HBM and reads them back, several times.
 
 Letters: b batch, n tokens, h heads, c channels of a head.
 """
@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec
 from pacx_jax import sharding
 from pacx_jax.types import Array
 
-LANES = 128  # what a TPU's registers are wide; heads that share them are read at once
+LANES = 128  # width of a TPU's registers; heads that share them are read together
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -48,11 +48,11 @@ attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _by_image(kernel, width: int, interpret: bool, *args: Array) -> Array:
-    """The kernel on each image of the arguments (b, n, ...): (b, n, width).
+    """Runs the kernel on each image of the arguments (b, n, ...): (b, n, width).
 
-    On the mesh of `sharding.tracing` each device takes its own rows. In the forward and
-    in the backward pass for itself: `shard_map`'s own transpose would add up gradients
-    over the axes that do not split rows.
+    On the mesh of `sharding.tracing` each device takes its own rows, with one shard_map
+    in the forward pass and one in the backward pass. `shard_map`'s own transpose would
+    add up gradients over the axes that do not split rows.
     """
 
     def image(n, width):
@@ -89,7 +89,7 @@ def _forward(qkv_ref, out_ref, *, num_heads):
 
 
 def _backward(qkv_ref, out_ref, g_ref, dqkv_ref, *, num_heads):
-    """As `attention.by_image`'s: probabilities are computed again (Dao 2022)."""
+    """Like `attention.by_image`'s: computes probabilities again (Dao 2022)."""
     d = out_ref.shape[-1]
     scale = (d // num_heads) ** -0.5
     for start, width, heads in _groups(d, num_heads):
@@ -113,7 +113,7 @@ def _backward(qkv_ref, out_ref, g_ref, dqkv_ref, *, num_heads):
 
 
 def _groups(d: int, num_heads: int):
-    """(first channel, channels, each head's slice of them) of heads read at once."""
+    """Groups of heads to read together: (first channel, channels, slice per head)."""
     c = d // num_heads
     together = max(LANES // c, 1)
     for first in range(0, num_heads, together):

@@ -1,6 +1,6 @@
-"""1-D convolutions whose backward passes XLA does well, on a CPU and on a mesh.
+"""1-D convolutions with backward passes that XLA runs well, on a CPU and on a mesh.
 
-The numbers are the usual ones; docs/performance.md says what each form gave.
+The results are the usual ones; docs/performance.md measures each form.
 Shape letters: b batch, t samples in, u samples out, k kernel, g groups, i and o
 channels of a group.
 """
@@ -43,7 +43,7 @@ def conv(
 
 
 def _convolve(x, kernel, strides, padding, *, feature_group_count, precision, **layout):
-    """In the place of `jax.lax.conv_general_dilated`, as `nn.Conv` calls it."""
+    """Replaces `jax.lax.conv_general_dilated`, with the arguments of `nn.Conv`."""
     (stride,), groups = strides, feature_group_count
     if kernel.shape[0] == stride == groups == 1 and precision is None:
         return matmul(x, kernel[0])
@@ -66,9 +66,9 @@ def _convolve(x, kernel, strides, padding, *, feature_group_count, precision, **
 
 
 def _by_rows(convolve, x, kernel):
-    """convolve(x, kernel), each device of the mesh its own rows of x.
+    """Runs convolve(x, kernel) on each device's own rows of x.
 
-    Left to itself, XLA gathers the signals of all devices for the weight gradient of a
+    Otherwise XLA gathers the signals of all devices for the weight gradient of a
     grouped convolution.
     """
     mesh = jax.sharding.get_abstract_mesh()
@@ -76,7 +76,7 @@ def _by_rows(convolve, x, kernel):
         return convolve(x, kernel)
     rows = PartitionSpec(sharding.ROWS)
 
-    def local(x, kernel):  # whose gradient is the sum of the devices'
+    def local(x, kernel):  # the kernel's gradient is the sum over devices
         return convolve(x, jax.lax.pcast(kernel, sharding.ROWS, to="varying"))
 
     specs = {"in_specs": (rows, PartitionSpec()), "out_specs": rows}
@@ -85,10 +85,10 @@ def _by_rows(convolve, x, kernel):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def grouped(x: Array, kernel: Array, stride: int, groups: int) -> Array:
-    """(b, t, g i) and (k, i, g o) -> (b, u, g o), padded as SAME.
+    """Grouped convolution: (b, t, g i) and (k, i, g o) -> (b, u, g o), SAME padding.
 
-    JAX's own weight gradient makes batches of the groups (`batch_group_count`), which
-    XLA on CPU does thirty times slower than the forward pass; here it is a grouped
+    JAX's weight gradient makes batches of the groups (`batch_group_count`), which XLA
+    on CPU runs thirty times slower than the forward pass; here it is a grouped
     convolution too. `stride` must divide k.
     """
     return _plain(x, kernel, (stride,), "SAME", groups)
@@ -112,7 +112,7 @@ def _grouped_forward(x, kernel, stride, groups):
 
 def _grouped_backward(stride, groups, residuals, dy):
     x, kernel = residuals
-    # SAME's padding; as the stride divides k, it is never negative.
+    # SAME padding, never negative because the stride divides k.
     both = (dy.shape[1] - 1) * stride + kernel.shape[0] - x.shape[1]
     before = both // 2
     dx = _to_input(kernel, dy, stride, groups)[:, before : before + x.shape[1]]
@@ -124,8 +124,8 @@ def _grouped_backward(stride, groups, residuals, dy):
 def _to_input(kernel, dy, stride, groups):
     """Gradient of the padded input, (b, (u - 1) stride + k, g i).
 
-    Its sample v stride + s meets the kernel's taps m stride + s alone: all in one
-    convolution of dy.
+    Sample v stride + s meets only the taps m stride + s, so one convolution of dy
+    computes all samples.
     """
     phases = einops.rearrange(
         kernel, "(m s) i (g o) -> m o (g s i)", s=stride, g=groups
@@ -138,8 +138,8 @@ def _to_input(kernel, dy, stride, groups):
 def _to_kernel(x, dy, stride, groups):
     """Gradient of the kernel, from the padded input.
 
-    x slides over dy, a kernel as long as the signal: the channels of a group are the
-    batch, and examples are summed over like channels.
+    Convolves x with dy, a kernel as long as the signal: a group's channels become the
+    batch, and examples are summed like channels.
     """
     x = einops.rearrange(x, "b t (g i) -> i t (g b)", g=groups)
     dy = einops.rearrange(dy, "b u c -> u b c")

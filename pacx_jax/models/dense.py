@@ -1,7 +1,7 @@
-"""Dense layers, GELU and SiLU with backward passes of their own.
+"""Dense layers, GELU and SiLU with hand-written backward passes.
 
-The numbers are the usual ones; what differs is what XLA makes of them. Each is used on
-the platforms of `target.HAND_WRITTEN`; elsewhere JAX derives the backward pass.
+The results are the usual ones, but XLA compiles them better. The platforms of
+`target.HAND_WRITTEN` use them; elsewhere JAX derives the backward pass.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Dense(nn.Dense):
 
 
 def affine(x: Array, kernel: Array, bias: Array) -> Array:
-    """x kernel + bias, of (..., i), (i, o) and (o,).
+    """x kernel + bias for x (..., i), kernel (i, o) and bias (o,).
 
-    The own backward pass takes the weight gradient x^T g by transposing the narrower of
-    the two. JAX's rule leaves it to XLA, which on CPU transposes g, with all the
-    elementwise work fused into it, which is then done again for each use. Of frozen
-    weights it takes no gradient, and keeps no x.
+    The hand-written backward pass computes the weight gradient x^T g by transposing the
+    narrower of the two. Under JAX's rule XLA on CPU transposes g and fuses all the
+    elementwise work into the copy, once for each use. For frozen weights it computes no
+    gradient and keeps no x.
     """
     own = target.hand_written("dense")
     return (_own_affine if own else _affine)(x, kernel, bias)
@@ -67,7 +67,7 @@ _own_affine.defvjp(_affine_forward, _affine_backward, symbolic_zeros=True)
 
 @jax.custom_vjp
 def matmul(x: Array, kernel: Array) -> Array:
-    """`affine` without a bias, always by its own backward pass."""
+    """`affine` without a bias, always with the hand-written backward pass."""
     return x @ kernel
 
 
@@ -99,11 +99,11 @@ def _to_kernel(x, g):
 def first(x: Array, *sums: Array) -> Array:
     """Returns x, but on one CPU device makes XLA compute `sums` before its next use.
 
-    XLA's scheduler for CPUs leaves the gradients of parameters to the end of the
-    backward pass, and keeps all that they are sums of until then. No barrier of JAX's
-    reaches it, but an addend does: zero, unless a gradient is not finite.
+    XLA's CPU scheduler computes parameter gradients at the end of the backward pass and
+    keeps everything they sum until then. JAX's barriers do not affect it, but an addend
+    does: zero, unless a gradient is not finite.
     """
-    # On several, to look at one entry would have them agree on the whole first.
+    # On several devices, reading one entry would first make them agree on the whole.
     if (target.platform() or "cpu") != "cpu" or target.device_count() > 1:
         return x
     for each in sums:
@@ -115,8 +115,8 @@ def first(x: Array, *sums: Array) -> Array:
 def gelu(x: Array) -> Array:
     """Exact GELU, x Phi(x), in float32 or wider; the result has the dtype of x.
 
-    Phi by 1 + erf: for x below -3 its error is that of 1 (6e-8), as PyTorch's. Flax's
-    form by erfc computes two series and a choice. The backward pass keeps x alone.
+    Phi uses 1 + erf: for x below -3 its error is that of 1 (6e-8), like PyTorch's.
+    Flax's erfc computes two series and a choice. The backward pass keeps only x.
     """
     return _own_gelu(x) if target.hand_written("gelu") else _gelu(x)
 
@@ -134,11 +134,11 @@ def _gelu_forward(x):
 
 
 def _gelu_backward(x, g):
-    wide = _wide(first(x, g))  # or XLA would keep the forward pass's erf for it
+    wide = _wide(first(x, g))  # else XLA keeps the forward pass's erf for it
     density = jnp.exp(-0.5 * wide * wide) * (1 / math.sqrt(2 * math.pi))
     slope = _normal_cdf(wide) + wide * density
     dx = (g * slope).astype(x.dtype)
-    if target.platform() == "gpu":  # the bias's sum over rows stays a kernel of its own
+    if target.platform() == "gpu":  # keeps the bias's sum over rows a separate kernel
         dx = jax.lax.optimization_barrier(dx)
     return (dx,)
 
@@ -151,7 +151,7 @@ def _normal_cdf(x):
 
 
 def silu(x: Array) -> Array:
-    """SiLU, x sigmoid(x); the backward pass keeps x alone."""
+    """SiLU, x sigmoid(x); the backward pass keeps only x."""
     return _own_silu(x) if target.hand_written("silu") else _silu(x)
 
 

@@ -1,11 +1,11 @@
-"""Dropout whose masks are hashes: of a key, a row's number and a place in the row.
+"""Dropout with hash masks, of a key, a row's number and a place in the row.
 
 A mask of `jax.random.bernoulli` is a fifth of a distillation step on a CPU: threefry
-takes 20 rounds for two words. For dropout a hash of two multiplications suffices
-(Wellons 2018, "lowbias32"), which XLA computes within the operation that uses it; for
-a backward pass it may keep the mask nevertheless (see `lora.dropped_low_rank`). As a
-row's mask depends on its number in the global batch, it is the same on any number of
-devices and in any part of the batch.
+takes 20 rounds for two words. A hash of two multiplications suffices for dropout
+(Wellons 2018, "lowbias32"), and XLA computes it within the operation that uses it. For
+a backward pass XLA may still keep the mask (see `lora.dropped_low_rank`). A row's mask
+depends on its number in the global batch, so it is the same on any number of devices
+and in any part of the batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ODD = 0x9E3779B9, 0x7FEB352D, 0x846CA68B
 
 
 def row_seeds(key: jax.Array, rows: Array) -> jax.Array:
-    """Two words of randomness a row: (b,) int -> (b, 2) uint32."""
+    """Two random words per row: (b,) int -> (b, 2) uint32."""
     return jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row), (2,)))(
         jnp.asarray(rows)
     )
@@ -41,7 +41,7 @@ def bits(seeds: Array, shape: Sequence[int]) -> jax.Array:
 
 
 def drop(x: Array, seeds: Array, rate: float) -> Array:
-    """x (b, ...) with a share `rate` of its entries 0 and the others / (1 - rate)."""
+    """Zeroes a share `rate` of x (b, ...) and divides the rest by 1 - rate."""
     if not rate:
         return x
     keep = bits(seeds, x.shape[1:]) >= jnp.uint32(round(rate * 2**32))

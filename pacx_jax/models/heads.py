@@ -16,7 +16,7 @@ class Head(nn.Module):
 
     Attributes:
       features: output width.
-      kind: "linear_ln" (the code) or "linear" (the paper's words, D5).
+      kind: "linear_ln" (the code) or "linear" (the paper, D5).
       dropout: rate on the input, in training.
     """
 
@@ -51,7 +51,7 @@ class LinearClassifier(nn.Module):
 
 
 class SegmentationDecoder(nn.Module):
-    """Patch tokens -> mask logits, a 3x3 convolution and four doublings of the side.
+    """Patch tokens -> mask logits: a 3x3 convolution and doublings of the side.
 
     Attributes:
       widths: channels after the convolution and after each doubling; the last is the
@@ -69,7 +69,7 @@ class SegmentationDecoder(nn.Module):
         )(tokens)
         for i, width in enumerate(self.widths[1:]):
             # A transposed convolution of kernel 2 and stride 2 is a dense layer whose
-            # outputs are the four pixels: no overlap, and no flip to get wrong.
+            # outputs are the four pixels: nothing overlaps, nothing is flipped.
             init = fan_in_uniform(width * 4)  # PyTorch's fan-in of ConvTranspose2d
             x = nn.Dense(4 * width, kernel_init=init, use_bias=False, name=f"up_{i}")(
                 nn.relu(x)

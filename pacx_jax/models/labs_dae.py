@@ -28,8 +28,8 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, labs: Array, labs_mask: Array) -> Array:
-        # A missing value carries its percentile's training mean on disk. Training
-        # zeroes it, so extraction must too (D7); `mask_inputs=False` is the reference.
+        # On disk a missing value has its training mean percentile. Training zeroes it,
+        # so extraction must too (D7); `mask_inputs=False` is the reference.
         values = labs * labs_mask if self.mask_inputs else labs
         x = jnp.concatenate([values, labs_mask], axis=-1)
         x = _dense(self.hidden, x.shape[-1], "fc1")(x)
@@ -70,8 +70,8 @@ def from_config(model) -> LabsDAE:
 def corrupt(key: jax.Array, rows: Array, labs: Array, labs_mask: Array, rate: float):
     """Drops a share of the observed entries: the value *and* its mask bit (D13).
 
-    What is dropped depends on the key and on `rows`, (b,) row numbers of the global
-    batch, alone.
+    The draw depends only on the key and on `rows`, (b,) row numbers in the global
+    batch.
     """
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.asarray(rows))
     shape = labs.shape[1:]
@@ -87,5 +87,5 @@ def masked_mse(pred: Array, labs: Array, labs_mask: Array) -> Array:
 
 
 def observed(labs_mask: Array) -> Array:
-    """Number of observed entries, never quite 0: the divisor of `masked_mse`."""
+    """Number of observed entries + 1e-6, the divisor of `masked_mse`."""
     return labs_mask.sum() + 1e-6

@@ -1,4 +1,4 @@
-"""LayerNorm in two passes: exact where the mean is large beside the deviation."""
+"""LayerNorm in two passes: exact even if the mean is large beside the deviation."""
 
 from __future__ import annotations
 
@@ -14,9 +14,8 @@ from pacx_jax.types import Array
 class LayerNorm(nn.Module):
     """(x - mean) / sqrt(var + eps) * scale + bias over the last axis, in float32.
 
-    Flax's own takes var = E[x^2] - E[x]^2, which cancels in float32 when a residual
-    stream's mean is large beside its deviation; PyTorch's does not. Here the deviations
-    are squared.
+    Flax computes var = E[x^2] - E[x]^2, which cancels in float32 if a residual stream's
+    mean is large beside its deviation; PyTorch does not. Here deviations are squared.
 
     Attributes:
       eps: added to the variance.
@@ -36,8 +35,8 @@ class LayerNorm(nn.Module):
 def normalized(x: Array, scale: Array, bias: Array, eps: float) -> Array:
     """The function of `LayerNorm`.
 
-    Its own backward pass keeps x, and on CPUs and TPUs a mean and a deviation a row;
-    the usual one keeps two arrays of the size of x.
+    The hand-written backward pass keeps x, and on CPUs and TPUs a mean and a deviation
+    per row; JAX's keeps two arrays of the size of x.
     """
     form = _own if target.hand_written("layer_norm") else _normalized
     return form(x, scale, bias, eps)
@@ -65,9 +64,9 @@ def _moments(x, eps):
 
 
 def _moments_at_once(x, eps):
-    """`_moments` by one reading of x.
+    """`_moments` from one read of x.
 
-    Deviations are from the row's first entry. It lies within sqrt(d - 1) standard
+    Deviations are from the row's first entry, which lies within sqrt(d - 1) standard
     deviations of the mean, so cancellation loses at most log2(d) of float32's 24 bits.
     """
     start = _wide(x[..., :1])
@@ -80,8 +79,8 @@ def _moments_at_once(x, eps):
 def _backward(eps, residuals, g):
     x, mean, inverse, scale = residuals
     if target.platform() == "gpu":
-        # Made anew, and kept from being fused, both are small arrays that the sums over
-        # rows read; XLA would write out g * unit for these, in float32.
+        # Computed again and not fused, both are small arrays for the sums over rows to
+        # read. Otherwise XLA writes out g * unit for these sums, in float32.
         moments = _moments_at_once(jax.lax.optimization_barrier(x), eps)
         mean, inverse = jax.lax.optimization_barrier(moments)
     unit = (_wide(x) - mean) * inverse

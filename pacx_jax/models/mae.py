@@ -20,12 +20,12 @@ def random_masking(key: jax.Array, rows: Array, n: int, mask_ratio: float):
     """Draws one mask per image by sorting uniform noise.
 
     Args:
-      rows: (b,) row numbers of the images in the global batch. A mask depends on the
-        key and its image's number alone: not on devices, nor on the parts of a batch.
-      n: patches of an image.
+      rows: (b,) row numbers of the images in the global batch. A mask depends only on
+        the key and its image's number, not on devices or on the parts of a batch.
+      n: number of patches per image.
 
     Returns:
-      ids_keep (b, k) with k = int(n * (1 - mask_ratio)); ids_restore (b, n), the place
+      ids_keep (b, k) with k = int(n * (1 - mask_ratio)); ids_restore (b, n), the index
       of each patch in [kept, masked]; mask (b, n) float32, 1 = removed.
     """
     k = int(n * (1 - mask_ratio))
@@ -64,8 +64,8 @@ class Decoder(nn.Module):
     ) -> Array:
         """Encoder tokens (b, 1 + k, d), ids_restore (b, n) -> pixels (b, n, p).
 
-        With `masked_only` pixels (b, n - k, p) of the patches `masked_ids` names, in
-        its order: all that the loss looks at.
+        With `masked_only`, returns (b, n - k, p): the patches `masked_ids`, in its
+        order, which is all that the loss needs.
         """
         x = Dense(self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed")(
             tokens
@@ -74,9 +74,9 @@ class Decoder(nn.Module):
         mask_token = self.param(
             "mask_token", nn.initializers.normal(0.02), (1, 1, self.width)
         )
-        # Tokens stay in [CLS, kept, masked] order: blocks do not care about it, and
-        # moving positions, which are constants, needs no scatter in the backward pass.
-        # CLS has none: it takes the table's row of zeros.
+        # Tokens stay in [CLS, kept, masked] order. Blocks ignore it, and gathering
+        # positions, which are constants, needs no scatter in the backward pass. CLS has
+        # no position: it takes the table's row of zeros.
         k = tokens.shape[1] - 1
         table = np.pad(vit.posemb_sincos_2d(grid, self.width), ((1, 0), (0, 0)))
         order = jnp.pad(1 + jnp.argsort(ids_restore, axis=1), ((0, 0), (1, 0)))
@@ -103,7 +103,7 @@ class Decoder(nn.Module):
 
 
 class MAE(nn.Module):
-    """Encoder on the kept patches, decoder on all of them."""
+    """Encoder on the kept patches, decoder on all patches."""
 
     encoder: vit.ViT
     decoder: Decoder
@@ -115,7 +115,7 @@ class MAE(nn.Module):
         ids_restore: Array,
         masked_only: bool = False,
     ) -> Array:
-        """Normalised images (b, h, w, c) -> pixels as `Decoder` predicts them."""
+        """Normalised images (b, h, w, c) -> pixels that `Decoder` predicts."""
         size = self.encoder.patch_size
         grid = (images.shape[1] // size, images.shape[2] // size)
         tokens = self.encoder(images, ids_keep)
@@ -123,7 +123,7 @@ class MAE(nn.Module):
 
 
 def from_config(model, dtype: str = "float32", ways: dict | None = None) -> MAE:
-    """The MAE that `config.model` describes; `ways` as `vit.ways` says them."""
+    """The MAE that `config.model` describes; `ways` as from `vit.ways`."""
     ways = ways or {}
     encoder = vit.from_config(model, dtype).clone(**ways)
     return MAE(
@@ -141,12 +141,12 @@ def from_config(model, dtype: str = "float32", ways: dict | None = None) -> MAE:
 
 
 def masked_ids(ids_keep: Array, ids_restore: Array) -> Array:
-    """The removed patches' places (b, n - k), from what `random_masking` returned."""
+    """Indices of the removed patches (b, n - k), from `random_masking`'s results."""
     return jnp.argsort(ids_restore, axis=1)[:, ids_keep.shape[1] :]
 
 
 def take_patches(patches: Array, ids: Array) -> Array:
-    """Of patches (b, n, p) those at `ids` (b, m): (b, m, p)."""
+    """Takes the patches at `ids` (b, m) from (b, n, p): (b, m, p)."""
     return jnp.take_along_axis(patches, ids[..., None], axis=1, mode="clip")
 
 
@@ -155,7 +155,7 @@ def patch_targets(
 ) -> Array:
     """Pixels to predict, (b, n, p) float32, from normalised images (b, h, w, c).
 
-    With `ids` (b, m) of these patches alone. `norm_pix_loss` standardises each patch
+    With `ids` (b, m), only of these patches. `norm_pix_loss` standardises each patch
     by its mean and *unbiased* variance.
     """
     x = vit.patchify(images, patch_size)
@@ -171,12 +171,12 @@ def patch_targets(
 def pictures(
     images: Array, pred: Array, mask: Array, patch_size: int, norm_pix_loss: bool
 ) -> tuple[Array, Array]:
-    """What the encoder saw of images, and the images with the prediction filled in.
+    """Images as the encoder saw them, and images with the prediction filled in.
 
     Args:
       images: normalised, (b, h, w, c).
-      pred: (b, n, p), as the decoder gives it for all patches.
-      mask: (b, n), 1 where a patch was removed.
+      pred: (b, n, p), the decoder's output for all patches.
+      mask: (b, n), 1 for removed patches.
       norm_pix_loss: whether `pred` is standardised by each patch's own mean and std,
         which are then taken from the image.
 

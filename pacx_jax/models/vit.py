@@ -36,7 +36,7 @@ xavier = nn.initializers.xavier_uniform()
 
 
 def architecture(model, image_size: int) -> dict[str, int | float]:
-    """A recipe's ViT, as a model folder's config.json describes it; sizes in pixels."""
+    """A recipe's ViT as in a model folder's config.json; sizes in pixels."""
     width, depth, num_heads = VARIANTS[model.variant]
     return {
         "patch_size": model.patch_size,
@@ -97,7 +97,7 @@ def posemb_sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
 def resample_posemb(posemb: Array, grid: tuple[int, int], to: tuple[int, int]) -> Array:
     """Learned positions (1, 1 + n, d) of `grid`, CLS first, for another grid.
 
-    Bicubic (Keys, a = -0.5) with antialiasing, as timm's; the CLS position stays.
+    Bicubic (Keys, a = -0.5) with antialiasing, like timm's; the CLS position stays.
     """
     if tuple(grid) == tuple(to):
         return posemb
@@ -121,7 +121,7 @@ class Attention(nn.Module):
         if self.num_heads < 1 or d % self.num_heads:
             raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
         qkv = Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
-        if self.is_mutable_collection("intermediates"):  # probabilities are wanted
+        if self.is_mutable_collection("intermediates"):  # caller wants probabilities
             q, k, v = attention.split_heads(qkv, self.num_heads)
             probs = attention.probabilities(q, k)
             self.sow("intermediates", "attention", probs)
@@ -148,7 +148,7 @@ class Block(nn.Module):
     """Pre-norm transformer block. LayerNorm is in float32, products in `dtype`.
 
     Attributes:
-      outputs: (first, last + 1) of the tokens whose outputs are wanted; None: of all.
+      outputs: (first, last + 1) of the tokens to compute outputs for; None: all.
     """
 
     num_heads: int
@@ -168,8 +168,8 @@ class Block(nn.Module):
         return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
 
 
-# config.remat -> what of a block is kept for the backward pass; the rest is computed
-# again. "dots": the outputs of its four dense layers; "full": its input alone.
+# config.remat -> what a block keeps for the backward pass; the rest is computed again.
+# "dots": the outputs of its four dense layers; "full": only its input.
 REMAT = {
     "none": jax.checkpoint_policies.everything_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -187,15 +187,15 @@ def stack(
     attention: str = "auto",
     outputs: tuple[int, int] | None = None,
 ) -> Array:
-    """(b, n, d) through `depth` blocks and a LayerNorm, named in the calling module.
+    """Applies `depth` blocks and a LayerNorm to (b, n, d), named in the calling module.
 
-    Each block is computed again in the backward pass as `remat` says (REMAT), and its
-    attention by the way `attention.WAYS` names; its parameters and adapters have the
-    same names either way.
+    `remat` (REMAT) sets what the backward pass computes again, and `attention`
+    (`attention.WAYS`) how attention is computed. Parameters and adapters have the same
+    names either way.
 
     Args:
-      outputs: (first, last + 1) of the tokens that are wanted, which are then all that
-        is returned: of the others, the last block computes keys and values alone.
+      outputs: (first, last + 1) of the tokens to return; the last block computes only
+        keys and values of the others.
     """
     if remat not in REMAT:
         raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
@@ -212,18 +212,18 @@ def stack(
 
 
 class ViT(nn.Module):
-    """ViT encoder with a CLS token, for images of any size that patches divide.
+    """ViT encoder with a CLS token, for images of any size that the patch divides.
 
     Attributes:
       patch_size: side of a square patch, in pixels.
       width, depth, num_heads: as in `VARIANTS`; mlp_dim is 4 * width.
       ln_eps: epsilon of every LayerNorm (1e-6; imported PaCX weights: 1e-5, D6).
-      dtype: of the matrix products. Parameters are float32.
-      posemb_grid: empty for fixed sin-cos positions, made for any grid. Else positions
-        are parameters of a grid (rows, columns), as in converted ImageNet ViTs, and are
+      dtype: dtype of the matrix products. Parameters are float32.
+      posemb_grid: empty for fixed sin-cos positions on any grid. Else positions are
+        parameters of a grid (rows, columns), as in converted ImageNet ViTs, and are
         resampled for other grids.
-      remat: what of a block is computed again in the backward pass, see `stack`.
-      attention: how it is computed, see `attention.attend`.
+      remat: what the backward pass computes again, see `stack`.
+      attention: how attention is computed, see `attention.attend`.
     """
 
     patch_size: int = 16
@@ -242,8 +242,8 @@ class ViT(nn.Module):
     ) -> Array:
         """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS first.
 
-        With `ids_keep` (b, k) only these patches are embedded: (b, 1 + k, d). With
-        `cls_only` (b, 1, d), and the last block's work for other tokens is saved.
+        With `ids_keep` (b, k), embeds only these patches: (b, 1 + k, d). With
+        `cls_only`, returns (b, 1, d) and skips the last block's work for other tokens.
         """
         b, h, w, _ = images.shape
         if self.patch_size < 1 or h % self.patch_size or w % self.patch_size:
@@ -281,7 +281,7 @@ class ViT(nn.Module):
         )
 
     def _posemb(self, grid: tuple[int, int], dtype):
-        """Positions of the patches (1, n, d), and of the CLS token: 0 or (1, 1, d)."""
+        """Positions of the patches (1, n, d) and of the CLS token: 0 or (1, 1, d)."""
         if not self.posemb_grid:
             fixed = posemb_sincos_2d(grid, self.width)
             return jnp.asarray(fixed, dtype)[None], 0.0
@@ -293,7 +293,7 @@ class ViT(nn.Module):
 
 
 def ways(config) -> dict[str, str]:
-    """Attributes of a ViT by config fields that change how it is computed, not what."""
+    """ViT attributes from config fields that change how, not what, it computes."""
     return {
         "remat": config.get("remat", "none"),
         "attention": config.get("attention", "auto"),
