@@ -6,18 +6,18 @@ A modality is a module that has
   REQUIRES  the entries of a raw example that it reads (`input.sources` lists them)
   ARRAYS    the arrays that `load` makes, in the order in which its encoder takes them
   settings(data) -> dict
-            how an encoder that is trained on `config.data` preprocesses it, as its
-            model folder will say
+            the preprocessing of an encoder trained on `config.data`, for its model
+            folder
   missing(example) -> bool
             whether this study lacks it
   load(example, name, preprocessing) -> {array: numpy array}
-            the arrays of one study, zeros if it is missing; raises PacxError if what is
-            there cannot be used; `name` is the example's in messages
+            the arrays of one study, zeros if it is missing; raises PacxError for
+            unusable values; `name` names the example in messages
 
-`config.modalities.<name>` chooses one for distillation: a file of this folder, or a
-module of one's own by its dotted path in `config.modalities.<name>.module`. A table of
-embeddings needs no module at all (`modalities.table`). docs/extending.md walks through
-the vital signs.
+`config.modalities.<name>` chooses one for distillation: a file of this folder, or your
+own module by its dotted path in `config.modalities.<name>.module`. A table of
+embeddings needs no module (`modalities.table`). docs/extending.md walks through the
+vital signs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def get(name: str, module: str = "") -> types.ModuleType:
     """The module of a modality.
 
     Args:
-      module: a dotted path, of a modality outside the library.
+      module: dotted path of a modality outside the library.
 
     Raises:
       PacxError: no such modality.
@@ -69,9 +69,9 @@ class Reader:
     """Reads one modality of raw examples.
 
     Attributes:
-      name: the modality's.
-      module: its file.
-      preprocessing: of the encoder that takes the arrays.
+      name: the modality's name.
+      module: its module.
+      preprocessing: that of the encoder that takes the arrays.
       optional: adds `<name>_present`, 1 or 0. Otherwise a study that lacks the
         modality is an error.
     """

@@ -15,7 +15,7 @@ ARRAYS = ("ecg",)
 
 
 def settings(data: Any) -> dict[str, Any]:
-    """The chain's output is at 500 Hz, of which every `decimate`-th sample is kept."""
+    """The chain's output is at 500 Hz; every `decimate`-th sample is kept."""
     decimate = int(getattr(data, "ecg_decimate", 1))
     return {"sampling_rate": ecg.FS, "decimate": decimate}
 

@@ -15,7 +15,7 @@ ARRAYS = ("labs", "labs_mask")
 
 
 def settings(data: Any) -> dict[str, Any]:
-    """Percentiles are made when data are prepared; nothing is left to choose."""
+    """No settings: percentiles are computed when data are prepared."""
     del data
     return {}
 
@@ -34,7 +34,7 @@ def load(
 
 
 def values(entry: str, example: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
-    """`entry` and `<entry>_mask` of an example, checked; 0 where the mask is 0."""
+    """Checks and returns `entry` and `<entry>_mask` of an example; NaN becomes 0."""
     found = np.asarray(example[entry], np.float32)
     mask = np.asarray(example[f"{entry}_mask"], np.float32)
     if found.shape != mask.shape or found.ndim != 1:

@@ -1,12 +1,12 @@
-"""Teachers of one's own: a table of embeddings, made by any model, as a modality.
+"""Teachers from a table of embeddings, made by any model, as a modality.
 
 An .npz file with
 
   id         (n,) text or integers: studies, patients or images, see `by`
   embedding  (n, d) numbers: row i belongs to id i; a row of NaN is unusable
 
-`config.modalities.<name>.init` names it. What pacx_jax.embed writes is one too: its
-`path` takes the place of `id`, by image.
+`config.modalities.<name>.init` names it. The output of pacx_jax.embed is one too: its
+`path` replaces `id`, by image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Table:
     """Embeddings by id.
 
     Attributes:
-      name: the modality's.
+      name: the modality's name.
       path: the file.
       by: what an id names, one of BY.
       rows: id -> row of `embedding`.
@@ -51,7 +51,7 @@ class Table:
         """(len(source), d): each example's embedding, -inf where the table has none.
 
         Raises:
-          PacxError: no example of the source stands in the table.
+          PacxError: no example of the source is in the table.
         """
         ids = list(_ids(source, self.by))
         found = np.full((len(ids), self.width), -np.inf, np.float32)
@@ -72,8 +72,8 @@ def load(name: str, path: str, by: str) -> Table:
     """Reads and checks a table.
 
     Raises:
-      PacxError: no such file, another form, ids that are missing or occur twice, no
-        usable row.
+      PacxError: the file is missing or has another form, ids are missing or repeated,
+        or no row is usable.
     """
     if by not in BY:
         raise PacxError(f"config.modalities.{name}.by {by!r}: choose {', '.join(BY)}")
@@ -123,7 +123,7 @@ def load(name: str, path: str, by: str) -> Table:
 
 
 def _ids(source, by: str):
-    """What `by` names of every example of a source, "" if unknown."""
+    """The id that `by` names for every example of a source, "" if unknown."""
     if by == "patient":
         patients = source.patients()
         if patients is None:

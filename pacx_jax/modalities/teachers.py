@@ -1,4 +1,4 @@
-"""Teachers: frozen embeddings of a modality, by an encoder or from a table."""
+"""Teachers: frozen embeddings of a modality, from an encoder or a table."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Encoder:
     """A frozen encoder of a modality.
 
     Attributes:
-      name: the modality's.
+      name: the modality's name.
       folder: its encoder.
-      reader: makes the encoder's inputs of an example; studies may lack them.
+      reader: makes an example's encoder inputs; studies may lack them.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Encoder:
         return self.folder.width
 
     def embed(self, params: Params, batch: Mapping[str, Array] | Batch) -> Array:
-        """(b, width) of a batch with the reader's arrays."""
+        """Embeds a batch with the reader's arrays: (b, width)."""
         inputs = [batch[name] for name in self.reader.module.ARRAYS]
         wanted = kinds.of(self.folder.kind).inputs(self.folder.architecture)
         for name, given, want in zip(
@@ -55,11 +55,11 @@ def load(name: str, chosen: Mapping) -> Teacher:
     """The teacher that `config.modalities.<name>` chooses.
 
     Args:
-      chosen: `init`, a model folder, a workdir or an .npz; `by` of a table; `module`
-        of a modality outside the library.
+      chosen: `init`, a model folder, a workdir or an .npz; `by`, for a table; `module`,
+        for a modality outside the library.
 
     Raises:
-      PacxError: `init` is empty, or is neither.
+      PacxError: `init` is empty, or none of these.
     """
     init = chosen.get("init", "")
     if not init:
@@ -78,7 +78,7 @@ def load(name: str, chosen: Mapping) -> Teacher:
 
 
 def encoder(name: str, folder: model_folder.ModelFolder, module=None) -> Encoder:
-    """The teacher of an encoder at hand."""
+    """Makes a teacher from a loaded encoder."""
     module = module or modalities.get(name)
     reader = modalities.Reader(name, module, folder.preprocessing, optional=True)
     return Encoder(name, folder, reader)

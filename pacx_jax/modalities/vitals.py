@@ -1,6 +1,6 @@
 """Vital signs as percentiles: heart rate, blood pressure, respiration, ...
 
-They are stored and embedded as laboratory values are, under names of their own.
+They are stored and embedded like laboratory values, under their own names.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SIGNS = {
 
 
 def settings(data: Any) -> dict[str, Any]:
-    """Percentiles are made when data are prepared; nothing is left to choose."""
+    """No settings: percentiles are computed when data are prepared."""
     del data
     return {}
 

@@ -3,15 +3,15 @@
 An objective is a module that has
 
   make(config, mesh) -> Objective
-      the parameters, the loss and the evaluation, see `types.Objective`;
+      builds the parameters, the loss and the evaluation, see `types.Objective`;
   export(config, params, labels) -> ModelFolder
-      the encoder of trained parameters, with its heads if it keeps any; `labels` are
-      the names of a classifier's outputs, None if the run has none;
+      exports the trained encoder, with its heads if it keeps any; `labels` are the
+      names of a classifier's outputs, None if the run has none;
   SHOWN
-      names of the validation metrics to print and to write on the model card.
+      names the validation metrics to print and to write on the model card.
 
-`config.objective` names it: a name of MODULES, or the dotted path of a module of one's
-own, such as `my_package.my_objective`. docs/extending.md has an example.
+`config.objective` names it: one of MODULES, or the dotted path of your own module, such
+as `my_package.my_objective`. docs/extending.md has an example.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load(name: str) -> types.ModuleType:
     """The module of an objective.
 
     Raises:
-      PacxError: no such objective, or a module that lacks a part of one.
+      PacxError: no such objective, or its module lacks a part.
     """
     if name in MODULES:
         return importlib.import_module(f"pacx_jax.objectives.{name}")

@@ -26,7 +26,7 @@ SHOWN = ("loss", "auroc_macro")
 
 
 def make(config, mesh: Mesh | None = None) -> Objective:
-    """A linear layer on the CLS token, for multi-label or one-of-c labels."""
+    """Builds a linear layer on the CLS token, for multi-label or one-of-c labels."""
     del mesh
     if config.tuning not in ("linear", "full"):
         raise PacxError(f"config.tuning {config.tuning!r}: choose linear or full")
@@ -88,7 +88,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
-    """The encoder, with the classifier beside it if its labels' names are known."""
+    """Exports the encoder, and the classifier if its labels' names are known."""
     model = model_folder.trained_further(config, params["encoder"])
     if labels is None:
         return model
@@ -98,7 +98,7 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
 
 
 def one_class(batch: Batch) -> Array:
-    """(b,), 1 where a row has one class; other rows have no loss."""
+    """(b,), 1 for rows with exactly one class; other rows have no loss."""
     one = (batch["labels"].sum(-1) == 1) & (batch["label_mask"].min(-1) > 0)
     return one.astype(batch["label_mask"].dtype)
 
@@ -107,7 +107,7 @@ def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):
     """Loss, and AUROC and F1 at 0.5 of each label and their macro means.
 
     A label with one class in the validation set is left out of the means ("skip"), or
-    its AUROC counts as 0 ("zero"), as torchmetrics has it (D35).
+    its AUROC counts as 0 ("zero"), as in torchmetrics (D35).
     """
     if undefined not in ("skip", "zero"):
         raise PacxError(f"config.undefined_auroc {undefined!r}: choose skip or zero")

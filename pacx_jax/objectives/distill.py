@@ -2,11 +2,10 @@
 
   loss = clip_weight * mean_m InfoNCE(cxr, m) + regression_weight * mean_m (1 - cos)
 
-over the modalities m of `config.modalities` whose weights are not 0 (paper section
-3.2; D15). `config.modalities.<m>.clip_weight` and `.regression_weight` weight the two
-means. A study that lacks a modality has no loss for it and is none of its negatives.
-The backbone is frozen under LoRA; heads, adapters, LayerNorms and the temperature
-train.
+over the modalities m of `config.modalities` with a weight above 0 (paper section 3.2;
+D15). `config.modalities.<m>.clip_weight` and `.regression_weight` weight the two means.
+A study that lacks a modality has no loss for it and is none of its negatives. Under
+LoRA the backbone is frozen; heads, adapters, LayerNorms and the temperature train.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ SHOWN = ("loss",)
 
 
 def make(config, mesh: Mesh) -> Objective:
-    """The distillation objective; `mesh` is where InfoNCE gathers its negatives."""
+    """Builds the distillation objective; InfoNCE gathers its negatives over `mesh`."""
     names = active(config)
     folder = load_image_encoder(config)
     chosen = {m: teachers.load(m, config.modalities[m]) for m in names}
@@ -43,7 +42,7 @@ def make(config, mesh: Mesh) -> Objective:
 def from_teachers(
     config, mesh: Mesh, folder: ModelFolder, chosen: dict[str, teachers.Teacher]
 ) -> Objective:
-    """As `make`, of an image encoder and teachers at hand."""
+    """Like `make`, for a loaded image encoder and teachers."""
     names = active(config)
     _check(config)
     encoder = folder.module(config.dtype).clone(**vit.ways(config))
@@ -113,10 +112,10 @@ def _adapters(config):
 
 
 def active(config) -> tuple[str, ...]:
-    """The modalities that have a weight above 0, in the config's order.
+    """Modalities with a weight above 0, in the config's order.
 
     Raises:
-      PacxError: none, or a weight below 0.
+      PacxError: there are none, or a weight is below 0.
     """
     found = []
     for m, chosen in config.modalities.items():
@@ -138,12 +137,12 @@ def active(config) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """How the modalities' losses become one.
+    """How the modalities' losses add up.
 
     Attributes:
       clip, regression: modality -> weight.
-      counts: what the weighted sums are divided by.
-      clip_weight, regression_weight: of the two means.
+      counts: divisors of the two weighted sums.
+      clip_weight, regression_weight: weights of the two means.
     """
 
     clip: dict[str, float]
@@ -154,7 +153,7 @@ class Weights:
 
     @classmethod
     def of(cls, config) -> Weights:
-        """Those of a config: 2 divides both sums in the paper's eq. 4 (D15)."""
+        """The weights of a config; the paper's eq. 4 divides both sums by 2 (D15)."""
         chosen = {m: config.modalities[m] for m in active(config)}
         clip = {m: c.clip_weight for m, c in chosen.items()}
         regression = {m: c.regression_weight for m, c in chosen.items()}
@@ -165,20 +164,20 @@ class Weights:
         return cls(clip, regression, counts, w.clip_weight, w.regression_weight)
 
     def total(self, values: dict) -> tuple:
-        """(clip, regression, loss) of `clip_<m>` and `regression_<m>`."""
+        """`clip_<m>` and `regression_<m>` -> (clip, regression, loss)."""
         clip = self._mean(values, "clip", self.clip, self.counts[0])
         regression = self._mean(values, "regression", self.regression, self.counts[1])
         loss = self.clip_weight * clip + self.regression_weight * regression
         return clip, regression, loss
 
     def _mean(self, values: dict, name: str, weights: dict, count: float):
-        # A loss of weight 0 is left out, whatever its value.
+        # Leaves out losses of weight 0, whatever their value.
         terms = [w * values[f"{name}_{m}"] for m, w in weights.items() if w]
         return sum(terms) / count if terms else jnp.zeros(())
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
-    """The encoder with its adapters merged; heads and adapters stand beside it."""
+    """Exports the encoder with adapters merged, and heads and adapters beside it."""
     del labels
     linear = {k: v["linear"]["kernel"].shape for k, v in params["heads"].items()}
     about = {
@@ -205,7 +204,7 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
 
 
 def load_image_encoder(config) -> model_folder.ModelFolder:
-    """The MAE encoder that is distilled into; `config.ln_eps` > 0 overrides its own."""
+    """The MAE encoder to train; `config.ln_eps` > 0 overrides the folder's."""
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the MAE run's workdir")
     folder = model_folder.load(config.model_init, "vit")

@@ -1,4 +1,4 @@
-"""What distillation measures on the validation set."""
+"""Metrics of distillation on the validation set."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pacx_jax.objectives import retrieval
 def summarize(config, modalities: tuple[str, ...], total):
     """Within-batch and dataset-level metrics of the validation set.
 
-    "Within batch" means groups of `global_batch_size` consecutive examples. A modality
-    is measured on the examples that have it.
+    "Within batch" means groups of `global_batch_size` consecutive examples. Each
+    modality is measured on the examples that have it.
 
     Args:
       total: `clip_<m>` and `regression_<m>` -> (clip, regression, loss).

@@ -21,10 +21,10 @@ from pacx_jax.types import Array, Batch, Params
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What Stage 2 is made of, and its forward pass as pure functions of parameters.
+    """Modules of Stage 2, and its forward pass as pure functions of parameters.
 
     Attributes:
-      config: the run's.
+      config: the run's config.
       encoder: the X-ray encoder.
       teachers: modality -> its frozen embeddings.
       heads: name -> head; "cxr_to_shared", "ecg_to_shared", "cxr_to_ecg", ...
@@ -73,11 +73,11 @@ class Parts:
         return z, targets, out
 
     def embed_in_chunks(self, params, batch, key, train) -> Array:
-        """`embed` of a batch, `config.encoder_chunks` parts one after another.
+        """Runs `embed` on `config.encoder_chunks` parts of a batch in turn.
 
-        In the backward pass each part is computed again, so that activations take the
-        memory of one. The loss sees the embeddings of all (Gao 2021, GradCache): loss
-        and gradient are those of the whole batch.
+        The backward pass computes each part again, so activations take the memory of
+        one. The loss sees all embeddings (Gao 2021, GradCache): loss and gradient are
+        those of the whole batch.
         """
         rows, count = sharding.row_numbers(batch), self.config.get("encoder_chunks", 1)
         if count == 1:
@@ -93,7 +93,7 @@ class Parts:
         return sharding.join_rows(jax.lax.map(one, parts))
 
     def embed(self, params, images, rows, key, train) -> Array:
-        """uint8 images (b, h, w, 3) -> CLS token (b, d), with adapters if there are.
+        """uint8 images (b, h, w, 3) -> CLS token (b, d), with any adapters.
 
         `rows` (b,) are the images' numbers in the global batch, for dropout.
         """
@@ -124,7 +124,7 @@ class Parts:
 
 
 def _of_head(name: str) -> str:
-    """The modality that a head takes: "cxr_to_ecg" -> "cxr"."""
+    """The modality a head reads: "cxr_to_ecg" -> "cxr"."""
     return name.partition("_to_")[0]
 
 
@@ -139,8 +139,8 @@ def heads_of(config, widths: dict[str, int]) -> dict[str, Head]:
 def trainable(config, depth: int):
     """Path predicate of `tuning` and `train_norms` (D2).
 
-    `train_norms` speaks of lora and norms; last_n_blocks trains these blocks and the
-    final norm, as the reference does, and full everything.
+    `train_norms` applies to lora and norms. last_n_blocks trains these blocks and the
+    final norm, like the reference; full trains everything.
     """
     norms = {"all": r"encoder/(block_\d+/norm\d|norm)/.*", "final": r"encoder/norm/.*",
              "none": r"(?!)"}[config.train_norms]  # fmt: skip

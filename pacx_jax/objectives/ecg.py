@@ -1,4 +1,4 @@
-"""Stage 1, ECG: multi-label diagnosis, as ECGFounder was pretrained."""
+"""Stage 1, ECG: multi-label diagnosis, like ECGFounder's pretraining."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         loss=loss,
         outputs=outputs,
         summarize=classify.summarize_multilabel(tuple(config.data.label_columns)),
-        # The head is for this data's labels, and starts anew.
+        # The head is for this data's labels, so it starts fresh.
         pretrained={"encoder": config.model_init} if config.model_init else {},
         entries=("labels",),
         readers=(reader,),
@@ -52,7 +52,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
-    """The encoder, with the classifier beside it if its labels' names are known."""
+    """Exports the encoder, and the classifier if its labels' names are known."""
     fields = ("base_filters", "filters", "blocks", "kernel", "groups_width")
     a = {f: config.model[f] for f in fields}
     a |= {f: list(config.model[f]) for f in ("filters", "blocks")}

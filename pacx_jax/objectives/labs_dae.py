@@ -20,7 +20,7 @@ SHOWN = ("loss",)
 def make(config, mesh: Mesh | None = None) -> Objective:
     """The autoencoder's objective (model, loss.corruption).
 
-    `config.modality` is the one whose values it reads.
+    `config.modality` names the modality it reads.
     """
     del mesh
     model = labs_dae.from_config(config.model)
@@ -88,7 +88,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
-    """The encoder half, with the decoder beside it."""
+    """Exports the encoder half, and the decoder beside it."""
     del labels
     a = {k: config.model[k] for k in ("features", "hidden", "latent")}
     heads = Heads("labs_dae", a, {"decoder": params["decoder"]})

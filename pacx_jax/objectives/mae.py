@@ -50,7 +50,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     def outputs(params, batch, key):
         images = normalize(batch["image"], mean, std)
         pred, target = reconstruct(params, images, sharding.row_numbers(batch), key)
-        # What predicting each image's own mean colour would cost: a floor to beat.
+        # Loss of predicting each image's own mean colour: a bound to beat.
         whole = mae.patch_targets(images, patch, config.loss.norm_pix_loss)
         colour = whole.reshape(len(whole), -1, 3).mean(1)
         mean_pixel = jnp.tile(colour, (1, patch**2))[:, None]
@@ -60,7 +60,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         }
 
     def images(params, batch, key):
-        # Four X-rays, each as it is, as the encoder sees it, and filled in.
+        # Four X-rays: original, as the encoder sees it, and filled in.
         raw = batch["image"][:4]
         x = normalize(raw, mean, std)
         n = (size // patch) ** 2
@@ -90,7 +90,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
-    """The encoder, with the decoder beside it."""
+    """Exports the encoder, and the decoder beside it."""
     del labels
     a = vit.architecture(config.model, config.data.image_size)
     decoder = {k: config.model.decoder[k] for k in ("width", "depth", "num_heads")}
@@ -105,7 +105,7 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
 
 
 def _check_start(config, model) -> None:
-    """Refuses weights that shapes alone would let pass: other heads or statistics."""
+    """Refuses weights whose shapes fit but whose heads or statistics differ."""
     folder = model_folder.load(config.model_init, "vit")
     here = {"num_heads": model.encoder.num_heads, "ln_eps": model.encoder.ln_eps}
     here |= {k: list(config.data[k]) for k in ("mean", "std")}

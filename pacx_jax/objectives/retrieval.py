@@ -8,7 +8,7 @@ import numpy as np
 
 
 def normalize_rows(x: np.ndarray, eps: float = 1e-8) -> np.ndarray:
-    """Rows of (n, d) at length 1, float64."""
+    """Scales rows of (n, d) to length 1, float64."""
     x = np.asarray(x, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), eps)
 

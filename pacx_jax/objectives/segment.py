@@ -20,20 +20,20 @@ from pacx_jax.models import vit
 from pacx_jax.models.heads import SegmentationDecoder
 from pacx_jax.types import Array, Objective, Params
 
-EPS = 1e-6  # of every Dice and IoU: an empty mask that is found empty counts 1
+EPS = 1e-6  # in every Dice and IoU: an empty mask that is found empty counts 1
 
 
 SHOWN = ("loss", "dice")
 
 
 def make(config, mesh: Mesh | None = None) -> Objective:
-    """A convolutional decoder on the frozen encoder's patch tokens.
+    """Builds a convolutional decoder on the frozen encoder's patch tokens.
 
       loss = bce_weight BCE + dice_weight (1 - Dice)
       Dice = (2 sum p t + eps) / (sum p + sum t + eps),  p = sigmoid(logits)
 
-    BCE is the mean over all pixels; the sums of Dice run over the whole batch, so that
-    the loss depends somewhat on its size, as the reference's does.
+    BCE is the mean over all pixels. The sums of Dice run over the whole batch, so the
+    loss depends somewhat on the batch size, like the reference's.
     """
     del mesh
     if not config.model_init:
@@ -85,7 +85,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
-    """The encoder, with the decoder of masks beside it."""
+    """Exports the encoder, and the decoder of masks beside it."""
     del labels
     model = model_folder.trained_further(config, params["encoder"])
     channels = widths(model.architecture["patch_size"], config.decoder.width)
@@ -95,13 +95,13 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
 
 
 def widths(patch_size: int, width: int) -> tuple[int, ...]:
-    """Channels of the decoder that doubles a patch's side up to its pixels.
+    """Channels of the decoder that doubles the grid up to the pixels of a patch.
 
     >>> widths(16, 256)  # the reference's
     (256, 128, 64, 32, 1)
 
     Raises:
-      PacxError: a patch whose side is no power of two, or too few channels for it.
+      PacxError: the patch's side is no power of two, or `width` is too small.
     """
     doublings = patch_size.bit_length() - 1
     if patch_size != 2**doublings or doublings < 1:
@@ -118,7 +118,7 @@ def widths(patch_size: int, width: int) -> tuple[int, ...]:
 
 
 def sums(logits: Array, target: Array) -> dict[str, Array]:
-    """What all losses and metrics are made of, (b,) float32 each.
+    """Sums that all losses and metrics are built from, (b,) float32 each.
 
     Args:
       logits: (b, h, w).
@@ -127,8 +127,8 @@ def sums(logits: Array, target: Array) -> dict[str, Array]:
     Returns:
       bce: mean over the image's pixels of the binary cross-entropy.
       soft_hits, soft_called: sums of p t and p, p = sigmoid(logits).
-      hits, called, truth: pixels that are called (p > 0.5) and in the target, called,
-        and in the target.
+      hits, called, truth: number of pixels that are called (p > 0.5) and in the
+        target, called, and in the target.
     """
     t = losses.wide(target)
     p, called = jax.nn.sigmoid(logits), losses.wide(logits > 0)
@@ -165,9 +165,9 @@ def summary(
 ) -> dict[str, float]:
     """Loss, Dice and IoU of a split.
 
-    `dice` and `iou` pool the pixels of all images, `_per_image` is their mean over
+    `dice` and `iou` pool the pixels of all images; `_per_image` is their mean over
     images. `_per_batch` is what the reference reports (D32): pooled over each batch,
-    then averaged with the batches' sizes as weights, so it depends on `batch_size`.
+    then averaged with the batch sizes as weights, so it depends on `batch_size`.
     """
     each = {k: np.asarray(v, np.float64) for k, v in outputs.items()}
     counts = [each[k] for k in ("hits", "called", "truth")]
