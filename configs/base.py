@@ -1,11 +1,11 @@
 """What all recipes share. A recipe is a diff of this.
 
-A config's argument is a comma-separated list, such as `:runlocal` or
+A config's argument is a comma-separated list of presets, such as `:runlocal` or
 `:reference,runlocal`:
-  paper      where paper and reference code differ, as the paper says
-  reference  as the authors' code does
+  paper      follows the paper where it differs from the reference code
+  reference  follows the authors' code
   runlocal   a real, small run on the embedded cohort, minutes on two CPU cores
-Without one, a recipe has the recommended values (docs/choices.md says why).
+Without a preset a recipe has the recommended values (docs/choices.md says why).
 """
 
 import ml_collections
@@ -32,29 +32,29 @@ def get_config() -> ml_collections.ConfigDict:
     c.name = ""
     c.objective = ""  # mae, labs_dae, ecg, distill, classify or segment
     c.seed = 0
-    c.dtype = "float32"  # of matrix products; parameters and losses are float32
+    c.dtype = "float32"  # of matrix products; parameters and losses stay float32
     c.num_devices = 0  # 0: all
     c.global_batch_size = 256  # over all devices and hosts
     c.mesh = ml_collections.ConfigDict()  # docs/sharding.md
-    c.mesh.fsdp = 0  # devices that share a layer's parameters; 0: by the model's size
+    c.mesh.fsdp = 0  # devices that share a layer's parameters; 0: from the model's size
     c.mesh.tensor = 1  # devices that share a layer's heads and hidden units
-    c.accumulate = 1  # parts that a batch is taken in: memory of one, loss of the whole
-    c.attention = "auto"  # how it is computed; or xla, pallas (on TPUs: our kernel)
-    c.remat = "none"  # of each block, in the backward pass: or dots, full
+    c.accumulate = 1  # parts of a batch: the memory of one, the loss of the whole
+    c.attention = "auto"  # or xla, pallas (our kernel for TPUs)
+    c.remat = "none"  # what blocks compute again in the backward pass: or dots, full
     c.total_steps = 1000
     c.log_every = 50
     c.eval_every = 1000
     c.images_every = 5  # evaluations between images in TensorBoard; 0: none
     c.save_every = 1000
-    c.keep = 2  # how many of the latest checkpoints stay
-    c.best = ""  # metric to keep the best checkpoint by, such as "val/loss"
+    c.keep = 2  # number of latest checkpoints to keep
+    c.best = ""  # metric that selects the best checkpoint, such as "val/loss"
     c.best_mode = "min"
-    c.nonfinite = "stop"  # at a loss or gradient that is no number; or "skip" the step
-    c.max_skipped = 10  # of such steps in a run
-    c.grace_seconds = 25.0  # after SIGTERM, within which the state is saved
-    c.watchdog_seconds = 900.0  # a step that takes longer has its stacks dumped; 0: off
-    c.profile_steps = 0  # of a session, traced into WORKDIR/profile from its third on
-    c.export = "latest"  # which checkpoint the exported encoder is from
+    c.nonfinite = "stop"  # at a non-finite loss or gradient; or "skip" the step
+    c.max_skipped = 10  # non-finite steps allowed in a run
+    c.grace_seconds = 25.0  # to save the state after SIGTERM
+    c.watchdog_seconds = 900.0  # dump stacks if a step takes longer; 0: off
+    c.profile_steps = 0  # steps traced into WORKDIR/profile per session, from the third
+    c.export = "latest"  # checkpoint to export the encoder from
     c.model_init = ""  # folder of the weights to start from
 
     c.data = ml_collections.ConfigDict()
@@ -62,36 +62,36 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.path = ""
     c.data.train_split = "train"
     c.data.val_split = "val"
-    c.data.csv = ""  # for "folder"; "": labels.csv in path, if there
+    c.data.csv = ""  # for "folder"; "": labels.csv in path, if present
     c.data.label_columns = ()
     c.data.patient_column = ""
     c.data.path_column = ""
     c.data.split_column = ""
-    c.data.val_fraction = 0.1  # where no split is given: by patient, else by file
+    c.data.val_fraction = 0.1  # if no split is given: by patient, else by file
     c.data.test_fraction = 0.0
     c.data.uncertain = "ignore"  # the label -1; or zero, one, reference
     c.data.limit = 0  # 0: all examples
     c.data.label_fraction = 1.0  # of the training examples (D27)
-    c.data.label_draw = "positives"  # one a label, then any; or stratified
+    c.data.label_draw = "positives"  # one per label, then any; or stratified
     c.data.label_seed = 42
     c.data.image_size = 224
     c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
-    c.data.hflip = 0.0  # probability of a mirror image: the heart on the right side
+    c.data.hflip = 0.0  # probability of a mirror image, with the heart on the right
     c.data.crop_scale = (0.5, 1.0)
     c.data.ecg_decimate = 1
     c.data.cache = False  # keep decoded examples in memory
-    c.data.threads = 8  # that make batches
-    c.data.workers = 0  # > 0: processes make the training batches, instead of threads
-    c.data.prefetch_to_device = 2  # batches put on the devices ahead of the step
+    c.data.threads = 8  # threads that make batches
+    c.data.workers = 0  # > 0: processes instead of threads make the training batches
+    c.data.prefetch_to_device = 2  # batches on the devices ahead of the step
     c.data.max_bad_share = 0.01  # unreadable samples above this share stop the run
     c.data.simulated = False
-    c.data.namespace = ""  # whose patient ids they are; "": the prepared data set's
-    c.data.allow_overlap = False  # probe patients that the encoder was trained on
+    c.data.namespace = ""  # of the patient ids; "": the prepared data set's
+    c.data.allow_overlap = False  # allow probe patients that the encoder was trained on
 
     c.optim = ml_collections.ConfigDict()
     c.optim.peak_lr = 1e-3
-    c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch, and scales (D19)
+    c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch size and scales (D19)
     c.optim.warmup_steps = 0
     c.optim.warmup_from_zero = False
     c.optim.min_ratio = 0.0  # of peak_lr, at the end
@@ -107,12 +107,12 @@ def get_config() -> ml_collections.ConfigDict:
 
 
 def runlocal(c: ml_collections.ConfigDict, path: str, total_steps: int) -> None:
-    """What small runs on the embedded cohort have in common."""
+    """Settings that small runs on the embedded cohort share."""
     c.data.path = f"runs/demo/data/prepared/{path}"
     c.data.simulated = True
     c.data.cache = True
     c.data.threads = 1
-    c.dtype = "float32"  # on CPU as fast as bfloat16
+    c.dtype = "float32"  # as fast as bfloat16 on CPU
     c.total_steps = total_steps
     c.log_every = max(total_steps // 50, 1)
     c.eval_every = max(total_steps // 5, 1)

@@ -9,8 +9,8 @@ global batch of 128.
 
 Table 3's ablations: --config.loss.clip_weight=0, --config.loss.regression_weight=0, and
 without one modality --config.modalities.labs.clip_weight=0
---config.modalities.labs.regression_weight=0. A further one, such as vitals or a table
-of embeddings (teacher), has weights of 0 until it is given some.
+--config.modalities.labs.regression_weight=0. Further modalities, such as vitals or a
+table of embeddings (teacher), have weights of 0 by default.
 """
 
 from configs import base
@@ -39,15 +39,15 @@ def get_config(arg=None):
     ):
         m = c.modalities[name] = base.ml_collections.ConfigDict()
         m.init = ""  # an encoder's folder, a workdir, or an .npz of id and embedding
-        m.clip_weight = weight  # in the mean over modalities; both 0: left out
+        m.clip_weight = weight  # in the mean over modalities; leave out: both 0
         m.regression_weight = weight
         m.by = "patient"  # what an .npz's ids name: patient, study or image
         m.module = ""  # dotted path of a modality outside of the library
-    c.physiology = "cached"  # embeddings computed once; or "in_graph", each step
+    c.physiology = "cached"  # embeddings computed once; or "in_graph", every step
     c.cache_dir = ""  # "": WORKDIR/cache
-    c.ln_eps = 0.0  # 0: as the encoder's folder says (D6)
+    c.ln_eps = 0.0  # 0: from the encoder's folder (D6)
 
-    c.encoder_chunks = 1  # parts that the batch passes the encoder in; exact, see docs
+    c.encoder_chunks = 1  # parts of a batch in the encoder, exact; docs/sharding.md
     c.tuning = "lora"  # or last_n_blocks, full, norms
     c.last_n_blocks = 4
     c.train_norms = "all"  # D2; or final, none
@@ -67,10 +67,10 @@ def get_config(arg=None):
     c.loss.temperature = 0.07
     c.loss.learn_temperature = True
     c.loss.label_smoothing = 0.02
-    c.loss.chunk = 0  # columns of logits that exist at a time; 0: all
+    c.loss.chunk = 0  # logit columns that exist at a time; 0: all
 
     c.data.transform = "distill"  # never flips: the heart stays on the left
-    c.data.shuffle_pairs = False  # a control: breaks the pairing of the modalities
+    c.data.shuffle_pairs = False  # control: breaks the pairing of the modalities
     c.optim.peak_lr = 1e-4
     c.optim.weight_decay = 0.05
     c.optim.min_ratio = 0.01

@@ -1,7 +1,7 @@
 """Stage 1, ECG: Net1D on multi-label diagnoses, as ECGFounder was pretrained.
 
-The published encoder is converted from PyTorch instead; this recipe trains one from
-12-lead records with labels.
+The published encoder is converted from PyTorch; this recipe trains one from 12-lead
+records with labels.
 
   python -m pacx_jax.main --config=configs/ecg_net1d.py --workdir=runs/ecg \\
       --config.data.path=DIR --config.data.label_columns='("AF","LBBB")'

@@ -18,13 +18,13 @@ def get_config(arg=None):
     c.name, c.objective = "labs_dae", "labs_dae"
     c.total_steps = 50 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
-    c.best = ""  # none is kept: the reference too goes on with the last
-    c.modality = "labs"  # or vitals, or the dotted path of a module of your own
+    c.best = ""  # keeps none: the reference too uses the last
+    c.modality = "labs"  # or vitals, or the dotted path of your own module
     c.model = base.ml_collections.ConfigDict()
     c.model.features = 50
     c.model.hidden = 512
     c.model.latent = 256
-    c.model.mask_inputs = True  # D7: the reference's extraction does not
+    c.model.mask_inputs = True  # D7: the reference's extraction does not mask
     c.loss = base.ml_collections.ConfigDict()
     c.loss.corruption = 0.15
     c.optim.peak_lr = 3e-4

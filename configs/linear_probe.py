@@ -21,10 +21,10 @@ def get_config(arg=None):
     c.best, c.best_mode, c.export = "val/auroc_macro", "max", "best"
     c.task = "multilabel"  # or multiclass
     c.tuning = "linear"  # or full
-    c.undefined_auroc = "skip"  # of a label without both classes (D35); or zero
+    c.undefined_auroc = "skip"  # for a label without both classes (D35); or zero
     c.data.transform = "probe"
-    c.data.hflip = 0.5  # as the reference; the heart's side is then no evidence
-    if "reference" not in presets:  # D34: there, ImageNet's for every encoder
+    c.data.hflip = 0.5  # as in the reference; the heart's side is then no evidence
+    if "reference" not in presets:  # D34: the reference uses ImageNet's for all
         c.data.mean = c.data.std = ()  # the encoder's own
     c.optim.peak_lr = 3e-3
     c.optim.weight_decay = 0.01

@@ -1,7 +1,7 @@
 """Stage 1, images: MAE ViT-B/16 on CheXpert, 90% of the patches masked.
 
 PaCX-MAE, arXiv 2606.01537, section 3.1; 400 epochs of 223,414 X-rays at a global batch
-of 512. 42.4 GFLOP an image in training.
+of 512. 42.1 GFLOP per image in training (docs/performance.md).
 
   python -m pacx_jax.main --config=configs/mae_vitb16.py --workdir=runs/mae \\
       --config.data.path=DIR
@@ -23,11 +23,11 @@ def get_config(arg=None):
     c.global_batch_size = 512
     c.total_steps = 400 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
-    c.best = "val/loss"  # kept; as in the reference, later stages take the last
+    c.best = "val/loss"  # kept; like the reference, later stages use the last
     c.model_init_parts = ("encoder", "decoder")
 
     c.data.transform = "mae"
-    c.data.hflip = 0.5  # as the reference; the heart's side is then not learnt
+    c.data.hflip = 0.5  # as in the reference; the heart's side is then not learnt
 
     c.loss = base.ml_collections.ConfigDict()
     c.loss.mask_ratio = 0.9  # D1: the reference's code trains at 0.75

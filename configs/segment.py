@@ -32,19 +32,19 @@ def get_config(arg=None):
     c.eval_every = c.save_every = c.log_every = EPOCH
     c.best, c.best_mode, c.export = "val/dice", "max", "best"
     c.decoder = base.ml_collections.ConfigDict()
-    c.decoder.width = 256  # halved at each doubling of the side
+    c.decoder.width = 256  # halves at each doubling of the side
     c.loss = base.ml_collections.ConfigDict()
     c.loss.bce_weight = 1.0
     c.loss.dice_weight = 1.0
     c.data.transform = "segment"
-    c.data.hflip = 0.5  # as the reference; the heart's side is then not learnt
-    if "reference" not in presets:  # D34: there, ImageNet's for every encoder
+    c.data.hflip = 0.5  # as in the reference; the heart's side is then not learnt
+    if "reference" not in presets:  # D34: the reference uses ImageNet's for all
         c.data.mean = c.data.std = ()  # the encoder's own
-    c.data.degrees = 10.0  # turned by up to so much
+    c.data.degrees = 10.0  # maximum rotation
     c.optim.peak_lr = 1e-4
     c.optim.warmup_steps = 5 * EPOCH
     c.optim.weight_decay = 1e-4
-    c.optim.decay = "all"  # as the reference: biases too
+    c.optim.decay = "all"  # as in the reference: biases too
     if "reference" in presets:
         c.optim.steps_per_epoch = EPOCH
     if "runlocal" in presets:

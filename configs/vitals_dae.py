@@ -3,8 +3,8 @@
   python -m pacx_jax.main --config=configs/vitals_dae.py --workdir=runs/vitals \\
       --config.data.path=DIR
 
-DIR is a set that has `vitals`: of mimic_vitals, or of symile_mimic with --vitals
-(data/README.md). docs/extending.md goes from there to a distilled encoder.
+DIR is a set with `vitals`: mimic_vitals, or symile_mimic with --vitals
+(data/README.md). docs/extending.md continues to a distilled encoder.
 """
 
 from configs import labs_dae

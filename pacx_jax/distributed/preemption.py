@@ -1,4 +1,4 @@
-"""Preemption: after SIGTERM a run saves its state and ends with exit code 75."""
+"""Preemption: on SIGTERM a run saves its state and ends with exit code 75."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ class Preempted(Exception):
 
 
 class Preemption:
-    """Whether this run has been asked to end: a context manager around its work.
+    """Context manager that tells whether a run has been asked to end.
 
-    A run of one process handles SIGTERM while this is open. With several, JAX does from
-    `jax.distributed.initialize` on, and finds a step after which all of them end.
+    A run of one process handles SIGTERM inside the context. With several processes JAX
+    handles it from `jax.distributed.initialize` on and finds a step after which all
+    end.
 
     Args:
-      grace_seconds: from the first SIGTERM until a run of one process ends whether it
-        has saved or not. Later SIGTERMs change nothing.
+      grace_seconds: time from the first SIGTERM until a run of one process ends, saved
+        or not. Later SIGTERMs change nothing.
     """
 
     def __init__(self, grace_seconds: float):
@@ -53,12 +54,12 @@ class Preemption:
             self._grace.start()
 
     def check(self) -> None:
-        """Raises Preempted once SIGTERM has come, in a run of one process."""
+        """Raises Preempted after SIGTERM, in a run of one process."""
         if self._asked:
             raise Preempted
 
     def reached(self, step: int) -> bool:
-        """Whether to save and end after this step: the same one in every process."""
+        """Whether to save and end after this step, which is the same on all."""
         return self._asked or multihost_utils.reached_preemption_sync_point(step)
 
 

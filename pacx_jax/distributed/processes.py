@@ -1,8 +1,8 @@
 """Several processes of one run: how they join, agree, and end.
 
-JAX's runtime watches them: a process that is silent for HEARTBEAT_SECONDS is lost, and
-the others are then aborted by SIGABRT (exit code 134), wherever they are. Launchers
-start them again, and the run goes on from its last checkpoint.
+JAX's runtime watches them. If a process is silent for HEARTBEAT_SECONDS, it counts as
+lost, and SIGABRT ends the others (exit code 134) wherever they are. Launchers start
+them again, and the run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from jax.experimental import multihost_utils
 
 from pacx_jax.errors import PacxError
 
-JOIN_SECONDS = 60  # for all processes of a run to come
+JOIN_SECONDS = 60  # for all processes of a run to join
 HEARTBEAT_SECONDS = 10
 
 
 def start_detected() -> None:
-    """Joins the processes that SLURM, Open MPI, a Cloud TPU or GKE has started.
+    """Joins the processes that SLURM, Open MPI, a Cloud TPU or GKE started.
 
-    A single process, where none of these is found, is an error: it would train alone.
-    JAX_COORDINATOR_ADDRESS overrides the coordinator, JAX_COORDINATOR_PORT its port.
+    Raises PacxError if none of these is found, since a single process would train
+    alone. JAX_COORDINATOR_ADDRESS overrides the coordinator, JAX_COORDINATOR_PORT its
+    port.
     """
     try:
         _join(**_open_mpi_5())
@@ -49,8 +50,8 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
 
     Args:
       coordinator: host:port of process 0.
-      num_processes: how many there are, each with its own devices.
-      process_id: this one's number, from 0.
+      num_processes: number of processes, each with its own devices.
+      process_id: number of this process, from 0.
     """
     if num_processes < 1 or not 0 <= process_id < num_processes:
         raise PacxError(
@@ -74,9 +75,9 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
 
 
 def _join(**place: Any) -> None:
-    """Starts JAX's service; ends this process if not all come to it in time.
+    """Starts JAX's service; ends this process if not all join in time.
 
-    At its own time limit JAX would abort without a word about the cause.
+    At its own time limit JAX would abort without naming the cause.
     """
     text = (
         f"error: the processes of this run did not all come within {JOIN_SECONDS} s: "
@@ -86,7 +87,7 @@ def _join(**place: Any) -> None:
     late = threading.Timer(JOIN_SECONDS, end_at_once, (text, 2))
     late.daemon = True
     late.start()
-    # absl has Python's stacks dumped at an abort, which can crash, with another code.
+    # absl dumps Python's stacks at an abort, which can crash with another code.
     signal.signal(signal.SIGABRT, signal.SIG_DFL)
     try:
         jax.distributed.initialize(
@@ -101,8 +102,8 @@ def _join(**place: Any) -> None:
 def _open_mpi_5() -> dict[str, Any]:
     """Arguments for `initialize` under Open MPI 5, which JAX does not know; else {}.
 
-    As JAX does for Open MPI 4: process 0 runs where mpirun was called. Open MPI 5 gives
-    no address; its namespace holds mpirun's host and process id.
+    As for Open MPI 4, process 0 runs where mpirun was called. Open MPI 5 gives no
+    address, but its namespace holds mpirun's host and process id.
     """
     rank = os.environ.get("OMPI_COMM_WORLD_RANK")
     if rank is None or "OMPI_MCA_orte_hnp_uri" in os.environ:  # Open MPI 4's
@@ -116,7 +117,7 @@ def _open_mpi_5() -> dict[str, Any]:
                 f"Open MPI's PMIX_NAMESPACE {space!r} names no host: set "
                 "JAX_COORDINATOR_ADDRESS to host:port of process 0"
             )
-        # Above what systems hand out, and apart from other jobs on this host.
+        # Above the ports that systems hand out, and separate for each job on a host.
         port = os.environ.get("JAX_COORDINATOR_PORT") or 61440 + int(found[2]) % 4096
         address = f"{found[1]}:{port}"
     return {
@@ -128,12 +129,12 @@ def _open_mpi_5() -> dict[str, Any]:
 
 
 def is_first() -> bool:
-    """Whether this process writes what the run writes once."""
+    """Whether this is process 0, which writes what the run writes once."""
     return jax.process_index() == 0
 
 
 def agreed(value: int) -> int:
-    """The first process's integer, everywhere."""
+    """Returns the first process's integer on every process."""
     if jax.process_count() == 1:
         return value
     with jax.transfer_guard("allow"):  # of this integer
@@ -141,7 +142,7 @@ def agreed(value: int) -> int:
 
 
 def gathered(text: str) -> list[str]:
-    """Every process's text, by number of process. All must call it, in one order."""
+    """Texts of all processes, in order. All must call it, in the same sequence."""
     if jax.process_count() == 1:
         return [text]
     data = np.frombuffer(text.encode(), np.uint8)
@@ -155,7 +156,7 @@ def gathered(text: str) -> list[str]:
 
 
 def check_agreement(content: dict[str, Any]) -> None:
-    """PacxError on every process unless each name has one value (its repr) on all."""
+    """Raises PacxError on all processes unless each name has one repr on all."""
     text = json.dumps({name: repr(value) for name, value in content.items()})
     first, *others = map(json.loads, gathered(text))
     for number, other in enumerate(others, 1):
@@ -169,9 +170,9 @@ def check_agreement(content: dict[str, Any]) -> None:
 
 
 def check_devices(num_devices: int) -> None:
-    """PacxError unless the mesh has all devices of all processes, if there are several.
+    """Raises PacxError unless the mesh has all devices of several processes.
 
-    A process without a device in it would wait for the others without end.
+    A process without a device in the mesh would wait for the others forever.
     """
     total = jax.device_count()
     if jax.process_count() > 1 and num_devices not in (0, total):
@@ -182,7 +183,7 @@ def check_devices(num_devices: int) -> None:
 
 
 def check_shared(workdir: str) -> None:
-    """PacxError on every process unless `workdir`, a folder, is the same to all."""
+    """Raises PacxError on all processes unless all see the same `workdir` folder."""
     if jax.process_count() == 1:
         return
     mark = pathlib.Path(workdir) / f".shared_{secrets.token_hex(8)}"
@@ -201,12 +202,12 @@ def check_shared(workdir: str) -> None:
 
 
 def leave() -> None:
-    """Waits until all processes have ended their work, so that none is missed."""
+    """Waits until all processes have finished, so none counts as lost."""
     jax.distributed.shutdown()
 
 
 def end_at_once(text: str, code: int) -> NoReturn:
-    """Says why on standard error, and ends without waiting for other processes."""
+    """Prints why to stderr and exits without waiting for other processes."""
     print(text, file=sys.stderr, flush=True)
     os._exit(code)
 
@@ -214,8 +215,8 @@ def end_at_once(text: str, code: int) -> NoReturn:
 def wait_for_abort(error: BaseException) -> None:
     """Returns after a while, or never if another process was lost.
 
-    For errors without a known cause: collectives and barriers raise some when a process
-    is lost. JAX aborts this one then, within its heartbeat.
+    For errors without a known cause, which collectives and barriers raise when a
+    process is lost. JAX then aborts this process within its heartbeat.
     """
     text = f"stopped: {type(error).__name__}: {_one_line(error)}"
     seconds = 2 * HEARTBEAT_SECONDS
