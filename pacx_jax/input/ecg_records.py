@@ -256,14 +256,13 @@ def _check_size(path: pathlib.Path, header, file: str) -> None:
     if any(header.fmt[i] not in FORMATS for i in mine):
         raise PacxError(f"{path}: {file} holds signals of formats that are not read")
     frame = sum(FORMATS[header.fmt[i]] for i in mine)
-    t = header.sig_len
-    if t is None:
-        t = size / frame
+    offset = header.byte_offset[mine[0]] or 0
+    t = (size - offset) / frame if header.sig_len is None else header.sig_len
     if t > ecg.LONGEST:
         raise PacxError(
             f"{path}: {int(t)} samples; more than {ecg.LONGEST} are not read"
         )
-    needed = math.ceil(t * frame) + (header.byte_offset[mine[0]] or 0)
+    needed = math.ceil(t * frame) + offset
     if size < needed:
         raise PacxError(
             f"{path}: {file} has {size} bytes, but {int(t)} samples need {needed}: it "
