@@ -25,8 +25,7 @@ FORMATS = ("JPEG", "PNG")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_ORIENTATION = 0x0112  # of EXIF; rows or columns run backwards in
-_TURNED = ((3, 4, 7, 8), (2, 3, 6, 7))
+_TURNED = ((3, 4, 7, 8), (2, 3, 6, 7))  # EXIF: rows, columns run backwards
 _TABLES = (0xC4, 0xDB, 0xDD, 0xFE)  # of JPEG, and comments
 # A marker inside the pixels' code: 0xff is followed by 0, a restart or another 0xff.
 _INNER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -224,10 +223,10 @@ def _to_uint8(image: Image.Image, wide: bytes = b"") -> np.ndarray:
     elif image.mode == "F":
         raise ValueError("floats; scale them to mode L or I;16")
     else:
-        grey = image.mode in ("1", "L", "LA")
-        pixels = np.asarray(image.convert("L" if grey else "RGB"))
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
     try:
-        turn = image.getexif().get(_ORIENTATION, 1)
+        turn = image.getexif().get(0x0112, 1)  # orientation
     except Exception:  # damaged EXIF says nothing
         turn = 1
     pixels = pixels.swapaxes(0, 1) if turn in (5, 6, 7, 8) else pixels
