@@ -107,41 +107,12 @@ def test_leads_are_found_by_name(tmp_path, case):
         np.testing.assert_allclose(record.ecg[:, i], want, atol=1e-9)
 
 
-def multi(folder):
-    path = write(folder)
+def test_segments_and_unclear_headers_are_one_line(tmp_path):
+    path = write(tmp_path)
     path.write_text("r/2 12 500 5000\nE07835 2500\nE07836 2500\n")
-    return path
-
-
-def gap(folder):
-    signal = SIGNAL.copy()
-    signal[100:200] = -(2**15)
-    record = read(write(folder, signal=signal))
-    assert np.isnan(record.ecg[100:200]).all()
-    with pytest.raises(PacxError, match="NaN or infinite samples in lead.s. I, II"):
-        ecg.windows(record.ecg, record.fs, name=record.name)
-
-
-WRONG = {
-    "gain 0": ({"gain": "0/mV"}, "not calibrated"),
-    "other unit": ({"gain": "1000/mmHg"}, "it must be mV, uV or V"),
-    "twice": ({"leads": [*ecg.LEADS[:11], "v1"]}, "no lead(s) V6"),
-    "missing": ({"leads": [*ecg.LEADS[:11], "MCL1"]}, "no lead(s) V6"),
-    "other folder": ({"file": f"../{FILE}"}, "is no plain file name"),
-    "header as signal": ({"file": "x.hea"}, "x.hea"),
-    "no count": ({"first": "r 12 500 10:14:00"}, "first line must be"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_what_is_unclear_is_one_line(tmp_path, case):
-    more, message = WRONG[case]
-    assert message in refusal(write(tmp_path, **more))
-
-
-def test_segments_and_gaps_are_one_line(tmp_path):
-    assert "several segments" in refusal(multi(tmp_path))
-    gap(tmp_path)
+    assert "several segments" in refusal(path)
+    assert "first line must be" in refusal(write(tmp_path, "r 12 500 10:14:00"))
+    assert "x.hea" in refusal(write(tmp_path, file="x.hea"))  # a header as its signals
 
 
 COMMENTS = {
