@@ -43,7 +43,7 @@ MODES = {
     "CMYK": (GREY.convert("RGB").convert("CMYK"), 0),
     "YCbCr": (GREY.convert("YCbCr"), 1),
     "HSV": (GREY.convert("RGB").convert("HSV"), 1),
-    "LAB": (GREY.convert("RGB").convert("LAB"), 1),
+    "LAB": (GREY.convert("RGB").convert("LAB"), 2),  # its L has steps of 0.4
     "PA": (GREY.convert("PA"), 0),
 } | {mode: (GREY.convert(mode), 0) for mode in ("L", "LA", "P", "RGB", "RGBA")}
 for mode in ("LA", "RGBA", "PA"):
