@@ -16,6 +16,11 @@ class PacxError(Exception):
         super().__init__("".join(map(_printable, text))[:_LONGEST])
 
 
+def one_line(error: BaseException, longest: int = 300) -> str:
+    """What an error of another package says, or else its kind."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 _LONGEST = 3000  # characters of a message
 
 

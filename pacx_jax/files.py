@@ -15,7 +15,7 @@ from typing import IO, Any
 
 from absl import logging
 
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, one_line
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # EFBIG: a limit by `ulimit -f`
 _MARGIN = 2 * 2**20  # bytes for metadata and file-system blocks
@@ -49,6 +49,17 @@ def whole(
         sync(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_bytes(path: str | os.PathLike, longest: int = -1) -> bytes:
+    """A file's first bytes, or all; PacxError when it cannot be read."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(longest)
+    except FileNotFoundError:
+        raise PacxError(f"{path}: no such file; check the path") from None
+    except OSError as error:
+        raise PacxError(f"{path}: cannot be read ({one_line(error)})") from None
 
 
 def sync(folder: str | os.PathLike) -> None:

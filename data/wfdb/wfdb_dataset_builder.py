@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
-import threading
+import re
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records, folders, tables
 
 SCALE = 1e-3  # mV a step
-PATIENT_FIELDS = ("patient_id", "patient id", "subject_id", "subject id", "patient")
+PATIENT_FIELDS = ("patientid", "subjectid", "patient")  # letters of the key alone
 _NOTHING = {"", "unknown", "nan", "none", "n/a", "?"}
 _SUFFIXES = (".hea", ".mat", ".dat")
 _ENDS = 4096
@@ -119,14 +120,15 @@ def read_header(source: pathlib.Path, path: str) -> Header:
             data = file.read(ecg_records.HEADER_BYTES)
     except OSError:
         data = b""
-    lines = [x.strip() for x in data.decode("utf-8", errors="replace").splitlines()]
+    text = data.decode("utf-8", errors="replace")
+    lines = [x.strip() for x in text.splitlines()]
     signals = [x.split() for x in lines if x and not x.startswith("#")]
-    comments = [x.lstrip("# ").partition(":") for x in lines if x.startswith("#")]
-    fields = [(k.strip().lower(), v.strip()) for k, _, v in comments]
+    comments = ecg_records.comments(text)
+    fields = [(re.sub(r"[\W_]", "", key).lower(), value) for key, value in comments]
     values = {part.strip() for k, v in fields if k == "dx" for part in v.split(",")}
     values = frozenset(x for x in values if x.lower() not in _NOTHING)
     patients = (v for k, v in fields if k in PATIENT_FIELDS)
-    files = sorted({words[0] for words in signals[1:]})
+    files = sorted({words[0].rpartition("/")[2] for words in signals[1:]})
     return Header(
         path,
         _count(source / path, signals),
@@ -159,7 +161,7 @@ def _samples_digest(path: pathlib.Path, files: list[str]) -> str:
     """
     digest, found = hashlib.sha256(), False
     for name in files:
-        if "/" in name or name.startswith("."):
+        if name.startswith("."):
             continue
         try:
             with (path.parent / name).open("rb") as file:
@@ -286,16 +288,10 @@ def _report(headers, labels, patients, names) -> dict[str, Any]:
     return {"report": report, "notes": tuple(notes)}
 
 
-_latest = threading.local()
-
-
+@functools.lru_cache(maxsize=4)
 def _read(path: str) -> ecg_records.Record:
-    """Reads a record, once for the windows that a thread makes of it in a row."""
-    if getattr(_latest, "path", None) != path:
-        _latest.path = None
-        _latest.record = ecg_records.read_wfdb(pathlib.Path(path))
-        _latest.path = path
-    return _latest.record
+    """Reads a record, once for the windows that are made of it in a row."""
+    return ecg_records.read_wfdb(pathlib.Path(path))
 
 
 @dataclasses.dataclass(frozen=True)

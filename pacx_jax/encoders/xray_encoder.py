@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -92,7 +91,7 @@ class Encoder:
         if isinstance(image, (str, os.PathLike)):
             image = imageio.decode(image, name=str(image))
         elif isinstance(image, PIL.Image.Image):
-            image = imageio.decode(_as_png(image), name=f"PIL image {image.mode}")
+            image = imageio.decode(image)
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
             raise PacxError(
@@ -110,17 +109,6 @@ class Encoder:
         n = len(images)
         images = sharding.pad_rows(images, sharding.padded_size(n, self.mesh))
         return [np.asarray(a)[:n] for a in self._attentions(self._params, images)]
-
-
-def _as_png(image: PIL.Image.Image) -> bytes:
-    """The image's file: it is read by the one rule that files are read by."""
-    buffer = io.BytesIO()
-    modes = ("1", "L", "LA", "P", "RGB", "RGBA", "I", "I;16")
-    if image.mode == "F":
-        raise PacxError("PIL image of mode F (floats): convert it to L or I;16")
-    image = image if image.mode in modes else image.convert("RGB")
-    image.save(buffer, "PNG", compress_level=0)
-    return buffer.getvalue()
 
 
 def _each(images) -> Iterator[Image]:

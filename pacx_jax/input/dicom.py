@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import dicom_pixels
 from pacx_jax.input.dicom_pixels import value
 
@@ -39,10 +39,8 @@ def decode(data: bytes, name: str) -> np.ndarray:
             "pip install 'pydicom>=3' imagecodecs"
         ) from error
     except Exception as error:  # hostile bytes make the packages raise almost anything
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise PacxError(
-            f"{name}: DICOM {reason}; mend, convert or delete it"
-        ) from error
+        reason = f"DICOM {one_line(error)}; mend, convert or delete it"
+        raise PacxError(f"{name}: {reason}") from error
 
 
 def _grey_table(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -102,17 +100,20 @@ def _voi(dataset: Any, values: np.ndarray) -> np.ndarray | None:
 def _look_up(item: Any, values: np.ndarray) -> tuple[np.ndarray, int]:
     """Values through a LUT's table, and the bits of its entries (PS3.3 C.11.1.1).
 
-    Not by pydicom 3.0: its apply_modality_lut takes entries of 8 and 16 bits alone, its
-    apply_voi wraps values that are 256 or 65,536 above the table's start.
+    pydicom 3.0 takes entries of 8 and 16 bits alone for one, and wraps values in both.
     """
     descriptor, data = (value(item, f"LUT{x}", bytes) for x in ("Descriptor", "Data"))
     n, first, bits = np.frombuffer(descriptor.ljust(6, b"\0")[:6], "<u2").tolist()
     n = n or 2**16
-    if first >= 2**15 and values.min() < 0:
-        first -= 2**16
     size = 1 if bits == 8 and len(data) in (n, n + 1) and n > 1 else 2
-    if not 8 <= bits <= 16 or len(data) < n * size:
-        raise ValueError(f"LUTDescriptor {[n, first, bits]}, LUTData {len(data)} bytes")
-    table = np.frombuffer(data, f"<u{size}", n).astype(float)
+    table = np.frombuffer(data[: n * size], f"<u{size}")
+    top = int(table.max(initial=0))
+    if not 8 <= bits <= 16 or len(data) - n * size not in (0, 1) or top >> bits:
+        told = f"LUTDescriptor {[n, first, bits]}, LUTData {len(data)} bytes"
+        raise ValueError(f"{told}, values up to {top}: they do not fit")
+    if first >= 2**15 and (values.min() < 0 or values.max() < first):
+        first -= 2**16
+    if bits == 16 and top < 2**14:  # the size of an entry, where its range should be
+        bits = max(top.bit_length(), 8)
     index = np.clip(np.rint(values) - first, 0, n - 1)
-    return table[np.nan_to_num(index).astype(int)], bits
+    return table[np.nan_to_num(index).astype(int)].astype(float), bits

@@ -1,10 +1,10 @@
 """Reads the stored pixels of a DICOM file, and the elements that its image needs.
 
-pydicom finds the elements. Their values are parsed here, because pydicom warns about
-every value that deviates from the standard. No other element is parsed, so the
-patient's name and dates are never read. imagecodecs decompresses the pixels, after the
-sizes in the compressed image's own header are compared to the elements: a small file
-cannot ask for much memory or time. All errors are ValueErrors. Letters: h w image.
+pydicom finds the elements. Their values are parsed here, because pydicom warns of every
+one that deviates from the standard. No other element is parsed: no name, no date.
+imagecodecs decompresses the pixels, after the sizes in the compressed image's own
+header are compared to the elements, so that a small file cannot ask for much memory or
+time. All errors are ValueErrors. Letters: h w image.
 """
 
 from __future__ import annotations
@@ -105,8 +105,7 @@ def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
     photometric = value(dataset, "PhotometricInterpretation", str)
     samples = value(dataset, "SamplesPerPixel", int, 1)
     frames = value(dataset, "NumberOfFrames", float, 1)
-    grey = photometric in ("MONOCHROME1", "MONOCHROME2")
-    if not grey or samples != 1 or frames != 1:
+    if photometric not in ("MONOCHROME1", "MONOCHROME2") or (samples, frames) != (1, 1):
         raise ValueError(
             f"PhotometricInterpretation {photometric!r}, SamplesPerPixel {samples}, "
             f"NumberOfFrames {frames:g}: one grey frame a file is read"
@@ -151,11 +150,11 @@ def _decompress(syntax, data, shape, allocated, stored, signed) -> np.ndarray:
     if syntax == _RLE:
         n, kind = shape[0] * shape[1], f"<u{allocated // 8}"
         room = bytearray((n + 128) * allocated // 8)  # some writers pad
-        return np.frombuffer(
-            imagecodecs.dicomrle_decode(frame, kind, out=room), kind, n
-        )
-    if frame[4:8] == b"jP  ":  # a whole JP2 file
-        frame = frame[max(frame.find(_JPEG_2000), 0) :]
+        pixels = imagecodecs.dicomrle_decode(frame, kind, out=room)
+        return np.frombuffer(pixels, kind, n)
+    if frame[4:8] == b"jP  " and (at := frame.find(_JPEG_2000)) > 0:  # a JP2 file
+        size = int.from_bytes(frame[at - 8 : at - 4])  # of the box; 0 or 1: not told
+        frame = frame[at : at - 8 + size if size > 8 else None]
     if not frame[-256:].rstrip(b"\0\xff").endswith(b"\xff\xd9"):
         raise ValueError("JPEG without its end: cut off")
     header = _jpeg_2000_header if frame.startswith(_JPEG_2000) else _jpeg_header

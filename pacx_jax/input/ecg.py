@@ -238,27 +238,15 @@ def check(
             f"at least {shortest} samples"
         )
     names = [LEADS[i] for i in LEAD_ORDERS[lead_order]]
-    finite = np.isfinite(ecg).all(axis=0)
-    if not finite.all():
-        raise PacxError(
-            f"{name}: ECG with NaN or infinite samples in lead(s) "
-            f"{_named(names, ~finite)}; remove the record"
-        )
-    large = np.maximum(ecg.max(axis=0), -ecg.min(axis=0)) > LARGEST
-    if large.any():
-        raise PacxError(
-            f"{name}: ECG with samples beyond {LARGEST:g} in lead(s) "
-            f"{_named(names, large)}; remove the record"
-        )
-    flat = ecg.min(axis=0) == ecg.max(axis=0)
-    if flat.any():
-        raise PacxError(
-            f"{name}: ECG with flat lead(s) {_named(names, flat)}; remove the record"
-        )
-
-
-def _named(names: list[str], which: np.ndarray) -> str:
-    return ", ".join(lead for lead, bad in zip(names, which, strict=True) if bad)
+    low, high = ecg.min(axis=0), ecg.max(axis=0)
+    for what, bad in (
+        ("with NaN or infinite samples in", ~np.isfinite(ecg).all(axis=0)),
+        (f"with samples beyond {LARGEST:g} in", np.maximum(high, -low) > LARGEST),
+        ("with flat", low == high),
+    ):
+        if bad.any():
+            leads = ", ".join(lead for lead, b in zip(names, bad, strict=True) if b)
+            raise PacxError(f"{name}: ECG {what} lead(s) {leads}; remove the record")
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,9 +2,10 @@
 
 WFDB headers name their leads, rate and unit, and only what they say clearly is taken:
 the `wfdb` package fills gaps with defaults (250 Hz, gain 200), which here are errors.
-An array says nothing of itself; its rate and lead order are the caller's, and its scale
-does not matter to `ecg.preprocess`, unless it is in volts. Letters: t samples, 12
-leads in standard order.
+It stops at dates and names that published sets write in their own ways, and reads uV
+with the Greek letter as V, so it is given a header without them. An array says nothing
+of itself; its rate and lead order are the caller's, and its scale does not matter to
+`ecg.preprocess`, unless it is in volts. Letters: t samples, 12 leads in standard order.
 """
 
 from __future__ import annotations
@@ -14,14 +15,16 @@ import math
 import os
 import pathlib
 import re
+import tempfile
 from collections.abc import Iterator
 
 import numpy as np
 
-from pacx_jax.errors import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import ecg, ecg_arrays, folders
 
-MV = {"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3}
+MV = {"mv": 1.0, "uv": 1e-3, "v": 1e3}
 # Bytes a sample, of the WFDB formats whose length can be told from the header.
 FORMATS = {"16": 2, "24": 3, "32": 4, "80": 1, "212": 1.5}
 HEADER_BYTES = 2**20
@@ -63,13 +66,13 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
         return [path.with_name(path.name + ".hea")]
     if not path.is_dir():
         raise PacxError(f"{path}: no such file or folder; name one with ECG records")
-    files = [
+    paths = [
         p for p in sorted(path.rglob("*")) if not folders.hidden(p.relative_to(path))
     ]
-    headers = {p.with_suffix("") for p in files if p.suffix.lower() == ".hea"}
+    headers = {p.with_suffix("") for p in paths if p.suffix.lower() == ".hea"}
     found = [
         p
-        for p in files
+        for p in paths
         if p.suffix.lower() == ".hea"
         or (p.suffix.lower() in (".npy", ".mat") and p.with_suffix("") not in headers)
     ]
@@ -105,15 +108,10 @@ def read(
     elif path.suffix.lower() == ".npy":
         for name, array in ecg_arrays.read(path, fs, lead_order):
             yield Record(name, array, float(fs), {})
-    elif path.suffix.lower() == ".mat":
-        raise PacxError(
-            f"{path}: a .mat file without a WFDB header ({path.stem}.hea); convert it: "
-            "numpy.save('x.npy', scipy.io.loadmat('x.mat')['val'])"
-        )
     else:
         raise PacxError(
-            f"{path}: no ECG record; give a .hea or .npy file, or a signal file beside "
-            "its header"
+            f"{path}: no .npy, and without a WFDB header ({path.stem}.hea); convert a "
+            ".mat: numpy.save('x.npy', scipy.io.loadmat('x.mat')['val'])"
         )
 
 
@@ -129,11 +127,16 @@ def read_wfdb(path: pathlib.Path) -> Record:
         raise PacxError(
             f"{path}: WFDB records need the package wfdb ({error}): pip install wfdb"
         ) from None
-    fs = _check_header_text(path)
-    stem = str(path.absolute())[: -len(path.suffix)]
-    header = _call(path, wfdb.rdheader, stem)
-    leads = _check_header(path, header, fs)
-    raw = _call(path, wfdb.rdrecord, stem, channels=leads, physical=False)
+    text = files.read_bytes(path, HEADER_BYTES + 1).decode(errors="replace")
+    fs, lines = _check_text(path, text)
+    with tempfile.TemporaryDirectory() as folder:
+        pathlib.Path(folder, "x.hea").write_text("\n".join(lines))
+        header = _call(path, wfdb.rdheader, f"{folder}/x")
+        leads = _check_header(path, header)
+        for file in {header.file_name[i] for i in leads}:
+            at = (path.parent / file).absolute()
+            _call(path, os.symlink, at, f"{folder}/{file}")
+        raw = _call(path, wfdb.rdrecord, f"{folder}/x", channels=leads, physical=False)
     if raw.d_signal is None or raw.d_signal.shape != (raw.sig_len, 12):
         raise PacxError(f"{path}: the signal file does not hold 12 equally long leads")
     for lead, told, is_ in zip(
@@ -146,9 +149,18 @@ def read_wfdb(path: pathlib.Path) -> Record:
             )
     signal = _call(path, raw.dac, return_res=64)
     signal *= [MV[unit.lower()] for unit in raw.units]
-    fields = (c.partition(":") for c in raw.comments)
-    comments = {key.strip(): value.strip() for key, _, value in fields}
-    return Record(str(path), signal, fs, comments)
+    return Record(str(path), signal, fs, dict(comments(text)))
+
+
+def comments(text: str) -> list[tuple[str, str]]:
+    """A header's comments as fields: `#key: value`, or `# <key>: value <key>: ...`."""
+    found = []
+    for line in text.splitlines():
+        if line.lstrip().startswith("#"):
+            line = line.lstrip("# \t")
+            several = line[:1] == "<" and re.findall("<([^<>]+)>:?([^<>]*)", line)
+            found += several or [line.partition(":")[::2]]
+    return [(key.strip(), value.strip()) for key, value in found]
 
 
 def _call(path, function, *args, **kwargs):
@@ -156,36 +168,36 @@ def _call(path, function, *args, **kwargs):
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise PacxError(f"{path}: not a readable WFDB record ({reason})") from None
+        reason = f"not a readable WFDB record ({one_line(error)})"
+        raise PacxError(f"{path}: {reason}") from None
 
 
-def _check_header_text(path: pathlib.Path) -> float:
-    """The sampling rate; PacxError where wfdb would take a default without a word."""
-    if "::" in str(path):  # fsspec, inside wfdb, takes that for a chain of addresses
-        raise PacxError(f"{path}: '::' in the path; move the record elsewhere")
+def _check_text(path: pathlib.Path, text: str) -> tuple[float, list[str]]:
+    """The sampling rate, and the header's lines without what wfdb may stop at.
+
+    PacxError where wfdb would take a default without a word.
+    """
+    lines = [x for x in map(str.strip, text.splitlines()) if x and x[0] != "#"]
     try:
-        with path.open("rb") as file:
-            text = file.read(HEADER_BYTES + 1)
-        lines = text.decode("utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise PacxError(f"{path}: cannot be read ({error.strerror})") from None
-    lines = [x for x in map(str.strip, lines) if x and not x.startswith("#")]
-    first = lines[0].split() if lines else []
-    if len(text) > HEADER_BYTES or len(first) < 3 or not first[1].isdecimal():
+        name, n, rate, *rest = lines[0].split()
+        n, fs = int(n), float(re.split(r"[/(]", rate)[0])
+        samples = [int(count) for count in rest[:1]]
+        if len(text) > HEADER_BYTES or min(samples, default=1) < 1:
+            raise ValueError
+    except (IndexError, ValueError):
         raise PacxError(
             f"{path}: not a WFDB header; its first line must be the record's name, "
             "number of signals, sampling rate and number of samples"
-        )
-    if "/" in first[0]:
+        ) from None
+    ecg.check_rate(fs, str(path))
+    if "/" in name and all(len(line.split()) == 2 for line in lines[1:]):
         raise PacxError(f"{path}: record of several segments; convert it into one")
-    if int(first[1]) != len(lines) - 1:
+    if n != len(lines) - 1:
         raise PacxError(
             f"{path}: {len(lines) - 1} signal lines, but the first line says "
-            f"{first[1]}: the header is truncated or damaged"
+            f"{n}: the header is truncated or damaged"
         )
-    if len(first) > 3 and not 1 <= int(first[3] if first[3].isdecimal() else 0):
-        raise PacxError(f"{path}: number of samples {first[3]!r}; give a count")
+    clean = [f"x {n} {fs} {' '.join(map(str, samples))}"]
     for line in lines[1:]:
         words = line.split()
         if len(words) < 3 or not _GAIN.fullmatch(words[2]):
@@ -196,23 +208,18 @@ def _check_header_text(path: pathlib.Path) -> float:
         gain = float(re.split(r"[(/]", words[2])[0])
         if not math.isfinite(gain) or gain == 0:
             raise PacxError(f"{path}: signal with gain {words[2]}: not calibrated")
-        if not re.fullmatch(r"\w[-\w.]*", words[0]):  # no other folder, no address
+        # Beside its header, wherever it was written: no other folder, no address.
+        if not re.fullmatch(r"(\w[-\w.]*/)*\w[-\w.]*", words[0]):
             raise PacxError(
                 f"{path}: signal file {words[0][:80]!r} is no plain file name"
             )
-    rate = re.split(r"[/(]", first[2])[0]
-    try:
-        fs = float(rate)
-    except ValueError:
-        raise PacxError(f"{path}: sampling rate {rate!r} is no number") from None
-    ecg.check_rate(fs, str(path))
-    return fs
+        line = line.replace(words[0], words[0].rpartition("/")[2], 1)
+        clean.append(re.sub("[\u00b5\u03bc]", "u", line))
+    return fs, clean
 
 
-def _check_header(path: pathlib.Path, header, fs: float) -> list[int]:
+def _check_header(path: pathlib.Path, header) -> list[int]:
     """Where the twelve leads stand; PacxError if they cannot be read as mV."""
-    if header.fs != fs:
-        raise PacxError(f"{path}: sampling rate is not clear: {fs} or {header.fs} Hz")
     names = [_lead(name) for name in header.sig_name]
     twice = sorted({n for n in names if n in ecg.LEADS and names.count(n) > 1})
     missing = [lead for lead in ecg.LEADS if lead not in names]
@@ -249,14 +256,13 @@ def _check_size(path: pathlib.Path, header, file: str) -> None:
     if any(header.fmt[i] not in FORMATS for i in mine):
         raise PacxError(f"{path}: {file} holds signals of formats that are not read")
     frame = sum(FORMATS[header.fmt[i]] for i in mine)
-    t = header.sig_len
-    if t is None:
-        t = size / frame
+    offset = header.byte_offset[mine[0]] or 0
+    t = (size - offset) / frame if header.sig_len is None else header.sig_len
     if t > ecg.LONGEST:
         raise PacxError(
             f"{path}: {int(t)} samples; more than {ecg.LONGEST} are not read"
         )
-    needed = math.ceil(t * frame) + (header.byte_offset[mine[0]] or 0)
+    needed = math.ceil(t * frame) + offset
     if size < needed:
         raise PacxError(
             f"{path}: {file} has {size} bytes, but {int(t)} samples need {needed}: it "

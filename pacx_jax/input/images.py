@@ -8,21 +8,25 @@ agree with. Letters: h w image, s the side of the resized square.
 from __future__ import annotations
 
 import io
+import math
 import os
-import pathlib
 import re
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from pacx_jax.errors import PacxError
+from pacx_jax import files
+from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import dicom
 from pacx_jax.input.dicom_pixels import MAX_PIXELS, check_scans, is_dicom
 
 FORMATS = ("JPEG", "PNG")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TURNED = ((3, 4, 7, 8), (2, 3, 6, 7))  # EXIF: rows, columns run backwards
+_TABLES = (0xC4, 0xDB, 0xDD, 0xFE)  # of JPEG, and comments
 # A marker inside the pixels' code: 0xff is followed by 0, a restart or another 0xff.
 _INNER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 
@@ -30,64 +34,50 @@ _INNER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 cv2.setNumThreads(0)
 
 
-def decode(data: bytes | str | os.PathLike | np.ndarray, name: str = "") -> np.ndarray:
-    """Decodes a JPEG, PNG or DICOM file into uint8 grey levels.
+def decode(
+    data: bytes | str | os.PathLike | np.ndarray | Image.Image, name: str = ""
+) -> np.ndarray:
+    """Decodes a JPEG, PNG or DICOM file, or a PIL image, into uint8 grey levels.
 
-    Which of them it is, is read from its bytes. DICOM: see dicom.py.
-    16-bit images are scaled by the full range of 16 bits, round(x / 257), whatever
-    range the image uses, so that one grey level means the same in every file.
-    Palettes are expanded, CMYK is converted, one-bit images become 0 and 255. Alpha
-    is dropped, as PIL's `convert("RGB")` does. EXIF orientation is ignored.
+    Which file it is, is read from its bytes. DICOM: see dicom.py. 16-bit images are
+    scaled by the full range of 16 bits, round(x / 257), whatever range the image uses,
+    so that one grey level means the same in every file; one without a value above 255
+    is refused. Palettes and other colours are converted, one-bit images become 0 and
+    255. Alpha and colour profiles are dropped, as by PIL's `convert("RGB")`; EXIF
+    orientation is applied. An animated PNG or a JPEG of several pictures is its first,
+    a PIL image the frame that it is at.
 
     Args:
-      data: the encoded file, or its path; uint8 pixels (h, w[, 1 or 3]) stay as they
-        are.
+      data: the encoded file, its path, or a PIL image; uint8 pixels (h, w[, 1 or 3])
+        stay as they are.
       name: what messages call it; by default its path.
 
     Returns:
       uint8, (h, w) for grey images and (h, w, 3) for colour ones.
 
     Raises:
-      PacxError: no such file, no JPEG, PNG or DICOM, truncated, corrupt, or larger
-        than MAX_PIXELS.
+      PacxError: no such file, no JPEG, PNG or DICOM, truncated, corrupt, of floats, or
+        larger than MAX_PIXELS.
     """
     if isinstance(data, np.ndarray):
         if data.ndim == 3 and data.shape[-1] == 1:
             return data[..., 0]
         return data if data.ndim == 2 else to_rgb(data)
-    if not isinstance(data, bytes | bytearray | memoryview):
-        name, data = name or str(data), _read(data)
-    name = name or "image"
-    if not data:
-        raise PacxError(f"{name}: the file is empty; delete or replace it")
-    if is_dicom(data):
+    in_memory = isinstance(data, Image.Image)
+    if not in_memory and not isinstance(data, bytes | bytearray | memoryview):
+        name, data = name or str(data), files.read_bytes(data)
+    name = name or (f"PIL image of mode {data.mode}" if in_memory else "image")
+    if not in_memory and is_dicom(data):
         return dicom.decode(data, name)
-    if _is_plain_jpeg(data):
-        # The same library as PIL's and the same pixels, but threads run beside it.
-        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if pixels is not None and pixels.ndim == 2:
-            return pixels
     try:
-        if bytes(data[:2]) == b"\xff\xd8":
-            check_scans(data)
-        # Opening reads the header alone: a bomb is refused before it is unpacked.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError(f"{width}x{height} pixels")
-            return _to_uint8(image, data)
+        return _to_uint8(data) if in_memory else _from_file(data)
     except Image.UnidentifiedImageError:
         raise PacxError(
-            f"{name}: not a JPEG, PNG or DICOM image; convert or delete it"
-        ) from None
-    except Image.DecompressionBombError as error:
-        raise PacxError(
-            f"{name}: too large ({error}; the limit is {MAX_PIXELS} pixels); "
-            "shrink or delete it"
+            f"{name}: not a JPEG, PNG or DICOM image, or cut off; convert or delete it"
         ) from None
     except Exception as error:  # hostile bytes make PIL raise almost anything
         raise PacxError(
-            f"{name}: unreadable image ({_one_line(error)}); replace or delete it"
+            f"{name}: unreadable image ({one_line(error)}); replace or delete it"
         ) from None
 
 
@@ -163,15 +153,6 @@ def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
-def _read(path: str | os.PathLike) -> bytes:
-    try:
-        return pathlib.Path(path).read_bytes()
-    except FileNotFoundError:
-        raise PacxError(f"{path}: no such file; check the path") from None
-    except OSError as error:
-        raise PacxError(f"{path}: cannot be read ({_one_line(error)})") from None
-
-
 def _is_plain_jpeg(data: bytes) -> bool:
     """Whether it is a grey baseline JPEG of one scan, with each marker in its place.
 
@@ -190,43 +171,75 @@ def _is_plain_jpeg(data: bytes) -> bool:
             grey = one and 0 < height * width <= MAX_PIXELS
         elif marker == 0xDA:  # the pixels
             return grey and not _INNER_MARKER.search(data, at, len(data) - 2)
-        elif marker not in (0xC4, 0xDB, 0xDD, 0xFE) and marker & 0xF0 != 0xE0:
-            return False  # not a table, a comment or an application's
+        elif marker == 0xE1 or marker & 0xF0 != 0xE0 and marker not in _TABLES:
+            return False  # EXIF; not a table, a comment or an application's
     return False
 
 
-def _to_uint8(image: Image.Image, data: bytes) -> np.ndarray:
+def _from_file(data: bytes) -> np.ndarray:
+    if not data:
+        raise ValueError("the file is empty")
+    if _is_plain_jpeg(data):
+        # The same library as PIL's and the same pixels, but threads run beside it.
+        pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is not None and pixels.ndim == 2:
+            return pixels
+    if bytes(data[:2]) == b"\xff\xd8":
+        check_scans(data)
+    if bytes(data[:8]) == _PNG:
+        data = _pixel_chunks(data)
+    # Opening reads the header alone: a bomb is refused before it is unpacked.
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if math.prod(image.size) > MAX_PIXELS:
+            raise ValueError(f"too large: {image.size}, the limit is {MAX_PIXELS}")
+        # PIL keeps only the high byte of 16-bit colour. OpenCV reads all the bits.
+        wide = image.format == "PNG" and data[24] == 16 and image.mode[:1] != "I"
+        return _to_uint8(image, data if wide else b"")
+
+
+def _pixel_chunks(data: bytes) -> bytes:
+    """A PNG without texts and profiles: PIL refuses whole files for their size."""
+    chunks, at = [_PNG], len(_PNG)
+    while at < len(data):
+        kind, end = data[at + 4 : at + 8], at + 12 + int.from_bytes(data[at : at + 4])
+        if kind[:1].isupper() or kind in (b"tRNS", b"eXIf"):  # upper case: critical
+            chunks.append(data[at:end])
+        at = end
+    return b"".join(chunks)
+
+
+def _to_uint8(image: Image.Image, wide: bytes = b"") -> np.ndarray:
+    """Pixels of a PIL image; `wide` is its file where PIL cuts its 16-bit colours."""
     image.load()
-    if image.mode == "L":
-        return np.asarray(image)
-    if image.mode.startswith("I"):  # 16-bit grey; "I" in older versions of PIL
-        return _from_16_bits(np.asarray(image))
-    if _is_16_bit_png(data):
-        # PIL keeps only the high byte of 16-bit colour. It has checked the file
-        # by now; OpenCV reads all the bits.
-        wide = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-        if wide is None or wide.dtype != np.uint16:
+    if image.mode.startswith("I"):
+        pixels = _from_16_bits(np.asarray(image))
+    elif wide:  # PIL has checked the file by now
+        pixels = cv2.imdecode(np.frombuffer(wide, np.uint8), cv2.IMREAD_UNCHANGED)
+        if pixels is None or pixels.dtype != np.uint16:
             raise ValueError("16-bit PNG that OpenCV cannot read")
-        if image.mode == "LA":
-            return _from_16_bits(wide if wide.ndim == 2 else wide[..., 0])
-        return _from_16_bits(wide[..., 2::-1] if wide.ndim == 3 else wide)
-    if image.mode in ("1", "LA", "La"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB"))
-
-
-def _is_16_bit_png(data: bytes) -> bool:
-    # PNG: 8 bytes of signature, then IHDR with its bit depth at byte 24.
-    return bytes(data[:8]) == b"\x89PNG\r\n\x1a\n" and data[24] == 16
+        if pixels.ndim == 3:
+            pixels = pixels[..., 0] if image.mode == "LA" else pixels[..., 2::-1]
+        pixels = _from_16_bits(pixels)
+    elif image.mode == "F":
+        raise ValueError("floats; scale them to mode L or I;16")
+    else:
+        mode = "L" if image.mode in ("1", "L", "LA") else "RGB"
+        pixels = np.asarray(image if image.mode == mode else image.convert(mode))
+    try:
+        turn = image.getexif().get(0x0112, 1)  # orientation
+    except Exception:  # damaged EXIF says nothing
+        turn = 1
+    pixels = pixels.swapaxes(0, 1) if turn in (5, 6, 7, 8) else pixels
+    rows, columns = (-1 if turn in turned else 1 for turned in _TURNED)
+    return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
 def _from_16_bits(image: np.ndarray) -> np.ndarray:
+    low, high = int(image.min()), int(image.max())
+    if low < 0 or high > 65535 or 0 < high < 256:
+        raise ValueError(f"values {low} to {high} in 16 bits; scale them to 0 to 65535")
     out = np.empty(image.shape, np.uint8)
     for start in range(0, len(image), 256):  # wider numbers of a few rows at a time
         rows = image[start : start + 256].astype(np.uint32)
         out[start : start + 256] = (rows + 128) // 257
     return out
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -14,10 +14,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def normalize(images: Array, mean=IMAGENET_MEAN, std=IMAGENET_STD) -> Array:
-    """uint8 (..., h, w, 3) -> float32, (x / 255 - mean) / std a channel.
-
-    Of float64 images, which tests have, float64.
-    """
+    """uint8 (..., h, w, 3) -> float32 (float64 stays): (x / 255 - mean) / std."""
     wide = jnp.promote_types(images.dtype, jnp.float32)
     mean, std = jnp.asarray(mean, wide), jnp.asarray(std, wide)
     return (images.astype(wide) / 255 - mean) / std

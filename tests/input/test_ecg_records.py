@@ -115,17 +115,15 @@ def test_lead_that_is_missing_doubled_or_inverted_is_named(tmp_path):
 # What is changed in a good header's text, and what is said of it.
 SPOILT = {
     "no rate": ((" 500 5000", ""), "first line must be"),
-    "rate of letters": ((" 500 ", " fast "), "sampling rate 'fast' is no number"),
+    "rate of letters": ((" 500 ", " fast "), "first line must be"),
     "rate 0": ((" 500 ", " 0 "), "sampling rate 0 Hz; it must be from 100 to 10000"),
     "negative rate": ((" 500 ", " -500 "), "sampling rate -500 Hz"),
     "huge rate": ((" 500 ", " 1e9 "), "sampling rate 1e+09 Hz"),
-    "rate wfdb misreads": ((" 500 ", " 5e2 "), "sampling rate is not clear"),
-    "no samples": ((" 5000", " 0"), "number of samples '0'"),
-    "negative samples": ((" 5000", " -3"), "number of samples '-3'"),
+    "no samples": ((" 5000", " 0"), "first line must be"),
+    "negative samples": ((" 5000", " -3"), "first line must be"),
     "too many samples": ((" 5000", " 5001"), "has 120000 bytes, but 5001 samples need"),
     "absurd samples": ((" 5000", " 99999999999"), "more than 16777216 are not read"),
     "fewer samples": ((" 5000", " 4999"), "checksum of lead I"),
-    "segments": (("r1 12", "r1/3 12"), "several segments"),
     "too many signals": (("r1 12", "r1 13"), "12 signal lines, but the first"),
     "absurd signals": (("r1 12", "r1 99999999999"), "12 signal lines, but"),
     "unit": (("/mV", "/mmHg"), "lead I in 'mmHg'; it must be mV, uV or V"),
@@ -246,7 +244,7 @@ def test_a_mat_file_is_read_by_its_header_and_refused_without(tmp_path):
         (got,) = ecg_records.read(given)
         np.testing.assert_array_equal(got.ecg, want.ecg)
     path.unlink()
-    assert "without a WFDB header (r1.hea); convert it" in refused(mat)
+    assert "without a WFDB header (r1.hea); convert" in refused(mat)
 
 
 def test_find_takes_a_header_for_its_signal_file(tmp_path):

@@ -69,33 +69,17 @@ def test_16_bits_are_rounded_not_cut():
     np.testing.assert_array_equal(images.decode(data), [[0, 1, 255, 254]])
 
 
-def test_alpha_is_dropped_palettes_and_bits_and_cmyk_are_expanded():
-    alpha = Image.fromarray(GREY).convert("LA")
-    alpha.putalpha(Image.fromarray(255 - GREY))
-    np.testing.assert_array_equal(images.decode(saved(alpha, "PNG")), GREY)
-    coloured = Image.fromarray(COLOUR).convert("RGBA")
-    coloured.putalpha(7)
-    np.testing.assert_array_equal(images.decode(saved(coloured, "PNG")), COLOUR)
+def test_alpha_of_16_bit_colour_is_dropped():
     wide = np.dstack([COLOUR[..., ::-1], GREY]).astype(np.uint16) * 257
     data = cv2.imencode(".png", wide)[1].tobytes()
     np.testing.assert_array_equal(images.decode(data), COLOUR)
-    palette = Image.fromarray(COLOUR).convert("P")
-    np.testing.assert_array_equal(
-        images.decode(saved(palette, "PNG")), np.asarray(palette.convert("RGB"))
-    )
-    bits = Image.fromarray(GREY).convert("1")
-    assert set(np.unique(images.decode(saved(bits, "PNG")))) == {0, 255}
-    cmyk = Image.fromarray(COLOUR).convert("CMYK")
-    assert images.decode(saved(cmyk, "JPEG")).shape == COLOUR.shape
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PIL's, of damaged EXIF
 def test_damaged_jpegs_are_what_pil_makes_of_them(monkeypatch):
     """The faster decoder neither takes what PIL refuses nor gives other pixels."""
     film = images.encode_jpeg(GREY)
-    exif = Image.Exif()
-    exif[0x112] = 6  # orientation, which is ignored
-    restarts = saved(Image.fromarray(GREY), "JPEG", restart_marker_rows=1, exif=exif)
+    restarts = saved(Image.fromarray(GREY), "JPEG", restart_marker_rows=1)
     assert images._is_plain_jpeg(film) and images._is_plain_jpeg(restarts)
     for kind in ({"progressive": True}, {}):
         image = Image.fromarray(GREY if kind else COLOUR)
@@ -143,15 +127,12 @@ def test_what_is_no_image_is_one_line_with_its_name(tmp_path):
             images.decode(bad)
     with pytest.raises(PacxError, match="absent.png: no such file"):
         images.decode(tmp_path / "absent.png")
-    tiff = saved(Image.fromarray(GREY), "TIFF")
-    with pytest.raises(PacxError, match="scan: not a JPEG, PNG or DICOM"):
-        images.decode(tiff, "scan")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [10_001, 60_000])
 def test_a_decompression_bomb_is_refused_from_its_header(side):
-    with pytest.raises(PacxError, match="bomb: too large.*limit"):
+    with pytest.raises(PacxError, match="bomb: .*limit"):
         images.decode(png_header(side, side), "bomb")
 
 
