@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections import Counter
+from collections.abc import Iterator
+from typing import NamedTuple
 
 COLLECTIVES = """all-reduce all-gather reduce-scatter all-to-all collective-permute
 collective-broadcast ragged-all-to-all""".split()
+_CONTROL = ("while", "conditional", "call", "async-start")
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(
@@ -32,39 +33,53 @@ class Instruction(NamedTuple):
         return found[1] if found else ""
 
 
-Module = dict[str, list[Instruction]]  # computation -> its lines; the entry is ""
+class Collective(NamedTuple):
+    """All collectives of one kind and group size in a step."""
+
+    kind: str  # of COLLECTIVES
+    group: int  # chips that take part in each
+    count: int  # in a step, loops unrolled
+    bytes_per_chip: int  # of results, or operands where these are larger, summed
 
 
-def parse(text: str) -> Module:
-    """The computations of `compiled.as_text()`."""
-    module: Module = {}
+def runs(text: str) -> Iterator[tuple[Instruction, int, bool, str]]:
+    """The instructions of `compiled.as_text()`, where a call of the module has them.
+
+    Yields:
+      an instruction; how often it runs; whether it stands within a fusion, or in what
+      a reduction applies, and so is no kernel; and the loop of unknown length around
+      it, or "": such a loop is taken as run once. Of a choice's branches that with the
+      most instructions runs.
+    """
+    module: dict[str, list[Instruction]] = {}
     lines: list[Instruction] = []
     for line in text.splitlines():
         if head := _HEAD.match(line):
             lines = module.setdefault("" if head[1] else head[2], [])
         elif found := _INSTRUCTION.match(line):
             lines.append(Instruction(*found.groups()))
-    return module
+
+    def visit(computation: str, times: int, fused: bool, loop: str):
+        for one in module[computation]:
+            if one.op.endswith(("-done", "-update")):  # names what its start has called
+                continue
+            yield one, times, fused, loop
+            each, inside, called = times, loop, []
+            for several, single in _CALLED.findall(one.rest):
+                called += re.findall(r"[\w.-]+", several or single)
+            called = [name for name in called if name in module]
+            if one.op == "while":
+                rounds = _rounds(one, module)
+                each, inside = times * (rounds or 1), loop if rounds else one.name
+            elif one.op == "conditional":
+                called = [max(called, key=lambda branch: len(module[branch]))]
+            for name in called:
+                yield from visit(name, each, fused or one.op not in _CONTROL, inside)
+
+    return visit("", 1, False, "")
 
 
-def arrays(shape: str) -> list[tuple[str, tuple[int, ...], int]]:
-    """(dtype, dimensions, bits) of every array of a written shape."""
-    found = []
-    for name, width, dims in _ARRAY.findall(shape):
-        sizes = tuple(int(d) for d in dims.split(",") if d)
-        found.append((name, sizes, math.prod(sizes) * int(width or 8)))
-    return found
-
-
-def called(one: Instruction, module: Module) -> list[str]:
-    """The computations that an instruction names."""
-    found = []
-    for several, single in _CALLED.findall(one.rest):
-        found += re.findall(r"[\w.-]+", several or single)
-    return [name for name in found if name in module]
-
-
-def rounds(loop: Instruction, module: Module) -> int:
+def _rounds(loop: Instruction, module: dict[str, list[Instruction]]) -> int:
     """How often a loop's body runs; 0 = XLA does not tell.
 
     As XLA writes it, or as the loop's condition counts (for TPUs).
@@ -78,95 +93,43 @@ def rounds(loop: Instruction, module: Module) -> int:
     return int(bounds[0]) if counts_up and len(bounds) == 1 else 0
 
 
-def runs(
-    module: Module, follows: Callable[[Instruction], bool]
-) -> tuple[Counter[str], dict[str, str]]:
-    """How often each computation runs in a call of the module.
-
-    Args:
-      follows: whether what an instruction calls is of interest.
-
-    Returns:
-      computation -> times. A loop of unknown length is taken as run once; of a choice's
-      branches that with the most instructions runs, the others 0 times.
-      computation -> the loop of unknown length that it stands in, if it does.
-    """
-    times: Counter[str] = Counter()
-    unknown: dict[str, str] = {}
-
-    def visit(name: str, n: int, loop: str) -> None:
-        times[name] += n
-        if loop:
-            unknown[name] = loop
-        for one in filter(follows, module[name]):
-            names, each, inside = called(one, module), n, loop
-            if one.op == "while":
-                told = rounds(one, module)
-                each, inside = n * (told or 1), loop if told else one.name
-            if one.op == "conditional":
-                *others, longest = sorted(set(names), key=lambda b: len(module[b]))
-                names = [longest]
-                for other in others:
-                    visit(other, 0, inside)
-            for each_name in names:
-                visit(each_name, each, inside)
-
-    visit("", 1, "")
-    return times, unknown
+def arrays(shape: str) -> list[tuple[str, tuple[int, ...], int]]:
+    """(dtype, dimensions, bytes) of every array of a written shape."""
+    found = []
+    for name, width, dims in _ARRAY.findall(shape):
+        sizes = tuple(int(d) for d in dims.split(",") if d)
+        found.append((name, sizes, math.prod(sizes) * int(width or 8) // 8))
+    return found
 
 
-def collectives(text: str, devices: int) -> list[dict[str, Any]]:
+def collectives(text: str, devices: int) -> list[Collective]:
     """The collectives of a compiled module, by kind and group size.
 
     Args:
       text: `compiled.as_text()`: after partitioning, so that shapes are of one chip.
       devices: of the whole program, the group where none is named.
 
-    Returns:
-      kind: of COLLECTIVES.
-      group: chips that take part in each.
-      count: how often in a step, loops unrolled.
-      bytes_per_chip: what one chip holds of the result, or of the operand where that is
-        larger (a reduce-scatter), summed.
-      dtypes: the same bytes by dtype, such as "bf16".
-
     Raises:
       ValueError: a loop with collectives whose number of rounds XLA does not tell.
     """
-    module, chains = parse(text), set()
-    # The end of an asynchronous call names what its start has called.
-    ends = ("-done", "-update")
-    times, unknown = runs(module, lambda one: not one.op.endswith(ends))
-    found = defaultdict(Counter)
-    for name, lines in module.items():
-        for one in lines:
-            kind = one.op.removesuffix("-start")
-            if kind not in COLLECTIVES:
-                continue
-            # One that XLA for TPUs runs beside others stands in each of their fusions.
-            chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', one.rest)
-            if chain and chain.groups() in chains:
-                continue
-            chains.add(chain and chain.groups())
-            if name in unknown or name not in times:
-                why = "in a loop of unknown length" if name in times else "never called"
-                raise ValueError(f"a collective {why}: {one.name} in {name}")
-            group = _group(one.rest, devices)
-            sums = found[kind, group]
-            sums["count"] += times[name]
-            for dtype, size in _volumes(one, kind, group).items():
-                sums[dtype] += times[name] * size
-    return [
-        {
-            "kind": kind,
-            "group": group,
-            "count": n,
-            "bytes_per_chip": sums.total(),
-            "dtypes": dict(sorted(sums.items())),
-        }
-        for (kind, group), sums in sorted(found.items())
-        if (n := sums.pop("count"))
-    ]
+    counts: Counter[tuple[str, int]] = Counter()
+    sizes: Counter[tuple[str, int]] = Counter()
+    chains = set()
+    for one, times, _, loop in runs(text):
+        kind = one.op.removesuffix("-start")
+        if kind not in COLLECTIVES:
+            continue
+        # One that XLA for TPUs runs beside others stands in each of their fusions.
+        chain = re.search(r'channel_id=(\d+),.*chain_id="(\d+)"', one.rest)
+        if chain and chain.groups() in chains:
+            continue
+        chains.add(chain and chain.groups())
+        if loop:
+            raise ValueError(f"{one.name}: a collective in {loop}, of unknown length")
+        key = kind, _group(one.rest, devices)
+        counts[key] += times
+        sizes[key] += times * _size(one, *key)
+    return [Collective(*key, counts[key], sizes[key]) for key in sorted(counts)]
 
 
 def _group(line: str, devices: int) -> int:
@@ -186,19 +149,14 @@ def _group(line: str, devices: int) -> int:
     return listed[1].count(",") + 1 if listed else devices
 
 
-def _volumes(one: Instruction, kind: str, group: int) -> dict[str, int]:
-    """dtype -> bytes of a collective.
+def _size(one: Instruction, kind: str, group: int) -> int:
+    """Bytes of a collective.
 
     The result of an asynchronous one holds its operands too, but for an all-reduce's.
     """
-    bits = Counter()
-    for dtype, _, size in arrays(one.result):
-        bits[dtype] += size
-    times, parts = 1, 1
-    if one.op != kind and kind in ("all-gather", "reduce-scatter"):
-        times, parts = group, group + 1  # operand and result: one is 1/group
-    elif one.op != kind and kind != "all-reduce":
-        parts = 2
-    elif kind == "reduce-scatter":
-        times = group
-    return {dtype: total // 8 * times // parts for dtype, total in bits.items()}
+    total = sum(size for _, _, size in arrays(one.result))
+    if one.op == kind or kind == "all-reduce":
+        return total * (group if kind == "reduce-scatter" else 1)
+    if kind in ("all-gather", "reduce-scatter"):  # one side is 1/group of the other
+        return total * group // (group + 1)
+    return total // 2
