@@ -1,6 +1,5 @@
 """A recipe's real train step with shapes for arguments: no data, no weights, no device.
 
-What a run would load decides shapes too: encoders' sizes and the arrays of a batch.
 Encoders that the config does not name are written as folders of zeros in the published
 sizes; a batch's arrays come from the recipe's own transform, on one example made here.
 """
@@ -70,13 +69,9 @@ def completed(config, directory: str, preset: str = "") -> ml_collections.Config
 
 
 def train_step(config, devices) -> tuple[Callable, tuple, Mesh]:
-    """The jitted train step of a completed config, as `setup.assemble` makes it.
+    """A completed config's jitted step, its abstract arguments, and the devices' mesh.
 
-    Returns:
-      the step, its abstract arguments (state, batch and key), and the devices' mesh.
-
-    Raises:
-      PacxError: batch or mesh do not fit the devices.
+    As `setup.assemble` makes it. PacxError where batch or mesh do not fit the devices.
     """
     mesh, objective = setup.place(config, devices)
     tx = optim.make(optim.settings(config), config.total_steps)

@@ -1,8 +1,4 @@
-"""Chips, their links, and the topologies they come in.
-
-Figures are those that makers publish. 1 GB is 1e9 bytes where the source says GB, and
-2^30 where it says GiB.
-"""
+"""Chips, as their makers publish them, their links, and the topologies they come in."""
 
 from __future__ import annotations
 
@@ -63,14 +59,6 @@ KNOWN = (
 )
 
 
-class Ring(NamedTuple):
-    """One axis of a topology: `size` neighbours in a ring."""
-
-    size: int
-    bytes_per_second: float
-    hop_seconds: float
-
-
 class Topology(NamedTuple):
     """Chips and how they are wired: a TPU slice's torus, or (in a node, nodes)."""
 
@@ -86,14 +74,13 @@ class Topology(NamedTuple):
     def devices(self) -> int:
         return math.prod(self.shape)
 
-    def rings(self, group: int) -> list[Ring]:
-        """The rings that `group` chips go round: neighbours first, then further axes.
+    def rings(self, group: int) -> list[tuple[int, float, float]]:
+        """(size, bytes/s, seconds a hop) of what `group` chips go round, nearest first.
 
-        A closed ring is used in both directions at once; in an open one, all bytes
-        reach its ends by one link. Rings close along a whole pod's 16 of v5e and v6e,
-        and in slices of cubes of v5p. On a torus a collective's bytes are split into as
-        many parts as there are axes. Each goes round them in another order, so that all
-        links are in use all the time.
+        A closed ring is used in both directions at once. Rings close along a whole
+        pod's 16 of v5e and v6e, and in slices of cubes of v5p. On a torus a
+        collective's bytes are split into as many parts as there are axes. Each goes
+        round them in another order, so that all links are in use all the time.
         """
         chip, found, left = self.chip, [], group
         links = [(chip.link_bandwidth, NVLINK_HOP)]
@@ -104,10 +91,10 @@ class Topology(NamedTuple):
             links = [(chip.link_bandwidth * (1 + each), ICI_HOP) for each in closed]
         for size, (rate, hop) in zip(self.shape, links, strict=True):
             if min(size, left) > 1:
-                found.append(Ring(min(size, left), rate, hop))
+                found.append((min(size, left), rate, hop))
             left = -(-left // size)
         axes = len(found) if self.is_tpu else 1
-        return [Ring(size, rate * axes, hop) for size, rate, hop in found]
+        return [(size, rate * axes, hop) for size, rate, hop in found]
 
     def curve(self) -> list[Topology]:
         """This topology among those of its chip from one host to the largest."""

@@ -2,9 +2,7 @@
 
 libtpu and the plugin's two wheels lie in the environment, or in the folders PACX_LIBTPU
 and PACX_CUDA. Neither needs the device. Each compile has a process of its own, which
-XLA may end and whose memory is gone with it:
-
-  python -m launch.planning.compilers   (a pickled config and topology on stdin)
+XLA may end and whose memory is gone with it.
 """
 
 from __future__ import annotations
@@ -44,10 +42,7 @@ CUDNN = 91000  # as the descriptions have it, 9.10.0
 
 
 def version(variable: str) -> str:
-    """The version of WHEELS[variable], both where they differ; "none" if not installed.
-
-    In the folder that the variable names, or in the environment.
-    """
+    """The version of WHEELS[variable], both where they differ, or "none"."""
     folder = os.environ.get(variable)
     path, found = [folder] if folder else sys.path, set()
     for name in WHEELS[variable]:
@@ -59,7 +54,8 @@ def version(variable: str) -> str:
 def check(topology: Topology) -> None:
     """PacxError unless what compiles for the topology is installed."""
     variable = "PACX_LIBTPU" if topology.is_tpu else "PACX_CUDA"
-    found, exact = version(variable), "" if topology.is_tpu else f"=={jax.__version__}"
+    found = version(variable)
+    exact = "" if topology.is_tpu else f"=={jax.__version__}"
     if found == "none" or exact not in ("", f"=={found}"):
         wheels = " ".join(name + exact for name in WHEELS[variable])
         raise PacxError(
@@ -73,27 +69,22 @@ def compile_step(config, topology: str) -> types.SimpleNamespace:
     """Compiles a recipe's train step for a topology, such as "gpu:1xH100".
 
     Returns:
-      text, which `hlo` and `kernels` count; None where the compiler cannot write it.
-      NAME_bytes_per_chip: argument, temporary, output (without those that take an
-        argument's place), code, peak (all of these at once), and aliased, of the
-        donated state; accessed, by a TPU's operations, 0 where that is not known;
-        gathered, of what the trace gathers by itself and of the sums of its gradients.
+      text, which `hlo` reads; None where the compiler cannot write it.
+      NAME_bytes_per_chip: argument, temporary, output (that takes no argument's place),
+        code, peak (all of these at once); aliased, of the donated state; accessed, by a
+        TPU's operations, in a loop once; gathered, see `flops.Counts`.
       flops_per_chip: of products, from the trace.
       gradient_bytes: of the trained parameters in float32.
       mesh: axis -> devices.
 
     Raises:
-      PacxError: a config that cannot be, a batch that does not fit, or a compiler that
-        is not installed.
+      PacxError: a bad config, a batch that does not fit, or no compiler.
     """
     check(chips.parse(topology))
     folders = (os.environ.get(name) for name in (*WHEELS, "PYTHONPATH"))
-    variables = {
-        "JAX_PLATFORMS": "cpu",
-        "PYTHONPATH": os.pathsep.join(filter(None, folders)),
-        "TPU_SKIP_MDS_QUERY": "1",  # there is no metadata server to wait for
-        "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # no TPU is claimed
-    }
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, folders))}
+    variables |= {"JAX_PLATFORMS": "cpu", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    variables |= {"TPU_SKIP_MDS_QUERY": "1"}  # there is no metadata server
     done = subprocess.run(
         [sys.executable, "-m", "launch.planning.compilers"],
         input=pickle.dumps((config, topology)),
@@ -103,9 +94,9 @@ def compile_step(config, topology: str) -> types.SimpleNamespace:
     )
     if done.returncode:
         *_, last = "", *done.stderr.decode(errors="replace").strip().splitlines()
-        raise PacxError(
-            last.removeprefix("error: ") or f"{topology} cannot be compiled"
-        )
+        if done.returncode != cli.FAILED:
+            last = f"compiling for {topology} ended by {done.returncode}: {last}"
+        raise PacxError(last.removeprefix("error: "))
     return types.SimpleNamespace(**pickle.loads(done.stdout))
 
 
@@ -114,9 +105,8 @@ def _devices(topology: Topology) -> list:
     if not topology.is_tpu:
         # JAX would ask the library, which is needed to run attention, not to compile.
         fused_attention_stablehlo.check_cudnn_version = lambda: CUDNN
+        args = {"platform": "cuda", "topology": "1x{1}x{0}".format(*topology.shape)}
         spec = SPECS / f"{topology.chip.name.lower()}.txtpb"
-        node, nodes = topology.shape
-        args = {"platform": "cuda", "topology": f"1x{nodes}x{node}"}
         args["target_config"] = spec.read_text(encoding="utf-8")
     return list(topologies.get_topology_desc(**args).devices)
 
@@ -156,16 +146,15 @@ def _compile(config, name: str) -> dict[str, Any]:
     except jax.errors.JaxRuntimeError:  # of some steps, in libtpu 0.0.52
         text = None
     traced = flops.count(step, args, topology.devices)
-    # XLA counts a loop's body once, and nothing for GPUs.
-    known = topology.is_tpu and not traced.loops
-    accessed = compiled.cost_analysis().get("bytes accessed", 0.0) if known else 0.0
+    # XLA counts nothing for GPUs.
+    counted = compiled.cost_analysis() if topology.is_tpu else {}
+    trained = jax.tree.leaves(args[0].params)
     return {f"{part}_bytes_per_chip": size for part, size in used.items()} | {
         "text": text,
         "flops_per_chip": traced.flops,
         "gathered_bytes_per_chip": traced.gathered,
-        "gradient_bytes": 4
-        * sum(leaf.size for leaf in jax.tree.leaves(args[0].params)),
-        "accessed_bytes_per_chip": accessed,
+        "gradient_bytes": 4 * sum(leaf.size for leaf in trained),
+        "accessed_bytes_per_chip": counted.get("bytes accessed", 0.0),
         "mesh": dict(mesh.shape),
     }
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -23,30 +22,25 @@ class Counts(NamedTuple):
     Attributes:
       flops: of products; the longest of a choice's branches counts.
       gathered: bytes of the collectives of its `shard_map`s, of their larger side:
-        gathers, and sums back of them. Those that XLA adds, the sums of gradients, are
-        in no trace.
-      loops: whether there is a loop with products in it, which XLA would count once.
+        gathers, and sums back of them; not of the sums of gradients, which XLA adds.
     """
 
     flops: float
     gathered: int
-    loops: bool
 
 
 def count(function, args: tuple, devices: int) -> Counts:
-    """Counts of one of `devices` chips that share a call's work evenly.
+    """Counts of one of `devices` chips that share a jitted function's work evenly.
 
     Without what no output needs, such as gradients of frozen weights: XLA drops it.
     """
-    # A jitted function may have options of its own.
-    jitted = function if hasattr(function, "trace") else jax.jit(function)
-    jaxpr = jitted.trace(*args).jaxpr.jaxpr
+    jaxpr = function.trace(*args).jaxpr.jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(needed, devices)
 
 
 def _count(jaxpr, share: int) -> Counts:
-    flops, gathered, loops = 0.0, 0, False
+    flops, gathered = 0.0, 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         flops += _products(equation) / share
@@ -62,9 +56,7 @@ def _count(jaxpr, share: int) -> Counts:
         for each in [max(inner)] if name == "cond" else inner:
             flops += rounds * each.flops
             gathered += rounds * each.gathered
-            repeated = name == "while" or (name == "scan" and rounds > 1)
-            loops |= each.loops or (repeated and each.flops > 0)
-    return Counts(flops, gathered, loops)
+    return Counts(flops, gathered)
 
 
 def _products(equation) -> float:

@@ -1,16 +1,23 @@
-"""A compiled module's text: its instructions, how often each runs, its collectives."""
+"""A compiled module's text: how often each instruction runs, collectives, kernels."""
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from launch.planning.chips import Chip
+from pacx_jax.errors import PacxError
 
 COLLECTIVES = """all-reduce all-gather reduce-scatter all-to-all collective-permute
 collective-broadcast ragged-all-to-all""".split()
-_CONTROL = ("while", "conditional", "call", "async-start")
+COLLECTIVE = "collective"
+_CONTROL = ("while", "conditional", "call", "async-start")  # these call kernels
+_NONE = """parameter constant tuple get-tuple-element bitcast after-all partition-id
+replica-id opt-barrier""".split()
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.-]+) .*\{$")
 _INSTRUCTION = re.compile(
@@ -46,10 +53,9 @@ def runs(text: str) -> Iterator[tuple[Instruction, int, bool, str]]:
     """The instructions of `compiled.as_text()`, where a call of the module has them.
 
     Yields:
-      an instruction; how often it runs; whether it stands within a fusion, or in what
-      a reduction applies, and so is no kernel; and the loop of unknown length around
-      it, or "": such a loop is taken as run once. Of a choice's branches that with the
-      most instructions runs.
+      an instruction; how often it runs; whether it is no kernel, within a fusion or in
+      what a reduction applies; and the loop of unknown length around it, or "": that
+      is taken as run once, of a choice's branches the one with the most instructions.
     """
     module: dict[str, list[Instruction]] = {}
     lines: list[Instruction] = []
@@ -60,7 +66,7 @@ def runs(text: str) -> Iterator[tuple[Instruction, int, bool, str]]:
             lines.append(Instruction(*found.groups()))
 
     def visit(computation: str, times: int, fused: bool, loop: str):
-        for one in module[computation]:
+        for one in module.get(computation, ()):
             if one.op.endswith(("-done", "-update")):  # names what its start has called
                 continue
             yield one, times, fused, loop
@@ -110,7 +116,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
       devices: of the whole program, the group where none is named.
 
     Raises:
-      ValueError: a loop with collectives whose number of rounds XLA does not tell.
+      PacxError: a loop with collectives whose number of rounds XLA does not tell.
     """
     counts: Counter[tuple[str, int]] = Counter()
     sizes: Counter[tuple[str, int]] = Counter()
@@ -125,7 +131,7 @@ def collectives(text: str, devices: int) -> list[Collective]:
             continue
         chains.add(chain and chain.groups())
         if loop:
-            raise ValueError(f"{one.name}: a collective in {loop}, of unknown length")
+            raise PacxError(f"{one.name} is sent in {loop}, a loop of unknown length")
         key = kind, _group(one.rest, devices)
         counts[key] += times
         sizes[key] += times * _size(one, *key)
@@ -160,3 +166,76 @@ def _size(one: Instruction, kind: str, group: int) -> int:
     if kind in ("all-gather", "reduce-scatter"):  # one side is 1/group of the other
         return total * group // (group + 1)
     return total // 2
+
+
+def kernels(text: str, chip: Chip) -> dict[str, Any]:
+    """The kernels of a module compiled for a GPU, from `compiled.as_text()`.
+
+    XLA writes its estimate of a kernel's time into the text: of cuBLAS's products, most
+    collectives and fusions. It has none for cuDNN's kernels and for copies. Ours for
+    these is what the memory needs for their operands and results, at least. Kernels are
+    taken one after the other, without what it takes to start them.
+
+    Returns:
+      model_ms: XLA's estimates together.
+      own_estimate_ms: ours by kind, such as "copy".
+      kernel_seconds: both, without collectives.
+      custom_calls: target, such as "__cudnn$fmhaSoftmax", -> how often it is called.
+      kernels: by kind, such as "loop fusion" or a custom call's target, the longest
+        first: count; model_seconds, XLA's; own_seconds, where XLA gives none.
+      unknown_loops: loops whose length XLA does not tell: taken as run once.
+    """
+    kinds: dict[str, Counter] = {}
+    shapes, loops = {}, set()
+    for one, n, fused, loop in runs(text):
+        if fused:
+            continue
+        shapes[one.name] = one.result
+        loops.add(loop)
+        if one.op in (*_CONTROL, *_NONE):
+            continue
+        kind, model, own = _kind(one), _model(one), 0.0
+        if model is None and kind != COLLECTIVE:
+            own = _bytes(one, shapes) / chip.hbm_bandwidth
+        sums = kinds.setdefault(kind, Counter())
+        sums.update(count=n, model_seconds=n * (model or 0.0), own_seconds=n * own)
+    seconds = {k: s["model_seconds"] + s["own_seconds"] for k, s in kinds.items()}
+    order = sorted(kinds, key=lambda k: (-seconds[k], k))
+    owns = {k: 1000 * kinds[k]["own_seconds"] for k in order}
+    return {
+        "model_ms": 1000 * sum(s["model_seconds"] for s in kinds.values()),
+        "own_estimate_ms": {k: ms for k, ms in owns.items() if ms},
+        "kernel_seconds": sum(s for k, s in seconds.items() if k != COLLECTIVE),
+        "custom_calls": {k: kinds[k]["count"] for k in order if k.startswith("__")},
+        "kernels": [{"name": k} | kinds[k] for k in order],
+        "unknown_loops": len(loops - {""}),
+    }
+
+
+def _kind(one: Instruction) -> str:
+    if one.op == "custom-call":
+        return one.find(r'custom_call_target="([^"]+)"')
+    if one.op == "fusion":
+        if '"kind":"__triton' in one.rest:
+            return "Triton fusion"
+        kinds = {"kInput": "reduction fusion", "kLoop": "loop fusion"}
+        return kinds.get(one.find(r"kind=(k\w+)"), "other fusion")
+    op = one.op.removesuffix("-start")
+    return COLLECTIVE if op in COLLECTIVES else op
+
+
+def _model(one: Instruction) -> float | None:
+    """XLA's estimate in seconds; for Triton's fusions by its model of indexing."""
+    each = json.loads(one.find(r'"reification_cost":(\[.*?\])') or "[]")
+    costs = {cost["name"]: 1e-6 * float(cost.get("exec_time_us", 0)) for cost in each}
+    triton = '"kind":"__triton' in one.rest and "indexing-cost-model" in costs
+    return costs.get("indexing-cost-model" if triton else "sol")
+
+
+def _bytes(one: Instruction, shapes: dict[str, str]) -> int:
+    """What a kernel reads and writes, without workspaces, which are of u8."""
+    found = arrays(one.result)
+    if not one.op.endswith("-start"):  # whose result holds its operands
+        names = re.findall(r"%([\w.-]+)", one.rest.split(")")[0])
+        found += [each for name in names for each in arrays(shapes.get(name, ""))]
+    return sum(size for dtype, _, size in found if dtype != "u8")

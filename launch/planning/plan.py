@@ -1,7 +1,7 @@
 """A plan: what a compiled step costs on a topology, and what follows from it.
 
   compute  = FLOPs of a chip / (half of its peak), or of a step compiled for a GPU what
-             its kernels take (kernels.py)
+             its kernels take (hlo.py)
   T(N)     = compute + max(0, reduction - 2/3 compute) + other collectives
   T'(N)    = compute + reduction + other collectives            (nothing overlaps)
 
@@ -24,8 +24,8 @@ import json
 import pathlib
 from typing import Any
 
-from launch.planning import chips, compilers, hlo, kernels
-from launch.planning.chips import UTILISATION, Ring, Topology
+from launch.planning import chips, compilers, hlo
+from launch.planning.chips import UTILISATION, Topology
 from launch.planning.hlo import Collective
 from pacx_jax import files
 from pacx_jax.errors import PacxError
@@ -36,18 +36,9 @@ _SOURCES = ("pacx_jax", "configs", "launch/planning")
 
 
 def make(config, name: str, cache: pathlib.Path) -> dict[str, Any]:
-    """Compiles `config`, or finds that in `cache`, and predicts.
+    """All figures of a plan, fit for JSON; `cache` has what was compiled before.
 
-    Args:
-      config: with the global batch to plan.
-      name: of the topology.
-      cache: folder of what was compiled before, by all that it depends on.
-
-    Returns:
-      All figures of the plan, fit for JSON.
-
-    Raises:
-      PacxError: whatever is wrong with the config or the topology.
+    PacxError where the config cannot be compiled for the topology of that name.
     """
     topology = chips.parse(name)
     path = cache / f"{_key([config.to_dict(), name])}.json"
@@ -70,11 +61,6 @@ def _compiled(config, topology: Topology) -> dict[str, Any]:
     else:  # XLA may send gradients in bfloat16, which is half of it
         size = found["gradient_bytes"] + found["gathered_bytes_per_chip"]
         sent = [Collective("all-reduce", n, 1, size)]
-    if topology.is_tpu:  # its text says no times
-        names = "model_ms own_estimate_ms custom_calls kernels unknown_loops".split()
-        counted = dict.fromkeys(names) | {"kernel_seconds": 0.0}
-    else:
-        counted = kernels.count(text, topology.chip)
     return {
         "recipe": config.name,
         "topology": topology.name,
@@ -86,7 +72,8 @@ def _compiled(config, topology: Topology) -> dict[str, Any]:
         "flops_per_step": found["flops_per_chip"] * n,
         "collectives": [one._asdict() for one in sent],
         "collectives_counted_on": "chips" if text else "trace",
-        **counted,
+        # A TPU's text says no times.
+        **hlo.kernels("" if topology.is_tpu else text, topology.chip),
     }
 
 
@@ -130,21 +117,20 @@ def predicted(step: dict[str, Any]) -> dict[str, Any]:
 def at(step: dict[str, Any], topology: Topology) -> dict[str, Any]:
     """The predicted times of a compiled step on a topology, equal rows a chip.
 
-    Gathers of all chips hold rows of the batch and grow with them; what is reduced has
-    the size of the gradients and does not. Groups of a part of the chips (FSDP, tensor)
-    stay as they are.
+    Gathers of all chips hold rows of the batch and grow with them; gradients do not.
+    Groups of a part of the chips (FSDP, tensor) stay as they are.
     """
     found = [Collective(**one) for one in step["collectives"]]
     whole, n = step["devices"], topology.devices
-    sides = ("all-gather", "reduce-scatter")
-    apart = sum(c.bytes_per_chip for c in found if c.kind in sides and c.group == whole)
+    sizes = {one.kind: one.bytes_per_chip for one in found if one.group == whole}
+    apart = sizes.get("all-gather", 0) + sizes.get("reduce-scatter", 0)
     reduction = other = 0.0
     for one in found:
         size = rows = one.bytes_per_chip  # rows of the batch
         group = n if one.group == whole else one.group
         if one.kind == "all-reduce":
-            rows = max(0, min(step["gathered_bytes_per_chip"] - apart, size))
-            rows *= one.group == whole
+            waiting = (step["gathered_bytes_per_chip"] - apart) * (one.group == whole)
+            rows = max(0, min(waiting, size))
         rest, rings = one._replace(bytes_per_chip=size - rows), topology.rings(group)
         if rows:  # the hops of all of them wait with these
             grown = one._replace(bytes_per_chip=rows * group // one.group)
@@ -166,7 +152,7 @@ def at(step: dict[str, Any], topology: Topology) -> dict[str, Any]:
     }
 
 
-def _seconds(one: Collective, rings: list[Ring]) -> float:
+def _seconds(one: Collective, rings: list[tuple[int, float, float]]) -> float:
     """The time of all of a kind, one after the other, on a ring of each axis.
 
     A reduce-scatter goes round the first axis, then with a share 1/n of its bytes
@@ -174,13 +160,10 @@ def _seconds(one: Collective, rings: list[Ring]) -> float:
     all-reduce is both:
 
       T = r sum_i V / (n_1 ... n_{i-1}) (n_i - 1) / n_i / W_i + r hops,  r = 1 or 2
-
-    Args:
-      rings: axes of the chips that take part, the fastest first; W is what one carries.
     """
     total, share = 0.0, float(one.bytes_per_chip)
-    for ring in rings:
-        total += share * (ring.size - 1) / ring.size / ring.bytes_per_second
-        total += one.count * (ring.size - 1) * ring.hop_seconds
-        share /= ring.size
+    for size, bytes_per_second, hop_seconds in rings:
+        total += share * (size - 1) / size / bytes_per_second
+        total += one.count * (size - 1) * hop_seconds
+        share /= size
     return (2 if one.kind == "all-reduce" else 1) * total

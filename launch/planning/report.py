@@ -23,11 +23,7 @@ BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
 def renew(path: pathlib.Path, cache: pathlib.Path) -> None:
-    """Plans every recipe for every pod, and writes it between the marks in the file.
-
-    Raises:
-      PacxError: a file without the marks; whatever a plan raises.
-    """
+    """Plans every recipe for every pod, and writes it between the file's marks."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if not 0 <= text.find(BEGIN) < text.find(END):
         raise PacxError(f"--out={path} has no lines {BEGIN} and {END}")
@@ -52,17 +48,23 @@ def section(recipe: str, pod: str, rows: int, cache: pathlib.Path) -> list[str]:
     config.global_batch_size = rows * chips.parse(pod).devices
     found = plan.make(config, pod, cache)
     print(f"{recipe} on {pod}", file=sys.stderr)
-    command = f"python launch/plan.py --config=configs/{recipe}.py --topology={pod} \\"
-    batch = f"    --global_batch={config.global_batch_size}"
-    date = f"Compiled on {found['compiled_on']}."
-    head = ["", f"## {recipe} on {pod}", "", date, "", "```", command, batch, "```", ""]
-    return [*head, *lines(found)]
+    head = f"""
+## {recipe} on {pod}
+
+Compiled on {found["compiled_on"]}.
+
+```
+python launch/plan.py --config=configs/{recipe}.py --topology={pod} \\
+    --global_batch={config.global_batch_size}
+```
+"""
+    return [head, *lines(found)]
 
 
 def lines(found: dict[str, Any]) -> list[str]:
     """The tables of a plan of `plan.make`, as Markdown."""
     figures = {
-        name.replace("_", " "): _text(name, value)
+        name.removesuffix("_seconds").replace("_", " "): _text(name, value)
         for name, value in found.items()
         if isinstance(value, int | float | str) and value
     }
