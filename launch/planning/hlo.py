@@ -16,6 +16,7 @@ COLLECTIVES = """all-reduce all-gather reduce-scatter all-to-all collective-perm
 collective-broadcast ragged-all-to-all""".split()
 COLLECTIVE = "collective"
 _CONTROL = ("while", "conditional", "call", "async-start")  # these call kernels
+_ENDS = ("-done", "-update")
 _NONE = """parameter constant tuple get-tuple-element bitcast after-all partition-id
 replica-id opt-barrier""".split()
 _ARRAY = re.compile(r"\b(pred|[a-z]+(\d+)[a-z0-9]*)\[([\d,]*)\]")
@@ -67,9 +68,9 @@ def runs(text: str) -> Iterator[tuple[Instruction, int, bool, str]]:
 
     def visit(computation: str, times: int, fused: bool, loop: str):
         for one in module.get(computation, ()):
-            if one.op.endswith(("-done", "-update")):  # names what its start has called
-                continue
             yield one, times, fused, loop
+            if one.op.endswith(_ENDS):  # names what its start has called
+                continue
             each, inside, called = times, loop, []
             for several, single in _CALLED.findall(one.rest):
                 called += re.findall(r"[\w.-]+", several or single)
@@ -192,7 +193,7 @@ def kernels(text: str, chip: Chip) -> dict[str, Any]:
             continue
         shapes[one.name] = one.result
         loops.add(loop)
-        if one.op in (*_CONTROL, *_NONE):
+        if one.op in (*_CONTROL, *_NONE) or one.op.endswith(_ENDS):
             continue
         kind, model, own = _kind(one), _model(one), 0.0
         if model is None and kind != COLLECTIVE:
