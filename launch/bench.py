@@ -1,14 +1,12 @@
 """Measures speed, beside what it replaces, in one run.
 
-  python launch/bench.py mae|distill|embed|ecg|input|scaling [FLAGS]
+  python launch/bench.py mae|distill|embed|ecg|input [FLAGS]
   python launch/bench.py MODE --help
 
 MODES mae, distill: a training step. embed, ecg: an encoder's forward pass; ecg --train:
 its training step. mae --input=drawn|DIR: the real loop on real files, without a peer.
 MODE input: images a second of the input pipeline, from JPEG and from decoded uint8,
 and of a PIL + torchvision + DataLoader pipeline.
-MODE scaling: FLOPs and processor time of eight simulated devices, and of one, for the
-same batch of a ViT-Ti MAE in float32.
 
 All is measured in turns (A B A B ...), so that other load on the machine meets all
 alike. A table comes first, one line of JSON last; what cannot be measured is null.
@@ -41,7 +39,6 @@ from pacx_jax import cli  # noqa: E402
 MODELS = ("mae", "distill", "embed", "ecg")
 MODES = dict.fromkeys(MODELS, "launch.benchmarks.models")
 MODES |= {"input": "launch.benchmarks.input_pipeline"}
-MODES |= {"scaling": "launch.benchmarks.scaling"}
 # What every mode's JSON has; null where it has no meaning.
 KEYS = ("mode", "images_per_s", "ratio", "mfu", "peak_mib", "batch", "dtype")
 KEYS += ("versions",)
@@ -61,20 +58,16 @@ def _number(kind: type, least: float, below: float = math.inf) -> Callable:
 
 
 def _of_all(add: Callable, mode: str) -> None:
-    count, batch, steps = _number(int, 0), 64, {"input": 12, "scaling": 3}.get(mode, 0)
-    batch = 0 if mode in MODELS else batch
+    count, (batch, steps) = _number(int, 0), (0, 0) if mode in MODELS else (64, 12)
     add("--batch", type=count, default=batch, help="images of a step; 0: the mode's")
     add("--steps", type=count, default=steps, help="of a turn; 0: the mode's own")
     add("--repeats", type=_number(int, 1), default=5, help="turns of each")
-    add("--profile", default="", help="folder for a trace of a few steps of ours")
-    if mode == "scaling":
-        return
-    dtype = "" if mode in MODELS else "float32"
-    add("--dtype", choices=DTYPES, default=dtype, help="default: float32 on a CPU")
     add("--peer", choices=("torch", "none"), default="torch")
 
 
 def _of_models(add: Callable, mode: str) -> None:
+    add("--profile", default="", help="folder for a trace of a few steps of ours")
+    add("--dtype", choices=DTYPES, default="", help="default: float32 on a CPU")
     add("--variant", default="B", help="of the ViT; mu, with small sizes, is tiny")
     add("--devices", type=_number(int, 0), default=0, help="of the mesh; 0 = all")
     add("--peer_mode", choices=WAYS, default="best", help="best: all that can run")
@@ -101,7 +94,7 @@ def _of_mae(add: Callable) -> None:
 
 
 def _of_input(add: Callable) -> None:
-    text = "processes of our pipelines, 0 = threads; -1: what is fastest"
+    text = "processes of each pipeline, 0 = a thread; -1: one a core"
     add("--workers", type=_number(int, -1), default=-1, help=text)
     add("--source", default="", help="a folder of JPEGs; default: drawn ones")
 
@@ -155,7 +148,7 @@ def _check_loop(parser: argparse.ArgumentParser, options: argparse.Namespace) ->
 def main(argv: list[str] | None = None) -> None:
     """Runs the command."""
     options = parse(argv)
-    if options.profile:  # refused now, and not after minutes of measuring
+    if getattr(options, "profile", ""):  # refused now, not after minutes of measuring
         from pacx_jax.run import profiling
 
         profiling.make_folder(options.profile)

@@ -1,17 +1,16 @@
 """Plans a run for chips that are not there: memory, collectives, predicted speed.
 
   python launch/plan.py --config=configs/mae_vitb16.py --topology=v5e:16x16 \\
-      --global_batch=32768 [--config.FIELD=VALUE ...] [--compiles=1]
+      --global_batch=32768 [--config.FIELD=VALUE ...]
   python launch/plan.py --config=configs/distill_vitb16.py --topology=gpu:64xH100
   python launch/plan.py --all --out=docs/scaling.md
 
 The real train step is compiled ahead of time: for TPUs by libtpu (pip install -e
-'.[plan]'), for H100 and H200 by JAX's CUDA plugin ('.[plan-gpu]'), for A100 for as many
-simulated CPU devices. No data and no weights are read: encoders that the config does
-not name have the published sizes. docs/scaling.md says what of a plan is compiled and
-what is predicted from that. Tables come first, one line of JSON last. --all writes the
-tables of every recipe and pod into a file; what was compiled before by the same code is
-found again in --plans.
+'.[plan]'), for H100 and H200 by JAX's CUDA plugin ('.[plan-gpu]'). No data and no
+weights are read: encoders that the config does not name have the published sizes.
+docs/scaling.md says what of a plan is compiled and what is predicted from that. Tables
+come first, one line of JSON last. --all writes the tables of every recipe and pod into
+a file; what was compiled before by the same code is found again in --plans.
 
 Bad input is one line on stderr and exit code 2.
 """
@@ -57,12 +56,8 @@ def define() -> flags.FlagValues:
         ("out", "", "With --all: the file whose tables are renewed."),
     ):
         flags.DEFINE_string(name, default, text, flag_values=values)
-    for name, default, least, text in (
-        ("global_batch", 0, 0, "Instead of the recipe's global_batch_size."),
-        ("compiles", 1, 0, "At most so many more, to find the largest batch."),
-        ("jobs", 2, 1, "With --all: compiles at a time."),
-    ):
-        flags.DEFINE_integer(name, default, text, least, flag_values=values)
+    text = "Instead of the recipe's global_batch_size."
+    flags.DEFINE_integer("global_batch", 0, text, 0, flag_values=values)
     text = "Plan every recipe for every pod."
     flags.DEFINE_bool("all", False, text, flag_values=values)
     return values
@@ -83,7 +78,7 @@ def main() -> None:
     if given["all"].value:
         if not given.out:
             raise PacxError("--all writes tables: give --out=docs/scaling.md")
-        report.renew(pathlib.Path(given.out), given.compiles, cache, given.jobs)
+        report.renew(pathlib.Path(given.out), cache)
         return
     if given.config is None or not given.topology:
         raise PacxError("give --config=configs/<recipe>.py and --topology=v5e:16x16")
@@ -91,9 +86,9 @@ def main() -> None:
     config = ml_collections.ConfigDict(given.config.to_dict())
     config.global_batch_size = given.global_batch or config.global_batch_size
     trainer.check_values(config)
-    costs, summary = plan.make(config, given.topology, given.compiles, cache)
-    print("\n".join(report.lines(costs, summary)))
-    print(json.dumps(summary))
+    found = plan.make(config, given.topology, cache)
+    print("\n".join(report.lines(found)))
+    print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -8,13 +8,12 @@ so that what a form computes again is no work.
 
 from __future__ import annotations
 
-from typing import Any
-
+from launch.benchmarks import measure
 from launch.planning import flops
 from pacx_jax import target
 
 # Dense bfloat16 products without sparsity, FLOP/s of one device as JAX counts devices.
-# NVIDIA: data sheets (A100 2021, H100 2023, H200 2024, L4, L40S). Google: the "System
+# NVIDIA: data sheets (A100 2021, H100 2023, H200 2024). Google: the "System
 # architecture" pages of Cloud TPU. The first name that a device's kind contains counts.
 PEAKS = (
     ("H100 NVL", 835e12),
@@ -22,13 +21,10 @@ PEAKS = (
     ("H100", 989e12),
     ("H200", 989e12),
     ("A100", 312e12),
-    ("L40S", 362e12),
-    ("L4", 121e12),
     ("TPU v6", 918e12),
     ("TPU v5p", 459e12),
     ("TPU v5 lite", 197e12),
     ("TPU v5", 459e12),
-    ("TPU v4", 275e12),
 )
 # What dense bfloat16 products reach there, which is below the data sheet's peak. H200:
 # 8192 x 8192 x 8192 on random data by PyTorch 2.11, 769 to 798 TFLOP/s on several
@@ -49,36 +45,40 @@ def of_image(make, config) -> float:
 
 
 def peak(device_kind: str, dtype: str, of: tuple = PEAKS) -> float | None:
-    """FLOP/s of a device; None where it is not known (CPUs, other dtypes).
-
-    Args:
-      of: PEAKS, the data sheets' figures, or MEASURED.
-    """
+    """FLOP/s of a device by PEAKS or MEASURED; None where unknown (CPUs, float32)."""
     if dtype != "bfloat16":
         return None
     return next((value for name, value in of if name in device_kind), None)
 
 
-def utilisation(
-    work_per_s: float, device_kind: str, dtype: str, peak_flops: float = 0.0
-) -> dict[str, Any]:
-    """What share of a device's peak is used, for the bench's JSON.
+def result(options, turns, about: dict, peers: dict, notes: list[str], **more) -> dict:
+    """The JSON's contents, and the table: images a second and shares of the peak.
 
-    Args:
-      work_per_s: FLOP/s that the step needs of a device.
-      peak_flops: FLOP/s to go by instead of the data sheet's; 0 = the data sheet's.
-
-    Returns:
-      mfu, of the data sheet's peak, and mfu_measured, of the measured one; None where a
-      peak is not known. Both in words under `mfu_text`.
+    `about` is what our process said of itself, as `peers` say by their kind.
     """
-    sheet = peak_flops or peak(device_kind, dtype)
-    measured = peak(device_kind, dtype, MEASURED)
-    shares = [value and round(work_per_s / value, 4) for value in (sheet, measured)]
+    need, kind, dtype = about["flops"], about["device_kind"], about["dtype"]
+    rate = measure.spread([turn["images_per_s"] for turn in turns["ours"]])["median"]
+    rate /= about["devices"]
+    sheet = options.peak_flops or peak(kind, dtype)
+    shares = [
+        value and round(rate * need / value, 4)
+        for value in (sheet, peak(kind, dtype, MEASURED))
+    ]
     text = "MFU not known"
     if sheet:
-        source = "--peak_flops" if peak_flops else "data sheet"
+        source = "--peak_flops" if options.peak_flops else "data sheet"
         text = f"MFU {shares[0]} of {sheet / 1e12:,.4g} TFLOP/s ({source})"
-    if sheet and measured:
-        text += f", {shares[1]} of {measured / 1e12:,.4g} (dense products, measured)"
-    return {"mfu": shares[0], "mfu_measured": shares[1], "mfu_text": text}
+    if sheet and shares[1]:
+        text += f", {shares[1]} of what dense products reached (measured)"
+    rate_text = f"{rate * need / 1e9:,.0f} GFLOP/s a device"
+    work = f"{need / 1e9:,.3f} GFLOP an image, {rate_text}"
+    more |= about | {
+        "variant": options.variant,
+        "images_per_s_per_device": round(rate, 4),
+        "gflop_step": round(need / 1e9, 4),
+        "mfu": shares[0],
+        "mfu_measured": shares[1],
+        "peers": peers,
+    }
+    pairs, notes = [("ours", kind) for kind in peers], [text, work, *notes]
+    return measure.result(options, turns, "ours", pairs, notes=notes, **more)

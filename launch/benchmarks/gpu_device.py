@@ -2,8 +2,7 @@
 
   python -m launch.benchmarks.gpu_device environment|products True|False
 
-The second argument is whether it is a dry run. The last line of standard output is
-JSON, whose `summary` is for people.
+The second argument: a dry run? The last line is JSON, whose `summary` is for people.
 """
 
 from __future__ import annotations

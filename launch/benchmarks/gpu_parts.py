@@ -27,23 +27,15 @@ LOOP_DRY = ("--variant=mu", "--batch=8", "--repeats=2", "--steps=2", "--devices=
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One process, and one row of the table.
-
-    Attributes:
-      name: of the row.
-      group: what --parts chooses it by.
-      command: arguments of Python's.
-      limit: seconds that it may take; more where time is left over.
-      env: variables; XLA_FLAGS is appended to what is set already.
-      timed: measures time, so that nothing else runs beside it.
-    """
+    """One process, and one row of the table."""
 
     name: str
-    group: str
-    command: tuple[str, ...]
-    limit: float
+    group: str  # what --parts chooses it by
+    command: tuple[str, ...]  # arguments of Python's
+    limit: float  # seconds that it may take; more where time is left over
+    # Variables; XLA_FLAGS is appended to what is set already.
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    timed: bool = True
+    timed: bool = True  # it measures time: nothing else runs beside it
 
 
 # (mode of MODES, what is chosen, flags of bench.py, variables): another way to compute

@@ -1,17 +1,13 @@
 """`bench.py input`: images a second of the input pipeline, beside PyTorch's usual one.
 
 All take the same JPEGs through the same random resized crop (50 to 100% of the area)
-and flip, to 224 pixels and three channels:
+and flip, to 224 pixels and three channels, by as many processes as there are cores, or
+--workers:
 
-  torch           PIL + torchvision + DataLoader from files, normalised on the CPU
-  torch_uint8     the same without ToTensor and Normalize
-  jpeg            pacx_jax from ArrayRecord of the same JPEG bytes, as uint8
-  jpeg_on_device  the same, put on JAX's device and normalised there
-  shrunk          pacx_jax from what data/prepare.py writes by default: 256 pixels, JPEG
-  decoded         pacx_jax from what --store=raw writes: 256 pixels, decoded
-
-Each of them has the workers that are fastest for it here: a thread, a thread a core, or
-processes, tried at the start; --workers=N has N processes.
+  torch    PIL + torchvision + DataLoader from files, normalised on the CPU
+  jpeg     pacx_jax from ArrayRecord of the same JPEG bytes, as uint8
+  shrunk   pacx_jax from what data/prepare.py writes by default: 256 pixels, JPEG
+  decoded  pacx_jax from what --store=raw writes: 256 pixels, decoded
 """
 
 from __future__ import annotations
@@ -24,36 +20,48 @@ import pathlib
 import sys
 import tempfile
 import types
+from collections.abc import Callable, Iterator
 
 import cv2
-import jax
 import numpy as np
 
 from data.cohort import latents, xray
 from launch.benchmarks import measure
-from launch.benchmarks.loader import Loader
 from launch.benchmarks.worker import Worker
 from pacx_jax.errors import PacxError
-from pacx_jax.input import images, normalize, pipeline, sources, transforms
-from pacx_jax.run import profiling
+from pacx_jax.input import images, pipeline, sources, transforms
 
 SIZE = 224
 HEIGHT, WIDTH, QUALITY = 320, 390, 95  # of a film of CheXpert-v1.0-small
-DRAWN = 256  # different films
-# Grain's shuffle takes 85 us a sample of 256 and 8 of CheXpert's: the files come
-# over and over.
-RECORDS = 2048
+# Different films, and files, for Grain's shuffle takes longer for a small set.
+DRAWN, RECORDS = 256, 2048
 FOLDERS = {
     "jpeg": ("--size=0",),
     "shrunk": ("--size=256",),
     "decoded": ("--size=256", "--store=raw"),
 }
-OURS = ("jpeg", "jpeg_on_device", "shrunk", "decoded")
-PEERS = ("torch", "torch_uint8")
-# The first is the mode's ratio; it and decoded / jpeg must reach 1.5.
-AGAINST = (("jpeg", "torch"),)
-PAIRS = (("jpeg", "torch_uint8"), ("jpeg_on_device", "torch"))
-PAIRS += (("decoded", "jpeg"), ("decoded", "torch"))
+PAIRS = (("jpeg", "torch"), ("decoded", "jpeg"), ("decoded", "torch"))
+
+
+class Loader:
+    """Turns of one pipeline, whose workers live on between them.
+
+    Before a turn begins, `ready` batches may be made already; they do not count.
+    """
+
+    def __init__(self, batches: Iterator, ready: int, batch: int, close: Callable):
+        self._batches, self._ready, self._batch = batches, ready, batch
+        self.about, self.close = {}, close
+        self._take(ready)  # starts the workers
+
+    def _take(self, steps: int) -> None:
+        for _ in range(steps):
+            next(self._batches)
+
+    def turn(self, steps: int) -> measure.Turn:
+        """Images a second, from an empty queue on."""
+        self._take(self._ready)
+        return measure.timed(self._take, steps, self._batch)
 
 
 def run(options: argparse.Namespace) -> dict:
@@ -62,33 +70,22 @@ def run(options: argparse.Namespace) -> dict:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="pacx_bench_"))
         files = pathlib.Path(folder) / "files"
         mean_bytes = write_files(files, options.source)
-        variants = start_peers(files, options) | ours(files, options)
+        workers = measure.cores() if options.workers < 0 else options.workers
+        variants = start_peer(files, options, workers) | ours(files, options, workers)
         for each in variants.values():
             stack.callback(each.close)
         taken = {
             k: functools.partial(v.turn, options.steps) for k, v in variants.items()
         }
         turns = measure.in_turns(taken, options.repeats)
-        if options.profile:
-            with profiling.trace(options.profile):
-                taken["jpeg_on_device"]()
-        settings = {name: each.about for name, each in variants.items()}
-    return result(options, turns, settings, mean_bytes)
+    return result(options, turns, workers, mean_bytes)
 
 
-def result(options, turns: dict, settings: dict[str, dict], mean_bytes: float) -> dict:
-    """The JSON's contents, and the table.
-
-    Args:
-      settings: variant -> what was tried for it, images/s.
-    """
-    notes = [f"JPEGs of {mean_bytes / 1024:.1f} KiB; images/s of all cores"]
-    for name, tried in settings.items():
-        said = ", ".join(f"{k} {rate:,.0f}" for k, rate in tried.items())
-        notes.append(f"{name} tried with {said} images/s")
-    more = {"settings": settings, "jpeg_bytes": round(mean_bytes)}
-    more |= {"backend": jax.default_backend()}
-    return measure.result(options, turns, "jpeg", AGAINST, PAIRS, notes=notes, **more)
+def result(options, turns: dict, workers: int, mean_bytes: float) -> dict:
+    """The JSON's contents, and the table."""
+    notes = [f"JPEGs of {mean_bytes / 1024:.1f} KiB; {workers} processes each"]
+    more = {"workers": workers, "jpeg_bytes": round(mean_bytes), "dtype": "uint8"}
+    return measure.result(options, turns, "jpeg", PAIRS, notes=notes, **more)
 
 
 def write_files(files: pathlib.Path, source: str) -> float:
@@ -117,59 +114,38 @@ def draw(i: int) -> bytes:
     return images.encode_jpeg(film, QUALITY)
 
 
-def start_peers(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Worker]:
-    """PyTorch's pipelines, a process each: DataLoader forks, which JAX must not."""
+def start_peer(files: pathlib.Path, options, workers: int) -> dict[str, Worker]:
+    """PyTorch's pipeline, in a process: DataLoader forks, which JAX must not."""
     if options.peer == "none":
         return {}
     if not all(map(importlib.util.find_spec, ("torch", "torchvision"))):
         print("PyTorch or torchvision is missing: the peer is not measured")
         return {}
-    sizes = [str(n) for n in (options.batch, options.steps, SIZE)]
-    return {
-        name: Worker("launch.benchmarks.input_torch", str(files), name, *sizes)
-        for name in PEERS
-    }
+    sizes = [str(n) for n in (options.batch, workers, SIZE)]
+    return {"torch": Worker("launch.benchmarks.input_torch", str(files), *sizes)}
 
 
-def ours(files: pathlib.Path, options: argparse.Namespace) -> dict[str, Loader]:
-    """This package's variants, each with the workers that suit it best."""
+def ours(files: pathlib.Path, options, workers: int) -> dict[str, Loader]:
+    """This package's variants."""
     from data import prepare  # TFDS, which drawing films does not need
 
-    opened = {}
+    made = {}
+    data = types.SimpleNamespace(image_size=SIZE, hflip=0.5, crop_scale=(0.5, 1.0))
     for name, flags in FOLDERS.items():
         target = files.parent / name
         argv = ["folder", f"--source={files}", f"--target={target}"]
         prepare.prepare(prepare.parse([*argv, "--val_fraction=0", *flags]))
-        opened[name] = sources.PreparedSource(str(target), "train")
-    on_device = jax.jit(lambda x: normalize.normalize(x).astype(options.dtype))
-
-    def put(batch: dict) -> None:
-        on_device(jax.device_put(batch["image"])).block_until_ready()
-
-    put({"image": np.zeros((options.batch, SIZE, SIZE, 3), np.uint8)})  # compiles
-    cores, n = measure.cores(), options.workers
-    tried = sorted({(1, 0), (cores, 0), (0, cores)}) if n < 0 else [(cores, n)]
-    made = {}
-    for name in OURS:
-        source = opened[name.removesuffix("_on_device")]
-        batches = functools.partial(_batches, source, options.batch)
-        use = put if name == "jpeg_on_device" else lambda batch: None
-        made[name] = Loader(batches, tried, options.batch, options.steps, use)
+        found = pipeline.train_batches(
+            sources.PreparedSource(str(target), "train"),
+            transforms.make("mae", data, train=True),
+            global_batch_size=options.batch,
+            seed=0,
+            threads=1,
+            workers=workers,
+        )
+        # Each worker has two batches ready and a third in its hands.
+        made[name] = Loader(found, 4 * workers or 3, options.batch, found.close)
     return made
-
-
-def _batches(source: sources.Source, batch: int, threads: int, workers: int):
-    data = types.SimpleNamespace(image_size=SIZE, hflip=0.5, crop_scale=(0.5, 1.0))
-    found = pipeline.train_batches(
-        source,
-        transforms.make("mae", data, train=True),
-        global_batch_size=batch,
-        seed=0,
-        threads=threads,
-        workers=workers,
-    )
-    # Each worker has two batches ready and a third in its hands; a thread, two.
-    return found, 4 * workers if workers else 3 * threads, found.close
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """`bench.py mae --input=drawn|DIR`: real input, by the real loop.
 
-A run as `python -m pacx_jax.main` makes it: the recipe, the input pipeline, the loop
-with its metrics and checkpoints, in a workdir that is thrown away. It logs every
-`--steps` steps; what lies between two rows is a turn, and the first, in which it
-compiles, does not count. With --saves it saves after every second turn, so that turns
-with the writing of a checkpoint under them and turns without alternate.
+A run as `python -m pacx_jax.main` makes it, in a workdir that is thrown away. It logs
+every `--steps` steps; what lies between two rows is a turn, and the first, in which it
+compiles, does not count. With --saves it saves after every second turn.
 """
 
 from __future__ import annotations
@@ -19,14 +17,14 @@ import tempfile
 
 from absl import logging
 
-from launch.benchmarks import measure, ours, recipes, throughput
+from launch.benchmarks import flops, measure, ours, recipes
 from launch.benchmarks.worker import ROOT
 from pacx_jax import main
 from pacx_jax.errors import PacxError
 from pacx_jax.input import prepared
 from pacx_jax.run import host_memory
 
-DEFAULT_INTERVAL = 500  # steps between two saves, of which a save's cost is a share
+INTERVAL = 500  # steps between two saves, of which a save's cost is a share
 LOG_EVERY = 50  # the recipe's
 
 
@@ -91,45 +89,34 @@ def _loop(config, options, workdir: pathlib.Path) -> list[measure.Turn]:
 
 
 def result(options, turns: list[measure.Turn], about: dict) -> dict:
-    """The JSON's contents, and the table.
-
-    Args:
-      about: of `ours.about`.
-    """
+    """The JSON's contents, and the table; `about` is of `ours.about`."""
     log_s, step_s = (
         measure.spread([t[f] for t in turns])["median"] for f in ("log_s", "step_s")
     )
     log = log_s / (LOG_EVERY * step_s)
-    saves = cost_of_saves(turns, options.steps) if options.saves else None
     notes = [
         f"logging takes {100 * log:.3f}% of the time at a row in {LOG_EVERY} steps"
     ]
+    saves = cost_of_saves(turns, options.steps) if options.saves else None
     if saves:
         longer, held = (
             measure.cell(saves[f], digits=3) for f in ("seconds", "blocked_seconds")
         )
         notes.append(
             f"a save takes {longer} s, of which the loop is held up {held} s: "
-            f"{100 * saves['share']:.2f}% and {100 * saves['blocked_share']:.2f}% of "
-            f"the time at one every {DEFAULT_INTERVAL} steps"
+            f"{100 * saves['share']:.2f}% of the time at one every {INTERVAL} steps"
         )
     more = {"input": options.input, "log_share": round(log, 5), "saves": saves}
-    return throughput.result(options, {"ours": turns}, about, {}, notes, **more)
+    return flops.result(options, {"ours": turns}, about, {}, notes, **more)
 
 
 def cost_of_saves(turns: list[measure.Turn], steps: int) -> dict:
-    """What a save costs: a turn with one against the turn before it, without.
-
-    Every second turn has a save.
-    """
+    """What a save costs: each second turn, with one, against the turn before it."""
     pairs = list(zip(turns[0::2], turns[1::2], strict=False))
     extra = measure.spread([(b["step_s"] - a["step_s"]) * steps for a, b in pairs])
-    blocked = measure.spread([b["save_blocked_s"] for _, b in pairs])
-    between = DEFAULT_INTERVAL * min(turn["step_s"] for turn in turns[0::2])
+    between = INTERVAL * min(turn["step_s"] for turn in turns[0::2])
     return {
         "seconds": extra,
-        "blocked_seconds": blocked,
-        "interval": DEFAULT_INTERVAL,
+        "blocked_seconds": measure.spread([b["save_blocked_s"] for _, b in pairs]),
         "share": round(extra["median"] / between, 5),
-        "blocked_share": round(blocked["median"] / between, 5),
     }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
-import multiprocessing
 import os
 import pathlib
 import platform
@@ -21,9 +20,7 @@ SETTLE = 0.3  # seconds between turns, in which the threads of the last one rest
 COLUMNS = {
     "step_s": ("step, ms", 1000, 1),
     "images_per_s": ("images/s", 1, 2),
-    "images_per_cpu_s": ("images/s of processor time", 1, 2),
     "peak_mib": ("peak MiB", 1, 0),
-    "step_peak_mib": ("in turns", 1, 0),
     "device_peak_mib": ("of the device", 1, 0),
     "data_stall_share": ("waits for data, %", 100, 2),
     "log_s": ("a logged row, ms", 1000, 2),
@@ -37,16 +34,11 @@ PACKAGES = (
 
 def timed(run: Callable[[int], float | None], steps: int, batch: int) -> Turn:
     """A turn: `run(steps)`, of `batch` images each."""
-    start, used = time.perf_counter(), processor_seconds()
+    start = time.perf_counter()
     last = run(steps)
     seconds = time.perf_counter() - start
-    used = None if used is None else processor_seconds() - used
-    return {
-        "step_s": seconds / steps,
-        "images_per_s": batch * steps / seconds,
-        "images_per_cpu_s": batch * steps / used if used else None,
-        "last": last,
-    }
+    rate = batch * steps / seconds
+    return {"step_s": seconds / steps, "images_per_s": rate, "last": last}
 
 
 def in_turns(
@@ -83,7 +75,6 @@ def result(
     options: argparse.Namespace,
     turns: Mapping[str, list[Turn]],
     ours: str,
-    against: Sequence[tuple[str, str]] = (),
     pairs: Sequence[tuple[str, str]] = (),
     notes: Sequence[str] = (),
     **more,
@@ -93,9 +84,8 @@ def result(
     Args:
       turns: variant -> its turns.
       ours: the variant whose images a second and memory are the mode's.
-      against: (one, other) whose ratio, turn by turn, is taken; the smallest of images
-        a second is the mode's `ratio`.
-      pairs: further ones.
+      pairs: (one, other) whose ratio, turn by turn, is taken; the smallest of `ours` in
+        images a second is the mode's `ratio`.
       notes: lines that follow the table's head.
       more: fields of the mode.
     """
@@ -110,9 +100,9 @@ def result(
             for f in COLUMNS
             if f in figures
         }
-        for one, other in (*against, *pairs)
+        for one, other in pairs
     }
-    first = [ratios[f"{one} / {other}"]["images_per_s"] for one, other in against]
+    first = [r["images_per_s"] for k, r in ratios.items() if k.startswith(ours)]
     peaks = [
         max(turn[f] for turn in turns[ours])
         for f in ("device_peak_mib", "peak_mib")
@@ -183,35 +173,13 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
-def processor_seconds() -> float | None:
-    """Of this process and its workers; None where workers cannot be asked (macOS)."""
-    seconds, ticks = time.process_time(), os.sysconf("SC_CLK_TCK")
-    for child in multiprocessing.active_children():
-        try:
-            text = pathlib.Path(f"/proc/{child.pid}/stat").read_text()
-        except OSError:
-            return None
-        fields = text.rpartition(")")[2].split()
-        seconds += (int(fields[11]) + int(fields[12])) / ticks  # user, system
-    return seconds
-
-
 def peak_mib() -> float:
-    """The most memory this process has held, since `reset_peak` where that worked."""
+    """The most memory this process has held."""
     status = pathlib.Path("/proc/self/status")
     if status.exists():  # getrusage counts what the parent held when it forked
         line = next(x for x in status.read_text().splitlines() if "VmHWM" in x)
         return round(int(line.split()[1]) / 2**10, 1)
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 1)
-
-
-def reset_peak() -> bool:
-    """Counts the most memory anew from here on; False where it cannot (not Linux)."""
-    try:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def autotune_level() -> int:

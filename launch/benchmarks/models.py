@@ -13,10 +13,11 @@ import importlib.util
 import json
 import os
 
-from launch.benchmarks import measure, throughput
+from launch.benchmarks import flops, measure
 from launch.benchmarks.worker import Worker
 from pacx_jax.errors import PacxError
 
+MEMORY = "XLA_PYTHON_CLIENT_MEM_FRACTION"
 PEERS = {"cpu": ("eager", "compile"), "gpu": ("reference", "eager", "compile")}
 
 
@@ -26,7 +27,9 @@ def run(options: argparse.Namespace) -> dict:
         return importlib.import_module("launch.benchmarks.loop").run(options)
     with contextlib.ExitStack() as stack:
         asked = json.dumps(vars(options))
-        share = {} if options.peer == "none" else _half_of_the_gpu()
+        share = {}
+        if options.peer != "none":  # JAX takes three quarters of a GPU at its start
+            share = {MEMORY: os.environ.get(MEMORY, "0.45")}
         ours = Worker("launch.benchmarks.ours", asked, env=share)
         stack.callback(ours.close)
         workers = {"ours": ours} | start_peers(options, ours.about, stack)
@@ -37,21 +40,14 @@ def run(options: argparse.Namespace) -> dict:
             ours.profile(options.profile)
     about = {k: w.about for k, w in workers.items()}
     work, ours = ours.about.pop("work"), about.pop("ours")
-    cache = " (cache on)" if ours["compile_cache"] else ""
     forms = {True: "hand-written", False: "JAX's"}
     notes = [
-        f"traced in {ours['trace_s']} s, compiled in {ours['compile_s']} s{cache}",
+        f"traced in {ours['trace_s']} s, compiled in {ours['compile_s']} s",
         *(f"{name} {forms[form]}" for name, form in ours["forced"].items()),
     ]
     more = {"input": "synthetic", "train": work["train"], "steps": steps}
     more |= {"attention": getattr(options, "attention", "auto")}
-    return throughput.result(options, turns, ours, about, notes, **more)
-
-
-def _half_of_the_gpu() -> dict[str, str]:
-    """JAX takes three quarters of a GPU at its start: the peer needs room beside it."""
-    name = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    return {} if name in os.environ else {name: "0.45"}
+    return flops.result(options, turns, ours, about, notes, **more)
 
 
 def start_peers(options, about: dict, stack) -> dict[str, Worker]:

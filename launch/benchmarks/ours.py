@@ -62,7 +62,6 @@ class Ours:
             "forced": forced,
             "trace_s": round(traced - start, 3),
             "compile_s": round(compiled - traced, 3),
-            "compile_cache": bool(jax.config.jax_compilation_cache_dir),
             "xla_temporaries_mib": planned and planned.temp_size_in_bytes >> 20,
             "trained_parameters": sum(p.size for p in trained),
         }

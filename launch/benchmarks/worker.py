@@ -12,7 +12,6 @@ import os
 import pathlib
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +25,7 @@ def serve(make: Callable[[], Any], warm_up: int = 2) -> None:
     """Answers on standard output what is asked for on standard input, until its end.
 
     Args:
-      make: () -> what is timed. It has `about`, what it says of itself;
-        `turn(steps)`, which takes them and returns a turn's figures; and
-        `profile(folder)`, which writes a trace of a few steps.
+      make: () -> what is timed: its `about`, `turn(steps)` and `profile(folder)`.
       warm_up: steps that do not count.
     """
     answers = os.fdopen(os.dup(1), "w")
@@ -40,21 +37,14 @@ def serve(make: Callable[[], Any], warm_up: int = 2) -> None:
     try:
         served = make()
         served.turn(warm_up)
-        before, counted = measure.peak_mib(), measure.reset_peak()
         answer(served.about)
-        rests = time.process_time()
         for line in sys.stdin:
             what, _, value = line.strip().partition(" ")
             if what == "profile":
                 served.profile(value)
                 answer({})
-                continue
-            turn = {"idle_processor_s": time.process_time() - rests}
-            turn |= served.turn(int(value))
-            peak = measure.peak_mib()
-            turn |= {"step_peak_mib": peak if counted else None}
-            answer(turn | {"peak_mib": max(before, peak)})
-            rests = time.process_time()
+            else:
+                answer(served.turn(int(value)) | {"peak_mib": measure.peak_mib()})
     except PacxError as e:
         answer({"error": str(e)})
 

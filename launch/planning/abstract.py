@@ -1,6 +1,5 @@
 """A recipe's real train step with shapes for arguments: no data, no weights, no device.
 
-What a run would load decides shapes too: encoders' sizes and the arrays of a batch.
 Encoders that the config does not name are written as folders of zeros in the published
 sizes; a batch's arrays come from the recipe's own transform, on one example made here.
 """
@@ -9,11 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import math
 import operator
-import pathlib
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,142 +27,92 @@ from pacx_jax.types import Objective
 
 # Number of labels of recipes that take them from the data: CheXpert's, ECGFounder's.
 LABELS = {"classify": 14, "ecg": 150}
-_RECIPES = {"vit": mae_vitb16, "ecg_net1d": ecg_net1d, "labs_dae": labs_dae}
-FOLDERS = {  # objective -> config field -> kind of the encoder it names
+_VIT = {"model_init": mae_vitb16}
+ENCODERS = {  # objective -> config field -> recipe of the encoder that it names
     "distill": {
-        "model_init": "vit",
-        "modalities.ecg.init": "ecg_net1d",
-        "modalities.labs.init": "labs_dae",
+        **_VIT,
+        "modalities.ecg.init": ecg_net1d,
+        "modalities.labs.init": labs_dae,
     },
-    "classify": {"model_init": "vit"},
-    "segment": {"model_init": "vit"},
+    "classify": _VIT,
+    "segment": _VIT,
 }
 
 
-def completed(config, directory: str) -> ml_collections.ConfigDict:
+def completed(config, directory: str, preset: str = "") -> ml_collections.ConfigDict:
     """config with encoders and labels, where a run would take them from elsewhere.
 
     Args:
-      directory: where folders of zeros are written.
+      directory: where folders of zeros are written, in the sizes of their recipes.
+      preset: the recipes' argument, such as "runlocal".
     """
     config = ml_collections.ConfigDict(config.to_dict())
-    for field, kind in FOLDERS.get(config.objective, {}).items():
-        if not operator.attrgetter(field)(config):
-            folder = zero_folder(kind, directory, config.data)
-            config.update_from_flattened_dict({field: folder})
+    for field, recipe in ENCODERS.get(config.objective, {}).items():
+        if operator.attrgetter(field)(config):
+            continue
+        other = recipe.get_config(preset)
+        if recipe is mae_vitb16:
+            other.data.image_size = config.data.image_size
+            for name in ("mean", "std"):
+                other.data[name] = tuple(config.data[name]) or tuple(other.data[name])
+        objective = objectives.make(other, sharding.make_mesh(1))
+        shapes = jax.eval_shape(objective.init, jax.random.key(0))
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+        model = objectives.load(other.objective).export(other, params, None)
+        folder = f"{directory}/{field}"
+        model_folder.save(folder, dataclasses.replace(model, heads=None), "Zeros.\n")
+        config.update_from_flattened_dict({field: folder})
     if not config.data.label_columns:
         n = LABELS.get(config.objective, 0)
         config.data.label_columns = tuple(f"label_{i}" for i in range(n))
     return config
 
 
-def zero_folder(kind: str, directory: str, data, preset: str = "") -> str:
-    """Writes an encoder of zeros with the sizes of its recipe; returns its folder.
+def train_step(config, devices) -> tuple[Callable, tuple, Mesh]:
+    """A completed config's jitted step, its abstract arguments, and the devices' mesh.
 
-    Args:
-      kind: one of `kinds.KINDS`.
-      data: image size, mean and std of the run that reads it.
-      preset: the recipe's argument, such as "runlocal".
-    """
-    config = _RECIPES[kind].get_config(preset)
-    if kind == "vit":
-        config.data.image_size = data.image_size
-        for name in ("mean", "std"):
-            config.data[name] = tuple(data[name]) or tuple(config.data[name])
-    objective = objectives.make(config, sharding.make_mesh(1))
-    shapes = jax.eval_shape(objective.init, jax.random.key(0))
-    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-    target = str(pathlib.Path(directory) / kind)
-    model = objectives.load(config.objective).export(config, params, None)
-    model = dataclasses.replace(model, heads=None)
-    model_folder.save(target, model, "Zeros, for shapes alone.\n")
-    return target
-
-
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """A jitted step that is ready to be lowered.
-
-    Attributes:
-      function: state, batch and key -> what the run's own step gives.
-      args: the abstract ones.
-      loss: (params, batch, key) -> the loss alone, to tell forward from backward.
-      params: abstract, trained and frozen.
-      mesh: of the devices it is for.
-      fixed: bytes of its state on one of them, which no batch changes.
-    """
-
-    function: Callable
-    args: tuple
-    loss: Callable
-    params: Any
-    mesh: Mesh
-    fixed: int
-
-
-def train_step(config, devices) -> Step:
-    """The train step of a completed config, as `setup.assemble` makes it.
-
-    Raises PacxError if batch or mesh do not fit the devices.
+    As `setup.assemble` makes it. PacxError where batch or mesh do not fit the devices.
     """
     mesh, objective = setup.place(config, devices)
     tx = optim.make(optim.settings(config), config.total_steps)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(objective.init, key)
 
-    def loss(params, batch, key):
-        with sharding.tracing(mesh):
-            return objective.loss(params, batch, key, train=True)
+    def init(key):
+        return step.make_state(objective.init(key), objective, tx)
 
     with sharding.tracing(mesh):
-        state = jax.eval_shape(lambda p: step.make_state(p, objective, tx), params)
+        state = jax.eval_shape(init, key)
     shardings = sharding.tree_shardings(state, mesh)
     accumulate = config.get("accumulate", 1)
     update = step.make_train_step(objective, tx, mesh, shardings, accumulate)
-    leaves = zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True)
-    fixed = sum(math.prod(s.shard_shape(a.shape)) * a.dtype.itemsize for a, s in leaves)
-    args = state, batch(config, objective), key
-    return Step(update, args, loss, params, mesh, fixed)
+    return update, (state, _batch(config, objective), key), mesh
 
 
-def resized(config, rows: int) -> ml_collections.ConfigDict:
-    """config with another global batch."""
-    config = ml_collections.ConfigDict(config.to_dict())
-    config.global_batch_size = rows
-    return config
-
-
-def batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
     """The arrays of a global training batch, as `batches.Data` makes them."""
-    make = transforms.make(
-        config.data.transform,
-        config.data,
-        train=True,
-        entries=objective.entries,
-        readers=objective.readers,
-    )
-    widths = {f"{m}_embedding": t.width for m, t in objective.teachers.items()}
-    found: dict[str, Any] = dict(make(_example(config), np.random.default_rng(0)))
-    found |= {name: np.zeros(width, np.float32) for name, width in widths.items()}
-    rows = config.global_batch_size
-    return {
-        name: jax.ShapeDtypeStruct((rows, *np.shape(value)), jnp.asarray(value).dtype)
-        for name, value in found.items()
-    }
-
-
-def _example(config) -> dict[str, Any]:
-    side, png = config.data.image_size, io.BytesIO()
+    image, data = io.BytesIO(), config.data
+    pixels = np.linspace(0, 255, data.image_size**2).astype(np.uint8)
+    PIL.Image.fromarray(pixels.reshape(data.image_size, -1)).save(image, "PNG")
     features = config.model.features if config.objective == "labs_dae" else 50
-    pixels = np.zeros((side, side), np.uint8)
-    pixels[: side // 2] = 255
-    PIL.Image.fromarray(pixels).save(png, "PNG")
-    signal = np.random.default_rng(0).standard_normal((5000, 12))
-    return {
-        "image": png.getvalue(),
-        "mask": png.getvalue(),
-        "ecg": signal.astype(np.float32),
+    rng = np.random.default_rng(0)
+    example = {
+        "image": image.getvalue(),
+        "mask": image.getvalue(),
+        "ecg": rng.standard_normal((5000, 12)).astype(np.float32),
         "labs": np.zeros(features, np.float32),
         "labs_mask": np.ones(features, np.float32),
-        "labels": np.zeros(len(config.data.label_columns), np.float32),
+        "labels": np.zeros(len(data.label_columns), np.float32),
+    }
+    entries, readers = objective.entries, objective.readers
+    make = transforms.make(
+        data.transform, data, train=True, entries=entries, readers=readers
+    )
+    found = dict(make(example, rng))
+    for name, teacher in objective.teachers.items():
+        found[f"{name}_embedding"] = np.zeros(teacher.width, np.float32)
+    return {
+        name: jax.ShapeDtypeStruct(
+            (config.global_batch_size, *np.shape(value)), jnp.asarray(value).dtype
+        )
+        for name, value in found.items()
     }

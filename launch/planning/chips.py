@@ -1,15 +1,11 @@
-"""Chips, their links, and the topologies they come in.
-
-Figures are those that makers publish. 1 GB is 1e9 bytes where the source says GB, and
-2^30 where it says GiB.
-"""
+"""Chips, as their makers publish them, their links, and the topologies they come in."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import pathlib
 import re
+from typing import NamedTuple
 
 from pacx_jax.errors import PacxError
 
@@ -22,25 +18,15 @@ NODE, LARGEST_GPUS = 8, 1024  # GPUs of a node, and where a curve ends
 ICI_HOP, NVLINK_HOP, NETWORK_HOP = 1e-6, 2e-6, 10e-6
 
 
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """One kind of chip.
-
-    Attributes:
-      name: as in --topology.
-      hbm_bytes: of memory.
-      peak_flops: bfloat16 FLOP/s, dense.
-      hbm_bandwidth: bytes/s.
-      link_bandwidth: bytes/s one way: of a TPU's ICI link, of all of a GPU's NVLinks.
-      network_bandwidth: bytes/s one way between nodes for each GPU; 0 for TPUs.
-    """
+class Chip(NamedTuple):
+    """One kind of chip, as --topology names it; links and network are one way."""
 
     name: str
     hbm_bytes: int
-    peak_flops: float
-    hbm_bandwidth: float
-    link_bandwidth: float
-    network_bandwidth: float
+    peak_flops: float  # a second, in bfloat16, dense
+    hbm_bandwidth: float  # bytes a second, as all bandwidths
+    link_bandwidth: float  # of a TPU's ICI link, of all of a GPU's NVLinks
+    network_bandwidth: float  # between nodes, for each GPU; 0 for TPUs
 
 
 # TPUs: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e}, as stored on 2026-11-28. ICI is
@@ -53,53 +39,32 @@ TPUS = {
     "v5p": Chip("v5p", 95 * GIB, 459e12, 2765e9, 100e9, 0),
     "v6e": Chip("v6e", 32 * GIB, 918e12, 1638e9, 100e9, 0),
 }
-# GPUs, SXM boards of A100 80GB, H100 and H200: memory, dense bfloat16, NVLink (half of
-# the sum of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU,
-# A100 200 Gb/s. NVIDIA's data sheets could not be reached: memory, its bandwidth and
-# NVLink are as acecloud.ai/blog/nvidia-b200-vs-h200-h100-a100 and
-# glennklockwood.com/garden/processors/A100 quote them, the port as the systems of
-# MLPerf Inference 3.1 and 4.1 do; the A100's port was not verified.
+# GPUs, SXM boards that SPECS describes: memory, dense bfloat16, NVLink (half of the sum
+# of both directions). The network is that of a DGX: a port of 400 Gb/s a GPU. NVIDIA's
+# data sheets could not be reached: memory, its bandwidth and NVLink are as
+# acecloud.ai/blog/nvidia-b200-vs-h200-h100-a100 quotes them, the port as the systems of
+# MLPerf Inference 3.1 and 4.1 do.
 GPUS = {
-    "A100": Chip("A100", 80 * 10**9, 312e12, 2039e9, 300e9, 25e9),
     "H100": Chip("H100", 80 * 10**9, 989e12, 3350e9, 450e9, 50e9),
     "H200": Chip("H200", 141 * 10**9, 989e12, 4800e9, 450e9, 50e9),
 }
-# From 4x4x4 on, slices of v5p are cubes of that size side by side, of which its page
-# lists "most, not all".
 _FLAT = "1x1 2x2 2x4 4x4 4x8 8x8 8x16 16x16".split()
+# From 4x4x4 on, slices of v5p are cubes of that size side by side.
 _CUBES = """2x2x1 2x2x2 2x2x4 2x4x4 4x4x4 4x4x8 4x8x8 8x8x8 8x8x16 8x16x16 16x16x16
 16x16x24""".split()
-KNOWN = f"""v5e:AxB or v6e:AxB, of {", ".join(_FLAT)}; v5p:AxBxC, of
-{", ".join(_CUBES[:4])} or multiples of 4 with A <= B <= C, 6144 chips at most;
-gpu:NxCHIP, of {", ".join(GPUS)}, N up to {NODE} or a multiple of it up to
-{LARGEST_GPUS}"""
+KNOWN = (
+    f"v5e:AxB or v6e:AxB, of {', '.join(_FLAT)}; v5p:AxBxC, of {', '.join(_CUBES)}; "
+    f"gpu:NxCHIP, of {', '.join(GPUS)}, N up to {NODE} or a multiple of it up to "
+    f"{LARGEST_GPUS}"
+)
 
 
-@dataclasses.dataclass(frozen=True)
-class Ring:
-    """One axis of a topology: `size` neighbours in a ring."""
+class Topology(NamedTuple):
+    """Chips and how they are wired: a TPU slice's torus, or (in a node, nodes)."""
 
-    size: int
-    bytes_per_second: float
-    hop_seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Topology:
-    """Chips and how they are wired.
-
-    Attributes:
-      name: as given, such as "v5e:16x16" or "gpu:64xH100".
-      chip: of which kind.
-      shape: a TPU slice's torus; of GPUs (in a node, nodes).
-      simulated: whether a step is compiled for as many CPU devices instead, as for GPUs
-        that XLA has no description of here.
-    """
-
-    name: str
+    name: str  # as given, such as "v5e:16x16" or "gpu:64xH100"
     chip: Chip
     shape: tuple[int, ...]
-    simulated: bool = False
 
     @property
     def is_tpu(self) -> bool:
@@ -109,14 +74,13 @@ class Topology:
     def devices(self) -> int:
         return math.prod(self.shape)
 
-    def rings(self, group: int) -> list[Ring]:
-        """The rings that `group` chips go round: neighbours first, then further axes.
+    def rings(self, group: int) -> list[tuple[int, float, float]]:
+        """(size, bytes/s, seconds a hop) of what `group` chips go round, nearest first.
 
-        A closed ring is used in both directions at once; in an open one, all bytes
-        reach its ends by one link. Rings close along a whole pod's 16 of v5e and v6e,
-        and in slices of cubes of v5p. On a torus a collective's bytes are split into as
-        many parts as there are axes. Each goes round them in another order, so that all
-        links are in use all the time.
+        A closed ring is used in both directions at once. Rings close along a whole
+        pod's 16 of v5e and v6e, and in slices of cubes of v5p. On a torus a
+        collective's bytes are split into as many parts as there are axes. Each goes
+        round them in another order, so that all links are in use all the time.
         """
         chip, found, left = self.chip, [], group
         links = [(chip.link_bandwidth, NVLINK_HOP)]
@@ -127,16 +91,13 @@ class Topology:
             links = [(chip.link_bandwidth * (1 + each), ICI_HOP) for each in closed]
         for size, (rate, hop) in zip(self.shape, links, strict=True):
             if min(size, left) > 1:
-                found.append(Ring(min(size, left), rate, hop))
+                found.append((min(size, left), rate, hop))
             left = -(-left // size)
         axes = len(found) if self.is_tpu else 1
-        return [Ring(r.size, r.bytes_per_second * axes, r.hop_seconds) for r in found]
+        return [(size, rate * axes, hop) for size, rate, hop in found]
 
     def curve(self) -> list[Topology]:
-        """This topology among those of its chip from one host to the largest.
-
-        The first is one host, or this topology where it is less.
-        """
+        """This topology among those of its chip from one host to the largest."""
         name = self.chip.name
         if self.is_tpu:
             slices = _CUBES if len(self.shape) == 3 else _FLAT[1::2]
@@ -150,19 +111,12 @@ class Topology:
 def parse(text: str) -> Topology:
     """The topology that `--topology` names; PacxError if there is none."""
     kind, _, shape = text.partition(":")
-    sizes = tuple(int(n) for n in re.findall(r"\d{1,4}", shape))
-    if kind in TPUS:
-        known = shape in (_CUBES if kind == "v5p" else _FLAT)
-        if kind == "v5p" and re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){2}", shape):
-            cubes = not any(n % 4 for n in sizes) and math.prod(sizes) <= 6144
-            known |= cubes and list(sizes) == sorted(sizes)
-        if known:
-            return Topology(text, TPUS[kind], sizes)
+    if kind in TPUS and shape in (_CUBES if kind == "v5p" else _FLAT):
+        return Topology(text, TPUS[kind], tuple(map(int, shape.split("x"))))
     found = re.fullmatch(r"gpu:([1-9]\d{0,3})x(\w+)", text)
     if found and found[2] in GPUS and int(found[1]) <= LARGEST_GPUS:
-        node = min(sizes[0], NODE)
-        if sizes[0] % node == 0:
-            known = (SPECS / f"{found[2].lower()}.txtpb").is_file()
-            shape = node, sizes[0] // node
-            return Topology(text, GPUS[found[2]], shape, simulated=not known)
+        node = min(int(found[1]), NODE)
+        nodes, rest = divmod(int(found[1]), node)
+        if not rest:
+            return Topology(text, GPUS[found[2]], (node, nodes))
     raise PacxError(f"--topology={text}: unknown; give {KNOWN}")

@@ -1,8 +1,8 @@
 """Matrix products, convolutions and gathers of a traced step, counted by hand.
 
-XLA counts a loop's body once and knows nothing of forward and backward. This counts
-what is traced: loops by their length, recomputation where it is, and what stands in a
-`shard_map` on every device. Elementwise work, a percent or so, is not counted.
+XLA counts a loop's body once, and nothing of what our kernels and cuDNN's do. This
+counts what is traced: loops by their length, recomputation where it is, and what stands
+in a `shard_map` on every device. Elementwise work, a percent or so, is not counted.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import jax
 from jax.extend import core
 from jax.interpreters import partial_eval
 
@@ -23,50 +22,41 @@ class Counts(NamedTuple):
     Attributes:
       flops: of products; the longest of a choice's branches counts.
       gathered: bytes of the collectives of its `shard_map`s, of their larger side:
-        gathers, and sums back of them. Those that XLA adds, the sums of gradients, are
-        in no trace.
-      loops: whether there is a loop with products in it, which XLA would count once.
+        gathers, and sums back of them; not of the sums of gradients, which XLA adds.
     """
 
     flops: float
     gathered: int
-    loops: bool
 
 
 def count(function, args: tuple, devices: int) -> Counts:
-    """Counts of one of `devices` chips that share a call's work evenly.
+    """Counts of one of `devices` chips that share a jitted function's work evenly.
 
     Without what no output needs, such as gradients of frozen weights: XLA drops it.
     """
-    # A jitted function may have options of its own.
-    jitted = function if hasattr(function, "trace") else jax.jit(function)
-    jaxpr = jitted.trace(*args).jaxpr.jaxpr
+    jaxpr = function.trace(*args).jaxpr.jaxpr
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return _count(needed, devices)
 
 
 def _count(jaxpr, share: int) -> Counts:
-    flops, gathered, loops = 0.0, 0, False
+    flops, gathered = 0.0, 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         flops += _products(equation) / share
         if name.removesuffix("_invariant") in _SENT:
             sides = (equation.invars, equation.outvars)
-            gathered += max(sum(map(_bytes, side)) for side in sides)
-        inner_share = 1 if name == "shard_map" else share
-        inner = [_count(each, inner_share) for each in _inner(params)]
-        rounds, repeated = 1, name == "while"
-        if name == "cond":
-            inner = [max(inner)]
-        elif name == "scan":
-            rounds, repeated = params["length"], params["length"] > 1
-        elif name == "pallas_call":
+            sizes = ([v.aval.size * v.aval.dtype.itemsize for v in s] for s in sides)
+            gathered += max(map(sum, sizes))
+        rounds = params["length"] if name == "scan" else 1
+        if name == "pallas_call":
             rounds = math.prod(params["grid_mapping"].grid)
-        for each in inner:
+        inner = [_count(each, 1 if name == "shard_map" else share)
+                 for each in core.jaxprs_in_params(params)]  # fmt: skip
+        for each in [max(inner)] if name == "cond" else inner:
             flops += rounds * each.flops
             gathered += rounds * each.gathered
-            loops |= each.loops or (repeated and each.flops > 0)
-    return Counts(flops, gathered, loops)
+    return Counts(flops, gathered)
 
 
 def _products(equation) -> float:
@@ -86,18 +76,3 @@ def _products(equation) -> float:
     else:
         return 0.0
     return 2 * math.prod(equation.outvars[0].aval.shape) * each
-
-
-def _bytes(variable) -> int:
-    return variable.aval.size * variable.aval.dtype.itemsize
-
-
-def _inner(params: dict):
-    """The jaxprs that an equation's parameters hold."""
-    kinds = (core.Jaxpr, core.ClosedJaxpr)
-    leaves = jax.tree.leaves(
-        list(params.values()), is_leaf=lambda x: isinstance(x, kinds)
-    )
-    for leaf in leaves:
-        if isinstance(leaf, kinds):
-            yield getattr(leaf, "jaxpr", leaf)

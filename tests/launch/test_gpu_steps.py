@@ -11,7 +11,7 @@ import re
 
 import pytest
 
-from launch.planning import chips, compilers, hlo, kernels, worker
+from launch.planning import chips, compilers, hlo
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,20 +90,21 @@ def state_copies(text):
 def test_step_compiles_for_gpus_as_it_should(recipe, gpus):
     want, topology = RECIPES[recipe], chips.parse(gpus)
     n = topology.devices
-    step = worker.compile_step(config_of(recipe, want.rows * n), gpus)
-    found = kernels.count(step.text, topology.chip)
-    print(recipe, gpus, step.temporaries, found["custom_calls"], found["model_ms"])
+    step = compilers.compile_step(config_of(recipe, want.rows * n), gpus)
+    found = hlo.kernels(step.text, topology.chip)
+    temporaries, state = step.temporary_bytes_per_chip, step.aliased_bytes_per_chip
+    print(recipe, gpus, temporaries, found["custom_calls"], found["model_ms"])
     calls = found["custom_calls"]
     assert calls.get("__cudnn$fmhaSoftmax", 0) == want.forward
     assert calls.get("__cudnn$fmhaSoftmaxBackward", 0) == want.backward
     # The state is donated: what takes no argument's place are metrics.
-    assert step.outputs < 2**16 < step.aliased
-    assert state_copies(step.text) <= want.copied * step.aliased + 2**16
+    assert step.output_bytes_per_chip < 2**16 < state
+    assert state_copies(step.text) <= want.copied * state + 2**16
     if recipe == "mae_vitb16":  # its stream is row-major throughout
         assert "input_transpose_fusion" not in step.text
     sent = hlo.collectives(step.text, n)
-    assert {one["group"] for one in sent} <= {n}
-    found = {one["kind"]: one["bytes_per_chip"] for one in sent}
+    assert {one.group for one in sent} <= {n}
+    found = {one.kind: one.bytes_per_chip for one in sent}
     assert found == ({} if n == 1 else pytest.approx(want.sent, rel=0.01))
     if "H100" in gpus:
-        assert step.temporaries == pytest.approx(want.temporaries[n > 1], rel=0.1)
+        assert temporaries == pytest.approx(want.temporaries[n > 1], rel=0.1)
