@@ -47,6 +47,10 @@ def finish(
         for split, found in preparation.by_split("positives").items()
     }
     fingerprint = _fingerprint(preparation.content(), plan)
+    notes = list(plan.notes)
+    if "patient_id" not in plan.entries:
+        what = "image" if "image" in plan.entries else "record"
+        notes.append(patients.NOBODY.format(what=what))
     summary = {
         "target": str(target),
         "status": "prepared",
@@ -59,7 +63,7 @@ def finish(
         },
         "published": plan.published,
         "differences": published.differences(plan.published, counts, positives),
-        "notes": list(plan.notes),
+        "notes": notes,
         "report": dict(plan.report),
     }
     sums = {d["file"]: d["sha256"] for d in preparation.done.values()}

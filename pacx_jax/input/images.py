@@ -56,7 +56,7 @@ def decode(data: bytes | str | os.PathLike | np.ndarray, name: str = "") -> np.n
             return data[..., 0]
         return data if data.ndim == 2 else to_rgb(data)
     if not isinstance(data, bytes | bytearray | memoryview):
-        name, data = name or str(data), _read(data)
+        name, data = name or str(data), read(data)
     name = name or "image"
     if not data:
         raise PacxError(f"{name}: the file is empty; delete or replace it")
@@ -163,13 +163,24 @@ def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
-def _read(path: str | os.PathLike) -> bytes:
+def read(path: str | os.PathLike) -> bytes:
+    """A file's bytes; PacxError when it cannot be read."""
     try:
         return pathlib.Path(path).read_bytes()
-    except FileNotFoundError:
-        raise PacxError(f"{path}: no such file; check the path") from None
     except OSError as error:
-        raise PacxError(f"{path}: cannot be read ({_one_line(error)})") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | os.PathLike, error: OSError) -> PacxError:
+    """One line for a file that cannot be read."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return PacxError(
+            f"{path}: a link to {os.readlink(path)}, which is not there; fetch that "
+            "file or delete the link"
+        )
+    if isinstance(error, FileNotFoundError):
+        return PacxError(f"{path}: no such file; check the path")
+    return PacxError(f"{path}: cannot be read ({_one_line(error)})")
 
 
 def _is_plain_jpeg(data: bytes) -> bool:
