@@ -19,7 +19,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import ecg, ecg_arrays, folders
+from pacx_jax.input import ecg, ecg_arrays
+from pacx_jax.input.names import hidden
 
 MV = {"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3}
 # Bytes a sample, of the WFDB formats whose length can be told from the header.
@@ -64,7 +65,9 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     if not path.is_dir():
         raise PacxError(f"{path}: no such file or folder; name one with ECG records")
     files = [
-        p for p in sorted(path.rglob("*")) if not folders.hidden(p.relative_to(path))
+        p
+        for p in sorted(path.rglob("*"))
+        if not any(map(hidden, p.relative_to(path).parts))
     ]
     headers = {p.with_suffix("") for p in files if p.suffix.lower() == ".hea"}
     found = [

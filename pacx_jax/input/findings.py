@@ -59,7 +59,7 @@ def read(
     names, asked = tuple(label_columns), []
     if not names:
         names, asked, free = _all(table, free, separator)
-    loose = functools.cache(lambda c: _values(table, c))
+    loose = functools.cache(lambda c: _values(table, c) | _values(table, c, separator))
     found, told, used = [], [], set()
     for name in names:
         column, value = _origin(table, name, free, separator, loose)

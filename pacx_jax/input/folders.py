@@ -113,7 +113,7 @@ def read_folder(spec: FolderSpec) -> Listing:
     without = len(found.paths) - len(matched.paths)
     notes = [described(table, roles), *matched.notes, *labels.notes]
     notes += [f"{without} images have no row and are left out"] if without else []
-    notes += [found.told(_under(root, csv_path))]
+    notes += [_copies(digests), found.told(_under(root, csv_path))]
     order = sorted(range(len(digests)), key=matched.paths.__getitem__)
 
     def ordered(values: list[str]) -> list[str]:
@@ -147,7 +147,7 @@ def _without_csv(root: pathlib.Path, spec: FolderSpec, found: names.Found) -> Li
         (),
         np.zeros((len(files), 0), np.float32),
         _fingerprint(files, digests, b""),
-        tuple(filter(None, [found.told()])),
+        tuple(filter(None, [_copies(digests), found.told()])),
     )
 
 
@@ -311,6 +311,11 @@ def _digests(root: pathlib.Path, paths: list[str]) -> list[str]:
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return list(pool.map(digest, paths))
+
+
+def _copies(digests: list[str]) -> str:
+    copies = len(digests) - len(set(digests))
+    return f"{copies} images are copies of others" if copies else ""
 
 
 def _fingerprint(paths: list[str], digests: list[str], csv: bytes) -> str:
