@@ -12,6 +12,7 @@ import numpy as np
 
 from data import published, records, shards
 from pacx_jax import files
+from pacx_jax.errors import one_line
 from pacx_jax.input import patients
 from pacx_jax.input import prepared as manifests
 
@@ -47,7 +48,7 @@ def finish(
         for split, found in preparation.by_split("positives").items()
     }
     fingerprint = _fingerprint(preparation.content(), plan)
-    notes = list(plan.notes)
+    notes = [one_line(note) for note in plan.notes]
     if "patient_id" not in plan.entries:
         what = "image" if "image" in plan.entries else "record"
         notes.append(patients.NOBODY.format(what=what))

@@ -12,11 +12,15 @@ class PacxError(Exception):
     """
 
     def __init__(self, message: object = ""):
-        text = " ".join(str(message).splitlines())
-        super().__init__("".join(map(_printable, text))[:_LONGEST])
+        super().__init__(one_line(str(message)))
 
 
 _LONGEST = 3000  # characters of a message
+
+
+def one_line(text: str) -> str:
+    """Text that may quote files, as one line that a terminal cannot obey."""
+    return "".join(map(_printable, " ".join(text.splitlines())))[:_LONGEST]
 
 
 def _printable(character: str) -> str:

@@ -68,11 +68,10 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     splits, told, missing, repeats = {}, (), 0, 0
     for split, table in read.items():
         digest.update(records.read_bytes(table.path))
-        matched = folders.match_paths(
+        paths, notes = folders.match_paths(
             table, "Path", found, root, options.allow_missing, allow_repeats=True
         )
-        paths = matched.paths
-        told += matched.notes
+        told += notes
         repeated = len(table.rows) - len(set(map(tuple, table.rows)))
         values = np.zeros((len(paths), 0), np.float32)
         if names:

@@ -208,26 +208,26 @@ def _join(table, spec, headers, source):
         for row in table.rows
     ]
     stems = {_stem(h.path): h for h in headers}
-    matched = folders.match_paths(
+    found, told = folders.match_paths(
         dataclasses.replace(table, rows=rows),
         column,
         names.Found(sorted(stems), []),
         source,
     )
     patients = folders.table_patients(table, roles)
-    labels = findings.Labels((), np.zeros((len(matched.paths), 0), np.float32))
+    labels = findings.Labels((), np.zeros((len(found), 0), np.float32))
     wanted = set(spec.label_columns)
     if not wanted or wanted & set(table.columns) or not _in_headers(wanted, headers):
         labels = findings.read(
             table, spec.label_columns, spec.label_separator, {*roles.values(), column}
         )
-    headers = [stems[stem] for stem in matched.paths]
+    headers = [stems[stem] for stem in found]
     patients = patients or _patients(headers, spec)
     groups = [h.group for h in headers]
     where = []
     if patients or roles["split"]:
         where = folders.table_splits(table, spec, patients, groups)
-    notes = (folders.described(table, roles | {"path": column}), *matched.notes)
+    notes = (folders.described(table, roles | {"path": column}), *told)
     return headers, labels, patients, where, (*notes, *labels.notes)
 
 

@@ -49,11 +49,13 @@ def evaluate(config, workdir: str, split: str) -> dict:
         source = data.sources[split]
         named = source.patients() or [""] * len(source)
         units, unknown = patients.units([named[int(i)] for i in index])
-        if unknown < len(units):
+        what = "images" if "image" in source.entries else "records"
+        if unknown == len(units):
+            result[f"n_{what}"] = unknown
+        else:
             result["n_patients"] = len(set(units)) - unknown
-        if unknown:  # images, or ECGs, that are drawn one by one
-            what = "images" if "image" in source.entries else "records"
-            result[f"n_{what}_without_patient"] = unknown
+            if unknown:
+                result[f"n_{what}_without_patient"] = unknown
         result["intervals"] = (
             mask_intervals(outputs, np.array(units), config.seed)
             if "hits" in outputs

@@ -21,7 +21,8 @@ _BOOKKEEPING = set(
 )
 _LABEL_WORDS = dict.fromkeys(("true", "yes", "y", "t"), 1.0)
 _LABEL_WORDS |= dict.fromkeys(("false", "no", "n", "f"), 0.0)
-_NEGATIVE = "No Finding"  # NIH's word for an image without any of its findings
+_NEGATIVE = "no finding"  # NIH's word for an image without any of its findings
+_BLANK = patients.MISSING - {"none"}  # which may mean that nothing was found
 _SHOWN = 20
 
 
@@ -54,6 +55,8 @@ def read(
       PacxError: a name that is neither a column nor a value, or a value of two columns;
         a cell that is no label; values that another separator seems to divide.
     """
+    if not separator:
+        raise PacxError("data.label_separator is empty: give what is between values")
     roles = {c for c in table.columns if tables.role(c)} | {*exclude}
     free = [c for c in table.columns if c not in roles - {*label_columns}]
     names, asked = tuple(label_columns), []
@@ -79,7 +82,8 @@ def read(
     notes += [f"columns that are no labels: {', '.join(other)}"] if other else []
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")
-    return Labels(names, _stack(found, table), tuple(notes))
+    values = np.array(found, np.float32).reshape(len(names), len(table.rows))
+    return Labels(names, values.T.copy(), tuple(notes))
 
 
 def _all(
@@ -97,7 +101,8 @@ def _all(
         )
     asked = [c for c in like if c not in names]
     if lists:
-        names = tuple(sorted(_values(table, lists[0], separator) - {_NEGATIVE}))
+        values = _values(table, lists[0], separator)
+        names = tuple(sorted(v for v in values if v.lower() != _NEGATIVE))
         free = lists[:1]
     return names, asked, free
 
@@ -181,7 +186,8 @@ def _numbers(table: tables.Table, name: str) -> list[float]:
 
 
 def _split_cell(cell: str, separator: str) -> set[str]:
-    return {part.strip() for part in cell.split(separator)} - {""}
+    parts = {part.strip() for part in cell.split(separator)}
+    return {part for part in parts if part.lower() not in _BLANK}
 
 
 def _values(table: tables.Table, column: str, separator: str = "") -> set[str]:
@@ -195,9 +201,3 @@ def _values(table: tables.Table, column: str, separator: str = "") -> set[str]:
 def _indicator(cells: list[str], name: str, separator: str) -> list[float]:
     parts = [_split_cell(cell, separator) for cell in cells]
     return [float(name in part) if part else float("nan") for part in parts]
-
-
-def _stack(columns: list[list[float]], table: tables.Table) -> np.ndarray:
-    if not columns:
-        return np.zeros((len(table.rows), 0), np.float32)
-    return np.asarray(columns, np.float32).T.copy()

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import findings, images, names, tables
 from pacx_jax.input import patients as ids
 
@@ -102,32 +102,32 @@ def read_folder(spec: FolderSpec) -> Listing:
             f"data.path_column, one of {', '.join(table.columns)}, or data.csv='-' to "
             "use no CSV"
         )
-    matched = match_paths(table, roles["path"], found, root)
+    paths, told = match_paths(table, roles["path"], found, root)
     patients = table_patients(table, roles)
     labels = findings.read(
         table, spec.label_columns, spec.label_separator, exclude=roles.values()
     )
-    digests = _digests(root, matched.paths)
+    digests = _digests(root, paths)
     splits = table_splits(table, spec, patients, digests)
-    fingerprint = _fingerprint(matched.paths, digests, csv_path.read_bytes())
-    without = len(found.paths) - len(matched.paths)
-    notes = [described(table, roles), *matched.notes, *labels.notes]
+    fingerprint = _fingerprint(paths, digests, csv_path.read_bytes())
+    without = len(found.paths) - len(paths)
+    notes = [described(table, roles), *told, *labels.notes]
     notes += [f"{without} images have no row and are left out"] if without else []
     notes += [_copies(digests), found.told(_under(root, csv_path))]
-    order = sorted(range(len(digests)), key=matched.paths.__getitem__)
+    order = sorted(range(len(digests)), key=paths.__getitem__)
 
     def ordered(values: list[str]) -> list[str]:
         return [values[i] for i in order] if values else []
 
     return Listing(
         root,
-        ordered(matched.paths),
+        ordered(paths),
         ordered(splits),
         ordered(patients),
         labels.names,
         labels.values[order],
         fingerprint,
-        tuple(filter(None, notes)),
+        tuple(map(one_line, filter(None, notes))),
     )
 
 
@@ -175,14 +175,6 @@ def _under(root: pathlib.Path, path: str | os.PathLike) -> str:
     return pathlib.Path(os.path.relpath(path, root)).as_posix()
 
 
-@dataclasses.dataclass(frozen=True)
-class Matched:
-    """The file of each row, and lines that say how those were found."""
-
-    paths: list[str]
-    notes: tuple[str, ...] = ()
-
-
 def match_paths(
     table: tables.Table,
     column: str,
@@ -190,11 +182,14 @@ def match_paths(
     root: pathlib.Path,
     allow_missing: bool = False,
     allow_repeats: bool = False,
-) -> Matched:
+) -> tuple[list[str], tuple[str, ...]]:
     """Finds the file that each row names, as `names.Names` does.
 
-    Names are relative to the root, else to the table. With `allow_missing` a row
+    Names are relative to the table, else to the root. With `allow_missing` a row
     without its file has "", with `allow_repeats` one that is equal to an earlier row.
+
+    Returns:
+      The path of each row, and lines that say how those were found.
 
     Raises:
       PacxError: a row without its file, with several, or with that of another row.
@@ -238,7 +233,7 @@ def match_paths(
             f"row {number}, {cell!r}; {mend} or remove the rows"
         )
     note = f"{len(other)} rows name their file otherwise, such as {other[:1]}"
-    return Matched(paths, (note,) if other else ())
+    return paths, (note,) if other else ()
 
 
 def table_roles(table: tables.Table, spec: FolderSpec) -> dict[str, str]:

@@ -176,14 +176,15 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
             if config.data.source == "folder":
                 continue  # it has no such split; training says what is wrong
             raise
-        space, ids = source.namespace, source.patients()
-        if not ids or not any(map(patients.canonical, ids)):
+        space, ids = source.namespace, {*(source.patients() or ())}
+        named = {i for i in ids if patients.canonical(i)}
+        if not named:
             rows[split] = {"patients": None, "shared": None}
             unknown.append(f"{config.data.path} names no patients")
             continue
-        if not all(map(patients.canonical, ids)):
+        if named != ids:
             unknown.append(f"{config.data.path} names no patient of some images")
-        everybody = {patients.key(space, i): i for i in ids if patients.canonical(i)}
+        everybody = {patients.key(space, i): i for i in named}
         seen = [_seen(run, chain.key, space, everybody) for run in known]
         rows[split] = {"patients": len(everybody), "shared": len(set().union(*seen))}
         shared_of = [a + len(b) for a, b in zip(shared_of, seen, strict=True)]
@@ -243,11 +244,10 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
         "objective": config.objective,
         "start": [train.fingerprint, train.namespace, config.model_init],
     }
-    ids = train.patients()
-    if not ids or not any(map(patients.canonical, ids)):
+    named = {i for i in {*(train.patients() or ())} if patients.canonical(i)}
+    if not named:
         run["unknown"] = f"{config.data.path}, the data of {workdir}, names no patients"
     else:
-        named = filter(patients.canonical, ids)
         everybody = {patients.key(train.namespace, i) for i in named}
         run["namespace"], run["patients"] = train.namespace, len(everybody)
         run["canonical"] = True  # by ids in the form of input/patients.py
