@@ -15,10 +15,10 @@ from pacx_jax.input import patients, tables
 
 LISTS = ("labels", "findinglabels", "label")  # columns of separated values
 # A column with one of these words in its name is no label unless it is asked for.
-_BOOKKEEPING = set(
-    "age sex gender male female visit follow followup index id row number year offset "
-    "position width height spacing unnamed".split()
-)
+_BOOKKEEPING = (
+    "age sex gender male female visit follow followup index id row fold series "
+    "instance number year offset width height spacing unnamed"
+).split()
 _LABEL_WORDS = dict.fromkeys(("true", "yes", "y", "t"), 1.0)
 _LABEL_WORDS |= dict.fromkeys(("false", "no", "n", "f"), 0.0)
 _NEGATIVE = "no finding"  # NIH's word for an image without any of its findings
@@ -78,7 +78,7 @@ def read(
         told.append(f"{name} ({how})")
     more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     notes = [f"labels: {', '.join(told[:_SHOWN]) or 'none'}{more}"]
-    other = [c for c in table.columns if c and c not in used | roles]
+    other = [c for c in table.columns if c and c not in used | {*exclude}]
     notes += [f"columns that are no labels: {', '.join(other)}"] if other else []
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")
@@ -150,9 +150,13 @@ def _origin(
 
 
 def _is_bookkeeping(name: str) -> bool:
-    words = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).casefold()
-    known = {*re.findall("[a-z]+", words)} & _BOOKKEEPING
-    return not name or "]" in name or bool(known)
+    spaced = re.sub("(?<=[a-z])(?=[A-Z])", " ", name).casefold()
+    known = (
+        word == b or len(b) > 4 and (word.startswith(b) or word.endswith(b))
+        for word in re.findall("[a-z]+", spaced)
+        for b in _BOOKKEEPING
+    )
+    return not name or "]" in name or any(known)
 
 
 def _is_label_column(cells: list[str]) -> bool:

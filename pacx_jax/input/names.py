@@ -106,7 +106,8 @@ def _refuse(error: OSError) -> None:
 
 
 def _check_utf8(root: pathlib.Path, paths: list[str]) -> None:
-    bad = [path for path in paths if any("\ud800" <= c <= "\udfff" for c in path)]
+    odd = (path for path in paths if not path.isascii())
+    bad = [path for path in odd if any("\ud800" <= c <= "\udfff" for c in path)]
     if bad:
         raise PacxError(
             f"{root}: {len(bad)} names are not UTF-8, such as {os.fsencode(bad[0])}; "

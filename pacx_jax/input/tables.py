@@ -78,7 +78,9 @@ def read_table(path: str | os.PathLike) -> Table:
     try:
         # Strict, or one quote too many takes the rows after it into its cell.
         file = io.StringIO(text, newline="")
-        lines = csv.reader(file, delimiter=delimiter, strict=True)
+        lines = csv.reader(
+            file, delimiter=delimiter, skipinitialspace=True, strict=True
+        )
         rows = [row for row in lines if any(cell.strip() for cell in row)]
     except csv.Error as error:
         raise PacxError(

@@ -227,7 +227,7 @@ LABELS = {
     "letters": ("A,B", (["T", "f"], ["y", "N"]), {}, {"A": 3, "B": 3}),
     "floats": ("A", (["1.0", "-1.0", "nan"],), {}, {"A": 2}),
     "beside bookkeeping": (
-        "male,visit_number,Follow-up #,Unnamed: 0,y],A",
+        "male,visitnumber,Follow-up #,Unnamed: 0,y],A",
         ([1, 0], [0, 1], [0], [1, 0], [1], ["True", "False"]),
         {},
         {"A": 3},
@@ -292,6 +292,9 @@ FORMS = {
     "semicolons": SEMICOLONS.encode(),  # PACKED-vzw/CultURIze#49
     "a line that says so": b"sep=;\r\n" + SEMICOLONS.encode(),  # asafdav/ng-csv#28
     "tabs": PLAIN.replace(",", "\t").encode(),
+    "blanks after commas": PLAIN.replace(",", ", ")  # apple/turicreate#1692
+    .replace(" 0\n", ' "0"\n')
+    .encode(),
     "bars": PLAIN.replace(",", "|").encode(),
     "CR": PLAIN.replace("\n", "\r").encode(),
     "CRLF": PLAIN.replace("\n", "\r\n").encode(),
