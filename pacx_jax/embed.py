@@ -37,7 +37,7 @@ def embed_folder(
     root, found = pathlib.Path(folder), names.find(folder, "--images")
     paths, skipped = [], []
     if passed := found.told():
-        print(passed, file=sys.stderr)
+        print(passed)
 
     def readable():
         for file in tqdm.tqdm(

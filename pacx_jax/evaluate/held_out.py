@@ -15,7 +15,7 @@ from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import statistics
 from pacx_jax.input import patients
 from pacx_jax.objectives import segment
-from pacx_jax.run import batches, checkpoint, overlap, setup
+from pacx_jax.run import batches, checkpoint, finished, overlap, setup
 
 
 def evaluate(config, workdir: str, split: str) -> dict:
@@ -34,6 +34,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     opened = batches.open_sources(config)
     overlap.check_evaluation(config, workdir, split)
     config = batches.with_label_names(config, opened)
+    _check_labels(config, workdir)
     mesh, objective = setup.place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)
     params = checkpoint.read_params(workdir, config.export)
@@ -67,6 +68,17 @@ def evaluate(config, workdir: str, split: str) -> dict:
     if processes.is_first():
         files.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)
     return result
+
+
+def _check_labels(config, workdir: str) -> None:
+    """PacxError where the data have other labels by now than the run was trained on."""
+    file = pathlib.Path(workdir) / "labels.json"
+    now = list(config.data.label_columns)
+    if file.exists() and finished.label_names(file) != now:
+        raise PacxError(
+            f"{config.data.path}: its labels are {', '.join(now)}, those that the run "
+            f"was trained on are in {file}: train another with data.label_columns"
+        )
 
 
 def intervals(outputs, units, names, seed: int) -> dict[str, dict]:

@@ -79,7 +79,7 @@ def read(
     more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     notes = [f"labels: {', '.join(told[:_SHOWN]) or 'none'}{more}"]
     other = [c for c in table.columns if c and c not in used | {*exclude}]
-    notes += [f"columns that are no labels: {', '.join(other)}"] if other else []
+    notes += [f"columns that are not used: {', '.join(other)}"] if other else []
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")
     values = np.array(found, np.float32).reshape(len(names), len(table.rows))

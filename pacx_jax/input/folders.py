@@ -232,8 +232,9 @@ def match_paths(
             f"{table.path}: {len(missing)} rows name files that {why}, the first is "
             f"row {number}, {cell!r}; {mend} or remove the rows"
         )
-    note = f"{len(other)} rows name their file otherwise, such as {other[:1]}"
-    return paths, (note,) if other else ()
+    if not other:
+        return paths, ()
+    return paths, (f"{len(other)} rows name their file otherwise: {other[0]}, ...",)
 
 
 def table_roles(table: tables.Table, spec: FolderSpec) -> dict[str, str]:

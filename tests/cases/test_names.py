@@ -70,7 +70,7 @@ def test_a_file_is_found_by_what_its_table_calls_it(tmp_path, case):
     listing = read(listed(put(tmp_path, *files), *rows))
     assert sorted(listing.paths) == sorted(files)
     if case in ("no extension", "zeros in front"):
-        assert "2 rows name their file otherwise, such as" in " ".join(listing.notes)
+        assert "2 rows name their file otherwise: " in " ".join(listing.notes)
 
 
 def _tiff(path):
@@ -157,7 +157,7 @@ def test_a_pacs_export_is_embedded_whole(tmp_path, capsys):
     assert embed.main(argv) == 0
     told = capsys.readouterr()
     assert "7 embeddings" in told.out
-    assert "passed over as no images: 1 .txt" in told.err
+    assert "passed over as no images: 1 .txt" in told.out
 
 
 def test_nothing_but_other_files_is_one_line_that_counts_them(tmp_path):

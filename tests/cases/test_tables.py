@@ -200,7 +200,7 @@ def test_what_was_taken_for_what_is_told(tmp_path, capsys):
         "view 'View Position'"
     ) in out
     assert "labels: Edema (False 2, True 2, blank 2)" in out
-    assert "columns that are no labels: sex, male, comment" in out
+    assert "columns that are not used: sex, male, comment" in out
     assert "labels if data.label_columns has them: male" in out
     assert "passed over as no images: 1 .txt" in out
     assert "NO PATIENTS" not in out

@@ -83,6 +83,15 @@ def test_without_patients_results_count_images(config, workdir, capsys):
     assert "NO PATIENTS are known" in capsys.readouterr().out
 
 
+def test_other_labels_than_the_run_was_trained_on_are_refused(config, workdir):
+    file = workdir / "labels.json"
+    before = file.read_text()
+    file.write_text('["male"]')
+    with pytest.raises(PacxError, match="its labels are sick, those that the run was"):
+        held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
+    file.write_text(before)
+
+
 def test_unfinished_run_and_unknown_split_are_errors(config, workdir, tmp_path):
     with pytest.raises(PacxError, match="holds no finished run"):
         held_out.evaluate(config.copy_and_resolve_references(), tmp_path, "test")
