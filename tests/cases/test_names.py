@@ -9,11 +9,8 @@ import pytest
 from PIL import Image
 
 from data import prepare
-from pacx_jax import embed
-from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import folders, images, names
-from tests import tiny
 from tests.input import dicom_files
 
 PNG = images.encode_png(np.arange(72, dtype=np.uint8).reshape(9, 8))
@@ -146,18 +143,6 @@ def test_images_are_found_by_extension_in_any_case_else_by_their_bytes(tmp_path)
         "passed over as no images: 1 .db, 1 .txt, 4 hidden, 2 without extension"
     )
     assert set(read(tmp_path).paths) == set(found.paths)
-
-
-def test_a_pacs_export_is_embedded_whole(tmp_path, capsys):
-    root, out = tmp_path / "in", tmp_path / "z.npz"
-    put(root, *(f"IM{i:04}" for i in range(6)), "x.dcm", data=dicom_files.made())
-    put(root, "notes.txt")
-    model_folder.save(tmp_path / "vit", tiny.folder("vit"), card="a test's")
-    argv = [f"--encoder={tmp_path / 'vit'}", f"--images={root}", f"--out={out}"]
-    assert embed.main(argv) == 0
-    told = capsys.readouterr()
-    assert "7 embeddings" in told.out
-    assert "passed over as no images: 1 .txt" in told.out
 
 
 def test_nothing_but_other_files_is_one_line_that_counts_them(tmp_path):

@@ -14,6 +14,7 @@ import pytest
 from data import audit, prepare
 from pacx_jax.errors import PacxError
 from pacx_jax.input import folders, images, patients, sources
+from pacx_jax.modalities import table as embeddings
 from pacx_jax.run import overlap
 from tests import tiny
 
@@ -154,6 +155,13 @@ def test_units_of_the_bootstrap_are_patients_else_examples():
         ["patient 1", "patient 1", "#2", "#3", "patient 2"],
         2,
     )
+
+
+def test_ids_of_a_table_of_embeddings_have_the_one_form(tmp_path):
+    file = str(tmp_path / "teacher.npz")
+    np.savez(file, id=np.array(["00211", " 7.0"]), embedding=np.ones((2, 3)))
+    assert set(embeddings.load("teacher", file, "patient").rows) == {"211", "7"}
+    assert set(embeddings.load("teacher", file, "image").rows) == {"00211", "7.0"}
 
 
 # Columns: mlmed/torchxrayvision#34 names patientid; data sets differ in its spelling.
