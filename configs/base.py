@@ -64,6 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.val_split = "val"
     c.data.csv = ""  # for "folder"; "": labels.csv in path, if present
     c.data.label_columns = ()
+    c.data.label_separator = "|"  # between the values of one cell, for "folder"
     c.data.patient_column = ""
     c.data.path_column = ""
     c.data.split_column = ""

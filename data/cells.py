@@ -102,8 +102,8 @@ def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
         example = source[i]
     except PacxError:
         return "", "", None
-    patient = str(example.get("patient_id", ""))
-    patient = patients.key(source.namespace, patient) if patient.strip() else ""
+    patient = patients.canonical(example.get("patient_id", ""))
+    patient = patients.key(source.namespace, patient) if patient else ""
     study = _study(example, source.namespace)
     if not has_image:
         return patient, study, None
@@ -117,8 +117,8 @@ def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
 def _study(example: dict, space: str) -> str:
     """The study or, where data name those, the admission of an example."""
     for entry in _STUDY_ENTRIES:
-        if example.get(entry):
-            return f"{space}/{entry}/{example[entry]}"
+        if number := patients.canonical(example.get(entry, "")):
+            return f"{space}/{entry}/{number}"
     folders = _STUDY_FOLDERS.get(space, "$^")
     found = re.search(f"(?:^|/)({folders})/", str(example.get("path", "")))
     return f"{space}/{found[1]}" if found else ""

@@ -12,6 +12,7 @@ import numpy as np
 
 from data import published, records, shards
 from pacx_jax import files
+from pacx_jax.errors import one_line
 from pacx_jax.input import patients
 from pacx_jax.input import prepared as manifests
 
@@ -47,6 +48,10 @@ def finish(
         for split, found in preparation.by_split("positives").items()
     }
     fingerprint = _fingerprint(preparation.content(), plan)
+    notes = [one_line(note, 3000) for note in plan.notes]
+    if "patient_id" not in plan.entries:
+        what = "image" if "image" in plan.entries else "record"
+        notes.append(patients.NOBODY.format(what=what))
     summary = {
         "target": str(target),
         "status": "prepared",
@@ -59,7 +64,7 @@ def finish(
         },
         "published": plan.published,
         "differences": published.differences(plan.published, counts, positives),
-        "notes": list(plan.notes),
+        "notes": notes,
         "report": dict(plan.report),
     }
     sums = {d["file"]: d["sha256"] for d in preparation.done.values()}

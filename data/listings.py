@@ -12,9 +12,9 @@ import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 
-from data import records
+from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, images, tables
+from pacx_jax.input import names, tables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,22 +53,18 @@ class Files:
         self.root = root
 
     @functools.cached_property
+    def found(self) -> names.Found:
+        """All files, relative to the root."""
+        return names.find(self.root)
+
+    @property
     def paths(self) -> list[str]:
-        """All of them, relative to the root."""
-        return folders.list_images(self.root)
+        """The images among them."""
+        return self.found.paths
 
     @functools.cached_property
-    def _exact(self) -> set[str]:
-        return set(self.paths)
-
-    @functools.cached_property
-    def _named(self) -> dict[str, list[str]]:
-        named: dict[str, list[str]] = {}
-        for path in self.paths:
-            name = path.rsplit("/", 1)[-1]
-            for key in (name, name.rsplit(".", 1)[0]):
-                named.setdefault(key, []).append(path)
-        return named
+    def _names(self) -> names.Names:
+        return names.Names(self.paths)
 
     @functools.cached_property
     def _folders(self) -> set[str]:
@@ -79,11 +75,12 @@ class Files:
         name = row.file.strip().replace("\\", "/")
         above = name.split("/")[:-1]
         inside = above and not {"", ".", ".."} & set(above)
-        if inside and os.path.isfile(self.root / name) or name in self._exact:
+        if inside and os.path.isfile(self.root / name):
             return name
-        found = self._named.get(name.rsplit("/", 1)[-1], [])
-        if row.folder in self._folders:
-            found = [path for path in found if row.folder in path.split("/")[:-1]]
+        folder = row.folder if row.folder in self._folders else ""
+        found = self._names.named(name, folder)
+        if name in found:
+            return name
         if len(found) > 1:
             raise PacxError(
                 f"{row.origin}: {name!r} is both {found[0]} and {found[1]} under "
@@ -93,10 +90,8 @@ class Files:
 
     def mask(self, path: str) -> str:
         """The image at this path, with its extension or another; "" without one."""
-        stem = path.rsplit(".", 1)[0]
-        endings = [e for end in images.EXTENSIONS for e in (end, end.upper())]
-        paths = [path, *(stem + ending for ending in endings)]
-        return next((p for p in paths if p in self._exact), "")
+        found = self._names.exactly(path)
+        return found[0] if len(found) == 1 else ""
 
 
 def first_file(root: pathlib.Path, *names: str) -> pathlib.Path:
@@ -140,7 +135,7 @@ def read_table(
 
 def read_lines(path: pathlib.Path) -> list[str]:
     """The lines of a text file that are not blank."""
-    text = records.read_bytes(path).decode("utf-8-sig", errors="replace")
+    text = files.read_bytes(path).decode("utf-8-sig", errors="replace")
     return [line.strip() for line in text.splitlines() if line.strip()]
 
 

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from data import listings, records, splits
+from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders
+from pacx_jax.input import names, patients
 
 Counts = Mapping[str, Mapping[str, int]]  # "train" or "train+val" -> IMAGES, labels
 IMAGES = "images"
@@ -64,21 +65,24 @@ def make_plan(
     paths, rows, notes = _join(files.root, files, rows, options.allow_missing)
     root = files.root
     policy = getattr(facts, options.splits)
+    people = [patients.canonical(row.patient) for row in rows]
     try:
-        names, told = splits.assign(
+        parts, told = splits.assign(
             policy,
             [row.split for row in rows],
-            [row.patient for row in rows],
+            people,
             [row.stratum for row in rows],
         )
     except PacxError as error:
         raise PacxError(f"{root}: {error}") from None
-    grouped = any(row.patient for row in rows)
+    grouped = any(people)
     if facts.note:
         notes.append(facts.note)
+    if "found" in vars(files) and (passed := files.found.told()):
+        notes.append(passed)
     chosen: dict[str, list[tuple]] = {name: [] for name in splits.NAMES}
     digest = hashlib.sha256()
-    for path, row, name in zip(paths, rows, names, strict=True):
+    for path, row, who, name in zip(paths, rows, people, parts, strict=True):
         labels = np.asarray(row.labels, np.float32)
         size = os.stat(root / path).st_size
         digest.update(f"{path}\0{size}\0{name}\0{row.patient}\0".encode())
@@ -87,7 +91,7 @@ def make_plan(
             size = os.stat(root / row.mask).st_size
             digest.update(f"{row.mask}\0{size}\0".encode())
         if name:
-            chosen[name].append((path, row.patient, labels, row.mask))
+            chosen[name].append((path, who, labels, row.mask))
     make = MakeImage(str(root), options.size, grouped)
     entries = ("image", "path") + (("patient_id",) if grouped else ())
     entries += ("labels",) if facts.labels else ()
@@ -119,12 +123,12 @@ class MakeImage:
     def __call__(self, row: tuple) -> dict[str, Any]:
         path, patient, labels, mask = row
         name = self.name(row)
-        data = records.read_bytes(name)
+        data = files.read_bytes(name)
         if mask is None:
             stored = {"image": records.store_image(data, self.size, name)}
         else:
             mask_name = f"{self.root}/{mask}"
-            mask_data = records.read_bytes(mask_name)
+            mask_data = files.read_bytes(mask_name)
             stored = records.store_pair(data, mask_data, self.size, name, mask_name)
         example = stored | {"path": path}
         example |= {"labels": labels} if len(labels) else {}
@@ -149,7 +153,7 @@ def find_root(source: pathlib.Path, facts: Facts) -> pathlib.Path:
             pathlib.Path(entry.path)
             for folder in level
             for entry in sorted(os.scandir(folder), key=lambda e: e.name)
-            if entry.is_dir() and not folders.hidden(pathlib.Path(entry.name))
+            if entry.is_dir() and not names.hidden(entry.name)
         ]
     raise PacxError(
         f"{source}: no {' or '.join(facts.markers)} here; --source must be the folder "

@@ -246,15 +246,6 @@ def labs_entries(
     }
 
 
-def read_bytes(path: Any) -> bytes:
-    """A file's bytes; PacxError when it cannot be read."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        raise PacxError(f"{path}: cannot be read ({error.strerror})") from None
-
-
 def _digest(example: dict[str, Any]) -> bytes:
     digest = hashlib.sha256()
     for key in sorted(example):

@@ -21,7 +21,7 @@ from pacx_jax import cli, files, target
 from pacx_jax.encoders.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoders.xray_encoder import load_encoder
 from pacx_jax.errors import PacxError
-from pacx_jax.input import ecg, ecg_records, folders
+from pacx_jax.input import ecg, ecg_records, names
 from pacx_jax.run import host_memory
 
 
@@ -34,12 +34,14 @@ def embed_folder(
       PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
         image that cannot be read.
     """
-    root, files = pathlib.Path(folder), folders.list_images(folder, "--images")
+    root, found = pathlib.Path(folder), names.find(folder, "--images")
     paths, skipped = [], []
+    if passed := found.told():
+        print(passed)
 
     def readable():
         for file in tqdm.tqdm(
-            files, desc="embed", unit="img", disable=not sys.stderr.isatty()
+            found.paths, desc="embed", unit="img", disable=not sys.stderr.isatty()
         ):
             try:
                 image = encoder.preprocess(root / file)
@@ -95,14 +97,14 @@ def embed_ecgs(
 
     z = encoder(readable())
     if args.windows == "mean":
-        names = list(dict.fromkeys(paths))
-        row = {name: i for i, name in enumerate(names)}
+        records = list(dict.fromkeys(paths))
+        row = {name: i for i, name in enumerate(records)}
         rows = np.array([row[path] for path in paths], dtype=int)
-        total = np.zeros((len(names), z.shape[1]))
+        total = np.zeros((len(records), z.shape[1]))
         np.add.at(total, rows, z)
-        counts = np.bincount(rows, minlength=len(names))[:, None]
+        counts = np.bincount(rows, minlength=len(records))[:, None]
         z = (total / counts).astype(np.float32)
-        return {"path": np.array(names, dtype=np.str_), "embedding": z}, skipped
+        return {"path": np.array(records, dtype=np.str_), "embedding": z}, skipped
     arrays = {"path": np.array(paths, dtype=np.str_), "embedding": z}
     return arrays | {"start_seconds": np.array(starts, np.float64)}, skipped
 

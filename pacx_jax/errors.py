@@ -12,17 +12,19 @@ class PacxError(Exception):
     """
 
     def __init__(self, message: object = ""):
-        text = " ".join(str(message).splitlines())
-        super().__init__("".join(map(_printable, text))[:_LONGEST])
-
-
-def one_line(error: BaseException, longest: int = 300) -> str:
-    """What an error of another package says, or else its kind."""
-    return " ".join(str(error).split())[:longest] or type(error).__name__
+        super().__init__(_shown(" ".join(str(message).splitlines())))
 
 
 _LONGEST = 3000  # characters of a message
 
 
-def _printable(character: str) -> str:
-    return character if character.isprintable() else ascii(character)[1:-1]
+def one_line(found: object, longest: int = 300) -> str:
+    """What an error of another package, or text that may quote files, says.
+
+    One line that a terminal cannot obey; an error without words gives its kind.
+    """
+    return _shown(" ".join(str(found).split()) or type(found).__name__)[:longest]
+
+
+def _shown(text: str) -> str:
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:_LONGEST]

@@ -21,7 +21,7 @@ from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 from pacx_jax.exporting import write
 from pacx_jax.exporting.source import Source, classifier_of
-from pacx_jax.input import folders, images, sources
+from pacx_jax.input import images, names, sources
 from pacx_jax.run import finished
 
 
@@ -63,7 +63,7 @@ def _x_rays(args: argparse.Namespace, most: int = 8) -> tuple[list, str]:
     """
     if args.images:
         root = pathlib.Path(args.images)
-        files = _some(folders.list_images(root, "--images"), most)
+        files = _some(names.find(root, "--images").paths, most)
         return [root / file for file in files], "given images"
     data = finished.read_config(args.workdir).data
     try:

@@ -56,10 +56,20 @@ def read_bytes(path: str | os.PathLike, longest: int = -1) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(longest)
-    except FileNotFoundError:
-        raise PacxError(f"{path}: no such file; check the path") from None
     except OSError as error:
-        raise PacxError(f"{path}: cannot be read ({one_line(error)})") from None
+        raise unreadable(path, error) from None
+
+
+def unreadable(path: str | os.PathLike, error: OSError) -> PacxError:
+    """One line for a file that cannot be read."""
+    if isinstance(error, FileNotFoundError) and os.path.islink(path):
+        return PacxError(
+            f"{path}: a link to {os.readlink(path)}, which is not there; fetch that "
+            "file or delete the link"
+        )
+    if isinstance(error, FileNotFoundError):
+        return PacxError(f"{path}: no such file; check the path")
+    return PacxError(f"{path}: cannot be read ({one_line(error)})")
 
 
 def sync(folder: str | os.PathLike) -> None:

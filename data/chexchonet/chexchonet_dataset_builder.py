@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from data import listings, published, records, splits
-from pacx_jax.input import tables
+from pacx_jax.input import findings, tables
 
 COMPOSITE = "composite_slvh_dlv"
 ECHO = ("slvh", "dlv", "heart_transplant", "lung_transplant", "pacemaker_or_icd")
@@ -48,8 +48,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         columns = ("cxr_filename", "patient_id", COMPOSITE, *facts.labels)
         table = listings.read_table(root / "metadata.csv", columns)
         patients = tables.patients(table.table, "patient_id", "the patient's id")
-        values = tables.labels(table.table, facts.labels)[1]
-        strata = tables.labels(table.table, (COMPOSITE,))[1][:, 0]
+        values = findings.read(table.table, facts.labels)[1]
+        strata = findings.read(table.table, (COMPOSITE,))[1][:, 0]
         for i, (origin, cells) in enumerate(table):
             yield listings.Row(
                 origin,

@@ -22,8 +22,10 @@ from typing import Any
 import numpy as np
 
 from data import published, records
+from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, tables
+from pacx_jax.input import findings, folders, tables
+from pacx_jax.input import names as file_names
 
 LABELS = (
     "No Finding",
@@ -62,18 +64,19 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         for split, path in (("train", train_csv), ("val", root / "valid.csv"))
     }
     names = _labels(read)
-    files = folders.list_images(root)
+    found = file_names.find(root)
     digest = hashlib.sha256()
-    splits, missing, repeats = {}, 0, 0
+    splits, told, missing, repeats = {}, (), 0, 0
     for split, table in read.items():
-        digest.update(records.read_bytes(table.path))
-        paths = folders.match_paths(
-            table, "Path", files, root, options.allow_missing, allow_repeats=True
+        digest.update(files.read_bytes(table.path))
+        paths, notes = folders.match_paths(
+            table, "Path", found, root, options.allow_missing, allow_repeats=True
         )
+        told += notes
         repeated = len(table.rows) - len(set(map(tuple, table.rows)))
         values = np.zeros((len(paths), 0), np.float32)
         if names:
-            values = tables.labels(table, names)[1]
+            values = findings.read(table, names)[1]
         splits[split] = [
             (path, _patient(path, table), values[i], None)
             for i, path in enumerate(paths)
@@ -91,8 +94,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     entries = ("image", "path", "patient_id") + (("labels",) if names else ())
     if missing:
         digest.update(f"without {missing}".encode())
-    notes = (f"{missing} listed images are not there and left out",) * bool(missing)
-    notes += (f"{repeats} rows repeat another and count once",) * bool(repeats)
+    told += (f"{missing} listed images are not there and left out",) * bool(missing)
+    told += (f"{repeats} rows repeat another and count once",) * bool(repeats)
     simulated = (root / "cohort_layout.json").is_file()  # data/cohort writes it
     return records.Plan(
         splits,
@@ -102,7 +105,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         names,
         digest.hexdigest(),
         published={} if simulated else COUNTS,
-        notes=notes,
+        notes=told,
         identity=functools.partial(records.image_identity, str(root)),
     )
 
@@ -115,7 +118,7 @@ def _labels(read: dict[str, tables.Table]) -> tuple[str, ...]:
         lacking = [name for name in names if name not in columns[split]]
         if lacking:
             table.column(lacking[0], "a label that the other CSV has")
-    return names or tables.labels(read["train"], exclude={"Path"})[0]
+    return names or findings.read(read["train"], exclude={"Path"})[0]
 
 
 def _root(source: pathlib.Path) -> pathlib.Path:

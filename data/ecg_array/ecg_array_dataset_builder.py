@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from data import records
+from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import arrays, ecg, folders, tables
+from pacx_jax.input import arrays, ecg, findings, folders, tables
 
 LABS = "labs_percentiles.npy"
 LABS_MASK = "labs_missingness.npy"
@@ -47,25 +48,21 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         raise PacxError(
             f"{table.path}: {len(table.rows)} rows for {len(array)} records in {path}"
         )
-    patients, patient_column = folders.table_patients(table, spec)
-    split_column = folders.table_split_column(table, spec)
-    path_column = spec.path_column or table.first_of(tables.PATH_COLUMNS)
-    names, values = tables.labels(
-        table,
-        spec.label_columns,
-        spec.label_separator,
-        {patient_column, split_column, path_column, "record"},
+    roles = folders.table_roles(table, spec)
+    patients = folders.table_patients(table, roles)
+    names, values, notes = findings.read(
+        table, spec.label_columns, spec.label_separator, {*roles.values(), "record"}
     )
     paths = [f"ecg.npy/{i}" for i in range(len(array))]
     where = folders.table_splits(table, spec, patients, paths)
-    if path_column:
-        paths = table.column(path_column, "data.path_column")
+    if roles["path"]:
+        paths = table.column(roles["path"], "data.path_column")
     splits: dict[str, list[tuple]] = {}
     for i, split in enumerate(where):
         row = (i, paths[i], patients[i] if patients else "", values[i])
         splits.setdefault(split, []).append(row)
     splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
-    digest = hashlib.sha256(records.read_bytes(table.path))
+    digest = hashlib.sha256(files.read_bytes(table.path))
     digest.update(f"{array.shape} {path.stat().st_mtime_ns}".encode())
     entries = ("ecg", "path") + (("patient_id",) if patients else ())
     entries += ("labels",) if names else ()
@@ -81,6 +78,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         ecg_shape=array.shape[1:],
         ecg_scale=1e-3,
         lead_order=options.lead_order,
+        notes=(folders.described(table, roles), *notes),
     )
 
 

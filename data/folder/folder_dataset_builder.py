@@ -32,9 +32,10 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     )
     listing = folders.read_folder(spec)
     labelled, grouped = bool(listing.label_names), bool(listing.patients)
-    masks, fingerprint, notes = {}, listing.fingerprint, ()
+    masks, fingerprint, notes = {}, listing.fingerprint, listing.notes
     if options.masks:
-        masks, notes = _find_masks(listing, options.masks, options.allow_missing)
+        masks, told = _find_masks(listing, options.masks, options.allow_missing)
+        notes += told
         sizes = {p: (listing.root / mask).stat().st_size for p, mask in masks.items()}
         text = repr((fingerprint, sorted(masks.items()), sorted(sizes.items())))
         fingerprint = hashlib.sha256(text.encode()).hexdigest()

@@ -16,7 +16,7 @@ import numpy as np
 from data import listings, splits
 from data.mimic_labs import events
 from pacx_jax.errors import PacxError
-from pacx_jax.input import patients, tables
+from pacx_jax.input import findings, patients, tables
 
 STAYS, LABELS = "all_stays.csv", "phenotype_labels.csv"
 METADATA = ("mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-metadata.csv")
@@ -162,8 +162,8 @@ def _stays(
     people = tables.patients(stays, "subject_id", "the patient's id")
     admissions = tables.patients(stays, "hadm_id", "the admission's id")
     of_task = stays if set(names) <= set(stays.columns) else labels
-    values = tables.labels(of_task, names)[1]
-    strata = tables.labels(labels, (stratum,))[1][:, 0]
+    values = findings.read(of_task, names)[1]
+    strata = findings.read(labels, (stratum,))[1][:, 0]
     for i, (patient, admission) in enumerate(zip(people, admissions, strict=True)):
         origin = f"{stays.path}: admission {admission}"
         yield Stay(origin, number(patient), number(admission), values[i], strata[i])

@@ -35,8 +35,10 @@ from data import records
 from data.ecg_array.ecg_array_dataset_builder import open_array
 from data.mimic_labs.mimic_labs_dataset_builder import given_percentiles
 from data.mimic_vitals import stays
+from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import ecg, percentiles, tables
+from pacx_jax.input import ecg, findings, percentiles, tables
+from pacx_jax.input import patients as ids
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 
 SPLITS = ("train", "val", "val_retrieval", "test")
@@ -82,7 +84,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     names = tuple(n for n in LABELS if n in read["train"].columns)
     digest, splits, seen = hashlib.sha256(), {}, {}
     for split, table in read.items():
-        digest.update(records.read_bytes(table.path))
+        digest.update(files.read_bytes(table.path))
         for array in _ARRAYS:
             path = _array_path(source, split, array)
             shape = _checked_shape(path, array, len(table.rows))
@@ -249,25 +251,17 @@ def _rows(
     patients = tables.patients(table, "subject_id", "the patient's id")
     admissions = tables.patients(table, "hadm_id", "the admission's id")
     path = _array_path(source, split, "hadm_id")
-    arrays = [_identifier(value) for value in open_array(path).tolist()]
+    arrays = [ids.canonical(value) for value in open_array(path).tolist()]
     for i, (csv, npy) in enumerate(zip(admissions, arrays, strict=True)):
-        if _identifier(csv) != npy:
+        if csv != npy:
             raise PacxError(
                 f"{path}: row {i} is admission {npy}, but {csv} in {table.path}; the "
                 "arrays and the CSV must have one order"
             )
     values = np.zeros((len(patients), 0), np.float32)
     if names:
-        values = tables.labels(table, names)[1]
+        values = findings.read(table, names)[1]
     keep = range(len(patients))
     if "label" in table.columns:
         keep = [i for i, c in enumerate(table.column("label", "")) if float(c) == 1]
     return [(split, i, patients[i], arrays[i], values[i]) for i in keep]
-
-
-def _identifier(value: Any) -> str:
-    """An id as text: hadm ids come as int, float or text."""
-    try:
-        return str(int(float(value)))
-    except ValueError:
-        return str(value)

@@ -21,7 +21,7 @@ import numpy as np
 
 from data import listings, published, records, splits
 from pacx_jax.errors import PacxError
-from pacx_jax.input import tables
+from pacx_jax.input import findings
 
 FILES = ("image_labels_train.csv", "annotations/image_labels_train.csv")
 # Positives among the 15,000 images of the official train split.
@@ -73,7 +73,7 @@ def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
         names = (name.replace("train", split) for name in FILES)
         path = listings.first_file(root, *names)
         table = listings.read_table(path, ("image_id", *LABELS), ALIASES)
-        values = tables.labels(table.table, tuple(LABELS))[1]
+        values = findings.read(table.table, tuple(LABELS))[1]
         readings: dict[str, dict[str, np.ndarray]] = {}
         for (origin, cells), value in zip(table, values, strict=True):
             readers = readings.setdefault(cells["image_id"], {})

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from data import records
+from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import ecg, ecg_records, folders, tables
+from pacx_jax.input import ecg, ecg_records, findings, folders, names, tables
+from pacx_jax.input import patients as ids
 
 SCALE = 1e-3  # mV a step
-PATIENT_FIELDS = ("patientid", "subjectid", "patient")  # letters of the key alone
-_NOTHING = {"", "unknown", "nan", "none", "n/a", "?"}
 _SUFFIXES = (".hea", ".mat", ".dat")
 _ENDS = 4096
 
@@ -47,7 +47,7 @@ class Header:
       windows: how many whole windows it promises; at least 1, so that a short or an
         unreadable record is tried, and told of.
       diagnoses: values of `#Dx`; None without any.
-      patient: "" where it names none.
+      patient: as it stands there, such as in `# <subject_id>: 1`; "" without one.
       group: digest of the recording's samples, the same for copies.
       text: digest of the header.
     """
@@ -76,14 +76,15 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     headers = [read_header(source, path) for path in paths]
     spec = folders.FolderSpec.from_config(options)
     table = _table(source, spec)
-    digest = hashlib.sha256(records.read_bytes(table.path) if table else b"")
+    digest = hashlib.sha256(files.read_bytes(table.path) if table else b"")
     for header in headers:
         digest.update(f"{header.path}\0{header.text}\0{header.group}\n".encode())
-    names, labels, patients, where = [], None, [], []
+    label_names, labels, patients, where, notes = (), None, [], [], ()
     if table:
-        headers, names, labels, patients, where = _join(table, spec, headers, source)
-    if not names:
-        names, labels = _diagnoses(headers, spec, str(source))
+        headers, labels, patients, where, notes = _join(table, spec, headers, source)
+        label_names, labels = labels.names, labels.values
+    if not label_names:
+        label_names, labels = _diagnoses(headers, spec, str(source))
     patients = patients or _patients(headers, spec)
     if not where:
         where = tables.assign_splits(
@@ -99,17 +100,17 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
             (header.path, k, patient, labels[i]) for k in range(count)
         )
     entries = ("ecg", "path") + (("patient_id",) if patients else ())
-    entries += ("labels",) if names else ()
+    entries += ("labels",) if label_names else ()
     make = _Make(str(source), entries)
     return records.Plan(
         {s: splits[s] for s in ("train", "val", "test") if s in splits},
         make,
         make.name,
         entries,
-        tuple(names),
+        tuple(label_names),
         digest.hexdigest(),
         ecg_scale=SCALE,
-        **_report(headers, labels, patients, names),
+        **_report(headers, labels, patients, label_names, notes),
     )
 
 
@@ -126,14 +127,14 @@ def read_header(source: pathlib.Path, path: str) -> Header:
     comments = ecg_records.comments(text)
     fields = [(re.sub(r"[\W_]", "", key).lower(), value) for key, value in comments]
     values = {part.strip() for k, v in fields if k == "dx" for part in v.split(",")}
-    values = frozenset(x for x in values if x.lower() not in _NOTHING)
-    patients = (v for k, v in fields if k in PATIENT_FIELDS)
+    values = frozenset(x for x in values if x.lower() not in ids.MISSING)
+    patients = (v for k, v in fields if tables.role(k) == "patient")
     files = sorted({words[0].rpartition("/")[2] for words in signals[1:]})
     return Header(
         path,
         _count(source / path, signals),
         values or None,
-        next((p for p in patients if p.lower() not in _NOTHING), ""),
+        next(filter(ids.canonical, patients), ""),
         _samples_digest(source / path, files),
         hashlib.sha256(data).hexdigest(),
     )
@@ -190,12 +191,14 @@ def _table(source: pathlib.Path, spec: folders.FolderSpec) -> tables.Table | Non
 
 
 def _join(table, spec, headers, source):
-    """The records of the CSV's rows: headers, label names, labels, patients, splits.
+    """The records of the CSV's rows: headers, labels, patients, splits, notes.
 
     Splits are [] where neither a column of them nor patients say anything that the
     headers do not.
     """
-    column = spec.path_column or table.first_of((*tables.PATH_COLUMNS, "record"))
+    roles = folders.table_roles(table, spec)
+    record = next((c for c in table.columns if tables.plain(c) == "record"), "")
+    column = roles["path"] or record
     if not column:
         raise PacxError(
             f"{table.path}: no column of records (record, path, file); give "
@@ -208,27 +211,27 @@ def _join(table, spec, headers, source):
         for row in table.rows
     ]
     stems = {_stem(h.path): h for h in headers}
-    found = folders.match_paths(
-        dataclasses.replace(table, rows=rows), column, sorted(stems), source
+    found, told = folders.match_paths(
+        dataclasses.replace(table, rows=rows),
+        column,
+        names.Found(sorted(stems), []),
+        source,
     )
-    patients, patient_column = folders.table_patients(table, spec)
-    split_column = folders.table_split_column(table, spec)
-    names, labels = (), np.zeros((len(found), 0), np.float32)
+    patients = folders.table_patients(table, roles)
+    labels = findings.Labels((), np.zeros((len(found), 0), np.float32))
     wanted = set(spec.label_columns)
     if not wanted or wanted & set(table.columns) or not _in_headers(wanted, headers):
-        names, labels = tables.labels(
-            table,
-            spec.label_columns,
-            spec.label_separator,
-            {column, patient_column, split_column},
+        labels = findings.read(
+            table, spec.label_columns, spec.label_separator, {*roles.values(), column}
         )
     headers = [stems[stem] for stem in found]
     patients = patients or _patients(headers, spec)
     groups = [h.group for h in headers]
     where = []
-    if patients or split_column:
+    if patients or roles["split"]:
         where = folders.table_splits(table, spec, patients, groups)
-    return headers, names, labels, patients, where
+    notes = (folders.described(table, roles | {"path": column}), *told)
+    return headers, labels, patients, where, (*notes, *labels.notes)
 
 
 def _in_headers(names: set[str], headers: list[Header]) -> bool:
@@ -266,10 +269,10 @@ def _patients(headers: list[Header], spec: folders.FolderSpec) -> list[str]:
             f"{without[0]}: names no patient, as {len(without)} of {len(headers)} "
             "headers; add them, or give --patient_column=- to split by recording"
         )
-    return [h.patient for h in headers]
+    return ids.canonical_column([h.patient for h in headers], "the headers' patients")
 
 
-def _report(headers, labels, patients, names) -> dict[str, Any]:
+def _report(headers, labels, patients, names, told) -> dict[str, Any]:
     """The plan's `report` and `notes`."""
     without = int(np.isnan(labels).all(axis=1).sum()) if names else len(headers)
     report = {
@@ -278,9 +281,7 @@ def _report(headers, labels, patients, names) -> dict[str, Any]:
         "patients": len(set(patients)) if patients else None,
     }
     of = f"{report['patients']} patients" if patients else "patients unknown"
-    notes = [f"{len(headers)} records, {of}; {without} without labels"]
-    if not patients:
-        notes.append("split by recording: one patient's may be in two splits")
+    notes = [*told, f"{len(headers)} records, {of}; {without} without labels"]
     copies = collections.Counter(h.group for h in headers)
     doubled = sum(n for n in copies.values() if n > 1)
     if doubled:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, one_line
 
 JOIN_SECONDS = 60  # for all processes of a run to join
 HEARTBEAT_SECONDS = 10
@@ -40,7 +40,7 @@ def start_detected() -> None:
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e:
         raise PacxError(
             "--distributed=auto found no SLURM, Open MPI, Cloud TPU or GKE that has "
-            f"started this process ({type(e).__name__}: {_one_line(e)}): otherwise "
+            f"started this process ({type(e).__name__}: {one_line(e)}): otherwise "
             "give --coordinator, --num_processes and --process_id"
         ) from None
 
@@ -70,7 +70,7 @@ def start(coordinator: str, num_processes: int, process_id: int) -> None:
     except (RuntimeError, ValueError) as e:
         raise PacxError(
             f"process {process_id} of {num_processes} could not join {coordinator}: "
-            f"{_one_line(e)}"
+            f"{one_line(e)}"
         ) from None
 
 
@@ -218,12 +218,8 @@ def wait_for_abort(error: BaseException) -> None:
     For errors without a known cause, which collectives and barriers raise when a
     process is lost. JAX then aborts this process within its heartbeat.
     """
-    text = f"stopped: {type(error).__name__}: {_one_line(error)}"
+    text = f"stopped: {type(error).__name__}: {one_line(error)}"
     seconds = 2 * HEARTBEAT_SECONDS
     more = f"if another process was lost, JAX says so within {seconds} s"
     print(f"{text} ({more})", file=sys.stderr, flush=True)
     time.sleep(seconds)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from pacx_jax import sharding
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
-from pacx_jax.input import images, subsets
+from pacx_jax.input import images, patients, subsets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class ProbeSet:
       images: uint8 arrays of any size, in the source's order.
       labels: (n, c) float32, 0 where unknown.
       mask: (n, c) float32, 1 where the label is known.
-      patients: (n,) str.
+      patients: (n,) str, of an example without one its number (`patients.units`).
     """
 
     images: list[np.ndarray]
@@ -34,14 +34,15 @@ class ProbeSet:
 
 def read_probe_set(source) -> ProbeSet:
     """Reads a labelled source (see pacx_jax.input.sources) into memory."""
-    decoded, labels, patients = [], [], []
+    decoded, labels, named = [], [], []
     for i in range(len(source)):
         example = source[i]
         decoded.append(images.decode(example["image"], source.name(i)))
         labels.append(example["labels"])
-        patients.append(str(example.get("patient_id", i)))
+        named.append(example.get("patient_id", ""))
     labels, known = subsets.known_labels(np.stack(labels), "ignore")
-    return ProbeSet(decoded, labels, known, np.array(patients))
+    units, _ = patients.units(named)
+    return ProbeSet(decoded, labels, known, np.array(units))
 
 
 def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:

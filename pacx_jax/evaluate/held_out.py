@@ -13,8 +13,9 @@ from pacx_jax import files, sharding, step
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import statistics
+from pacx_jax.input import patients
 from pacx_jax.objectives import segment
-from pacx_jax.run import batches, checkpoint, overlap, setup
+from pacx_jax.run import batches, checkpoint, finished, overlap, setup
 
 
 def evaluate(config, workdir: str, split: str) -> dict:
@@ -33,6 +34,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
     opened = batches.open_sources(config)
     overlap.check_evaluation(config, workdir, split)
     config = batches.with_label_names(config, opened)
+    _check_labels(config, workdir)
     mesh, objective = setup.place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)
     params = checkpoint.read_params(workdir, config.export)
@@ -46,13 +48,20 @@ def evaluate(config, workdir: str, split: str) -> dict:
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
     if "logits" in outputs or "hits" in outputs:
         source = data.sources[split]
-        patients = [str(source[int(i)].get("patient_id", i)) for i in index]
-        result["n_patients"] = len(set(patients))
+        named = source.patients() or [""] * len(source)
+        units, unknown = patients.units([named[int(i)] for i in index])
+        what = "images" if "image" in source.entries else "records"
+        if unknown == len(units):
+            result[f"n_{what}"] = unknown
+        else:
+            result["n_patients"] = len(set(units)) - unknown
+            if unknown:
+                result[f"n_{what}_without_patient"] = unknown
         result["intervals"] = (
-            mask_intervals(outputs, np.array(patients), config.seed)
+            mask_intervals(outputs, np.array(units), config.seed)
             if "hits" in outputs
             else intervals(
-                outputs, np.array(patients), config.data.label_columns, config.seed
+                outputs, np.array(units), config.data.label_columns, config.seed
             )
         )
     processes.check_agreement({f"evaluated {k}": v for k, v in result.items()})
@@ -61,14 +70,25 @@ def evaluate(config, workdir: str, split: str) -> dict:
     return result
 
 
-def intervals(outputs, patients, names, seed: int) -> dict[str, dict]:
+def _check_labels(config, workdir: str) -> None:
+    """PacxError where the data have other labels by now than the run was trained on."""
+    file = pathlib.Path(workdir) / "labels.json"
+    now = list(config.data.label_columns)
+    if file.exists() and finished.label_names(file) != now:
+        raise PacxError(
+            f"{config.data.path}: its labels are {', '.join(now)}, those that the run "
+            f"was trained on are in {file}: train another with data.label_columns"
+        )
+
+
+def intervals(outputs, units, names, seed: int) -> dict[str, dict]:
     """AUROC of each label with its patient-clustered 95% interval.
 
     Args:
       outputs: logits, labels, label_mask, (n, c) each.
-      patients: (n,).
+      units: (n,) patients, or what stands for one (`patients.units`).
     """
-    weights = statistics.bootstrap_weights(patients, 1000, seed)
+    weights = statistics.bootstrap_weights(units, 1000, seed)
     found = {}
     for c, name in enumerate(names):
         known = outputs["label_mask"][:, c] > 0
@@ -82,15 +102,15 @@ def intervals(outputs, patients, names, seed: int) -> dict[str, dict]:
     return found
 
 
-def mask_intervals(outputs, patients, seed: int) -> dict[str, dict]:
+def mask_intervals(outputs, units, seed: int) -> dict[str, dict]:
     """Dice and IoU, pooled and per image, with patient-clustered 95% intervals.
 
     Args:
       outputs: hits, called, truth, (n,) each (see objectives.segment).
-      patients: (n,).
+      units: (n,) patients, or what stands for one (`patients.units`).
     """
     counts = [np.float64(outputs[k]) for k in ("hits", "called", "truth")]
-    weights = statistics.bootstrap_weights(patients, 1000, seed)
+    weights = statistics.bootstrap_weights(units, 1000, seed)
     spread = segment.overlap(*(weights @ c for c in counts))
     values = segment.overlap(*(c.sum() for c in counts))
     for name, each in segment.overlap(*counts).items():

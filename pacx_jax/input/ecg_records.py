@@ -22,7 +22,8 @@ import numpy as np
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError, one_line
-from pacx_jax.input import ecg, ecg_arrays, folders
+from pacx_jax.input import ecg, ecg_arrays
+from pacx_jax.input.names import hidden
 
 MV = {"mv": 1.0, "uv": 1e-3, "v": 1e3}
 # Bytes a sample, of the WFDB formats whose length can be told from the header.
@@ -67,7 +68,9 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     if not path.is_dir():
         raise PacxError(f"{path}: no such file or folder; name one with ECG records")
     paths = [
-        p for p in sorted(path.rglob("*")) if not folders.hidden(p.relative_to(path))
+        p
+        for p in sorted(path.rglob("*"))
+        if not any(map(hidden, p.relative_to(path).parts))
     ]
     headers = {p.with_suffix("") for p in paths if p.suffix.lower() == ".hea"}
     found = [

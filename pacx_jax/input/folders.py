@@ -7,13 +7,15 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+import re
 from typing import Any
 
 import numpy as np
 
-from pacx_jax.errors import PacxError
-from pacx_jax.input import tables
-from pacx_jax.input.images import EXTENSIONS
+from pacx_jax import files
+from pacx_jax.errors import PacxError, one_line
+from pacx_jax.input import findings, names, tables
+from pacx_jax.input import patients as ids
 
 DEFAULT_CSVS = ("labels.csv", "metadata.csv")
 _SAMPLE_BYTES = 4096
@@ -28,12 +30,10 @@ class FolderSpec:
       csv: the CSV, absolute or relative to `path`; "" = `labels.csv` or
         `metadata.csv` if it is there; "-" = none. With a CSV the examples are its
         rows, and files without a row are left out.
-      label_columns: see `tables.labels`.
+      label_columns: see `findings.read`.
       label_separator: between the values of one cell.
-      patient_column: "" = the first of tables.PATIENT_COLUMNS that is there; "-" =
-        none, so that files are split one by one.
-      path_column: "" = the first of tables.PATH_COLUMNS that is there.
-      split_column: "" = `split` if it is there; "-" = none.
+      patient_column, path_column, split_column: "" = the first of tables.ROLES that is
+        there; "-" = none. Without patients, files are split one by one.
       val_fraction, test_fraction: shares of patients (else of files) for val and
         test. Where a split column has rows of one of them, its fraction is unused.
     """
@@ -75,6 +75,7 @@ class Listing:
       label_names: c names.
       labels: float32 (n, c).
       fingerprint: sha256 over paths, sizes, both ends of each file, and the CSV.
+      notes: lines that say what was taken for what, and what was left out.
     """
 
     root: pathlib.Path
@@ -84,51 +85,37 @@ class Listing:
     label_names: tuple[str, ...]
     labels: np.ndarray
     fingerprint: str
+    notes: tuple[str, ...] = ()
 
 
 def read_folder(spec: FolderSpec) -> Listing:
     """Lists a folder and joins it with its CSV; PacxError names what is wrong."""
     root = pathlib.Path(spec.path)
-    files = list_images(root)
-    csv_path = _csv_path(root, spec.csv)
+    found = names.find(root)
+    csv_path = _csv_path(root, spec.csv, found.passed)
     if csv_path is None:
-        for field in ("label_columns", "patient_column", "split_column"):
-            if getattr(spec, field) not in ("", "-", ()):
-                raise PacxError(
-                    f"{spec.path}: data.{field} is set but there is no CSV; give "
-                    "data.csv"
-                )
-        digests = _digests(root, files)
-        return Listing(
-            root,
-            files,
-            tables.assign_splits(digests, spec.val_fraction, spec.test_fraction),
-            [],
-            (),
-            np.zeros((len(files), 0), np.float32),
-            _fingerprint(files, digests, b""),
-        )
+        return _without_csv(root, spec, found)
     table = tables.read_table(csv_path)
-    path_column = spec.path_column or table.first_of(tables.PATH_COLUMNS)
-    if not path_column:
+    roles = table_roles(table, spec)
+    if not roles["path"]:
         raise PacxError(
-            f"{table.path}: no column of paths ({', '.join(tables.PATH_COLUMNS)}); "
-            f"give data.path_column, one of {', '.join(table.columns)}, or "
-            "data.csv='-' to use no CSV"
+            f"{table.path}: no column of paths ({tables.ROLES['path'][0]}); give "
+            f"data.path_column, one of {', '.join(table.columns)}, or data.csv='-' to "
+            "use no CSV"
         )
-    paths = match_paths(table, path_column, files, root)
-    patients, patient_column = table_patients(table, spec)
-    split_column = table_split_column(table, spec)
-    names, values = tables.labels(
-        table,
-        spec.label_columns,
-        spec.label_separator,
-        exclude={path_column, patient_column, split_column},
+    paths, told = match_paths(table, roles["path"], found, root)
+    patients = table_patients(table, roles)
+    labels = findings.read(
+        table, spec.label_columns, spec.label_separator, exclude=roles.values()
     )
     digests = _digests(root, paths)
     splits = table_splits(table, spec, patients, digests)
     fingerprint = _fingerprint(paths, digests, csv_path.read_bytes())
-    order = sorted(range(len(paths)), key=paths.__getitem__)
+    without = len(found.paths) - len(paths)
+    notes = [described(table, roles), *told, *labels.notes]
+    notes += [f"{without} images have no row and are left out"] if without else []
+    notes += [_copies(digests), found.told(_under(root, csv_path))]
+    order = sorted(range(len(digests)), key=paths.__getitem__)
 
     def ordered(values: list[str]) -> list[str]:
         return [values[i] for i in order] if values else []
@@ -138,89 +125,92 @@ def read_folder(spec: FolderSpec) -> Listing:
         ordered(paths),
         ordered(splits),
         ordered(patients),
-        names,
-        values[order],
+        labels.names,
+        labels.values[order],
         fingerprint,
+        tuple(one_line(note, 3000) for note in notes if note),
     )
 
 
-def list_images(root: str | os.PathLike, setting: str = "data.path") -> list[str]:
-    """Relative paths of all JPEG, PNG and DICOM files under `root`, sorted.
-
-    Hidden files and folders are skipped; links to folders are followed once.
-
-    Raises:
-      PacxError: no such folder, or no images in it; it names `setting`.
-    """
-    root = pathlib.Path(root)
-    if not root.is_dir():
-        raise PacxError(f"{root}: no such folder; check {setting}")
-    found, visited = [], set()
-    for folder, subfolders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:
-            subfolders.clear()
-            continue
-        visited.add(real)
-        subfolders[:] = sorted(x for x in subfolders if not hidden(pathlib.Path(x)))
-        prefix = pathlib.PurePath(folder).relative_to(root)
-        for name in names:
-            if name.lower().endswith(EXTENSIONS) and not hidden(pathlib.Path(name)):
-                found.append((prefix / name).as_posix())
-    if not found:
-        raise PacxError(
-            f"{root}: no JPEG, PNG or DICOM files in this folder; check {setting}"
-        )
-    return sorted(found)
+def _without_csv(root: pathlib.Path, spec: FolderSpec, found: names.Found) -> Listing:
+    for field in ("label_columns", "patient_column", "split_column"):
+        if getattr(spec, field) not in ("", "-", ()):
+            raise PacxError(
+                f"{spec.path}: data.{field} is set but there is no CSV; give data.csv"
+            )
+    files = found.paths
+    digests = _digests(root, files)
+    return Listing(
+        root,
+        files,
+        tables.assign_splits(digests, spec.val_fraction, spec.test_fraction),
+        [],
+        (),
+        np.zeros((len(files), 0), np.float32),
+        _fingerprint(files, digests, b""),
+        tuple(filter(None, [_copies(digests), found.told()])),
+    )
 
 
-def hidden(path: pathlib.Path) -> bool:
-    """Whether it is a hidden file, or one that macOS puts into archives."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.parts)
-
-
-def _csv_path(root: pathlib.Path, csv: str) -> pathlib.Path | None:
+def _csv_path(root: pathlib.Path, csv: str, others: list[str]) -> pathlib.Path | None:
     if csv == "-":
         return None
     if not csv:
-        found = (root / name for name in DEFAULT_CSVS if (root / name).is_file())
-        return next(found, None)
+        here = sorted(f for f in others if f.lower() in DEFAULT_CSVS)
+        inside = [f for f in others if f.lower().rsplit("/", 1)[-1] in DEFAULT_CSVS]
+        if not here and inside:
+            raise PacxError(
+                f"{root}: no {' or '.join(DEFAULT_CSVS)} in it but in its sub-folders "
+                f"({', '.join(sorted(inside)[:3])}); give one of these folders as "
+                "data.path or one file as data.csv, or data.csv='-' to use none"
+            )
+        return root / here[0] if here else None
     for candidate in (root / csv, pathlib.Path(csv)):
         if candidate.is_file():
             return candidate
     raise PacxError(f"{csv}: no such CSV file, here or under {root}; check data.csv")
 
 
+def _under(root: pathlib.Path, path: str | os.PathLike) -> str:
+    """A path relative to the root, as names.find lists it; another one as it is."""
+    return pathlib.Path(os.path.relpath(path, root)).as_posix()
+
+
 def match_paths(
     table: tables.Table,
     column: str,
-    files: list[str],
+    found: names.Found,
     root: pathlib.Path,
     allow_missing: bool = False,
     allow_repeats: bool = False,
-) -> list[str]:
-    """The file of each row: its path as it stands, else without leading folders.
+) -> tuple[list[str], tuple[str, ...]]:
+    """Finds the file that each row names, as `names.Names` does.
 
-    CheXpert's CSV names its own root folder, NIH's gives bare names of files that lie
-    in subfolders; both are found. With `allow_missing` a row without its file has "",
-    with `allow_repeats` one that is equal to an earlier row has.
+    Names are relative to the table, else to the root. With `allow_missing` a row
+    without its file has "", with `allow_repeats` one that is equal to an earlier row.
+
+    Returns:
+      The path of each row, and lines that say how those were found.
+
+    Raises:
+      PacxError: a row without its file, with several, or with that of another row.
     """
-    exact = set(files)
-    by_name: dict[str, list[str]] = {}
-    for file in files:
-        by_name.setdefault(file.rsplit("/", 1)[-1], []).append(file)
-    paths, missing, used = [], [], {}
+    known, passed = names.Names(found.paths), names.Names(found.passed)
+    near = _under(root, table.path).rpartition("/")[0]
+    paths, missing, other, used = [], [], [], {}
     for number, cell in enumerate(table.column(column, "data.path_column"), start=2):
-        parts = cell.strip().replace("\\", "/").split("/")
-        tails = ("/".join(parts[i:]) for i in range(len(parts)))
-        path = next((tail for tail in tails if tail in exact), None)
-        same_name = by_name.get(parts[-1], [])
-        if path is None and len(parts) == 1 and len(same_name) == 1:
-            path = same_name[0]
-        if path is None:
+        candidates = known.at(f"{near}/{cell.strip()}") if near else []
+        candidates = candidates or known.at(cell)
+        if len(candidates) > 1:
+            raise PacxError(
+                f"{table.path}: row {number} names {cell!r}, which may be "
+                f"{candidates[0]} or {candidates[1]} under {root}; write its whole path"
+            )
+        if not candidates:
             missing.append((number, cell))
             paths.append("")
             continue
+        path = candidates[0]
         if path in used:
             if allow_repeats and table.rows[used[path] - 2] == table.rows[number - 2]:
                 paths.append("")
@@ -231,27 +221,39 @@ def match_paths(
             )
         used[path] = number
         paths.append(path)
+        if re.split(r"[/\\]", cell.strip())[-1] != path.rsplit("/", 1)[-1]:
+            other.append(f"{cell!r} is {path}")
     if missing and not allow_missing:
         number, cell = missing[0]
+        there = passed.at(cell)
+        why, mend = f"are not under {root}", "add the files"
+        if there:
+            why, mend = f"are no JPEG, PNG or DICOM ({there[0]})", "convert them"
         raise PacxError(
-            f"{table.path}: {len(missing)} rows name files that are not under {root}, "
-            f"the first is row {number}, {cell!r}; add the files or remove the rows"
+            f"{table.path}: {len(missing)} rows name files that {why}, the first is "
+            f"row {number}, {cell!r}; {mend} or remove the rows"
         )
-    return paths
+    if not other:
+        return paths, ()
+    return paths, (f"{len(other)} rows name their file otherwise: {other[0]}, ...",)
 
 
-def table_patients(table: tables.Table, spec: FolderSpec) -> tuple[list[str], str]:
-    """Patient of each row and the column they are from; ([], "") without one."""
-    column = spec.patient_column or table.first_of(tables.PATIENT_COLUMNS)
-    if column in ("", "-"):
-        return [], ""
-    return tables.patients(table, column, "data.patient_column"), column
+def table_roles(table: tables.Table, spec: FolderSpec) -> dict[str, str]:
+    """The column of each of tables.ROLES, "" without one."""
+    chosen = {r: getattr(spec, f"{r}_column") for r in ("path", "patient", "split")}
+    return tables.columns(table, chosen)
 
 
-def table_split_column(table: tables.Table, spec: FolderSpec) -> str:
-    """The column of splits, or ""."""
-    column = spec.split_column or table.first_of(("split",))
-    return "" if column == "-" else column
+def described(table: tables.Table, roles: dict[str, str]) -> str:
+    """One line that says which column was taken for what."""
+    taken = ", ".join(f"{role} {name!r}" for role, name in roles.items() if name)
+    return f"{table.path}: {len(table.rows)} rows; columns: {taken or 'none known'}"
+
+
+def table_patients(table: tables.Table, roles: dict[str, str]) -> list[str]:
+    """Patient of each row; [] without a column of them."""
+    column = roles["patient"]
+    return tables.patients(table, column, "data.patient_column") if column else []
 
 
 def table_splits(
@@ -261,14 +263,18 @@ def table_splits(
 
     Drawn by patient, else by `files`. PacxError when a patient is in two splits.
     """
-    column = table_split_column(table, spec)
+    roles = table_roles(table, spec)
+    column = roles["split"]
     splits = ["train"] * len(files)
     if column:
         splits = tables.split_names(table, column, "data.split_column")
     val = 0.0 if "val" in splits else spec.val_fraction
     test = 0.0 if "test" in splits else spec.test_fraction
     rows = [i for i, name in enumerate(splits) if name == "train"]
-    drawn = tables.assign_splits([(patients or files)[i] for i in rows], val, test)
+    groups = patients or files
+    if patients and roles["patient"]:
+        groups = ids.as_written(table.column(roles["patient"], ""), patients)
+    drawn = tables.assign_splits([groups[i] for i in rows], val, test)
     for i, name in zip(rows, drawn, strict=True):
         splits[i] = name
     seen: dict[str, str] = {}
@@ -297,11 +303,16 @@ def _digests(root: pathlib.Path, paths: list[str]) -> list[str]:
                 file.seek(max(size - _SAMPLE_BYTES, 0))
                 ends += file.read(_SAMPLE_BYTES)
         except OSError as error:
-            raise PacxError(f"{root / path}: cannot be read ({error})") from None
+            raise files.unreadable(root / path, error) from None
         return hashlib.sha256(size.to_bytes(8, "big") + ends).hexdigest()
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return list(pool.map(digest, paths))
+
+
+def _copies(digests: list[str]) -> str:
+    copies = len(digests) - len(set(digests))
+    return f"{copies} images are copies of others" if copies else ""
 
 
 def _fingerprint(paths: list[str], digests: list[str], csv: bytes) -> str:

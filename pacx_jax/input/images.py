@@ -67,6 +67,8 @@ def decode(
     if not in_memory and not isinstance(data, bytes | bytearray | memoryview):
         name, data = name or str(data), files.read_bytes(data)
     name = name or (f"PIL image of mode {data.mode}" if in_memory else "image")
+    if not in_memory and not data:
+        raise PacxError(f"{name}: the file is empty; delete or replace it")
     if not in_memory and is_dicom(data):
         return dicom.decode(data, name)
     try:

@@ -1,4 +1,4 @@
-"""Whose patient an id names: ids of different data sets are different namespaces.
+"""One form of every id, and whose ids they are: the namespaces of data sets.
 
 Patient "1" of one hospital is not patient "1" of another, so two ids are compared only
 within one namespace: that of the data set which gave them out. Data sets cut from one
@@ -9,6 +9,11 @@ laboratory events and the emergency stays are all MIMIC's.
 from __future__ import annotations
 
 import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pacx_jax.errors import PacxError
 
 # Name in data/prepare.py -> the archive whose ids it has; others are their own.
 NAMESPACES = {
@@ -20,6 +25,89 @@ NAMESPACES = {
 }
 FOLDER = "folder"  # all folders of images whose origin nobody stated
 SIMULATED = "simulated"  # the embedded cohort, which numbers everybody once
+MISSING = {"", "nan", "na", "n/a", "none", "null", "unknown", "?", "<na>"}
+NOBODY = (
+    "NO PATIENTS are known: splits and intervals are by {what}, and one patient's may "
+    "be in several splits"
+)
+_AROUND = re.compile(r"^[\s='\"\ufeff]+|[\s'\"\ufeff]+$")  # ="00211", of spreadsheets
+_SHORTENED = re.compile(r"[0-9]([.,][0-9]+)?[eE]\+?[0-9]+")  # 1.23E+11, of spreadsheets
+_WIDEST = 16  # digits of a zero-padded id in lists of older versions
+
+
+def canonical(value: Any) -> str:
+    """The one form of a patient's, study's or record's id; "" where it is unknown.
+
+    Blanks and quotes around it go. Digits alone are a number: 211, 211.0 (as pandas
+    writes them beside a blank cell) and 00211 are all "211". Other ids stay as text.
+    """
+    text = _written(value)
+    return (text.lstrip("0") or "0") if re.fullmatch("[0-9]+", text) else text
+
+
+def _written(value: Any) -> str:
+    """The id with its leading zeros."""
+    text = _AROUND.sub("", unicodedata.normalize("NFC", str(value)))
+    if text.lower() in MISSING:
+        return ""
+    number = re.fullmatch("([0-9]+)[.,]0*", text)
+    return number[1] if number else text
+
+
+def canonical_column(cells: Sequence[str], column: str) -> list[str]:
+    """The ids of a table's column in their one form, none of them unknown.
+
+    Args:
+      column: what messages call it: its file and name.
+
+    Raises:
+      PacxError: a blank id, one that a spreadsheet shortened (1.23E+11), or two that
+        differ in leading zeros alone: whether these are one patient is not known.
+    """
+    ids, seen = [], {}
+    for row, cell in enumerate(cells, start=2):
+        written = _written(cell)
+        if not written:
+            raise PacxError(
+                f"{column}, row {row}: no known id ({cell!r}); fill it in or remove "
+                "the row"
+            )
+        if _SHORTENED.fullmatch(written):
+            raise PacxError(
+                f"{column}, row {row}: {cell!r} is a number that a spreadsheet has "
+                "shortened, which may be several ids; export it again as text"
+            )
+        ids.append(canonical(written))
+        other = seen.setdefault(ids[-1], written)
+        if other != written:
+            raise PacxError(
+                f"{column}, row {row}: has both {other!r} and {written!r}, which "
+                "differ in leading zeros alone; write one patient in one way, and "
+                "others with a letter in front"
+            )
+    return ids
+
+
+def as_written(cells: Sequence[str], ids: Sequence[str]) -> list[str]:
+    """Each row's id as its table has it, if all rows of the patient do, else its form.
+
+    Splits are drawn by it, so that those of earlier versions stay as they were.
+    """
+    forms: dict[str, set[str]] = {}
+    for cell, who in zip(cells, ids, strict=True):
+        forms.setdefault(who, set()).add(cell.strip())
+    return [min(forms[who]) if len(forms[who]) == 1 else who for who in ids]
+
+
+def units(ids: Iterable[Any]) -> tuple[list[str], int]:
+    """What is resampled: the patient of each example, else the example itself.
+
+    Returns:
+      The unit of each example, and how many have no known patient.
+    """
+    known = [canonical(i) for i in ids]
+    named = [f"patient {who}" if who else f"#{i}" for i, who in enumerate(known)]
+    return named, known.count("")
 
 
 def namespace(name: str) -> str:
@@ -30,10 +118,23 @@ def namespace(name: str) -> str:
 def key(space: str, patient: str) -> str:
     """The patient's name across data sets: "mimic/10000032".
 
-    MIMIC's ids come as 10000032, 10000032.0 and p10000032 (its folders), the cohort's
-    as 7 and patient00007; these are one.
+    Ids are `canonical`; MIMIC's also come as p10000032 (its folders), the cohort's as
+    7 and patient00007, and these too are one.
     """
-    patient = patient.strip()
-    numbered = space in ("mimic", SIMULATED)
-    number = re.fullmatch(r"(?:p|patient)?(\d+)(\.0+)?", patient) if numbered else None
-    return f"{space}/{int(number[1]) if number else patient}"
+    text = canonical(patient)
+    if space in ("mimic", SIMULATED):
+        text = canonical(re.sub(r"^(p|patient)(?=[0-9]+(\.0+)?$)", "", text))
+    return f"{space}/{text}"
+
+
+def older_keys(space: str, patient: str) -> set[str]:
+    """What `key` may have given before ids had one form, with `key` itself.
+
+    Lists of older workdirs have an id as their tables did: 211, 211.0, 00211.
+    """
+    name = key(space, patient)
+    text = name.removeprefix(f"{space}/")
+    if not re.fullmatch("[0-9]+", text):
+        return {name, f"{space}/{patient.strip()}"}
+    padded = {text.zfill(width) for width in range(len(text), _WIDEST + 1)}
+    return {f"{space}/{i}" for i in (text, f"{text}.0", patient.strip(), *padded)}

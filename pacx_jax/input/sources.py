@@ -24,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.input import folders, patients, prepared, records, subsets
 
@@ -41,6 +42,7 @@ class Source(Protocol):
       split: the split's name.
       entries: names of the entries that every example has.
       namespace: whose ids `patient_id` are (see pacx_jax/input/patients.py).
+      notes: lines to tell at the start: what was taken for what.
     """
 
     label_names: tuple[str, ...]
@@ -48,6 +50,7 @@ class Source(Protocol):
     split: str
     entries: tuple[str, ...]
     namespace: str
+    notes: tuple[str, ...]
 
     def __len__(self) -> int: ...
 
@@ -134,6 +137,8 @@ class FolderSource:
         self.label_names = listing.label_names
         self.split = split
         self.namespace = patients.FOLDER
+        nobody = f"{spec.path}: {patients.NOBODY.format(what='image')}"
+        self.notes = (*listing.notes, *(() if self._patients else (nobody,)))
         self.fingerprint = subsets.digest(
             listing.fingerprint, split, *self._paths, self._labels.tobytes()
         )
@@ -146,13 +151,10 @@ class FolderSource:
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         path = self._paths[i]
-        try:
-            image = (self._root / path).read_bytes()
-        except OSError as error:
-            raise PacxError(
-                f"{self.name(i)}: cannot be read ({error.strerror})"
-            ) from None
-        example: dict[str, Any] = {"image": image, "path": path}
+        example: dict[str, Any] = {
+            "image": files.read_bytes(self._root / path),
+            "path": path,
+        }
         if self.label_names:
             example["labels"] = self._labels[i]
         if self._patients:
@@ -214,6 +216,9 @@ class PreparedSource:
         self.entries = tuple(about["entries"])
         self.namespace = about["namespace"]
         self.fingerprint = subsets.digest(about["fingerprint"], split)
+        what = "image" if "image" in self.entries else "record"
+        nobody = f"{path}: {patients.NOBODY.format(what=what)}"
+        self.notes = () if self._patients else (nobody,)
 
     def __len__(self) -> int:
         return len(self._records)

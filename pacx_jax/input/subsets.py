@@ -20,6 +20,7 @@ class Subset:
         self.split = source.split
         self.entries = source.entries
         self.namespace = source.namespace
+        self.notes = source.notes
         self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
 
     def __len__(self) -> int:

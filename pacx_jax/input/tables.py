@@ -1,4 +1,4 @@
-"""Reading the CSV beside a data set: paths, patients, labels, splits.
+"""Reading the CSV beside a data set: its columns, patients and splits.
 
 Every reader here answers with one line that names the file, the column and the row
 when the table is not what it should be.
@@ -10,17 +10,32 @@ import collections
 import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
-
-import numpy as np
+import re
+from collections.abc import Mapping, Sequence
 
 from pacx_jax.errors import PacxError
+from pacx_jax.input import names
+from pacx_jax.input import patients as ids
 
-PATH_COLUMNS = ("path", "Path", "file", "filename", "Image Index")
-PATIENT_COLUMNS = ("patient_id", "subject_id", "Patient ID", "patient")
+# What a column is by its name, in any case and without blanks and signs. The second
+# names count where a table has none of the first.
+ROLES = {
+    "path": (
+        "path filepath imagepath file filename imagefile imagefilename imageindex",
+        "image imageid imagename imgname img",
+    ),
+    "patient": (
+        "patientid subjectid patient subject",
+        "participantid personid patientnumber subjectnumber mrn pid",
+    ),
+    "split": ("split", "datasplit"),
+    "study": ("studyid study studyinstanceuid accession accessionnumber hadmid", ""),
+    "view": ("view viewposition projection viewname frontallateral appa", ""),
+}
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -30,14 +45,12 @@ SPLIT_NAMES = {
     "validate": "val",
     "test": "test",
 }
-_MISSING = {"", "nan", "na", "n/a", "none", "null", "unknown", "?"}
-_LABEL_VALUES = {0.0, 1.0, -1.0}
-_NEGATIVE = "No Finding"  # NIH's word for an image without any of its findings
+_DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A CSV (or TSV) file as text: its columns and the cells of each row."""
+    """A CSV file as text: its columns and the cells of each row."""
 
     path: str
     columns: tuple[str, ...]
@@ -53,22 +66,26 @@ class Table:
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
 
-    def first_of(self, candidates: Sequence[str]) -> str:
-        """The first of the candidates that is a column, or ""."""
-        return next((name for name in candidates if name in self.columns), "")
-
 
 def read_table(path: str | os.PathLike) -> Table:
-    """Reads a CSV with a header; a name ending in .tsv is tab-separated."""
+    """Reads a CSV with a header: UTF-8 or UTF-16, whose header tells the separator."""
     path = pathlib.Path(path)
-    delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+    text = _decoded(path)
+    said = re.match(r"\s*\"?sep=(.)\"?\s*?(?:\r\n?|\n)", text)  # Excel's own line
+    text = text[said.end() :] if said else text
+    delimiter = said[1] if said else _delimiter(text)
+    told = f"separated by {_DELIMITERS.get(delimiter, repr(delimiter))}"
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = [row for row in csv.reader(file, delimiter=delimiter) if row]
-    except FileNotFoundError:
-        raise PacxError(f"{path}: no such CSV file; check data.csv") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise PacxError(f"{path}: not a readable UTF-8 CSV file ({error})") from None
+        # Strict, or one quote too many takes the rows after it into its cell.
+        file = io.StringIO(text, newline="")
+        lines = csv.reader(
+            file, delimiter=delimiter, skipinitialspace=True, strict=True
+        )
+        rows = [row for row in lines if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise PacxError(
+            f"{path}: not a readable CSV file, {told} ({error}); check its quotes"
+        ) from None
     if len(rows) < 2:
         raise PacxError(f"{path}: the CSV has no rows under a header")
     columns = tuple(cell.strip() for cell in rows[0])
@@ -77,26 +94,105 @@ def read_table(path: str | os.PathLike) -> Table:
             row.pop()  # NIH's rows end in a comma where the header may not
         if len(row) != len(columns):
             raise PacxError(
-                f"{path}: row {number} has {len(row)} cells, the header {len(columns)}"
+                f"{path}: row {number} has {len(row)} cells, the header "
+                f"{len(columns)}, {told}"
             )
+    twice = [c for c, n in collections.Counter(columns).items() if c and n > 1]
+    if twice:
+        raise PacxError(f"{path}: two columns are called {twice[0]!r}; rename one")
     return Table(str(path), columns, rows[1:])
 
 
+def _decoded(path: pathlib.Path) -> str:
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise PacxError(f"{path}: no such CSV file; check data.csv") from None
+    except OSError as error:
+        raise PacxError(f"{path}: cannot be read ({error.strerror})") from None
+    if data.startswith((b"PK\x03\x04", b"\xd0\xcf\x11\xe0", b"\x1f\x8b")):
+        raise PacxError(
+            f"{path}: a workbook or an archive, no CSV; save its table as CSV (UTF-8)"
+        )
+    encoding = "utf-8-sig"
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        encoding = "utf-16"
+    elif b"\0" in data[:2]:  # no header begins so but in UTF-16 without its mark
+        encoding = "utf-16-be" if data[0] == 0 else "utf-16-le"
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise PacxError(
+            f"{path}: no {encoding.upper()} at byte {error.start} "
+            f"({data[error.start : error.start + 1]}); save it as UTF-8"
+        ) from None
+
+
+def _delimiter(text: str) -> str:
+    """The separator that divides the header most."""
+    header = re.match(r"[\r\n]*([^\r\n]*)", text)[1]
+    return max(_DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
+
+
+def plain(name: str) -> str:
+    """A column's name in any case, without blanks and signs."""
+    return re.sub(r"[\W_]", "", name.casefold())
+
+
+def role(name: str) -> str:
+    """Which of ROLES a column or field of this name has; "" for none."""
+    found = (r for r, tiers in ROLES.items() if plain(name) in " ".join(tiers).split())
+    return next(found, "")
+
+
+def columns(table: Table, chosen: Mapping[str, str]) -> dict[str, str]:
+    """The column of each role, "" where there is none.
+
+    Args:
+      table: its first column of a role's names, in their order, is taken.
+      chosen: role -> a column by name, "" to look for one, or "-" for none.
+
+    Raises:
+      PacxError: two columns may have a role that can be chosen, and differ.
+    """
+    found = {}
+    for name, tiers in ROLES.items():
+        if chosen.get(name):
+            found[name] = "" if chosen[name] == "-" else chosen[name]
+            continue
+        places = [
+            [c for n in tier.split() for c in table.columns if plain(c) == n]
+            for tier in tiers
+        ]
+        same = next(filter(None, places), [""])
+        found[name] = same[0]
+        for other in same[1:] if name in chosen else ():
+            pair = zip(table.column(same[0], ""), table.column(other, ""), strict=True)
+            if any(_ALIKE[name](a) != _ALIKE[name](b) for a, b in pair):
+                raise PacxError(
+                    f"{table.path}: columns {same[0]!r} and {other!r} may both be the "
+                    f"{name} and differ; give data.{name}_column"
+                )
+    return found
+
+
+# What makes two cells of a role the same.
+_ALIKE = {
+    "path": lambda cell: names.stem(re.split(r"[/\\]", cell.strip())[-1]),
+    "patient": ids.canonical,
+    "split": lambda cell: SPLIT_NAMES.get(cell.strip().lower(), cell),
+}
+
+
 def patients(table: Table, column: str, field: str) -> list[str]:
-    """Patient ids of all rows, none of them blank or unknown."""
-    ids = [cell.strip() for cell in table.column(column, field)]
-    for number, patient in enumerate(ids, start=2):
-        if patient.lower() in _MISSING:
-            raise PacxError(
-                f"{table.path}: row {number} has no known patient in column "
-                f"{column!r} ({patient!r}); fill it in or remove the row"
-            )
-    return ids
+    """Ids of all rows in their one form, none of them blank or unknown."""
+    cells = table.column(column, field)
+    return ids.canonical_column(cells, f"{table.path}, column {column!r}")
 
 
 def split_names(table: Table, column: str, field: str) -> list[str]:
     """The rows' splits as train, val or test."""
-    names = []
+    found = []
     for number, cell in enumerate(table.column(column, field), start=2):
         name = SPLIT_NAMES.get(cell.strip().lower())
         if name is None:
@@ -104,67 +200,8 @@ def split_names(table: Table, column: str, field: str) -> list[str]:
                 f"{table.path}: row {number} has the unknown split {cell!r} in column "
                 f"{column!r}; use train, val or test"
             )
-        names.append(name)
-    return names
-
-
-def labels(
-    table: Table,
-    label_columns: Sequence[str] = (),
-    separator: str = "|",
-    exclude: Iterable[str] = (),
-) -> tuple[tuple[str, ...], np.ndarray]:
-    """Reads the labels of all rows.
-
-    Each name of `label_columns` is either a numeric column or one of the values in a
-    column of separated values ("Effusion|Mass"). Without names, the labels are all
-    columns that hold nothing but 0, 1, -1 and blanks; where there are none, all
-    values of the first column called `labels`, `Finding Labels` or `label`, sorted,
-    without "No Finding", which is the absence of the others.
-
-    Returns:
-      Names, and float32 (rows, labels): NaN where the cell is blank, -1 (uncertain)
-      as it stands, 1 or 0 for separated values.
-
-    Raises:
-      PacxError: a name that is neither a column nor a value, or a cell that is not a
-        number.
-    """
-    exclude = set(exclude)
-    names = tuple(label_columns)
-    if not names:
-        names = tuple(
-            name
-            for name in table.columns
-            if name not in exclude and _is_label_column(table.column(name, ""))
-        )
-        if not names:
-            return _all_values(table, separator)
-    if not set(names) - set(table.columns):
-        return names, _stack([_numbers(table, name) for name in names], table)
-    values = {
-        name: _values(table, name, separator)
-        for name in table.columns
-        if name not in exclude
-    }
-    source = {}
-    for name in names:
-        if name in table.columns:
-            continue
-        source[name] = next((c for c in values if name in values[c]), None)
-        if source[name] is None:
-            raise PacxError(
-                f"{table.path}: data.label_columns has {name!r}, which is neither a "
-                f"column ({', '.join(table.columns)}) nor a value in a column of "
-                f"{separator!r}-separated values"
-            )
-    columns = [
-        _indicator(table, source[name], name, separator)
-        if name in source
-        else _numbers(table, name)
-        for name in names
-    ]
-    return names, _stack(columns, table)
+        found.append(name)
+    return found
 
 
 def assign_splits(
@@ -204,61 +241,3 @@ def assign_splits(
 
 def _uniform(text: str) -> float:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big") / 2**56
-
-
-def _is_label_column(cells: list[str]) -> bool:
-    values = set()
-    for cell in set(cells):
-        if cell.strip().lower() in _MISSING:
-            continue
-        try:
-            values.add(float(cell))
-        except ValueError:
-            return False
-    return bool(values) and values <= _LABEL_VALUES
-
-
-def _numbers(table: Table, name: str) -> list[float]:
-    numbers = []
-    for row, cell in enumerate(table.column(name, "data.label_columns"), start=2):
-        try:
-            missing = cell.strip().lower() in _MISSING
-            number = float("nan") if missing else float(cell)
-        except ValueError:
-            number = None
-        if number not in (0.0, 1.0, -1.0) and number == number:
-            raise PacxError(
-                f"{table.path}: row {row} has {cell!r} in the label column {name!r}; "
-                "labels are 0, 1, -1 (uncertain) or blank"
-            )
-        numbers.append(number)
-    return numbers
-
-
-def _split_cell(cell: str, separator: str) -> set[str]:
-    return {part.strip() for part in cell.split(separator)} - {""}
-
-
-def _values(table: Table, column: str, separator: str) -> set[str]:
-    cells = set(table.column(column, "data.label_columns"))
-    return set().union(*(_split_cell(cell, separator) for cell in cells))
-
-
-def _indicator(table: Table, column: str, name: str, separator: str) -> list[float]:
-    cells = [_split_cell(c, separator) for c in table.column(column, "")]
-    return [float(name in cell) if cell else float("nan") for cell in cells]
-
-
-def _all_values(table: Table, separator: str) -> tuple[tuple[str, ...], np.ndarray]:
-    column = table.first_of(("labels", "Finding Labels", "label"))
-    if not column:
-        return (), np.zeros((len(table.rows), 0), np.float32)
-    names = tuple(sorted(_values(table, column, separator) - {_NEGATIVE}))
-    columns = [_indicator(table, column, name, separator) for name in names]
-    return names, _stack(columns, table)
-
-
-def _stack(columns: list[list[float]], table: Table) -> np.ndarray:
-    if not columns:
-        return np.zeros((len(table.rows), 0), np.float32)
-    return np.asarray(columns, np.float32).T.copy()

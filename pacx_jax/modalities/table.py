@@ -2,7 +2,8 @@
 
 An .npz file with
 
-  id         (n,) text or integers: studies, patients or images, see `by`
+  id         (n,) text or integers: studies, patients (in any form that
+             pacx_jax/input/patients.py makes one) or images, see `by`
   embedding  (n, d) numbers: row i belongs to id i; a row of NaN is unusable
 
 `config.modalities.<name>.init` names it. The output of pacx_jax.embed is one too: its
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from pacx_jax.errors import PacxError
+from pacx_jax.input import patients
 
 BY = ("patient", "study", "image")
 _STUDY = ("study_id", "hadm_id")  # entries that name an example's study
@@ -104,7 +106,8 @@ def load(name: str, path: str, by: str) -> Table:
         )
     if ids.dtype.kind == "S":
         ids = np.char.decode(ids, "utf-8")
-    names = [str(i).strip() for i in ids]
+    form = str.strip if by == "image" else patients.canonical
+    names = [form(str(i)) for i in ids]
     if "" in names:
         raise PacxError(f"{path}: id {names.index('')} (from 0) is empty: name it")
     rows = dict(zip(names, range(len(names)), strict=True))
@@ -125,13 +128,13 @@ def load(name: str, path: str, by: str) -> Table:
 def _ids(source, by: str):
     """The id that `by` names for every example of a source, "" if unknown."""
     if by == "patient":
-        patients = source.patients()
-        if patients is None:
+        named = source.patients()
+        if named is None:
             raise PacxError(
                 f"the {source.split} split names no patients: give a table by study or "
                 "image (config.modalities.<name>.by)"
             )
-        yield from (str(p).strip() for p in patients)
+        yield from map(patients.canonical, named)
         return
     for i in range(len(source)):
         try:
@@ -145,7 +148,8 @@ def _ids(source, by: str):
 def _study(example: dict[str, Any]) -> str:
     """The study or admission of an example; else the folder that its image lies in."""
     for entry in _STUDY:
-        if example.get(entry):
-            return str(example[entry]).strip()
+        if known := patients.canonical(example.get(entry, "")):
+            return known
     path = str(example.get("path", ""))
-    return pathlib.PurePosixPath(path).parent.as_posix() if path else ""
+    folder = pathlib.PurePosixPath(path).parent.as_posix() if path else ""
+    return patients.canonical(folder)

@@ -85,7 +85,7 @@ def read_run(
     """The encoder of a run's checkpoint, and with `heads` what stands beside it."""
     params = checkpoint.read_params(workdir, which or config.export)
     labels = pathlib.Path(workdir) / "labels.json"
-    names = _label_names(labels) if heads and labels.is_file() else None
+    names = label_names(labels) if heads and labels.is_file() else None
     model = objectives.load(config.objective).export(config, params, names)
     if not heads:
         return dataclasses.replace(model, heads=None)
@@ -98,7 +98,8 @@ def read_run(
     return model
 
 
-def _label_names(file: pathlib.Path) -> list[str]:
+def label_names(file: pathlib.Path) -> list[str]:
+    """The names of a classifier's outputs, as labels.json has them."""
     try:
         labels = files.parse_json(file.read_text("utf-8"))
         if not isinstance(labels, list) or not all(isinstance(x, str) for x in labels):

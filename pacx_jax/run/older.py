@@ -19,6 +19,8 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     data = config.get("data", {})
     if isinstance(data, dict) and data.get("transform") in _ONCE:
         data["transform"] = ""
+    if isinstance(data, dict) and "label_columns" in data:
+        data.setdefault("label_separator", "|")
     if config.get("objective") == "labs_dae":
         config.setdefault("modality", _ONCE[1])
     loss = config.get("loss", {})

@@ -176,16 +176,16 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
             if config.data.source == "folder":
                 continue  # it has no such split; training says what is wrong
             raise
-        space, ids = source.namespace, source.patients()
-        if not ids or not any(ids):
+        space, ids = source.namespace, {*(source.patients() or ())}
+        named = {i for i in ids if patients.canonical(i)}
+        if not named:
             rows[split] = {"patients": None, "shared": None}
             unknown.append(f"{config.data.path} names no patients")
             continue
-        if not all(ids):
+        if named != ids:
             unknown.append(f"{config.data.path} names no patient of some images")
-        everybody = {patients.key(space, i) for i in ids if i}
-        hashes = {_hash(chain.key, who) for who in everybody} if chain.key else set()
-        seen = [hashes & set(run["hashes"]) for run in known]
+        everybody = {patients.key(space, i): i for i in named}
+        seen = [_seen(run, chain.key, space, everybody) for run in known]
         rows[split] = {"patients": len(everybody), "shared": len(set().union(*seen))}
         shared_of = [a + len(b) for a, b in zip(shared_of, seen, strict=True)]
     for run in known:
@@ -213,6 +213,18 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
     }
 
 
+def _seen(run: dict, key: bytes, space: str, everybody: dict[str, str]) -> set[str]:
+    """Which of the patients (by `patients.key`, and as written) a run has seen."""
+    hashes = set(run["hashes"])
+    if run.get("canonical"):
+        return {who for who in everybody if _hash(key, who) in hashes}
+    return {  # a list from before ids had one form
+        who
+        for who, written in everybody.items()
+        if any(_hash(key, n) in hashes for n in patients.older_keys(space, written))
+    }
+
+
 def _is_listed(config, workdir: str, train: sources.Source) -> bool:
     """Whether the list stands there already, from before a run was resumed."""
     own = read(pathlib.Path(workdir))
@@ -232,12 +244,13 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
         "objective": config.objective,
         "start": [train.fingerprint, train.namespace, config.model_init],
     }
-    ids = train.patients()
-    if not ids or not any(ids):
+    named = {i for i in {*(train.patients() or ())} if patients.canonical(i)}
+    if not named:
         run["unknown"] = f"{config.data.path}, the data of {workdir}, names no patients"
     else:
-        everybody = {patients.key(train.namespace, i) for i in ids if i}
+        everybody = {patients.key(train.namespace, i) for i in named}
         run["namespace"], run["patients"] = train.namespace, len(everybody)
+        run["canonical"] = True  # by ids in the form of input/patients.py
         # Sorted, so that their order tells nothing.
         run["hashes"] = sorted(_hash(key, who) for who in everybody)
     text = json.dumps({"format": FORMAT, "runs": [*chain.runs, run]}, indent=1) + "\n"

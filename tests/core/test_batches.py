@@ -22,6 +22,7 @@ class Triplets(Source):
     entries = ("image", "ecg", "labs", "labs_mask")
 
     namespace = "tests"
+    notes = ()
 
     def __init__(self):
         super().__init__()

@@ -216,7 +216,9 @@ def test_embed_writes_sorted_paths_and_their_embeddings(
         np.testing.assert_array_equal(
             file["embedding"], encoder([images / "a.JPG", images / "b" / "one.png"])
         )
-    assert "2 embeddings of width 32" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "2 embeddings of width 32" in told
+    assert "passed over as no images: 1 .txt" in told
     assert [p.name for p in out.parent.iterdir()] == ["z.npz"]
 
 

@@ -57,7 +57,7 @@ def test_records_at_500_hz_come_back_exactly_with_their_diagnoses(tmp_path, run)
     manifest = json.loads((target / manifests.FILE).read_text())
     assert manifest["label_names"] == ["A", "B"]
     assert manifest["entries"] == ["ecg", "path", "labels"]  # no patient is known
-    assert "split by recording" in " ".join(summary["notes"])
+    assert "NO PATIENTS are known" in summary["notes"][-1]
     found = read(target, by="path")
     assert len(found) == 6 and {s for s, _ in found.values()} == {"train", "val"}
     for i in range(6):
@@ -255,7 +255,7 @@ BAD = {
     "blank patient": (
         _csv("record,patient_id,AF\ng0/r0,,1\n"),
         (),
-        "row 2 has no known patient",
+        "row 2: no known id",
     ),
 }
 

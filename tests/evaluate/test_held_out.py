@@ -75,6 +75,23 @@ def test_evaluating_on_validation_gives_what_the_best_checkpoint_had(config, wor
     assert result["auroc_macro"] == pytest.approx(best, abs=1e-6)
 
 
+def test_without_patients_results_count_images(config, workdir, capsys):
+    config = config.copy_and_resolve_references()
+    config.data.patient_column = "-"
+    result = held_out.evaluate(config, workdir, "test")
+    assert result["n_images"] == 40 and not {k for k in result if "patient" in k}
+    assert "NO PATIENTS are known" in capsys.readouterr().out
+
+
+def test_other_labels_than_the_run_was_trained_on_are_refused(config, workdir):
+    file = workdir / "labels.json"
+    before = file.read_text()
+    file.write_text('["male"]')
+    with pytest.raises(PacxError, match="its labels are sick, those that the run was"):
+        held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
+    file.write_text(before)
+
+
 def test_unfinished_run_and_unknown_split_are_errors(config, workdir, tmp_path):
     with pytest.raises(PacxError, match="holds no finished run"):
         held_out.evaluate(config.copy_and_resolve_references(), tmp_path, "test")

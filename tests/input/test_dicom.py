@@ -12,7 +12,7 @@ import pytest
 
 from data import records
 from pacx_jax.errors import PacxError
-from pacx_jax.input import dicom_pixels, folders, images, sources
+from pacx_jax.input import dicom_pixels, folders, images, names, sources
 from tests.input import dicom_files as files
 
 pydicom = pytest.importorskip("pydicom", reason="the extra dicom is not installed")
@@ -411,7 +411,7 @@ def test_the_format_is_read_from_bytes_not_from_the_name(tmp_path):
 def test_folders_preparation_and_embedding_read_the_same_pixels(tmp_path):
     (tmp_path / "a.dcm").write_bytes(files.made())
     (tmp_path / "b.DICOM").write_bytes(files.made(syntax=files.IMPLICIT))
-    assert folders.list_images(tmp_path) == ["a.dcm", "b.DICOM"]
+    assert names.find(tmp_path).paths == ["a.dcm", "b.DICOM"]
     spec = folders.FolderSpec(path=str(tmp_path), val_fraction=0)
     example = sources.FolderSource(spec, "train")[0]
     np.testing.assert_array_equal(images.decode(example["image"]), min_max(STORED))

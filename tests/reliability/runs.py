@@ -35,6 +35,7 @@ class Patients:
     label_names = ("a", "b")
     entries = ("image", "mask", "ecg", "labs", "labs_mask", "labels")
     namespace = "tests"
+    notes = ()
 
     def __init__(self, split: str):
         self.split, self.fingerprint = split, hashlib.sha256(split.encode()).hexdigest()

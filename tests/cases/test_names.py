@@ -1,0 +1,191 @@
+"""Files and folders as archives, PACS and spreadsheets name them: read, or one line."""
+
+import os
+import shutil
+import unicodedata
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import prepare
+from pacx_jax.errors import PacxError
+from pacx_jax.input import folders, images, names
+from tests.input import dicom_files
+
+PNG = images.encode_png(np.arange(72, dtype=np.uint8).reshape(9, 8))
+JPEG = images.encode_jpeg(np.arange(72, dtype=np.uint8).reshape(9, 8))
+
+
+def put(root, *files, data=PNG):
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(data)
+    return root
+
+
+def listed(root, *rows, header="file,y", name="labels.csv"):
+    lines = [header, *(f"{row},{i % 2}" for i, row in enumerate(rows))]
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def read(root, **fields):
+    return folders.read_folder(folders.FolderSpec(path=str(root), **fields))
+
+
+def nfd(text):
+    return unicodedata.normalize("NFD", text)
+
+
+# (files, names in the table): each is the image in its place.
+FOUND = {
+    # ieee8023/covid-chestxray-dataset#96
+    "no extension": (["images/RA-1.png", "images/RA-2.jpg"], ["RA-1", "RA-2"]),
+    # ImageMarkup/isic-challenge-scoring#62, esaraee/Savoias-Dataset#1
+    "another extension": (["a.png", "b.JPEG"], ["a.jpg", "b.png"]),
+    # cs-chan/Total-Text-Dataset#35
+    "another case": (["d/a.png", "d/b.JPG"], ["d/A.PNG", "D/b.jpg"]),
+    # llmsresearch/paperbanana#234
+    "decomposed letters": ([nfd("Relevé_1.png")], ["Relevé_1.png"]),
+    "composed letters": (["Relevé_1.png"], [nfd("Relevé_1.png")]),
+    # fastai/fastai#1008: a spreadsheet took the zeros
+    "zeros in front": (["00012.png", "00013.png"], ["12.png", "13"]),
+    "dots in a name": (["1.2.840.1.png", "1.2.840.2.png"], ["1.2.840.1", "1.2.840.2"]),
+    "the exact one of two": (["a.png", "A.png"], ["A.png", "a.png"]),
+    "another root": (["train/p1/a.png"], ["CheXpert-v1.0-small/train/p1/a.png"]),
+    "a publisher's folders": (["images_001/images/a.png"], ["a.png"]),
+    "backslashes": (["d/a.png"], ["d\\a.png"]),
+    "odd letters": (["a b, (1) #2 100% 'x'.png"], ["\"a b, (1) #2 100% 'x'.png\""]),
+}
+
+
+@pytest.mark.parametrize("case", FOUND)
+def test_a_file_is_found_by_what_its_table_calls_it(tmp_path, case):
+    files, rows = FOUND[case]
+    listing = read(listed(put(tmp_path, *files), *rows))
+    assert sorted(listing.paths) == sorted(files)
+    if case in ("no extension", "zeros in front"):
+        assert "2 rows name their file otherwise: " in " ".join(listing.notes)
+
+
+def _tiff(path):
+    Image.fromarray(np.zeros((9, 8), np.uint8)).save(path)
+
+
+def _linked(root):
+    (root / "a.png").symlink_to("nowhere.png")
+
+
+# (files, names in the table, further spoiling, the one line)
+REFUSED = {
+    "nowhere": (["a.png"], ["a.png", "b"], None, "not under .* row 3, 'b'; add the"),
+    "two candidates": (
+        ["a.png", "a.jpg"],
+        ["a"],
+        None,
+        "row 2 names 'a', which may be a.jpg or a.png .*write its whole path",
+    ),
+    # a doubled archive: chest_xray/chest_xray
+    "twice in an archive": (
+        ["x/a.png", "x/x/a.png"],
+        ["a.png"],
+        None,
+        "may be x/a.png or x/x/a.png",
+    ),
+    "a TIFF": (
+        ["b.png"],
+        ["a.tif"],
+        lambda root: _tiff(root / "a.tif"),
+        "are no JPEG, PNG or DICOM .a.tif., the first is row 2.*convert them",
+    ),
+    "an archive's leftovers": (
+        ["__MACOSX/._a.png", "._a.png", "b.png"],
+        ["._a.png"],
+        None,
+        "are no JPEG, PNG or DICOM .._a.png.",
+    ),
+    "a link to nowhere": (
+        ["b.png"],
+        ["a.png"],
+        _linked,
+        "a.png: a link to nowhere.png, which is not there; fetch",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_not_found_says_why(tmp_path, case):
+    files, rows, spoil, message = REFUSED[case]
+    put(tmp_path, *files)
+    if spoil:
+        spoil(tmp_path)
+    with pytest.raises(PacxError, match=message) as error:
+        read(listed(tmp_path, *rows))
+    assert "\n" not in str(error.value)
+
+
+def test_images_are_found_by_extension_in_any_case_else_by_their_bytes(tmp_path):
+    # anomalib#3058, huggingface/datasets#4514; ayselafsar/dicomviewer#15
+    put(tmp_path, "a.PNG", "b.Jpg", "c.JPEG", "DICOM/00001")
+    put(tmp_path, "DICOM/IM0001", "IM0002", "1.2.840.113", data=dicom_files.made())
+    put(tmp_path, "d", data=JPEG)
+    bare = dicom_files.made()[132:]  # without a preamble
+    put(tmp_path, "IM0003", data=bare)
+    put(tmp_path, "DICOMDIR", data=dicom_files.made())
+    put(tmp_path, "LICENSE", "x.txt", "Thumbs.db", data=b"text " * 40)
+    put(tmp_path, ".DS_Store", "._a.png", "__MACOSX/a.png", ".git/a.png")
+    found = names.find(tmp_path)
+    read_by = ["a.PNG", "b.Jpg", "c.JPEG", "d", "DICOM/00001", "DICOM/IM0001"]
+    assert found.paths == sorted([*read_by, "IM0002", "IM0003", "1.2.840.113"])
+    assert found.told() == (
+        "passed over as no images: 1 .db, 1 .txt, 4 hidden, 2 without extension"
+    )
+    assert set(read(tmp_path).paths) == set(found.paths)
+
+
+def test_nothing_but_other_files_is_one_line_that_counts_them(tmp_path):
+    put(tmp_path, "a.tif", "b.tif", "._c.png", data=b"x")
+    with pytest.raises(PacxError, match="no JPEG.*passed over.*1 hidden|2 .tif"):
+        names.find(tmp_path)
+
+
+def test_names_that_are_not_utf_8_are_one_line(tmp_path, capsys):
+    # pyload/pyload#4523, tfeldmann/organize#429
+    put(tmp_path, "good.png")
+    folder = os.path.join(os.fsencode(tmp_path), b"Mu\xf1oz")
+    os.mkdir(folder)
+    shutil.copy(tmp_path / "good.png", os.path.join(folder, b"a.png"))
+    argv = ["folder", f"--source={tmp_path}", f"--target={tmp_path}/../out"]
+    assert prepare.main(argv) == 2
+    error = capsys.readouterr().err
+    assert "1 names are not UTF-8, such as b'Mu\\xf1oz/a.png'; rename them" in error
+    assert error.count("\n") == 1
+
+
+def test_tables_in_sub_folders_are_not_passed_over(tmp_path):
+    for name in ("one", "two"):
+        listed(put(tmp_path / name, "a.png"), "a.png", name="metadata.csv")
+    with pytest.raises(PacxError, match="in its sub-folders .one/metadata.csv, two/"):
+        read(tmp_path)
+    assert read(tmp_path / "one").label_names == ("y",)
+    assert read(tmp_path, csv="-").label_names == ()
+    with_one = read(tmp_path, csv="two/metadata.csv", val_fraction=0.0)
+    assert with_one.paths == ["two/a.png"]  # by its own folder, not one/a.png
+    assert "1 images have no row and are left out" in with_one.notes
+
+
+def test_the_table_is_found_in_any_case_and_others_are_told(tmp_path):
+    put(tmp_path, "a.png")
+    listed(tmp_path, "a.png", name="Labels.CSV")
+    listed(tmp_path, "a.png", name="train.csv")
+    listing = read(tmp_path)
+    assert listing.label_names == ("y",)
+    assert "passed over as no images: 1 .csv" in listing.notes
+
+
+def test_copies_are_told(tmp_path):
+    # huggingface/datasets#6494: everything twice
+    put(tmp_path, "a.png", "x/a.png")
+    assert "1 images are copies of others" in read(tmp_path).notes
