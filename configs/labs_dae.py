@@ -19,7 +19,7 @@ def get_config(arg=None):
     c.total_steps = 50 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
     c.best = ""  # none is kept: the reference too goes on with the last
-    c.modality = "labs"  # whose values are read; or vitals
+    c.modality = "labs"  # or vitals, or the dotted path of a module of your own
     c.model = base.ml_collections.ConfigDict()
     c.model.features = 50
     c.model.hidden = 512

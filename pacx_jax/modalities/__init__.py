@@ -98,6 +98,10 @@ class Reader:
 
 
 def reader(name: str, data: Any) -> Reader:
-    """The reader of a stage that trains the modality's own encoder."""
-    module = get(name)
-    return Reader(name, module, module.settings(data))
+    """The reader of a stage that trains the modality's own encoder.
+
+    Args:
+      name: one of NAMES, or the dotted path of a module outside the library.
+    """
+    module = get(name, name if "." in name else "")
+    return Reader(name.rpartition(".")[2], module, module.settings(data))

@@ -68,6 +68,15 @@ def test_cached_and_in_graph_embeddings_give_equal_losses(
         assert abs(metrics[name] - cached[1][name]) / cached[1][name] < 1e-6
     assert [reader.name for reader in objective.readers] == ["ecg", "labs"]
 
+    # A study without any modality changes no loss, and is counted.
+    ecg = np.asarray([1] * 15 + [0], np.float32)
+    labs = np.asarray([0] * 4 + [1] * 11 + [0], np.float32)
+    batch |= {"ecg_present": ecg, "labs_present": labs}
+    value, metrics = evaluate(objective, params | frozen, batch, meshes[2])
+    assert metrics["without_modality"] == 1 / 16
+    batch["image"] = np.concatenate([batch["image"][:15], 255 - batch["image"][15:]])
+    assert evaluate(objective, params | frozen, batch, meshes[2])[0] == value
+
 
 def test_physiological_encoders_in_the_graph_are_frozen(folders, meshes):
     config = tiny.distill_config(folders, physiology="in_graph")

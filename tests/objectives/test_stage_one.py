@@ -24,6 +24,15 @@ def test_unknown_objective_is_an_error_that_lists_the_known(meshes):
         objectives.make(config, meshes[1])
 
 
+def test_a_modality_outside_of_the_library_trains_its_own_encoder(meshes):
+    config = tiny.config("vitals_dae", modality="pacx_jax.modalities.vitals")
+    objective = objectives.make(config, meshes[1])
+    assert objective.readers[0].name == "vitals"
+    assert objective.readers[0].requires == ("vitals", "vitals_mask")
+    with pytest.raises(PacxError, match="'mine.signs' cannot be imported"):
+        objectives.make(tiny.config("vitals_dae", modality="mine.signs"), meshes[1])
+
+
 def mae_objective(mesh, **fields):
     small = {"model__variant": "mu", "model__patch_size": 8, "data__image_size": 32}
     config = tiny.config("mae_vitb16", dtype="float32", **(small | fields))
