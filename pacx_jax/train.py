@@ -184,7 +184,7 @@ def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
             session.writer.write_images(n, session.run.images(state))
     if val or due(config, n, config.log_every):
         session.ledger.enter("metrics")
-        session.writer.write(n, now | val)
+        session.writer.write(n, now | session.run.data.shares(n - 1) | val)
     if val:
         session.writer.flush()
         session.ledger.enter("checkpoint")

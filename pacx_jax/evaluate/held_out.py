@@ -46,6 +46,9 @@ def evaluate(config, workdir: str, split: str) -> dict:
     key = jax.random.key(config.seed)
     outputs, index = setup.collect(eval_step, state, data.val(), key, mesh)
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
+    sets = setup.by_set(data.sources[split], outputs, index)
+    if sets:
+        result["sets"] = {k: objective.summarize(v) for k, v in sets.items()}
     if "logits" in outputs or "hits" in outputs:
         source = data.sources[split]
         named = source.patients() or [""] * len(source)

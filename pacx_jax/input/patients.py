@@ -25,6 +25,7 @@ NAMESPACES = {
 }
 FOLDER = "folder"  # all folders of images whose origin nobody stated
 SIMULATED = "simulated"  # the embedded cohort, which numbers everybody once
+BETWEEN = "+"  # namespaces of a mixture, whose ids say which they are of
 MISSING = {"", "nan", "na", "n/a", "none", "null", "unknown", "?", "<na>"}
 NOBODY = (
     "NO PATIENTS are known: splits and intervals are by {what}, and one patient's may "
@@ -121,6 +122,8 @@ def key(space: str, patient: str) -> str:
     Ids are `canonical`; MIMIC's also come as p10000032 (its folders), the cohort's as
     7 and patient00007, and these too are one.
     """
+    if BETWEEN in space:  # the id is a key itself, or a mixture's set names nobody
+        return patient
     text = canonical(patient)
     if space in ("mimic", SIMULATED):
         text = canonical(re.sub(r"^(p|patient)(?=[0-9]+(\.0+)?$)", "", text))
@@ -132,6 +135,8 @@ def older_keys(space: str, patient: str) -> set[str]:
 
     Lists of older workdirs have an id as their tables did: 211, 211.0, 00211.
     """
+    if BETWEEN in space:
+        return older_keys(*patient.split("/", 1))
     name = key(space, patient)
     text = name.removeprefix(f"{space}/")
     if not re.fullmatch("[0-9]+", text):

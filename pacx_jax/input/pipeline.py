@@ -18,6 +18,7 @@ import grain
 import numpy as np
 
 from pacx_jax.errors import PacxError
+from pacx_jax.input import mixture
 from pacx_jax.input import quarantine as quarantine_lib
 from pacx_jax.input import workers as workers_lib
 from pacx_jax.input.cache import Cache
@@ -98,10 +99,10 @@ def train_batches(
     rows = _checked_rows(rows, global_batch_size)
     workers_lib.check(workers, cache)
     load = _loader(source, transform, cache)
-    order = grain.MapDataset.range(n).shuffle(seed=seed % 2**32).repeat()
+    number = mixture.order(source, seed)
 
     def sample(position: int) -> Batch:
-        index = first = int(order[position])
+        index = first = number(position)
         for attempt in range(_ATTEMPTS):
             loaded = _try_load(load, source, index, quarantine)
             if loaded is not None:

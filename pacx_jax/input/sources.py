@@ -26,7 +26,14 @@ import numpy as np
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, patients, prepared, records, subsets
+from pacx_jax.input import (
+    folders,
+    mixture,
+    patients,
+    prepared,
+    records,
+    subsets,
+)
 
 SPLITS = ("train", "val", "test")
 _READ_AT_ONCE = 256  # records
@@ -78,9 +85,19 @@ def open_source(data: Any, split: str) -> Source:
       PacxError: one line for whatever is missing or wrong.
     """
     kind = getattr(data, "source", "")
+    several = mixture.paths(getattr(data, "path", ""))
+    if several != (getattr(data, "path", ""),):
+        if getattr(data, "namespace", ""):
+            raise PacxError(
+                "data.namespace: each set of a mixture has its own; leave it out"
+            )
+        parts = [open_source(mixture.Part(data, path), split) for path in several]
+        wanted = getattr(data, "weights", "size")
+        source: Source = mixture.Mixture(parts, several, wanted)
+        return _limited(source, data)
     if kind == "prepared":
         _refuse_folder_fields(data)
-        source: Source = PreparedSource(data.path, split)
+        source = PreparedSource(data.path, split)
     elif kind == "folder":
         if split not in SPLITS:
             raise PacxError(f"split {split!r}: a folder has {', '.join(SPLITS)}")
@@ -90,6 +107,11 @@ def open_source(data: Any, split: str) -> Source:
     if getattr(data, "simulated", False):
         source.namespace = patients.SIMULATED
     source.namespace = getattr(data, "namespace", "") or source.namespace
+    return _limited(source, data)
+
+
+def _limited(source: Source, data: Any) -> Source:
+    """At most `data.limit` examples, drawn once and for all."""
     limit = int(getattr(data, "limit", 0))
     if limit < 0:
         raise PacxError(f"data.limit {limit}: give 0 (all) or a positive number")
@@ -113,6 +135,10 @@ def _refuse_folder_fields(data: Any) -> None:
 
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
+    several = mixture.paths(data.path)
+    if several != (data.path,):
+        each = [splits(mixture.Part(data, path)) for path in several]
+        return tuple(s for s in each[0] if all(s in other for other in each))
     if getattr(data, "source", "") == "prepared":
         return tuple(prepared.read(pathlib.Path(data.path))["splits"])
     return SPLITS

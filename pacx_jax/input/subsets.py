@@ -22,6 +22,9 @@ class Subset:
         self.namespace = source.namespace
         self.notes = source.notes
         self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
+        if hasattr(source, "sets"):
+            self.sets, self.weights = source.sets, source.weights
+            self.fingerprints = source.fingerprints
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -35,6 +38,10 @@ class Subset:
 
     def name(self, i: int) -> str:
         return self._source.name(int(self._indices[i]))
+
+    def set_numbers(self) -> np.ndarray:
+        """(n,) which set of a mixture each example is of."""
+        return self._source.set_numbers()[self._indices]
 
     def patients(self) -> list[str] | None:
         """The patient of each example; None where the data name none."""

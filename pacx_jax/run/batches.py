@@ -12,6 +12,7 @@ from pacx_jax import sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
 from pacx_jax.input import (
+    mixture,
     pipeline,
     prefetch,
     quarantine,
@@ -58,7 +59,7 @@ class Data:
 
     def __init__(self, config, workdir, objective: Objective, mesh, opened):
         self.config, self.mesh, self.sources = config, mesh, opened
-        self.workdir = workdir
+        self.workdir, self._number = workdir, None
         self.rows = sharding.local_rows(config.global_batch_size, mesh)
         self.quarantine = quarantine.Quarantine(
             str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
@@ -148,6 +149,8 @@ class Data:
         for split, source in self.sources.items():
             found[f"{split}.examples"] = len(source)
             found[f"{split}.fingerprint"] = source.fingerprint
+            for name, value in getattr(source, "fingerprints", {}).items():
+                found[f"{split}.{name}.fingerprint"] = value
             if split in self.tables:
                 found[f"{split}.embeddings"] = fingerprints.of_tree(self.tables[split])
         return found
@@ -165,6 +168,20 @@ class Data:
         with contextlib.closing(stream):
             index = next(stream)["index"]
         return [self.sources[split].name(int(i)) for i in index]
+
+    def shares(self, step: int) -> dict[str, float]:
+        """The share of each set in training batch `step`; {} of a single set."""
+        source = self.sources[self.config.data.train_split]
+        if not hasattr(source, "sets"):
+            return {}
+        if self._number is None:
+            numbers = source.set_numbers()
+            number = mixture.order(source, self.config.seed)
+            self._number = lambda position: numbers[number(position)]
+        b = self.config.global_batch_size
+        drawn = [self._number(step * b + row) for row in range(b)]
+        counts = np.bincount(drawn, minlength=len(source.sets))
+        return {f"share/{k}": n / b for k, n in zip(source.sets, counts, strict=True)}
 
     def train(self, start_step: int) -> prefetch.Prefetch:
         """Global batches from number `start_step` on, without end."""

@@ -21,6 +21,7 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
         data["transform"] = ""
     if isinstance(data, dict) and "label_columns" in data:
         data.setdefault("label_separator", "|")
+        data.setdefault("weights", "size")
     if config.get("objective") == "labs_dae":
         config.setdefault("modality", _ONCE[1])
     loss = config.get("loss", {})

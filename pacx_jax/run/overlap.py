@@ -189,9 +189,11 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
         rows[split] = {"patients": len(everybody), "shared": len(set().union(*seen))}
         shared_of = [a + len(b) for a, b in zip(shared_of, seen, strict=True)]
     for run in known:
-        if space and (space == patients.FOLDER) != (
-            run["namespace"] == patients.FOLDER
-        ):
+        here, there = (
+            patients.FOLDER in s.split(patients.BETWEEN)
+            for s in (space, run["namespace"])
+        )
+        if space and here != there:
             unknown.append(
                 f"whose patients a folder names is not stated ({space} here, "
                 f"{run['namespace']} in {run['run']}): give config.data.namespace"

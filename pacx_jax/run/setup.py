@@ -82,11 +82,19 @@ class Run:
         Args:
           between: called before every batch; what it raises ends the evaluation.
         """
-        outputs, _ = collect(
+        outputs, index = collect(
             self.eval_step, state, self.data.val(), self.eval_key, self.mesh, between
         )
         with jax.transfer_guard("allow"):  # an objective may compute this with JAX
             metrics = self.objective.summarize(outputs)
+            source = self.data.sources[self.config.data.val_split]
+            for name, each in by_set(source, outputs, index).items():
+                try:
+                    found = self.objective.summarize(each)
+                except PacxError as e:  # such as a set without a modality
+                    logging.warning("%s: no metrics of its own (%s)", name, e)
+                    continue
+                metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return {f"val/{k}": v for k, v in metrics.items()}
 
 
@@ -255,6 +263,18 @@ def collect(eval_step, state, val_batches, key, mesh, between=lambda: None):
             collected.append(out)
     whole = {k: np.concatenate([c[k] for c in collected]) for k in collected[0]}
     return whole, whole.pop("index")
+
+
+def by_set(source, outputs: dict, index: np.ndarray) -> dict[str, dict]:
+    """The outputs of each set of a mixture that has any; {} of another source."""
+    if not hasattr(source, "sets"):
+        return {}
+    numbers = source.set_numbers()[index]
+    return {
+        name: {k: v[numbers == i] for k, v in outputs.items()}
+        for i, name in enumerate(source.sets)
+        if (numbers == i).any()
+    }
 
 
 @functools.cache

@@ -1,0 +1,205 @@
+"""Several data sets as one: order, labels, patients, a run, and what is refused."""
+
+import collections
+import json
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pacx_jax import main
+from pacx_jax.errors import PacxError
+from pacx_jax.input import mixture, patients, pipeline, sources, subsets, transforms
+from tests import tiny
+
+
+class Set:
+    """n examples that say which set they are of."""
+
+    split, entries, notes = "train", ("image", "path", "labels", "patient_id"), ()
+
+    def __init__(self, name, n, labels=("a",), namespace="folder"):
+        self.set, self.n, self.label_names = name, n, labels
+        self.namespace, self.fingerprint = namespace, f"{name}{n}"
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        image = np.full((8, 8), i, np.uint8)
+        known = {"labels": self.labels()[i], "patient_id": self.patients()[i]}
+        return {"image": image, "path": self.name(i), **known}
+
+    def name(self, i):
+        return f"{self.set}{i}.png"
+
+    def patients(self):
+        return [f"{i // 2}" for i in range(self.n)]
+
+    def labels(self):
+        return np.ones((self.n, len(self.label_names)), np.float32)
+
+
+def mixed(weighting="size", sizes=(30, 50, 120)):
+    sets = [Set(name, n) for name, n in zip("xyz", sizes, strict=True)]
+    return mixture.Mixture(sets, ("in/x", "in/y", "in/z"), weighting)
+
+
+def drawn(source, positions, seed=3):
+    number = mixture.order(source, seed)
+    return np.array([number(p) for p in positions])
+
+
+def test_by_size_every_example_occurs_once_in_an_epoch():
+    assert sorted(drawn(mixed(), range(200))) == list(range(200))
+
+
+@pytest.mark.parametrize(
+    "weighting, shares",
+    [
+        ("(2, 1, 1)", (0.5, 0.25, 0.25)),
+        ("size^0.5", np.sqrt([30, 50, 120]) / np.sqrt([30, 50, 120]).sum()),
+        ((0.37, 0.61, 0.02), (0.37, 0.61, 0.02)),
+    ],
+)
+def test_weighted_sets_have_their_shares_and_each_of_its_examples_alike(
+    weighting, shares
+):
+    source = mixed(weighting)
+    n = 8 * mixture.BLOCK
+    found = drawn(source, range(n))
+    sets = source.set_numbers()[found]
+    counts = np.bincount(sets)
+    # Closer than chance: each block has its share, to one position.
+    assert (np.abs(counts - np.multiply(shares, n)) <= 1).all()
+    for k in range(3):  # of a set, none comes again before all have come
+        times = collections.Counter(found[sets == k])
+        assert max(times.values()) - min(times.values()) <= 1
+    assert len(set(sets[:16])) > 1  # within a batch, sets are mixed
+
+
+def test_a_position_depends_on_nothing_before_it():
+    source = mixed("(3, 2, 1)")
+    positions = np.random.default_rng(0).permutation(3000)
+    straight = drawn(source, range(3000))
+    np.testing.assert_array_equal(drawn(source, positions), straight[positions])
+    assert (drawn(source, range(100), seed=4) != straight[:100]).any()
+
+
+def test_hosts_and_a_later_start_give_the_same_batches():
+    source = mixed("(3, 2, 1)")
+    transform = transforms.make(
+        "mae", types.SimpleNamespace(image_size=8, hflip=0.5), train=True
+    )
+
+    def batches(start, rows=None):
+        stream = pipeline.train_batches(
+            source, transform, global_batch_size=8, seed=1, start_step=start, rows=rows
+        )
+        found = [next(stream) for _ in range(4)]
+        stream.close()
+        return found
+
+    whole = batches(2)
+    halves = [batches(2, np.arange(4)), batches(2, np.arange(4, 8))]
+    for i, batch in enumerate(whole):
+        for key, value in batch.items():
+            joined = np.concatenate([half[i][key] for half in halves])
+            np.testing.assert_array_equal(joined, value)
+    np.testing.assert_array_equal(batches(4)[0]["index"], whole[2]["index"])
+
+
+def test_labels_are_joined_by_name_and_missing_where_a_set_lacks_them():
+    sets = [Set("x", 2, ("a", "b")), Set("y", 3, ("c", "a")), Set("z", 1, ())]
+    sets[2].entries = ("image", "path")
+    source = mixture.Mixture(sets, ("x", "y", "z"), "size")
+    assert source.label_names == ("a", "b", "c")
+    nan = np.nan
+    want = [[1, 1, nan]] * 2 + [[1, nan, 1]] * 3 + [[nan] * 3]
+    np.testing.assert_array_equal(source.labels(), np.array(want, np.float32))
+    for i in range(6):
+        np.testing.assert_array_equal(source[i]["labels"], source.labels()[i])
+    part = subsets.Subset(source, np.array([0, 4]))
+    assert (part.sets, part.set_numbers().tolist()) == (("x", "y", "z"), [0, 1])
+
+
+def test_patients_of_one_archive_are_one_and_others_are_not():
+    names = ("x", "y")
+    one = [Set("x", 2, namespace="mimic"), Set("y", 2, namespace="mimic")]
+    source = mixture.Mixture(one, names, "size")
+    assert (source.namespace, source.patients()) == ("mimic", ["0"] * 4)
+    two = [Set("x", 2, namespace="mimic"), Set("y", 2, namespace="chexpert")]
+    source = mixture.Mixture(two, names, "size")
+    assert source.patients() == ["mimic/0", "mimic/0", "chexpert/0", "chexpert/0"]
+    assert source[3]["patient_id"] == "chexpert/0"
+    keys = {patients.key(source.namespace, who) for who in source.patients()}
+    assert keys == {patients.key("mimic", "0.0"), patients.key("chexpert", "0")}
+
+
+def write_folder(path, n, labels, seed):
+    path.mkdir()
+    rng = np.random.default_rng(seed)
+    rows = ["path,patient_id," + ",".join(labels)]
+    for i in range(n):
+        pixels = rng.integers(0, 255, (16, 16), np.uint8)
+        PIL.Image.fromarray(pixels).save(path / f"{i}.png")
+        rows.append(f"{i}.png,{i}," + ",".join(str(i % 2) for _ in labels))
+    (path / "labels.csv").write_text("\n".join(rows) + "\n")
+
+
+def test_a_probe_of_two_sets_trains_and_is_measured_by_set(tmp_path, capsys):
+    write_folder(tmp_path / "one", 40, ["a", "b"], 0)
+    write_folder(tmp_path / "two", 60, ["b"], 1)
+    encoder = tiny.write_folders(tmp_path / "models")["model_init"]
+    config = tiny.config(
+        "linear_probe",
+        model_init=str(encoder),
+        total_steps=2,
+        global_batch_size=16,
+        log_every=1,
+        eval_every=2,
+        save_every=2,
+        data__source="folder",
+        data__path=f'("{tmp_path}/one", "folder:{tmp_path}/two")',
+        data__weights="(3, 1)",
+        data__val_fraction=0.3,
+        data__image_size=32,
+        data__threads=0,
+    )
+    main.run(config, str(tmp_path / "run"))
+    assert "examples of 2 sets: one" in capsys.readouterr().out
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    first, last = json.loads(lines[0]), json.loads(lines[-1])
+    assert first["share/one"] + first["share/two"] == 1
+    assert {"val/loss", "val/one/loss", "val/two/loss"} <= set(last)
+    fingerprints = json.loads((tmp_path / "run/data.json").read_text())
+    assert {"train.one.fingerprint", "train.two.fingerprint"} <= set(fingerprints)
+    main.measure(config, str(tmp_path / "run"), "val")
+    found = json.loads((tmp_path / "run/evaluation_val.json").read_text())
+    assert set(found["sets"]) == {"one", "two"}
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"path": '("a", "a")'}, "a stands there twice"),
+        ({"path": "()"}, "it names no path"),
+        ({"path": '("a", b)'}, "give a path, or several"),
+        ({"namespace": "mine"}, "each set of a mixture has its own"),
+        ({"weights": "(1, 0)"}, r"weight 2 is 0, less than 0.2%"),
+        ({"weights": "(1, 2, 3)"}, "has 3 weights for 2 sets"),
+        ({"weights": "equal"}, "give size, size\\^0.5 or numbers"),
+        ({"weights": "size^x"}, "give size, size\\^0.5 or numbers"),
+        ({"path": '("{}/one", "{}/three")'}, "'pleural_effusion'; rename one"),
+    ],
+)
+def test_what_cannot_be_mixed_is_refused(tmp_path, fields, message):
+    write_folder(tmp_path / "one", 8, ["Pleural Effusion"], 0)
+    write_folder(tmp_path / "two", 8, ["other"], 1)
+    write_folder(tmp_path / "three", 8, ["pleural_effusion"], 2)
+    given = {"path": '("{}/one", "{}/two")', "weights": "size", "namespace": ""}
+    given |= {"source": "folder", "val_fraction": 0.3} | fields
+    given["path"] = given["path"].replace("{}", str(tmp_path))
+    with pytest.raises(PacxError, match=message):
+        sources.open_source(types.SimpleNamespace(**given), "train")
