@@ -162,4 +162,4 @@ def test_the_tree_of_mimic_iv_ecg_keeps_its_patients_apart(tmp_path, csv):
             assert f"/p{patient}/" in path
             where[patient].add(split)
     assert len(where) == 30 and all(len(splits) == 1 for splits in where.values())
-        assert any("90 records, 30 patients" in note for note in plan.notes)
+    assert any("90 records, 30 patients" in note for note in plan.notes)
