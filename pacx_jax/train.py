@@ -19,6 +19,7 @@ import time
 import jax
 import tqdm
 
+from pacx_jax import summary
 from pacx_jax.distributed import processes
 from pacx_jax.distributed.preemption import Preempted, Preemption
 from pacx_jax.errors import PacxError
@@ -83,8 +84,8 @@ def train(
         workdir, keep=config.keep, best=config.best, mode=config.best_mode
     )
     start = saver.latest_step() or 0
-    if not start and processes.is_first() and metrics.has_rows(workdir):
-        print(f"{workdir}: no checkpoint yet, so the run begins at step 0 again")
+    if start > config.total_steps:
+        raise PacxError(fingerprints.too_few(workdir, start, config.total_steps))
     prints = run.fingerprints()
     fingerprints.check_data(workdir, prints, started=start > 0, force=force)
     ledger.enter("restore")
@@ -94,6 +95,7 @@ def train(
     watch = nonfinite.Numbers(config, workdir, start, run.data.sample_names)
     writer = metrics.writer(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
+    summary.say_start(run, workdir, start)
     session = Session(run, saver, writer, watch, ledger, preemption)
     try:
         # What the loop moves between host and devices, it says where it does.
@@ -105,6 +107,7 @@ def train(
         writer.close()
         ledger.close()
     check_saved(saver, workdir, config.total_steps)
+    preemption.unsaved = False
     return final
 
 
@@ -133,6 +136,7 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
             if trace.ends_with(n):
                 ledger.enter("metrics")
                 trace.write(values)
+            session.preemption.unsaved = True
             session.watch.add(n, values)
             check = due(config, n, config.eval_every)
             save = due(config, n, config.save_every)

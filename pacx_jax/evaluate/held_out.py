@@ -44,6 +44,8 @@ def evaluate(config, workdir: str, split: str) -> dict:
     key = jax.random.key(config.seed)
     outputs, index = setup.collect(eval_step, state, data.val(), key, mesh)
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
+    if split in data.left_out:
+        result["left_out"] = data.left_out[split]
     if "logits" in outputs or "hits" in outputs:
         source = data.sources[split]
         patients = [str(source[int(i)].get("patient_id", i)) for i in index]

@@ -175,8 +175,14 @@ def place(config, devices=()) -> tuple[Mesh, Objective]:
       devices: other ones than this machine's, such as a planned pod's.
 
     Raises:
-      PacxError: the mesh does not match the devices, the batch or the model.
+      PacxError: the mesh does not match the devices, the batch or the model, or JAX
+        is set to another precision.
     """
+    if jax.config.jax_enable_x64:
+        raise PacxError(
+            "JAX_ENABLE_X64 is set: runs are in float32, and would draw other random "
+            "numbers; give JAX_ENABLE_X64=0 before this command"
+        )
     wanted = config.get("mesh") or {}
     fsdp, tensor = wanted.get("fsdp", 0), wanted.get("tensor", 1)
     mesh = sharding.make_mesh(config.num_devices, fsdp or 1, tensor, devices)

@@ -29,7 +29,9 @@ FLOORS = {
     "step": 7,
     "optim": 7,
     "run": 8,
+    "summary": 9,
     "train": 9,
+    "recipe_flags": 9,
     "evaluate": 10,
 }
 # The input room stands beside them, on these alone.

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from pacx_jax import main
+from pacx_jax import main, recipe_flags
 from pacx_jax.convert import beside, files, kinds
 from pacx_jax.encoders import model_folder, model_heads
 from pacx_jax.errors import PacxError
@@ -193,7 +193,7 @@ def _parse(path: pathlib.Path) -> None:
         ["main", *text.split()],
     )  # where overrides are looked up
     try:
-        main.parse_flags(sys.argv)
+        recipe_flags.parse(sys.argv)
         if main._CONFIG.value is not None:
             main.check_values(main._CONFIG.value)
     except OSError as error:  # which main makes one line, as it stands
