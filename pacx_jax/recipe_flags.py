@@ -111,8 +111,8 @@ def _check_fields(argv: list[str], recipe: str, values: flags.FlagValues) -> Non
                 f"--config.{within[0]}"
             )
         near = nearest(name, list(known))
-        hint = f"did you mean {near}?" if near else f"{file} and its base have others"
-        raise PacxError(f"--config.{name}: {recipe} has no such field: {hint}")
+        hint = f"did you mean {near}?" if near else "its base, configs/base.py, neither"
+        raise PacxError(f"--config.{name}: {file} has no such field: {hint}")
 
 
 def nearest(name: str, known: list[str]) -> str:
@@ -121,6 +121,7 @@ def nearest(name: str, known: list[str]) -> str:
     def words(dotted: str) -> set[str]:
         return set(dotted.rpartition(".")[2].split("_"))
 
+    name = name.replace("learning_rate", "lr")
     candidates = [k for k in known if words(name) <= words(k)] or known
     cutoff = 0.7 if candidates is known else 0.0
     return next(iter(difflib.get_close_matches(name, candidates, 1, cutoff)), "")
