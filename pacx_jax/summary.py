@@ -89,8 +89,8 @@ def _model(run: setup.Run) -> str:
     starts = [f"{part} from {at}" for part, at in run.objective.pretrained.items()]
     return ", ".join(
         [
-            f"{run.config.objective}, {trained:.2f} million parameters trained",
-            f"{frozen:.2f} million frozen",
+            f"{run.config.objective}, {trained:.3g} million parameters trained",
+            f"{frozen:.3g} million frozen",
             *(starts or ["from random weights"]),
         ]
     )

@@ -129,13 +129,14 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
         for n in range(start + 1, config.total_steps + 1):
             watchdog(config.watchdog_seconds * (1 if n > start + 1 else FIRST_STEP))
             log = due(config, n, config.log_every)
-            before = run.monitor.keep(state) if log else None
+            before = run.monitor.keep(state.params) if log else None
             with trace.step(n):
                 batch = ledger.next_batch(stream, n, values)
                 state, values = run.train_step(state, batch, run.step_key)
             if trace.ends_with(n):
                 ledger.enter("metrics")
-                trace.write(values)
+                jax.block_until_ready(values)
+                trace.close()
             session.preemption.unsaved = True
             session.watch.add(n, values)
             check = due(config, n, config.eval_every)
