@@ -9,7 +9,6 @@ import concurrent.futures
 import contextlib
 import contextvars
 import functools
-import os
 import re
 from collections.abc import Callable, Iterator
 
@@ -180,7 +179,7 @@ def check_backend() -> None:
     except (AssertionError, RuntimeError) as error:  # JAX's, without CUDA at all
         reason = " ".join(str(error).split()).partition(" (set JAX_")[0]
         raise PacxError(
-            f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}: JAX finds no such "
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such "
             f"devices here{f' ({reason})' if reason else ''}: take JAX_PLATFORMS=cpu, "
             "or leave it out, or install what drives them, from the root of the clone: "
             "pip install -e '.[cuda]' or '.[tpu]'"
