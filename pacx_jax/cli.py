@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -25,9 +26,21 @@ class Parser(argparse.ArgumentParser):
             **kwargs,
         )
 
+    def parse_known_args(self, args=None, namespace=None):
+        args = sys.argv[1:] if args is None else args
+        return super().parse_known_args(list(map(at_home, args)), namespace)
+
     def error(self, message: str) -> NoReturn:
         """Ends the command; argparse would print its usage too."""
         self.exit(FAILED, f"error: {' '.join(message.split())}; see --help\n")
+
+
+def at_home(argument: str) -> str:
+    """A flag whose value begins with ~/, which shells do not expand after `--x=`."""
+    name, equals, value = argument.partition("=")
+    if equals and name.startswith("-") and (value + "/").startswith("~/"):
+        return f"{name}={os.path.expanduser(value)}"
+    return argument
 
 
 def command(main: Callable[..., int | None]) -> Callable[..., int]:

@@ -11,6 +11,7 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import pathlib
@@ -28,7 +29,7 @@ from ml_collections import config_flags
 from pacx_jax import cli, files, target
 from pacx_jax.distributed import preemption, processes
 from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints, host_memory
+from pacx_jax.run import fingerprints, host_memory, recipe_flags
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe.", lock_config=True
@@ -68,7 +69,8 @@ def run(
     # A run that stopped at its first error has claimed nothing: it may be mended.
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
         fingerprints.check_config(config, workdir, force=force)
-    if (path / "done.json").exists():
+    done = fingerprints.steps_done(workdir)
+    if done == config.total_steps:
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
     path.mkdir(parents=True, exist_ok=True)
@@ -77,14 +79,29 @@ def run(
         if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
             stack.enter_context(files.locked(path / "lock", refusal))
-        asked = stack.enter_context(preemption.Preemption(config.grace_seconds))
-        _train(config, workdir, asked, force)
+            if done:
+                fingerprints.reopen(workdir, done)
+        listening = preemption.Preemption(
+            config.grace_seconds, functools.partial(goes_on, workdir)
+        )
+        _train(config, workdir, stack.enter_context(listening), force)
+
+
+def goes_on(workdir: str) -> str:
+    """From where the same command goes on, in words."""
+    folder = pathlib.Path(workdir) / "checkpoints"
+    steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
+    return (
+        f"the same command goes on from step {max(steps)}"
+        if steps
+        else "nothing was saved yet: the same command begins at step 0"
+    )
 
 
 def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) -> None:
     """Trains, exports, marks the run as finished and says so."""
     from pacx_jax import train
-    from pacx_jax.run import finished
+    from pacx_jax.run import finished, summary
 
     path = pathlib.Path(workdir)
     metrics = train.train(config, workdir, asked, force=force)
@@ -92,9 +109,8 @@ def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) 
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     if processes.is_first():
-        files.write_json(path / "done.json", done)
-        text = finished.shown(config, metrics)
-        print(f"{config.name}: step {config.total_steps}, {text}; encoder in {target}")
+        files.write_json(path / fingerprints.DONE, done)
+        summary.say_end(config, workdir, metrics, target)
 
 
 def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None:
@@ -167,6 +183,7 @@ def _main(argv: list[str]) -> None:
         raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
     host_memory.keep_freed()
     start_processes()
+    target.check_backend()
     if _EVALUATE.value:
         measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
     else:
@@ -184,13 +201,14 @@ def start_processes() -> None:
 def main() -> None:
     """The command line: an error of the user's is one line and exit code 2.
 
-    A run that SIGTERM stopped ends with 75. JAX aborts its processes (134) when one of
+    A run that SIGTERM or Ctrl-C stopped, and that saved, ends with 75; 130 after a
+    Ctrl-C without. JAX aborts its processes (134) when one of
     them was lost. After both the same command goes on.
     """
     threading.excepthook = _thread_failed
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
-    _ending_well(lambda: app.run(_main, flags_parser=parse_flags))
+    _ending_well(lambda: app.run(_main, flags_parser=recipe_flags.parse))
 
 
 def _ending_well(command: Callable[[], None]) -> None:
@@ -205,8 +223,7 @@ def _ending_well(command: Callable[[], None]) -> None:
         processes.leave()
         sys.exit(preemption.EXIT_CODE)
     except KeyboardInterrupt:
-        last = "stopped: the same command goes on from the last checkpoint"
-        _end(last, cli.INTERRUPTED)
+        _end(f"stopped: {goes_on(_WORKDIR.value or '')}", cli.INTERRUPTED)
     except Exception as e:
         if files.is_full(e):
             _stop_on_full_disk()
@@ -246,29 +263,6 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 def _stop_on_full_disk() -> None:
     """Ends at once: closing files that cannot be written would raise again."""
     processes.end_at_once(f"error: {files.full_disk(_WORKDIR.value)}", cli.FAILED)
-
-
-def parse_flags(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """absl's parsing, whatever it raises made one line."""
-    for argument in argv[1:]:
-        if any("\ud800" <= c <= "\udfff" for c in argument):
-            raise PacxError(f"flag {argument}: it is not UTF-8")
-        name, _, value = argument.partition("=")
-        file = value.partition(":")[0]
-        if name.lstrip("-") == "config" and not pathlib.Path(file).is_file():
-            raise PacxError(
-                f"--config {file}: no such file; run from the root of the clone"
-            )
-    try:
-        return values(argv)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        text = str(e.args[0]) if e.args else type(e).__name__
-        if isinstance(e, (AttributeError, KeyError)):
-            text = text.strip("'\"").replace("\\'", "'").replace("\\n", " ")
-            text = f"unknown config field {text} (the recipe lists its fields)"
-        if "Traceback" in text:  # of a recipe's own error: what it said stands last
-            text = text.strip().splitlines()[-1].partition(": ")[2]
-        raise PacxError(" ".join(text.split())) from None
 
 
 if __name__ == "__main__":

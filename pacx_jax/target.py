@@ -17,6 +17,7 @@ from absl import logging
 from jax.sharding import Mesh
 
 from pacx_jax.distributed import processes
+from pacx_jax.errors import PacxError
 
 # Operation with two forms -> platforms that take the hand-written one, not JAX's.
 # docs/compiled.md has the measurements behind this.
@@ -165,6 +166,24 @@ def out_of_memory(error: BaseException, remedy: str = TRAINING) -> str:
     wanted = re.search(r"allocat\w+ ([\d.]+ ?[KMGT]?i?B|\d+ bytes)", text)
     more = f" ({wanted[1]} more were asked for)" if wanted else ""
     return f"the devices' memory does not hold this step{more}: {remedy}"
+
+
+@functools.cache
+def check_backend() -> None:
+    """PacxError where JAX finds no devices of the kind that JAX_PLATFORMS names.
+
+    Called before anything whose failure would be blamed on a file.
+    """
+    try:
+        jax.devices()
+    except (AssertionError, RuntimeError) as error:  # JAX's, without CUDA at all
+        reason = " ".join(str(error).split()).partition(" (set JAX_")[0]
+        raise PacxError(
+            f"JAX_PLATFORMS={jax.config.jax_platforms}: JAX finds no such "
+            f"devices here{f' ({reason})' if reason else ''}: take JAX_PLATFORMS=cpu, "
+            "or leave it out, or install what drives them, from the root of the clone: "
+            "pip install -e '.[cuda]' or '.[tpu]'"
+        ) from None
 
 
 @functools.cache

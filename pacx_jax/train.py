@@ -32,6 +32,7 @@ from pacx_jax.run import (
     overlap,
     profiling,
     setup,
+    summary,
 )
 
 FIRST_STEP = 4  # times as long as others it may take: it is compiled
@@ -83,8 +84,8 @@ def train(
         workdir, keep=config.keep, best=config.best, mode=config.best_mode
     )
     start = saver.latest_step() or 0
-    if not start and processes.is_first() and metrics.has_rows(workdir):
-        print(f"{workdir}: no checkpoint yet, so the run begins at step 0 again")
+    if start > config.total_steps:
+        raise PacxError(fingerprints.too_few(workdir, start, config.total_steps))
     prints = run.fingerprints()
     fingerprints.check_data(workdir, prints, started=start > 0, force=force)
     ledger.enter("restore")
@@ -94,6 +95,7 @@ def train(
     watch = nonfinite.Numbers(config, workdir, start, run.data.sample_names)
     writer = metrics.writer(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
+    summary.say_start(run, workdir, start)
     session = Session(run, saver, writer, watch, ledger, preemption)
     try:
         # What the loop moves between host and devices, it says where it does.
@@ -105,6 +107,7 @@ def train(
         writer.close()
         ledger.close()
     check_saved(saver, workdir, config.total_steps)
+    preemption.unsaved = False
     return final
 
 
@@ -126,13 +129,15 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
         for n in range(start + 1, config.total_steps + 1):
             watchdog(config.watchdog_seconds * (1 if n > start + 1 else FIRST_STEP))
             log = due(config, n, config.log_every)
-            before = run.monitor.keep(state) if log else None
+            before = run.monitor.keep(state.params) if log else None
             with trace.step(n):
                 batch = ledger.next_batch(stream, n, values)
                 state, values = run.train_step(state, batch, run.step_key)
             if trace.ends_with(n):
                 ledger.enter("metrics")
-                trace.write(values)
+                jax.block_until_ready(values)
+                trace.close()
+            session.preemption.unsaved = True
             session.watch.add(n, values)
             check = due(config, n, config.eval_every)
             save = due(config, n, config.save_every)

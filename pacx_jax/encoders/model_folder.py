@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import files
+from pacx_jax import files, target
 from pacx_jax.encoders import image_statistics, kinds, model_heads, model_sizes
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
@@ -243,6 +243,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
     if kind is not None and found != kind:
         raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
     flat = _read(path / "model.safetensors")
+    target.check_backend()  # or the folder would be blamed for JAX's
     try:
         model_sizes.check(architecture, flat)
         entry.check(architecture)

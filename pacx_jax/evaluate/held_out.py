@@ -46,6 +46,8 @@ def evaluate(config, workdir: str, split: str) -> dict:
     key = jax.random.key(config.seed)
     outputs, index = setup.collect(eval_step, state, data.val(), key, mesh)
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
+    if split in data.left_out:
+        result["left_out"] = data.left_out[split]
     sets = setup.by_set(data.sources[split], outputs, index)
     if sets:
         result["sets"] = {k: objective.summarize(v) for k, v in sets.items()}

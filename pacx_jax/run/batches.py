@@ -55,7 +55,12 @@ def with_label_names(config, opened):
 
 
 class Data:
-    """Train and validation batches of a run, and the cached embeddings they join."""
+    """Train and validation batches of a run, and the cached embeddings they join.
+
+    Attributes:
+      sources: by split, without the studies that have none of the modalities.
+      left_out: split -> which studies lack modalities, in words, where some do.
+    """
 
     def __init__(self, config, workdir, objective: Objective, mesh, opened):
         self.config, self.mesh, self.sources = config, mesh, opened
@@ -74,7 +79,7 @@ class Data:
             )
             for train in (True, False)
         }
-        self.tables = {}
+        self.tables, self.left_out = {}, {}
         for split in opened:
             self._join_embeddings(split, objective.teachers)
         self._mark_missing()
@@ -103,7 +108,7 @@ class Data:
         }
         lacking = np.stack([np.isneginf(table).all(1) for table in tables.values()])
         if lacking.any():
-            self._report_missing(split, dict(zip(tables, lacking, strict=True)))
+            self._note_missing(split, dict(zip(tables, lacking, strict=True)))
             kept = np.flatnonzero(~lacking.all(0))
             tables = {m: table[kept] for m, table in tables.items()}
             source = self.sources[split] = subsets.Subset(source, kept)
@@ -116,7 +121,7 @@ class Data:
             tables = {m: table[order] for m, table in tables.items()}
         self.tables[split] = {f"{m}_embedding": table for m, table in tables.items()}
 
-    def _report_missing(self, split: str, lacking: dict[str, np.ndarray]) -> None:
+    def _note_missing(self, split: str, lacking: dict[str, np.ndarray]) -> None:
         none = int(np.all(list(lacking.values()), axis=0).sum())
         n = len(self.sources[split])
         if none == n:
@@ -124,11 +129,10 @@ class Data:
                 f"no study of the {split} split has any of {', '.join(lacking)}: check "
                 "config.modalities and config.data.path"
             )
-        if processes.is_first():
-            each = ", ".join(f"{m} {int(x.sum())}" for m, x in lacking.items())
-            text = f"{split}: of {n} studies, without {each}"
-            text += f"; {none} have none of these and are left out" if none else ""
-            print(text, flush=True)
+        each = ", ".join(f"{m} {int(x.sum())}" for m, x in lacking.items())
+        text = f"of {n} studies, without {each}"
+        text += f"; {none} have none of these and are left out" if none else ""
+        self.left_out[split] = text
 
     def _mark_missing(self) -> None:
         """Adds `<m>_present` to every split's tables if any split lacks some of m."""

@@ -39,8 +39,6 @@ class Checkpointer:
     """
 
     def __init__(self, workdir, *, keep: int = 2, best: str = "", mode: str = "max"):
-        if mode not in ("max", "min"):
-            raise PacxError(f"config.best_mode {mode!r}: choose max or min")
         self._workdir = pathlib.Path(workdir).absolute()
         self._latest = saved_steps.Steps(self._workdir / "checkpoints", keep)
         self._metric, self._sign = best, 1 if mode == "max" else -1

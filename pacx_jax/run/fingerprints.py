@@ -15,14 +15,16 @@ import sys
 import jax
 import numpy as np
 
-from pacx_jax import files, sharding
+from pacx_jax import files, optim, sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
 from pacx_jax.run import older
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
-# Fields that change no number of a run, but for the order of sums.
-FREE = frozenset(
+DONE = "done.json"
+# Fields that change no number of a run, but for the order of sums: a stopped run goes
+# on with other ones. `total_steps` is one where the learning rate stays what it was.
+HARMLESS = frozenset(
     (
         "accumulate",
         "attention",
@@ -35,6 +37,7 @@ FREE = frozenset(
         "data.threads",
         "data.workers",
         "encoder_chunks",
+        "eval_every",
         "grace_seconds",
         "images_every",
         "keep",
@@ -47,17 +50,77 @@ FREE = frozenset(
         "num_devices",
         "profile_steps",
         "remat",
+        "save_every",
         "watchdog_seconds",
     )
 )
+FORCE = "--force goes on all the same, and the run is no longer what its records say"
+
+
+def steps_done(workdir: str) -> int:
+    """How many steps a finished run has; 0 where it is not finished."""
+    path = pathlib.Path(workdir) / DONE
+    if not path.exists():
+        return 0
+    remedy = "delete it, and the same command ends the run again"
+    found = files.read_own_json(path, remedy).get("step")
+    if not isinstance(found, int):
+        raise PacxError(f"{path} is damaged (no step): {remedy}")
+    return found
+
+
+def too_few(workdir: str, done: int, wanted: int) -> str:
+    """The refusal of a run that has more steps than are asked for."""
+    return (
+        f"{workdir} has {done} steps already, config.total_steps is {wanted}: give at "
+        "least as many, or another --workdir"
+    )
 
 
 def check_config(config, workdir: str, *, force: bool = False) -> None:
-    """A workdir belongs to one config: refuses another, and lists what differs."""
+    """A workdir belongs to one config: refuses another, and lists what differs.
+
+    A finished run goes on with more `total_steps`, by force where that changes the
+    learning rate of the steps that it has.
+    """
     path = pathlib.Path(workdir) / CONFIG
     old = flat(older.upgrade(files.read_own_json(path, "restore it from a copy")))
     new = flat(json.loads(json.dumps(config.to_dict())))
-    refuse(old, new, FREE, workdir, "config", force)
+    harmless, remedy = HARMLESS, FORCE
+    done, steps = steps_done(workdir), (old.get("total_steps"), config.total_steps)
+    if done > steps[1]:
+        raise PacxError(too_few(workdir, done, steps[1]))
+    if done == steps[1]:
+        force, remedy = False, "it is finished: it goes on with more total_steps alone"
+    elif steps[0] != steps[1] and isinstance(steps[0], int):
+        was, now = (_rates(config, total, min(steps)) for total in steps)
+        if (was[:-1] == now[:-1]).all():
+            harmless = HARMLESS | {"total_steps"}
+        else:
+            remedy = (
+                f"the learning rate follows total_steps: after step {min(steps)} it "
+                f"would be {now[-1]:.3g}, not {was[-1]:.3g}; another --workdir with "
+                f"--config.model_init={workdir} has a schedule of its own; {FORCE}"
+            )
+    refuse(old, new, harmless, workdir, "config", force, remedy)
+
+
+def _rates(config, total_steps: int, done: int) -> np.ndarray:
+    """The learning rates of the steps up to `done` and of the one after it."""
+    rate = optim.schedule(optim.settings(config), total_steps)
+    return np.asarray(rate(np.arange(done + 1)))
+
+
+def reopen(workdir: str, done: int) -> None:
+    """Makes a finished run of `done` steps one that goes on.
+
+    What was measured of those steps keeps its numbers, under a name that says so.
+    """
+    path = pathlib.Path(workdir)
+    for file in path.glob("evaluation_*.json"):
+        if ".step_" not in file.name:
+            file.rename(file.with_suffix(f".step_{done}.json"))
+    (path / DONE).unlink()
 
 
 def record(config, fingerprints: dict[str, str | int], workdir: str) -> None:
@@ -85,16 +148,15 @@ def check_data(
         refuse(old, fingerprints, frozenset(), workdir, "data", force)
 
 
-def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> None:
+def refuse(old, new, harmless, workdir, what, force, remedy=FORCE) -> None:
     """PacxError with what differs, or a warning and a line in FORCED."""
-    differing = differences(old, new, free)
+    differing = differences(old, new, harmless)
     if not differing:
         return
     text = f"{workdir} holds a run of another {what}: {'; '.join(differing)}"
     if not force:
         raise PacxError(
-            f"{text}. Take another --workdir, or delete this one (--force goes on all "
-            "the same, and the run is no longer what its records say)"
+            f"{text}. Take another --workdir, or delete this one ({remedy})"
         )
     if processes.is_first():
         _warn(f"{text}. Forced to go on")
@@ -102,12 +164,12 @@ def refuse(old: dict, new: dict, free, workdir: str, what: str, force: bool) -> 
             file.write(json.dumps({what: differing}) + "\n")
 
 
-def differences(old: dict, new: dict, free=frozenset()) -> list[str]:
+def differences(old: dict, new: dict, harmless=frozenset()) -> list[str]:
     """What each field was and is, of those that differ and are not free to."""
     return [
         f"{k} was {old.get(k)!r}, is {new.get(k)!r}"
         for k in sorted(set(old) | set(new))
-        if old.get(k) != new.get(k) and k not in free
+        if old.get(k) != new.get(k) and k not in harmless
     ]
 
 

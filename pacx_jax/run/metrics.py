@@ -75,20 +75,10 @@ class MetricsWriter:
 class NoWriter:
     """A MetricsWriter that writes nothing: every process but the first has one."""
 
-    def write(self, step: int, values: dict[str, float]) -> None:
+    def write(self, *_) -> None:
         """Nothing."""
 
-    def write_timing(self, step: int, values: dict[str, float]) -> None:
-        """Nothing."""
-
-    def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
-        """Nothing."""
-
-    def flush(self) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
+    write_timing = write_images = flush = close = write
 
 
 def writer(workdir: str | os.PathLike, start_step: int) -> MetricsWriter | NoWriter:
@@ -121,12 +111,6 @@ def _step(path: pathlib.Path, number: int, line: bytes) -> int:
             f"{path}: line {number} is damaged: restore the file from a copy, or "
             "delete that line"
         ) from None
-
-
-def has_rows(workdir: str | os.PathLike) -> bool:
-    """Whether a run has written metrics down."""
-    path = pathlib.Path(workdir) / "metrics.jsonl"
-    return path.exists() and path.stat().st_size > 0
 
 
 def read_rows(workdir: str | os.PathLike) -> list[dict]:

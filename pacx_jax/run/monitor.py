@@ -24,6 +24,13 @@ class Monitor:
     Args:
       schedule: step from 0 -> learning rate.
       shardings: of the TrainState.
+
+    Attributes:
+      keep: parameters -> a copy of them: the step that follows overwrites them.
+      values: (what `keep` returned before an update, the state after it) -> learning
+        rate, norms and the objective's own values.
+      images: (state, validation batch, key) -> name -> images uint8 (k, h, w, 3).
+        Only for an objective that draws some.
     """
 
     def __init__(
@@ -51,36 +58,18 @@ class Monitor:
             with sharding.tracing(mesh):
                 return objective.images(params, batch, key)
 
-        self._copy = jax.jit(
+        self.keep: Callable[[Params], Params] = jax.jit(
             lambda params: jax.tree.map(jnp.copy, params),
             in_shardings=(shardings.params,),
             out_shardings=shardings.params,
         )
-        self._values = jax.jit(
+        self.values: Callable[[Params, TrainState], Metrics] = jax.jit(
             values,
             in_shardings=(shardings.params, shardings),
             out_shardings=everywhere,
         )
-        self._images = None
-        if objective.images:
-            self._images = jax.jit(
-                images,
-                in_shardings=(shardings, sharding.batch_sharding(mesh), everywhere),
-                out_shardings=everywhere,
-            )
-
-    def keep(self, state: TrainState) -> Params:
-        """A copy of the parameters: the step that follows overwrites them."""
-        return self._copy(state.params)
-
-    def values(self, before: Params, state: TrainState) -> Metrics:
-        """Learning rate, norms and the objective's own values after an update.
-
-        Args:
-          before: what `keep` returned before that update.
-        """
-        return self._values(before, state)
-
-    def images(self, state: TrainState, batch: Batch, key: jax.Array) -> dict:
-        """Name -> images uint8 (k, h, w, 3) of a validation batch; {} if none."""
-        return self._images(state, batch, key) if self._images else {}
+        self.images: Callable[[TrainState, Batch, jax.Array], dict] = jax.jit(
+            images,
+            in_shardings=(shardings, sharding.batch_sharding(mesh), everywhere),
+            out_shardings=everywhere,
+        )

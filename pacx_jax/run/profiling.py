@@ -81,11 +81,6 @@ class StepTrace:
         """Whether step n is the last that is traced."""
         return self._first <= self._last == n
 
-    def write(self, values) -> None:
-        """Writes the trace, once the devices have computed `values`."""
-        jax.block_until_ready(values)
-        self.close()
-
     def close(self) -> None:
         """Ends a trace that has begun; what it has is written."""
         with _going_on():

@@ -183,8 +183,14 @@ def place(config, devices=()) -> tuple[Mesh, Objective]:
       devices: other ones than this machine's, such as a planned pod's.
 
     Raises:
-      PacxError: the mesh does not match the devices, the batch or the model.
+      PacxError: the mesh does not match the devices, the batch or the model, or JAX
+        is set to another precision.
     """
+    if jax.config.jax_enable_x64:
+        raise PacxError(
+            "JAX_ENABLE_X64 is set: runs are in float32, and would draw other random "
+            "numbers; give JAX_ENABLE_X64=0 before this command"
+        )
     wanted = config.get("mesh") or {}
     fsdp, tensor = wanted.get("fsdp", 0), wanted.get("tensor", 1)
     mesh = sharding.make_mesh(config.num_devices, fsdp or 1, tensor, devices)
@@ -207,7 +213,7 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     Raises:
       PacxError: a folder without that part, or with one of another architecture.
     """
-    from pacx_jax.run import checkpoint
+    from pacx_jax.run import checkpoint, saved_steps
 
     loaded = {}
     if not objective.pretrained:
@@ -229,20 +235,14 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
             if part not in tree:
                 raise PacxError(f"{folder} has no {part!r} among its parameters")
             loaded[part] = tree[part]
-        shapes = [
-            {sharding.path_name(path): leaf.shape for path, leaf in leaves}
-            for leaves, _ in map(
-                jax.tree_util.tree_flatten_with_path, (loaded[part], expected[part])
-            )
-        ]
-        names = sorted(set(shapes[0]) | set(shapes[1]))
-        wrong = [n for n in names if shapes[0].get(n) != shapes[1].get(n)]
-        logging.info("%s starts from %s", part, folder)
+        has, wants = map(saved_steps.leaves, (loaded[part], expected[part]))
+        wrong = [k for k in sorted({*has, *wants}) if has.get(k) != wants.get(k)]
         if wrong:
-            has, wants = (s.get(wrong[0]) for s in shapes)
+            name = wrong[0]
             raise PacxError(
                 f"{folder}: its {part} is not that of config.model: {len(wrong)} "
-                f"parameters differ, such as {wrong[0]}: {has} there, {wants} here"
+                f"parameters differ, such as {name}: {has.get(name)} there, "
+                f"{wants.get(name)} here"
             )
     return loaded
 

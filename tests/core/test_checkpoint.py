@@ -142,11 +142,6 @@ def test_metric_that_is_not_evaluated_is_an_error_that_lists_them(tmp_path, mesh
     saver.close()
 
 
-def test_unknown_mode_is_an_error(tmp_path):
-    with pytest.raises(PacxError, match="config.best_mode 'up': choose max or min"):
-        checkpoint.Checkpointer(tmp_path, mode="up")
-
-
 def test_reading_a_run_that_is_none_is_an_error(tmp_path):
     with pytest.raises(PacxError, match="does not exist"):
         checkpoint.read_params(tmp_path)

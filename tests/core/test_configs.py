@@ -1,9 +1,6 @@
 """Recipes: presets, the differences of table D, and errors in one line."""
 
 import importlib
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
@@ -12,7 +9,6 @@ from pacx_jax import objectives, optim, sharding
 from pacx_jax.errors import PacxError
 from tests import tiny
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 RECIPES = (
     "mae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
     "linear_probe", "segment",
@@ -153,42 +149,6 @@ def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, mes
 def test_recipes_that_need_an_initial_folder_say_so(recipe, meshes):
     with pytest.raises(PacxError, match="config.model_init is empty"):
         objectives.make(tiny.config(recipe), meshes[8])
-
-
-def command(*args):
-    done = subprocess.run(
-        [sys.executable, "-m", "pacx_jax.main", *args],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    return done.returncode, done.stderr.strip()
-
-
-def test_unknown_config_key_is_one_line_that_asks_did_you_mean(tmp_path):
-    code, error = command(
-        "--config=configs/mae_vitb16.py",
-        f"--workdir={tmp_path}",
-        "--config.loss.mask_ration=0.5",
-    )
-    assert code == 2 and error.startswith("error: ") and "\n" not in error
-    assert "Did you mean" in error and "mask_ratio" in error
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        (["--config=configs/nothing.py"], "configs/nothing.py: no such file"),
-        (["--config=configs/mae_vitb16.py:small"], "'small'"),
-        (["--config=configs/mae_vitb16.py", "--config.seed=x"], "--config.seed=x"),
-    ],
-)
-def test_wrong_command_line_is_one_line(tmp_path, arguments, expected):
-    code, error = command(*arguments, f"--workdir={tmp_path}")
-    assert code == 2 and error.startswith("error: ") and "\n" not in error
-    assert expected in error
 
 
 @pytest.mark.parametrize("name", RECIPES)

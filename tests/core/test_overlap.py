@@ -206,4 +206,4 @@ def test_permission_to_overlap_changes_no_run(tmp_path):
     old = {"seed": 0, "data": {"path": "x"}}
     new = {"seed": 0, "data": {"path": "x", "allow_overlap": True, "namespace": "n"}}
     old, new = fingerprints.flat(old), fingerprints.flat(new)
-    fingerprints.refuse(old, new, fingerprints.FREE, "run", "config", force=False)
+    fingerprints.refuse(old, new, fingerprints.HARMLESS, "run", "config", force=False)

@@ -19,7 +19,7 @@ from pacx_jax.convert import beside, files, kinds
 from pacx_jax.encoders import model_folder, model_heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input import quarantine
-from pacx_jax.run import finished, manifest, metrics, overlap
+from pacx_jax.run import finished, manifest, metrics, overlap, recipe_flags
 from tests import tiny
 from tests.convert.test_kinds import OPTIONS
 from tests.convert.test_kinds import folder as made
@@ -193,7 +193,7 @@ def _parse(path: pathlib.Path) -> None:
         ["main", *text.split()],
     )  # where overrides are looked up
     try:
-        main.parse_flags(sys.argv)
+        recipe_flags.parse(sys.argv)
         if main._CONFIG.value is not None:
             main.check_values(main._CONFIG.value)
     except OSError as error:  # which main makes one line, as it stands

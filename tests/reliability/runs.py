@@ -176,6 +176,10 @@ def ask_to_end() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
+def ctrl_c() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -40,7 +40,6 @@ def test_workdir_of_an_earlier_version_is_read_and_goes_on(
     name = "val/clean_recon_mse"  # drawn from nothing: how noise is drawn may change
     np.testing.assert_allclose(got[name], want[name], rtol=BOUND)
     # It trains on from there too: another length is another config.
-    (workdir / "done.json").unlink()
     config.total_steps = runs.STEPS + 4
     main.run(config, str(workdir), force=True)
     rows = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]

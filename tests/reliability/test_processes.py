@@ -43,7 +43,7 @@ def ended(processes, workdir) -> list[int]:
 
 def second_is_told_to_end(number: int) -> None:
     runs.slow_steps(0.3)  # the word takes a second or two to reach all
-    runs.in_second(functools.partial(runs.at_update, 2, runs.ask_to_end), number)
+    runs.in_second(functools.partial(runs.at_update, 2, runs.ctrl_c), number)
 
 
 def test_two_processes_stop_then_lose_one_and_one_resumes_to_the_same_bits(
