@@ -70,6 +70,19 @@ def environment(topology: Topology) -> dict[str, str]:
     return found
 
 
+def assume_cudnn(replace=setattr) -> None:
+    """JAX traces cuDNN's attention here, as for the version CUDNN.
+
+    It would ask the library, which is needed to run attention, not to compile it.
+
+    Args:
+      replace: what sets an attribute of JAX's module; a test's takes it back.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    replace(fused_attention_stablehlo, "check_cudnn_version", lambda: CUDNN)
+
+
 def devices(topology: Topology) -> list:
     """The topology's devices, in the process that compiles.
 
@@ -77,15 +90,13 @@ def devices(topology: Topology) -> list:
       PacxError: libtpu makes another number of them.
     """
     import jax
-    from jax._src.cudnn import fused_attention_stablehlo
     from jax.experimental import topologies
 
     if topology.simulated:
         return jax.devices()
     args = {"platform": "tpu", "topology_name": topology.name}
     if not topology.is_tpu:
-        # JAX would ask the library, which is needed to run attention, not to compile.
-        fused_attention_stablehlo.check_cudnn_version = lambda: CUDNN
+        assume_cudnn()
         spec = SPECS / f"{topology.chip.name.lower()}.txtpb"
         node, nodes = topology.shape
         args = {"platform": "cuda", "topology": f"1x{nodes}x{node}"}

@@ -62,7 +62,7 @@ def decode(data: bytes | str | os.PathLike | np.ndarray, name: str = "") -> np.n
         raise PacxError(f"{name}: the file is empty; delete or replace it")
     if is_dicom(data):
         return dicom.decode(data, name)
-    if _is_plain_jpeg(data):
+    if is_plain_jpeg(data):
         # The same library as PIL's and the same pixels, but threads run beside it.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is not None and pixels.ndim == 2:
@@ -172,7 +172,7 @@ def _read(path: str | os.PathLike) -> bytes:
         raise PacxError(f"{path}: cannot be read ({_one_line(error)})") from None
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
+def is_plain_jpeg(data: bytes) -> bool:
     """Whether it is a grey baseline JPEG of one scan, with each marker in its place.
 
     Of such a file OpenCV refuses what PIL refuses. It takes some damaged ones of other

@@ -64,7 +64,7 @@ def _moments(x, eps):
     return mean, jax.lax.rsqrt(variance + eps)
 
 
-def _moments_at_once(x, eps):
+def moments_at_once(x, eps):
     """`_moments` by one reading of x.
 
     Deviations are from the row's first entry. It lies within sqrt(d - 1) standard
@@ -82,7 +82,7 @@ def _backward(eps, residuals, g):
     if target.platform() == "gpu":
         # Made anew, and kept from being fused, both are small arrays that the sums over
         # rows read; XLA would write out g * unit for these, in float32.
-        moments = _moments_at_once(jax.lax.optimization_barrier(x), eps)
+        moments = moments_at_once(jax.lax.optimization_barrier(x), eps)
         mean, inverse = jax.lax.optimization_barrier(moments)
     unit = (_wide(x) - mean) * inverse
     rows = tuple(range(x.ndim - 1))

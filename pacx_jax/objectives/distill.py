@@ -52,7 +52,7 @@ def from_teachers(
     names = active(config)
     _check(config)
     encoder = folder.module(config.dtype).clone(**vit.ways(config))
-    heads = _heads(config, {m: chosen[m].width for m in names})
+    heads = make_heads(config, {m: chosen[m].width for m in names})
     parts = Parts(config, encoder, chosen, heads)
     weights = Weights.of(config)
 
@@ -95,7 +95,7 @@ def from_teachers(
     cached = config.physiology == "cached"
     return Objective(
         init=parts.init,
-        trainable=_trainable(config, parts.encoder.depth),
+        trainable=trainable(config, parts.encoder.depth),
         loss=loss,
         outputs=outputs,
         summarize=distill_metrics.summarize(config, names, weights.total),
@@ -355,7 +355,8 @@ def _check(config) -> None:
         )
 
 
-def _heads(config, widths: dict[str, int]) -> dict[str, Head]:
+def make_heads(config, widths: dict[str, int]) -> dict[str, Head]:
+    """The projections, by name, onto teachers of these widths."""
     kind, dropout = config.heads.kind, config.heads.dropout
     sizes = {"cxr_to_shared": config.heads.shared_dim}
     for m, width in widths.items():
@@ -363,7 +364,7 @@ def _heads(config, widths: dict[str, int]) -> dict[str, Head]:
     return {name: Head(d, kind, dropout) for name, d in sizes.items()}
 
 
-def _trainable(config, depth: int):
+def trainable(config, depth: int):
     """Path predicate of `tuning` and `train_norms` (D2).
 
     `train_norms` speaks of lora and norms; last_n_blocks trains these blocks and the

@@ -169,7 +169,7 @@ def test_a_kernel_that_fails_on_the_device_is_left_out_and_that_is_said(
     qkv = jax.random.normal(jax.random.key(0), (2, n, 3 * 16)).astype(jnp.bfloat16)
     real, wrong = mesh.devices.flat[0], lambda x, h: 2 * attention.as_written(x, h)
     monkeypatch.setattr(target, "_ANSWERS", {})
-    tried = functools.partial(attention._tried, n=n, heads=2, channels=8)
+    tried = functools.partial(attention.runs_alike, n=n, heads=2, channels=8)
 
     def step(x):
         with sharding.tracing(mesh):

@@ -47,7 +47,7 @@ def distill_shapes(mae_shapes):
 
     widths = {"ecg": 1024, "labs": 256}
     heads = {}
-    for name, head in distill._heads(config, widths).items():
+    for name, head in distill.make_heads(config, widths).items():
         d = 768 if name.startswith("cxr") else widths[name.split("_")[0]]
         z = jnp.zeros((1, d))
         heads[name] = jax.eval_shape(
@@ -135,7 +135,7 @@ def test_trainable_parameters_are_those_of_the_tuning(
     distill_shapes, tuning, train_norms, expected
 ):
     config = tiny.config("distill_vitb16", tuning=tuning, train_norms=train_norms)
-    trainable = distill._trainable(config, depth=12)
+    trainable = distill.trainable(config, depth=12)
     tree = dict(distill_shapes)
     if tuning != "lora":
         del tree["lora"]
@@ -147,8 +147,8 @@ def test_trainable_parameters_are_those_of_the_tuning(
 
 def test_fixed_temperature_is_not_trained():
     config = tiny.config("distill_vitb16", loss__learn_temperature=False)
-    assert not distill._trainable(config, 12)("logit_scale")
-    assert distill._trainable(tiny.config("distill_vitb16"), 12)("logit_scale")
+    assert not distill.trainable(config, 12)("logit_scale")
+    assert distill.trainable(tiny.config("distill_vitb16"), 12)("logit_scale")
 
 
 @pytest.mark.parametrize("size, grid", [(224, 14), (448, 28)])
