@@ -36,11 +36,11 @@ PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
 # What stands for a page's placeholders.
 NAMES = {"KIND": "vit_timm", "FORMAT": "safetensors", "GROUP,...": "numeric"}
 NAMES |= {"config.FIELD=VALUE": "config.seed=1", "vitb": "DIR", "cxr": "DIR"}
-TRAINED = "runs/mae"  # the run that is done, with these fields
+TRAINED = "--config.data.path=prepared/chexpert"  # of the run that is done, so small
 SMALL = {"num_devices": 1, "global_batch_size": 8, "total_steps": 2, "eval_every": 2,
-         "save_every": 2, "optim.warmup_steps": 1, "data.threads": 1, "dtype": "float32",
-         "data.image_size": 32, "model.variant": "mu", "model.patch_size": 8,
-         "model.decoder.width": 16, "model.decoder.depth": 1,
+         "save_every": 2, "optim.warmup_steps": 1, "data.threads": 1,
+         "dtype": "float32", "data.image_size": 32, "model.variant": "mu",
+         "model.patch_size": 8, "model.decoder.width": 16, "model.decoder.depth": 1,
          "model.decoder.num_heads": 2}  # fmt: skip
 # Programs of others: the files of this repository that they are given have to exist.
 OTHERS = {"docker", "git", "pip", "printf", "python3.11", "sed", "source", "uv", "uvx"}
@@ -101,9 +101,9 @@ def clone(tmp_path_factory):
 
 
 def train(arguments):
-    """pacx_jax.main reads the flags, and trains the one run whose data are there."""
+    """pacx_jax.main reads the flags, and trains the README's run."""
     argv, values = ["main", *arguments], flags.FlagValues()
-    if f"--workdir={TRAINED}" in arguments:
+    if TRAINED in arguments:
         argv += [f"--config.{k}={v}" for k, v in SMALL.items()]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     for flag in flags.FLAGS.get_flags_for_module(main):
@@ -111,7 +111,7 @@ def train(arguments):
             values[flag.name] = copy.deepcopy(flag)
     assert len(main.parse_flags(argv, values)) == 1
     main.check_values(values.config)
-    if pathlib.Path(values.config.data.path).is_dir() and values.workdir == TRAINED:
+    if TRAINED in arguments:
         main.run(values.config, values.workdir)
 
 
@@ -132,7 +132,9 @@ def do(command):
 
 def planned(arguments):
     values = plan.define()
-    assert len(main.parse_flags(["plan", *arguments], values)) == 1
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(sys, "argv", ["plan", *arguments])
+        assert len(main.parse_flags(sys.argv, values)) == 1
     if arguments:
         chips.parse(values.topology)
         main.check_values(values.config)
