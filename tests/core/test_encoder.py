@@ -4,6 +4,7 @@ import io
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -290,7 +291,7 @@ def test_an_encoder_takes_another_image_size(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     folder = tiny.folder("vit")
     pixels = (image / 255 - folder.preprocessing["mean"]) / folder.preprocessing["std"]
-    tokens = folder.module().apply(
+    tokens = jax.jit(folder.module().apply)(
         {"params": folder.params}, pixels[None].astype(np.float32)
     )
     assert tokens.shape == (1, 1 + 64, 32)
