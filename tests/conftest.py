@@ -36,7 +36,7 @@ LONG = ("launch/test_demo", "reliability/test_many_processes", "core/test_extend
         "core/test_main", "reliability/", "launch/test_bench_models", "own/",
         "core/test_meshes", "core/test_export_formats", "launch/test_pages",
         "core/test_losses", "models/", "objectives/", "core/", "launch/")  # fmt: skip
-MOST = 1e9  # bytes of a process, beyond which it forgets what it compiled
+MOST = 1.3e9  # bytes of a process, beyond which it forgets what it compiled
 gc.freeze()  # what was imported stays: nothing to look through at each collection
 
 
@@ -49,7 +49,7 @@ def pytest_collection_modifyitems(items):
     items.sort(key=place)
 
 
-@pytest.fixture(autouse=True, scope="module")
+@pytest.fixture(autouse=True)
 def memory():
     """Keeps a process below 2 GB: compiled programs are found again in the cache."""
     yield

@@ -32,7 +32,7 @@ def value_and_gradient(function, *arguments):
         return (out * noise).sum(), out
 
     grad = jax.grad(loss, argnums=tuple(range(len(arguments))), has_aux=True)
-    return grad(*arguments)
+    return jax.jit(grad)(*arguments)
 
 
 def furthest(got, want):

@@ -15,7 +15,8 @@ LAYOUT = ("NHC", "HIO", "NHC")
 def value_and_gradients(function, *args):
     """The sine of the results, summed, and its gradient by each argument."""
     argnums = tuple(range(len(args)))
-    return jax.value_and_grad(lambda *a: jnp.sin(function(*a)).sum(), argnums)(*args)
+    loss = jax.value_and_grad(lambda *a: jnp.sin(function(*a)).sum(), argnums)
+    return jax.jit(loss)(*args)
 
 
 def differences(one, other):
