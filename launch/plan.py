@@ -42,6 +42,7 @@ from launch.planning import chips, plan, report  # noqa: E402
 from pacx_jax import cli  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
+from pacx_jax.run import recipe_flags  # noqa: E402
 
 
 def define() -> flags.FlagValues:
@@ -71,7 +72,7 @@ def main() -> None:
         print(__doc__)
         print(given.get_help())
         return
-    rest = trainer.parse_flags(sys.argv, given)[1:]
+    rest = recipe_flags.parse(sys.argv, given)[1:]
     if rest:
         raise PacxError(f"unknown argument {rest[0]!r}: flags start with --")
     cache = ROOT / given.plans

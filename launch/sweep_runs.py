@@ -109,8 +109,8 @@ def check_split(runs: list[Run]) -> None:
     from absl import flags
     from ml_collections import config_flags
 
-    from pacx_jax import main
     from pacx_jax.input import sources
+    from pacx_jax.run import recipe_flags
 
     about = ("--config=", "--config.data.source=", "--config.data.path=")
     asked = {tuple(a for a in run.arguments if a.startswith(about)) for run in runs}
@@ -119,7 +119,7 @@ def check_split(runs: list[Run]) -> None:
         config_flags.DEFINE_config_file(
             "config", flag_values=values, lock_config=True, sys_argv=argv
         )
-        main.parse_flags(argv, values)
+        recipe_flags.parse(argv, values)
         data = values.config.data
         try:
             names = sources.splits(data)

@@ -176,7 +176,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
         raise PacxError("config.export=best needs config.best, such as 'val/loss'")
 
 
-def _main(argv: list[str]) -> None:
+def from_flags(argv: list[str]) -> None:
+    """Does what the parsed flags ask for; argv holds what was no flag."""
     if len(argv) > 1:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
@@ -208,7 +209,7 @@ def main() -> None:
     threading.excepthook = _thread_failed
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
-    _ending_well(lambda: app.run(_main, flags_parser=recipe_flags.parse))
+    _ending_well(lambda: app.run(from_flags, flags_parser=recipe_flags.parse))
 
 
 def _ending_well(command: Callable[[], None]) -> None:

@@ -147,10 +147,10 @@ def distill_batch(b: int, seed: int = 0) -> dict[str, np.ndarray]:
     }
     ecg, labs = folder("ecg_net1d", 1), folder("labs_dae", 2)
     batch["ecg_embedding"] = np.asarray(
-        ecg.module().apply({"params": ecg.params}, batch["ecg"])
+        jax.jit(ecg.module().apply)({"params": ecg.params}, batch["ecg"])
     )
     batch["labs_embedding"] = np.asarray(
-        labs.module().apply({"params": labs.params}, batch["labs"], mask)
+        jax.jit(labs.module().apply)({"params": labs.params}, batch["labs"], mask)
     )
     return batch
 

@@ -19,7 +19,6 @@ import types
 from typing import Any
 
 import jax
-from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental import topologies
 
 from launch.planning import abstract, chips, flops
@@ -100,11 +99,23 @@ def compile_step(config, topology: str) -> types.SimpleNamespace:
     return types.SimpleNamespace(**pickle.loads(done.stdout))
 
 
+def assume_cudnn(replace=setattr) -> None:
+    """Has JAX trace cuDNN's attention as for the version CUDNN.
+
+    JAX would ask the library, which is needed to run attention, not to compile it.
+
+    Args:
+      replace: sets an attribute of JAX's module; a test's takes it back.
+    """
+    from jax._src.cudnn import fused_attention_stablehlo
+
+    replace(fused_attention_stablehlo, "check_cudnn_version", lambda: CUDNN)
+
+
 def _devices(topology: Topology) -> list:
     args = {"platform": "tpu", "topology_name": topology.name}
     if not topology.is_tpu:
-        # JAX would ask the library, which is needed to run attention, not to compile.
-        fused_attention_stablehlo.check_cudnn_version = lambda: CUDNN
+        assume_cudnn()
         args = {"platform": "cuda", "topology": "1x{1}x{0}".format(*topology.shape)}
         spec = SPECS / f"{topology.chip.name.lower()}.txtpb"
         args["target_config"] = spec.read_text(encoding="utf-8")

@@ -36,7 +36,7 @@ def start_detected() -> None:
     port.
     """
     try:
-        _join(**_open_mpi_5())
+        _join(**open_mpi_5())
     except (KeyError, OSError, RuntimeError, TypeError, ValueError) as e:
         raise PacxError(
             "--distributed=auto found no SLURM, Open MPI, Cloud TPU or GKE that has "
@@ -99,7 +99,7 @@ def _join(**place: Any) -> None:
         late.cancel()
 
 
-def _open_mpi_5() -> dict[str, Any]:
+def open_mpi_5() -> dict[str, Any]:
     """Arguments for `initialize` under Open MPI 5, which JAX does not know; else {}.
 
     As for Open MPI 4, process 0 runs where mpirun was called. Open MPI 5 gives no

@@ -33,6 +33,10 @@ class Encoder:
         lower it where memory is short.
       dtype: of the matrix products.
       num_devices: how many devices to use; 0 = all.
+
+    Attributes:
+      params: the parameters, on every device.
+      forward, attention_maps: jitted functions of them and of uint8 (b, s, s, 3).
     """
 
     def __init__(
@@ -49,7 +53,7 @@ class Encoder:
         self.mesh = sharding.make_mesh(num_devices)
         self.batch_size = sharding.padded_size(batch_size, self.mesh)
         everywhere = sharding.replicated(self.mesh)
-        self._params = jax.device_put(folder.params, everywhere)
+        self.params = jax.device_put(folder.params, everywhere)
         module = folder.module(dtype)
         mean, std = folder.preprocessing["mean"], folder.preprocessing["std"]
 
@@ -64,8 +68,8 @@ class Encoder:
 
         split = sharding.batch_sharding(self.mesh)
         shardings = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
-        self._forward = forward.images(module, mean, std, self.mesh)
-        self._attentions = jax.jit(attentions, **shardings)
+        self.forward = forward.images(module, mean, std, self.mesh)
+        self.attention_maps = jax.jit(attentions, **shardings)
 
     def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Embeds images of any size.
@@ -78,8 +82,8 @@ class Encoder:
           PacxError: an unreadable file, or an array that is no uint8 image.
         """
         return forward.in_batches(
-            self._forward,
-            self._params,
+            self.forward,
+            self.params,
             map(self.preprocess, _each(images)),
             self.width,
             self.batch_size,
@@ -108,7 +112,7 @@ class Encoder:
         """
         n = len(images)
         images = sharding.pad_rows(images, sharding.padded_size(n, self.mesh))
-        return [np.asarray(a)[:n] for a in self._attentions(self._params, images)]
+        return [np.asarray(a)[:n] for a in self.attention_maps(self.params, images)]
 
 
 def _each(images) -> Iterator[Image]:

@@ -79,10 +79,10 @@ def fit(
     varied = (positives > 0) & (positives < count)
     chosen = np.full(labels.shape[1], FIXED_C if c is None else c)
     if c is None:
-        folds = _folds(target, groups)
+        parts = folds(target, groups)
         for k in np.flatnonzero(varied):
             if _enough(target[:, k], known[:, k], groups):
-                chosen[k] = _cross_validated_c(solver, target[:, k], known[:, k], folds)
+                chosen[k] = _cross_validated_c(solver, target[:, k], known[:, k], parts)
     weights = np.zeros((features.shape[1], labels.shape[1]))
     bias = np.log((positives + 0.5) / (count - positives + 0.5))
     if varied.any():
@@ -148,7 +148,7 @@ def run_probes(
     return scores
 
 
-def _folds(target: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def folds(target: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """(n,) fold of each study: patients together, label patterns spread evenly."""
     _, index = np.unique(groups, return_inverse=True)
     index = index.ravel()

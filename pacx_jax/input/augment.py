@@ -72,7 +72,7 @@ def random_resized_crop(
       ratio: its width over its height, log-uniform in this range.
       rng: source of the draws.
     """
-    top, left, height, width = _random_box(*image.shape[:2], scale, ratio, rng)
+    top, left, height, width = random_box(*image.shape[:2], scale, ratio, rng)
     crop = image[top : top + height, left : left + width]
     return images.resize_to(crop, size, size)
 
@@ -87,17 +87,17 @@ def distillation(image: np.ndarray, size: int, rng: np.random.Generator) -> np.n
     """
     image = random_resized_crop(image, size, (0.75, 1.0), (0.85, 1.15), rng)
     if rng.random() < 0.6:
-        image = _random_affine(image, rng)
+        image = random_affine(image, rng)
     if rng.random() < 0.3:
-        image = _jitter(image, rng)
+        image = jitter(image, rng)
     if rng.random() < 0.15:
-        image = _blur(image, rng.uniform(0.1, 2.0))
+        image = blur(image, rng.uniform(0.1, 2.0))
     if rng.random() < 0.25:
-        return _erase(images.to_rgb(image), rng)
+        return erase(images.to_rgb(image), rng)
     return tripled(image)
 
 
-def _random_box(
+def random_box(
     height: int,
     width: int,
     scale: tuple[float, float],
@@ -120,7 +120,11 @@ def _random_box(
     return (height - h) // 2, (width - w) // 2, h, w
 
 
-def _random_affine(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def random_affine(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The rotation, shift and scaling of `distillation`, as torchvision's RandomAffine.
+
+    uint8 (h, w[, 3]) in and out; what comes from outside of the image is black.
+    """
     height, width = image.shape[:2]
     angle = math.radians(rng.uniform(-10, 10))
     shift_x = round(rng.uniform(-0.1, 0.1) * width)
@@ -144,7 +148,7 @@ def _random_affine(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(turned)
 
 
-def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Brightness and contrast, in random order, each by a factor of 0.8 to 1.2."""
     brightness, contrast = rng.uniform(0.8, 1.2, 2)
     x = image.astype(np.float32)
@@ -158,12 +162,12 @@ def _jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.rint(x).astype(np.uint8)
 
 
-def _blur(image: np.ndarray, sigma: float) -> np.ndarray:
+def blur(image: np.ndarray, sigma: float) -> np.ndarray:
     """Gaussian blur of 5 x 5 pixels, mirrored at the border."""
     return cv2.GaussianBlur(image, (5, 5), sigma, borderType=cv2.BORDER_REFLECT_101)
 
 
-def _erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def erase(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Puts the mean colour on one rectangle, as torchvision's RandomErasing."""
     height, width = image.shape[:2]
     for _ in range(10):

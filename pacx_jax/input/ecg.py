@@ -64,9 +64,9 @@ def preprocess(
     order = lead_indices(lead_order)
     check(ecg_mv, name, lead_order, fs)
     x = np.ascontiguousarray(np.asarray(ecg_mv).T, dtype=np.float64)[order]
-    for b, a in _filters(float(fs)):
+    for b, a in filters(float(fs)):
         x = scipy.signal.filtfilt(b, a, x, axis=-1)
-    x = x - _baseline(x, fs)
+    x = x - baseline(x, fs)
     deviation = x.std()
     if deviation < SMALLEST:
         raise PacxError(
@@ -77,7 +77,7 @@ def preprocess(
     return np.ascontiguousarray(x.T, dtype=np.float32)
 
 
-def _baseline(x: np.ndarray, fs: float) -> np.ndarray:
+def baseline(x: np.ndarray, fs: float) -> np.ndarray:
     """The running median of 0.4 s of (12, t), as scipy.signal.medfilt's: zeros pad."""
     import scipy.ndimage
 
@@ -250,7 +250,8 @@ def check(
 
 
 @functools.lru_cache(maxsize=8)
-def _filters(fs: float) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+def filters(fs: float) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
+    """Coefficients (b, a) of the notch and of the band-pass at a rate in Hz."""
     import scipy.signal
 
     notch = scipy.signal.iirnotch(50.0, 30.0, fs)

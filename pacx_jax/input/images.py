@@ -155,7 +155,7 @@ def _encode(extension: str, image: np.ndarray, options: list[int]) -> bytes:
     return data.tobytes()
 
 
-def _is_plain_jpeg(data: bytes) -> bool:
+def is_plain_jpeg(data: bytes) -> bool:
     """Whether it is a grey baseline JPEG of one scan, with each marker in its place.
 
     Of such a file OpenCV refuses what PIL refuses. It takes some damaged ones of other
@@ -181,7 +181,7 @@ def _is_plain_jpeg(data: bytes) -> bool:
 def _from_file(data: bytes) -> np.ndarray:
     if not data:
         raise ValueError("the file is empty")
-    if _is_plain_jpeg(data):
+    if is_plain_jpeg(data):
         # The same library as PIL's and the same pixels, but threads run beside it.
         pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is not None and pixels.ndim == 2:

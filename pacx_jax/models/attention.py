@@ -102,7 +102,9 @@ def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -
         if asked:
             _say_of(f"config.attention=pallas: {found[0]}. It is computed as by auto")
         return False
-    return _tried("Our attention kernel for TPUs", by_kernel, n, heads, channels, dtype)
+    return runs_alike(
+        "Our attention kernel for TPUs", by_kernel, n, heads, channels, dtype
+    )
 
 
 def by_cudnn(qkv: Array, num_heads: int) -> Array:
@@ -145,10 +147,12 @@ def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
     if found:
         _say_of(f"No cuDNN attention: {found[0]}. XLA's is used")
         return False
-    return _tried("cuDNN attention", by_cudnn, n, heads, channels, dtype)
+    return runs_alike("cuDNN attention", by_cudnn, n, heads, channels, dtype)
 
 
-def _tried(what: str, form: Callable, n: int, heads: int, channels: int, dtype) -> bool:
+def runs_alike(
+    what: str, form: Callable, n: int, heads: int, channels: int, dtype
+) -> bool:
     """Whether a form matches `as_written`, gradient included, on a device."""
     shape, about = (2, n, 3 * heads * channels), f"{n} tokens, {heads} x {channels}"
 

@@ -31,7 +31,7 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int, dtype, n
     )
 
 
-def _max_pool(x: Array) -> Array:
+def max_pool(x: Array) -> Array:
     """Max pool 2, stride 2. A *zero* pads odd lengths: the last output is max(x, 0)."""
     if x.shape[1] % 2:
         x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
@@ -66,7 +66,7 @@ class Block(nn.Module):
         )
         y = y * nn.sigmoid(scale)[:, None]
         if self.stride == 2:
-            x = _max_pool(x)
+            x = max_pool(x)
         if c > c_in:  # zero channels pad the shortcut on both sides
             left = (c - c_in) // 2
             x = jnp.pad(x, ((0, 0), (0, 0), (left, c - c_in - left)))

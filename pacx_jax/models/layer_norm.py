@@ -63,7 +63,7 @@ def _moments(x, eps):
     return mean, jax.lax.rsqrt(variance + eps)
 
 
-def _moments_at_once(x, eps):
+def moments_at_once(x, eps):
     """`_moments` from one read of x.
 
     Deviations are from the row's first entry, which lies within sqrt(d - 1) standard
@@ -81,7 +81,7 @@ def _backward(eps, residuals, g):
     if target.platform() == "gpu":
         # Computed again and not fused, both are small arrays for the sums over rows to
         # read. Otherwise XLA writes out g * unit for these sums, in float32.
-        moments = _moments_at_once(jax.lax.optimization_barrier(x), eps)
+        moments = moments_at_once(jax.lax.optimization_barrier(x), eps)
         mean, inverse = jax.lax.optimization_barrier(moments)
     unit = (_wide(x) - mean) * inverse
     rows = tuple(range(x.ndim - 1))

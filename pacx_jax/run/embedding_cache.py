@@ -72,7 +72,7 @@ def _cached(source, teacher, data, mesh, cache_dir, batch_size, quarantine):
         if jax.process_count() == 1 and not path.is_file():
             stack.enter_context(files.locked(path.with_suffix(".lock")))
         if path.is_file():
-            return _read(path, (len(source), teacher.width))
+            return read(path, (len(source), teacher.width))
         found = compute(source, teacher, data, mesh, batch_size, quarantine)
         if jax.process_index() == 0:
             with files.whole(path, "wb") as file:
@@ -80,7 +80,8 @@ def _cached(source, teacher, data, mesh, cache_dir, batch_size, quarantine):
         return found
 
 
-def _read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+def read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:
+    """A stored table, float32 of this shape; PacxError for anything else."""
     try:
         table = arrays.open_npy(path)
     except PacxError:

@@ -31,7 +31,7 @@ def write(folder: str | os.PathLike, about: dict[str, Any]) -> None:
     folder = pathlib.Path(folder)
     listed = {name: _fingerprint(folder / name, sync=True) for name in _files(folder)}
     content = {"format": FORMAT, "files": listed, "about": about}
-    content["sha256"] = _sha256_of(content)
+    content["sha256"] = checksum_of(content)
     files.write_json(folder / NAME, content)
 
 
@@ -45,7 +45,7 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
     try:
         content = files.read_json(folder / NAME)
         checksum = content.pop("sha256")
-        if checksum != _sha256_of(content) or content["format"] != FORMAT:
+        if checksum != checksum_of(content) or content["format"] != FORMAT:
             raise ValueError("its own checksum differs")
         listed, about = dict(content["files"]), content["about"]
     except FileNotFoundError:
@@ -84,5 +84,6 @@ def _fingerprint(path: pathlib.Path, sync: bool = False) -> list[int | str]:
         return [file.tell(), digest]
 
 
-def _sha256_of(content: dict[str, Any]) -> str:
+def checksum_of(content: dict[str, Any]) -> str:
+    """sha256 of a manifest without its own checksum."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

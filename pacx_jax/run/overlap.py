@@ -62,7 +62,7 @@ def account(config, workdir: str, train: sources.Source) -> None:
     if config.objective in PROBES:
         held_out = [s for s in sources.splits(config.data) if s != train.split]
         check(config, workdir, held_out, chain)
-    if jax.process_index() == 0 and not _is_listed(config, workdir, train):
+    if jax.process_index() == 0 and not is_listed(config, workdir, train):
         _list_patients(config, workdir, train, chain)
 
 
@@ -227,7 +227,7 @@ def _seen(run: dict, key: bytes, space: str, everybody: dict[str, str]) -> set[s
     }
 
 
-def _is_listed(config, workdir: str, train: sources.Source) -> bool:
+def is_listed(config, workdir: str, train: sources.Source) -> bool:
     """Whether the list stands there already, from before a run was resumed."""
     own = read(pathlib.Path(workdir))
     return bool(own) and own.runs[-1].get("start") == [

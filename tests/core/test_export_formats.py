@@ -136,7 +136,7 @@ def test_export_at_another_image_size_is_the_network_at_that_size(
     assert set(report.errors) == {"embedding"}
     images = pixels(3, 48)
     x = normalize(images, other.mean, other.std)
-    want = model.module().apply({"params": model.params}, x)[:, 0]
+    want = jax.jit(model.module().apply)({"params": model.params}, x)[:, 0]
     (got,) = write.FORMATS[name].reopen(tmp_path / "out", other)(images)
     assert tiny.worst(got, want) < 1e-5
 

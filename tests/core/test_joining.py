@@ -34,7 +34,7 @@ def clear(number: int = 0) -> None:
 )
 def test_a_rank_of_open_mpi_5_knows_its_place(monkeypatch, variables, address):
     monkeypatch.setattr(os, "environ", RANK | variables)
-    assert processes._open_mpi_5() == {
+    assert processes.open_mpi_5() == {
         "coordinator_address": address,
         "num_processes": 8,
         "process_id": 5,
@@ -45,7 +45,7 @@ def test_a_rank_of_open_mpi_5_knows_its_place(monkeypatch, variables, address):
 @pytest.mark.parametrize("variables", [{}, RANK | MPI_4])
 def test_what_jax_detects_itself_is_left_to_it(monkeypatch, variables):
     monkeypatch.setattr(os, "environ", variables)
-    assert processes._open_mpi_5() == {}
+    assert processes.open_mpi_5() == {}
 
 
 @pytest.mark.parametrize(

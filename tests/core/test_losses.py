@@ -69,18 +69,22 @@ def one_device(meshes, pairs):
 def test_info_nce_equals_plain_numpy(meshes, pairs, smoothing):
     # Bound 1e-6. Measured 5.3e-8.
     za, zb = (z.astype(np.float32) for z in pairs)
-    got = losses.info_nce(
-        za,
-        {"b": zb},
-        jnp.float32(14.3),
-        label_smoothing=smoothing,
-        mesh=meshes[2],
-    )["b"]
-    want = plain_info_nce(*pairs, 14.3, smoothing)
+
+    @jax.jit
+    def loss(za, zb):
+        return losses.info_nce(
+            za,
+            {"b": zb},
+            jnp.float32(14.3),
+            label_smoothing=smoothing,
+            mesh=meshes[2],
+        )["b"]
+
+    got, want = loss(za, zb), plain_info_nce(*pairs, 14.3, smoothing)
     assert abs(float(got) - want) / want < 1e-6
 
 
-@pytest.mark.parametrize("n", [2, 4, 8])
+@pytest.mark.parametrize("n", [2, 8])
 def test_info_nce_on_several_devices_equals_one(meshes, pairs, one_device, n):
     # Bounds 1e-6 (loss) and 1e-5 (gradients). Measured 0 and 3.2e-7.
     value, grads = value_and_grads(meshes[n], pairs, jnp.float32)
@@ -90,24 +94,13 @@ def test_info_nce_on_several_devices_equals_one(meshes, pairs, one_device, n):
     assert min(map(np.linalg.norm, want_grads)) > 1e-3
 
 
-@pytest.mark.parametrize("n", [2, 8])
-def test_info_nce_in_float64_is_the_same_to_the_last_digits(
-    meshes, pairs, one_device, n
-):
-    # Bound 1e-12. Measured 0 (loss) and 6.0e-16 (gradients).
-    with jax.enable_x64(True):
-        value, grads = value_and_grads(meshes[n], pairs, jnp.float64)
-    want, want_grads = one_device["float64"]
-    assert abs(value - want) / want < 1e-12
-    assert max(map(tiny.relative, grads, want_grads)) < 1e-12
-
-
 @pytest.mark.parametrize(
     ("mesh", "chunk"),
-    [((1, 1, 1), 4), ((2, 1, 1), 1), ((8, 4, 1), 8), ((8, 2, 2), 0), ((4, 4, 1), 16)],
-)
+    [((1, 1, 1), 4), ((2, 1, 1), 1), ((8, 4, 1), 8), ((8, 2, 2), 0), ((8, 1, 1), 0),
+     ((4, 4, 1), 16)],
+)  # fmt: skip
 def test_info_nce_by_chunks_and_on_any_mesh_is_the_same(mesh, chunk, pairs, one_device):
-    # Bounds as above. Measured 5.4e-16 and 5.6e-15 in float64.
+    # Bound 1e-12. Measured 5.4e-16 (loss) and 5.6e-15 (gradients).
     on = sharding.make_mesh(*mesh)
     with jax.enable_x64(True):
         value, grads = value_and_grads(on, pairs, jnp.float64, chunk)
@@ -115,10 +108,6 @@ def test_info_nce_by_chunks_and_on_any_mesh_is_the_same(mesh, chunk, pairs, one_
     errors = [abs(value - want) / want, *map(tiny.relative, grads, want_grads)]
     print(f"{mesh} {chunk}: {errors[0]:.1e}, gradients {max(errors[1:]):.1e}")
     assert max(errors) < 1e-12
-    value, grads = value_and_grads(on, pairs, jnp.float32, chunk)
-    want, want_grads = one_device["float32"]
-    assert abs(value - want) / want < 1e-6
-    assert max(map(tiny.relative, grads, want_grads)) < 1e-5
 
 
 def test_float64_loss_equals_plain_numpy(pairs, one_device):
@@ -158,13 +147,14 @@ def test_embeddings_are_gathered_once_for_all_modalities(meshes, pairs):
 def test_other_rows_are_negatives(meshes, pairs):
     # With each device's own rows alone the loss would be near log 2, not log 16.
     za, zb = (z.astype(np.float32) for z in pairs)
-    got = losses.info_nce(
-        za * 0 + 1,
-        {"b": zb * 0 + 1},
-        jnp.float32(10),
-        label_smoothing=0.0,
-        mesh=meshes[8],
-    )["b"]
+
+    @jax.jit
+    def loss(za, zb):
+        return losses.info_nce(
+            za, {"b": zb}, jnp.float32(10), label_smoothing=0.0, mesh=meshes[8]
+        )["b"]
+
+    got = loss(za * 0 + 1, zb * 0 + 1)
     assert abs(float(got) - np.log(16)) < 1e-5
 
 
@@ -228,11 +218,14 @@ def test_masked_bce_is_finite_for_large_logits_and_an_empty_mask():
     assert float(losses.masked_bce(x, jnp.zeros((1, 2)), jnp.zeros((1, 2)))) == 0
 
 
+FULL = pytest.mark.full
 PRESENT = np.array([1, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1, 1, 0, 1, 1, 1], np.float64)
 
 
-@pytest.mark.parametrize("chunk", [0, 4])
-@pytest.mark.parametrize("n", [1, 8])
+@pytest.mark.parametrize(
+    ("n", "chunk"), [(1, 0), (8, 4), pytest.param(1, 4, marks=FULL),
+                     pytest.param(8, 0, marks=FULL)]
+)  # fmt: skip
 def test_studies_that_lack_a_modality_are_as_if_they_were_not_there(
     meshes, pairs, n, chunk
 ):

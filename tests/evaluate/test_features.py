@@ -36,8 +36,8 @@ def test_encoder_on_eight_devices_gives_the_embeddings_of_one():
     for a, b in zip(many.attentions(x), one.attentions(x), strict=True):
         assert a.shape == b.shape == (5, 2, 17, 17)
         assert tiny.worst(a, b) < 1e-5
-    for jitted in (many._forward, many._attentions):
-        check_data_parallel(jitted, many._params, np.resize(x, (8, *x.shape[1:])))
+    for jitted in (many.forward, many.attention_maps):
+        check_data_parallel(jitted, many.params, np.resize(x, (8, *x.shape[1:])))
 
 
 def test_same_image_has_the_same_embedding_on_every_device():
@@ -68,5 +68,5 @@ def test_random_encoder_is_the_same_architecture_and_its_own_seed():
     image = RNG.integers(0, 256, (32, 32), dtype=np.uint8)
     np.testing.assert_array_equal(first(image), again(image))
     assert np.abs(first(image) - other(image)).max() > 1e-3
-    for leaf in jax.tree.leaves(first._params):
+    for leaf in jax.tree.leaves(first.params):
         assert leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8

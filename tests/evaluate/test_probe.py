@@ -104,7 +104,7 @@ def test_noise_is_penalised_more_than_signal():
 
 def test_folds_keep_the_studies_of_a_patient_together():
     patients = np.arange(60) // 3
-    folds = probe._folds(np.zeros((60, 1)), patients)
+    folds = probe.folds(np.zeros((60, 1)), patients)
     assert all(len(set(folds[patients == p])) == 1 for p in range(20))
     assert np.all(np.bincount(folds) == 12)
 

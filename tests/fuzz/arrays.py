@@ -81,7 +81,7 @@ def _table() -> bytes:
 
 
 def _cache(path: pathlib.Path) -> None:
-    table = embedding_cache._read(path, (4, 3))
+    table = embedding_cache.read(path, (4, 3))
     assert table.shape == (4, 3) and table.dtype.kind == "f"
 
 

@@ -124,7 +124,7 @@ def _overlap(path: pathlib.Path) -> None:
     chain = overlap.read(path.parent)
     config = types.SimpleNamespace(model_init="")
     source = types.SimpleNamespace(fingerprint="f", namespace="mimic")
-    overlap._is_listed(config, str(path.parent), source)
+    overlap.is_listed(config, str(path.parent), source)
     for run in chain.runs:
         if chain.key is not None and "hashes" in run:
             set(run["hashes"])
@@ -194,8 +194,8 @@ def _parse(path: pathlib.Path) -> None:
     )  # where overrides are looked up
     try:
         recipe_flags.parse(sys.argv)
-        if main._CONFIG.value is not None:
-            main.check_values(main._CONFIG.value)
+        if (config := main.flags.FLAGS.config) is not None:
+            main.check_values(config)
     except OSError as error:  # which main makes one line, as it stands
         raise PacxError(error) from None
     finally:

@@ -39,7 +39,7 @@ def test_chain_equals_scipys_to_1e_5():
 
 
 def test_filters_have_the_published_coefficients():
-    (b0, a0), (b1, a1) = ecg._filters(500.0)
+    (b0, a0), (b1, a1) = ecg.filters(500.0)
     # Of ECGFounder's chain, printed to 8 digits after the point.
     band_b = [0.00210678, 0, -0.00842713, 0, 0.01264069]
     band_a = [1, -6.69982773, 19.69125383, -33.19054445, 35.11756594, -23.895107]
@@ -74,12 +74,12 @@ def test_each_step_equals_scipys(step):
     # Bound 1e-5 of millivolts. Measured: notch 0, band 0, baseline 0.
     steps = plain_steps(record())
     x = record().T
-    (notch, band) = ecg._filters(500.0)
+    (notch, band) = ecg.filters(500.0)
     x = scipy.signal.filtfilt(*notch, x, axis=-1)
     if step != "notch":
         x = scipy.signal.filtfilt(*band, x, axis=-1)
     if step == "baseline":
-        x = x - ecg._baseline(x, 500.0)
+        x = x - ecg.baseline(x, 500.0)
     np.testing.assert_allclose(x.T, steps[step], atol=1e-5, rtol=0)
 
 

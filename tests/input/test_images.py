@@ -80,10 +80,10 @@ def test_damaged_jpegs_are_what_pil_makes_of_them(monkeypatch):
     """The faster decoder neither takes what PIL refuses nor gives other pixels."""
     film = images.encode_jpeg(GREY)
     restarts = saved(Image.fromarray(GREY), "JPEG", restart_marker_rows=1)
-    assert images._is_plain_jpeg(film) and images._is_plain_jpeg(restarts)
+    assert images.is_plain_jpeg(film) and images.is_plain_jpeg(restarts)
     for kind in ({"progressive": True}, {}):
         image = Image.fromarray(GREY if kind else COLOUR)
-        assert not images._is_plain_jpeg(saved(image, "JPEG", **kind))
+        assert not images.is_plain_jpeg(saved(image, "JPEG", **kind))
 
     def result(data):
         try:
@@ -101,10 +101,10 @@ def test_damaged_jpegs_are_what_pil_makes_of_them(monkeypatch):
             del data[start : start + rng.integers(1, len(data))]
             data += b"\xff\xd9" * int(i % 2)
         damaged.append(bytes(data))
-    plain = sum(map(images._is_plain_jpeg, damaged))
+    plain = sum(map(images.is_plain_jpeg, damaged))
     assert 100 < plain < 500
     got = [result(data) for data in damaged]
-    monkeypatch.setattr(images, "_is_plain_jpeg", lambda data: False)
+    monkeypatch.setattr(images, "is_plain_jpeg", lambda data: False)
     assert got == [result(data) for data in damaged]
 
 

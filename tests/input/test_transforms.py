@@ -105,10 +105,10 @@ def test_the_full_crop_is_the_squash():
 def test_crops_keep_to_their_share_of_the_area():
     rng = generator()
     for _ in range(300):
-        top, left, h, w = augment._random_box(60, 80, (0.5, 1.0), (3 / 4, 4 / 3), rng)
+        top, left, h, w = augment.random_box(60, 80, (0.5, 1.0), (3 / 4, 4 / 3), rng)
         assert 0 <= top <= 60 - h and 0 <= left <= 80 - w
         assert 0.48 < h * w / 4800 <= 1 and 0.73 < w / h < 1.37
-    assert augment._random_box(10, 100, (1.0, 1.0), (0.9, 1.1), rng) == (0, 44, 10, 11)
+    assert augment.random_box(10, 100, (1.0, 1.0), (0.9, 1.1), rng) == (0, 44, 10, 11)
 
 
 def test_the_affine_map_without_motion_is_the_identity_and_shifts_are_right():
@@ -116,7 +116,7 @@ def test_the_affine_map_without_motion_is_the_identity_and_shifts_are_right():
         def uniform(self, low, high):
             return (low + high) / 2
 
-    np.testing.assert_array_equal(augment._random_affine(RAMP, Middle()), RAMP)
+    np.testing.assert_array_equal(augment.random_affine(RAMP, Middle()), RAMP)
 
     class Shift:
         draws = iter([0.0, 0.1, 0.0, 1.0])
@@ -124,7 +124,7 @@ def test_the_affine_map_without_motion_is_the_identity_and_shifts_are_right():
         def uniform(self, low, high):
             return next(self.draws)
 
-    moved = augment._random_affine(RAMP, Shift())
+    moved = augment.random_affine(RAMP, Shift())
     np.testing.assert_array_equal(moved[:, 8:], RAMP[:, :-8])
     assert not moved[:, :8].any()
 

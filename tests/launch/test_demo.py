@@ -23,8 +23,9 @@ from tests.convert.test_kinds import OPTIONS, folder
 from tests.core.test_configs import RECIPES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-# One device, as a laptop has. Most of a two-step run is LLVM's time: it does without.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+# One device, as a laptop has, and code made as fast as in tests/conftest.py.
+FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+ENVIRONMENT = os.environ | {"XLA_FLAGS": FLAGS}
 
 
 def start(target, *arguments):

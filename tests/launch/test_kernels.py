@@ -9,7 +9,6 @@ import sys
 import jax
 import jax.numpy as jnp
 import pytest
-from jax._src.cudnn import fused_attention_stablehlo
 
 from launch import plan as command
 from launch.planning import (
@@ -164,9 +163,7 @@ def test_what_xla_does_not_estimate_takes_its_bytes():
 
 
 def test_products_within_attention_kernels_are_counted_in_a_trace(monkeypatch):
-    monkeypatch.setattr(
-        fused_attention_stablehlo, "check_cudnn_version", lambda: compilers.CUDNN
-    )
+    compilers.assume_cudnn(monkeypatch.setattr)
     b, n, h, c = 8, 200, 4, 64
 
     def cudnn(x):

@@ -55,8 +55,8 @@ def test_net1d_equals_plain_numpy_at_even_and_odd_lengths(
 
 def test_max_pool_pads_odd_lengths_with_zero():
     x = -jnp.arange(1.0, 6.0).reshape(1, 5, 1)
-    assert np.asarray(ecg._max_pool(x)).ravel().tolist() == [-1, -3, 0]
-    assert np.asarray(ecg._max_pool(x[:, :4])).ravel().tolist() == [-1, -3]
+    assert np.asarray(ecg.max_pool(x)).ravel().tolist() == [-1, -3, 0]
+    assert np.asarray(ecg.max_pool(x[:, :4])).ravel().tolist() == [-1, -3]
 
 
 def test_embedding_of_5000_samples_is_the_mean_of_the_last_20():

@@ -151,7 +151,9 @@ def test_fixed_temperature_is_not_trained():
     assert distill_model.trainable(tiny.config("distill_vitb16"), 12)("logit_scale")
 
 
-@pytest.mark.parametrize("size, grid", [(224, 14), (448, 28)])
+@pytest.mark.parametrize(
+    "size, grid", [pytest.param(224, 14, marks=pytest.mark.full), (448, 28)]
+)
 def test_vitb_mae_has_gradients_at_any_image_size(size, grid):
     # Shapes alone: docs/convert.md says what was run at 448 pixels.
     config = tiny.config("mae_vitb16", data__image_size=size)

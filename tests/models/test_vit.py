@@ -1,5 +1,7 @@
 """The ViT against plain numpy, and its patches and positions."""
 
+import functools
+
 import einops
 import jax
 import jax.numpy as jnp
@@ -80,7 +82,7 @@ def test_vit_equals_plain_numpy_with_the_other_epsilon(params, images):
     # Measured 1.9e-7.
     small = jax.tree.map(lambda p: p * 1e-2, params)
     model = vit.ViT(patch_size=8, width=32, depth=2, num_heads=2, ln_eps=1e-5)
-    got = np.asarray(model.apply({"params": small}, images[:1] * 1e-2))[0]
+    got = np.asarray(jax.jit(model.apply)({"params": small}, images[:1] * 1e-2))[0]
     image = np.float64(images[0]) * 1e-2
     want, other = (plain.vit(small, image, 8, 2, eps) for eps in (1e-5, 1e-6))
     assert tiny.worst(got, want) < 1e-5
@@ -95,7 +97,7 @@ def test_cls_token_has_position_zero():
         "norm": {"scale": np.ones(32, np.float32), "bias": np.zeros(32, np.float32)},
         "patch_embed": {"kernel": np.ones((192, 32)), "bias": np.zeros(32)},
     }
-    got = model.apply({"params": params}, jnp.ones((1, 16, 16, 3)))[0, 0]
+    got = jax.jit(model.apply)({"params": params}, jnp.ones((1, 16, 16, 3)))[0, 0]
     want = plain.layer_norm(np.float64(cls_token[0, 0]), params["norm"], 1e-6)
     assert tiny.worst(got, want) < 1e-6  # measured 6.8e-8
 
@@ -125,13 +127,12 @@ def test_keeping_every_patch_equals_keeping_none_out(model, params, images):
 
 def test_cls_token_alone_is_that_of_all_tokens(model, params, images):
     # Measured 2.4e-7: fewer rows are summed in another order.
-    whole = model.apply({"params": params}, images)
-    alone = model.apply({"params": params}, images, cls_only=True)
+    whole = jax.jit(model.apply)({"params": params}, images)
+    options = {"cls_only": True, "mutable": "intermediates"}
+    apply = jax.jit(functools.partial(model.apply, **options))
+    alone, state = apply({"params": params}, images)
     assert alone.shape == (3, 1, 32)
     np.testing.assert_allclose(alone, whole[:, :1], atol=2e-6)
-    _, state = model.apply(
-        {"params": params}, images, cls_only=True, mutable="intermediates"
-    )
     (probs,) = state["intermediates"]["block_01"]["attn"]["attention"]
     assert probs.shape == (3, 2, 13, 13)  # rollout wants those of all tokens
 

@@ -9,7 +9,7 @@ def get_config(arg=None):
     c = base.get_config()
     c.name, c.objective = "brightness", "tests.own.brightness"
     c.global_batch_size, c.total_steps = 8, 20
-    c.log_every, c.eval_every, c.save_every = 1, 4, 3
+    c.log_every, c.eval_every, c.save_every = 1, 10, 10
     c.num_devices = 2
     base.vit(c)
     c.model.variant, c.model.patch_size = "mu", 8

@@ -91,7 +91,7 @@ def test_an_affine_map_is_torchvisions_with_nearest_neighbours(torch, tv, measur
     theirs = tv.RandomAffine(10, (0.1, 0.1), (0.9, 1.1), fill=0)
     got, want, tensors = [], [], []
     for seed in SEEDS:
-        got.append(augment._random_affine(SQUARE, Draws(torch, seed)))
+        got.append(augment.random_affine(SQUARE, Draws(torch, seed)))
         torch.manual_seed(seed)
         want.append(np.asarray(theirs(Image.fromarray(SQUARE))))
         torch.manual_seed(seed)
@@ -126,7 +126,7 @@ def test_jitter_is_torchvisions_to_a_rounding(torch, tv, measure):
     for image in (SQUARE, colour):
         for factors in ((0.8, 1.2), (1.2, 0.8), (1.13, 1.07), (0.91, 0.84)):
             for order in ((0, 1), (1, 0)):
-                got.append(augment._jitter(image, Given(factors, order)).reshape(-1))
+                got.append(augment.jitter(image, Given(factors, order)).reshape(-1))
                 x = torch.from_numpy(image.astype(np.float32) / 255)
                 x = x[None] if image.ndim == 2 else x.permute(2, 0, 1)
                 for step in order:
@@ -139,7 +139,7 @@ def test_jitter_is_torchvisions_to_a_rounding(torch, tv, measure):
 def test_blur_is_torchvisions_to_a_rounding(torch, tv, measure):
     got, want = [], []
     for sigma in (0.1, 0.4, 0.9, 1.5, 2.0):
-        got.append(augment._blur(SQUARE, sigma))
+        got.append(augment.blur(SQUARE, sigma))
         blurred = tv.functional.gaussian_blur(
             as_tensor(torch, SQUARE), [5, 5], [sigma, sigma]
         )
@@ -156,7 +156,7 @@ def test_an_erased_rectangle_is_torchvisions(torch, tv, measure):
     for seed in SEEDS:
         draws = Draws(torch, seed)
         draws.random()  # torchvision draws first whether to erase
-        erased = augment._erase(rgb, draws)
+        erased = augment.erase(rgb, draws)
         got.append((erased / np.float32(255) - mean) / std)
         normal = ((rgb / np.float32(255) - mean) / std).transpose(2, 0, 1)
         torch.manual_seed(seed)

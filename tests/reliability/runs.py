@@ -264,11 +264,11 @@ def _child(config, workdir, before, devices, flags, number, log):
     before(number)
     run = main.run
 
-    def _main(_):
+    def ready_made(_):
         main.start_processes()
         run(config, str(workdir))
 
-    main._main = _main
+    main.from_flags = ready_made
     sys.argv = ["main", *flags]
     main.main()
     os._exit(0)  # without pytest's handlers

@@ -7,8 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src import array
-from jax._src import config as jax_config
 
 from pacx_jax import main, sharding, step
 from pacx_jax.errors import PacxError
@@ -147,16 +145,23 @@ def guarded_to_the_host(monkeypatch):
 
     Of an array on one device alone, NumPy reads the memory without being seen here.
     """
-    original, guards = array.ArrayImpl._value.fget, jax_config.guard_lib
+    kind, get = type(jnp.zeros(())), jax.device_get
 
-    def value(self):
-        guard = guards.thread_local_state()
-        disallowed = guard.device_to_host == guards.TransferGuardLevel.DISALLOW
-        if disallowed and not guard.explicit_device_get:
-            raise RuntimeError("Disallowed device-to-host transfer")
-        return original(self)
+    def device_get(tree):
+        with jax.transfer_guard_device_to_host("allow"):
+            return get(tree)
 
-    monkeypatch.setattr(array.ArrayImpl, "_value", property(value))
+    def guarded(original):
+        def read(array, *args, **kwargs):
+            if jax.config.jax_transfer_guard_device_to_host == "disallow":
+                raise RuntimeError("Disallowed device-to-host transfer")
+            return original(array, *args, **kwargs)
+
+        return read
+
+    monkeypatch.setattr(jax, "device_get", device_get)
+    for name in ("__array__", "__bool__", "__float__", "__int__", "item", "tolist"):
+        monkeypatch.setattr(kind, name, guarded(getattr(kind, name)))
 
 
 @pytest.mark.parametrize("read", [float, np.asarray, bool], ids=["float", "np", "bool"])

@@ -63,7 +63,7 @@ def test_manifest_that_is_none_moves_on_to_the_step_before(pristine, tmp_path, t
     shutil.copytree(pristine, folder)
     if '"files"' in text:  # its checksum is right
         content = json.loads(text)
-        content["sha256"] = manifest._sha256_of(content)
+        content["sha256"] = manifest.checksum_of(content)
         text = json.dumps(content)
     (folder / "9" / manifest.NAME).write_text(text)
     assert saved_steps.Steps(folder, keep=2).newest()[0] == 6
