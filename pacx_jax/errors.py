@@ -21,3 +21,8 @@ _LONGEST = 3000  # characters of a message
 
 def _printable(character: str) -> str:
     return character if character.isprintable() else ascii(character)[1:-1]
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra; this package is in no registry."""
+    return f"run pip install -e '.[{extra}]' in the checkout of this project"

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, install
 from pacx_jax.input import ecg, ecg_arrays, folders
 
 MV = {"mv": 1.0, "uv": 1e-3, "\u00b5v": 1e-3, "\u03bcv": 1e-3, "v": 1e3}
@@ -127,7 +127,7 @@ def read_wfdb(path: pathlib.Path) -> Record:
         import wfdb
     except (ImportError, OSError) as error:  # OSError: soundfile without its library
         raise PacxError(
-            f"{path}: WFDB records need the package wfdb ({error}): pip install wfdb"
+            f"{path}: WFDB records need the package wfdb ({error}): {install('ecg')}"
         ) from None
     fs = _check_header_text(path)
     stem = str(path.absolute())[: -len(path.suffix)]
