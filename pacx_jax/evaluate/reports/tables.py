@@ -1,4 +1,4 @@
-"""The comparison in words and in plain text, for the terminal, Markdown and report.
+"""The comparison in words and in plain text, for the terminal and the report.
 
 All take the row dicts of `comparison.Comparison`.
 """
