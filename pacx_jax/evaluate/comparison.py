@@ -138,6 +138,8 @@ def _pair_row(a, b, fraction, name, values, rows) -> dict:
     (value_a, drawn_a), (value_b, drawn_b) = (values[x, fraction, name] for x in (a, b))
     gap = statistics.estimate(value_a - value_b, drawn_a - drawn_b)
     row, other = (rows[x, fraction, name] for x in (a, b))
+    if row["seeds"] != other["seeds"]:
+        raise ValueError(f"arms {a!r} and {b!r} have different subset seeds")
     keep = ("labels", "fraction", "group", "seeds", "n_patients", "n_labels")
     return (
         {"a": a, "b": b}
