@@ -356,12 +356,11 @@ def write(target: pathlib.Path, split: str) -> None:
     report.write_report(target / "report.html", page)
     text = tables.render_table_text(result.table, result.summary, arms)
     (target / "comparison.txt").write_text(text + "\n", encoding="utf-8")
-    (target / "comparison.md").write_text(
-        tables.markdown_table(result.table, arms) + "\n", encoding="utf-8"
-    )
     numbers = {"table": result.table, "pairs": result.pairs}
     (target / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    summary = {"comparison": result.summary}
+    auroc = {"mae": "b_auroc", "pacx": "a_auroc"}
+    rows = [row | {k: row[v] for k, v in auroc.items()} for row in result.summary]
+    summary = {"comparison": rows}
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 
 

@@ -28,3 +28,8 @@ def one_line(found: object, longest: int = 300) -> str:
 
 def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:_LONGEST]
+
+
+def install(extra: str) -> str:
+    """The command that installs an extra; this package is in no registry."""
+    return f"run pip install -e '.[{extra}]' in the checkout of this project"

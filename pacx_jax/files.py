@@ -10,6 +10,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -70,6 +71,31 @@ def unreadable(path: str | os.PathLike, error: OSError) -> PacxError:
     if isinstance(error, FileNotFoundError):
         return PacxError(f"{path}: no such file; check the path")
     return PacxError(f"{path}: cannot be read ({one_line(error)})")
+
+
+@contextlib.contextmanager
+def whole_folder(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A new folder that takes the place of `path` when the block ends.
+
+    Whatever interrupts the block leaves what was there, and no trace of its own.
+    """
+    made = [p for p in path.parents if not p.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+    new, old = temporary / "new", temporary / "old"
+    new.mkdir()
+    try:
+        yield new
+        if path.exists():
+            path.rename(old)
+        new.rename(path)
+    finally:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        shutil.rmtree(temporary, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # not empty
+                parent.rmdir()
 
 
 def sync(folder: str | os.PathLike) -> None:

@@ -116,7 +116,7 @@ def encoding(config, work: dict, draw: bool = True):
     mesh = sharding.make_mesh(config.num_devices)
     if work["mode"] == "ecg":
         module = ecg.from_config(config.model, config.dtype)
-        function, name = forward.ecgs(module, mesh), "ecg"
+        function, name = forward.arrays(module, mesh), "ecg"
     else:
         module = recipes.image_encoder(config).module(config.dtype)
         module = module.clone(**vit.ways(config))

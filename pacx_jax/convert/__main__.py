@@ -11,7 +11,6 @@ and --config.model_init. A FILE named .safetensors needs no PyTorch.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import pathlib
 import sys
@@ -20,33 +19,22 @@ import numpy as np
 
 from pacx_jax import cli
 from pacx_jax.convert import beside, files, kinds, layouts, tables
-from pacx_jax.convert.layouts import KINDS, MODELS
+from pacx_jax.convert.layouts import KINDS
 from pacx_jax.convert.sizes import Options
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.run import finished
 
-# Under what a PyTorch file of the kind holds its state dict.
-CONTAINER = dict.fromkeys(KINDS, "state_dict") | {"vit_timm": "", "vit_hf": ""}
+# Options of one direction alone.
+OPTIONS = ("num_heads", "decoder_num_heads", "ln_eps", "alpha", "mean", "std",
+           "decimate", "labels", "task")  # fmt: skip
+IN, OUT = (*OPTIONS, "preset", "weights"), ("merged", "container")
 
-# Which kinds an option is for, on the way in and on the way out.
-VITS = tuple(kind for kind in KINDS if kind not in MODELS)
-CLASSIFIERS = ("vit_timm", "vit_hf", "probe")
-IN = dict.fromkeys(("num_heads", "ln_eps", "mean", "std"), VITS) | {
-    "preset": (*VITS, "labs_dae"),
-    "decoder_num_heads": ("mae", "vit_hf"),
-    "alpha": ("pacx",),
-    "decimate": ("ecgfounder",),
-    "labels": (*CLASSIFIERS, "ecgfounder"),
-    "task": CLASSIFIERS,
-}
-OUT = {"merged": ("pacx",), "container": KINDS}
-
-CARD = """# {title}
+CARD = """# pacx_jax {model}
 
 Converted by pacx_jax from a PyTorch checkpoint of kind `{kind}` ({name}), {count:,}
-parameters. {left}
+parameters. {weights}
 
 ## Use
 {use}
@@ -76,48 +64,55 @@ def from_torch(args) -> None:
         raise PacxError(
             f"{source.parent} is a model folder already; --to=torch makes a checkpoint"
         )
-    options, told = _options(args, source)
-    found = files.read(source)
-    folder, left = kinds.read(args.kind, found, options, str(source))
-    for name, value in told.items():
+    options, sizes = _options(args, source)
+    found = files.read(source, args.weights or "", KINDS[args.kind].anchor)
+    folder, left = kinds.read(args.kind, found.state, options, str(source))
+    for name, value in sizes.items():
         if folder.architecture[name] != value:
             raise PacxError(
                 f"{source} has {name} {folder.architecture[name]}, and the config.json "
                 f"beside it says {value}: they do not belong together"
             )
     _refuse_unused(args, folder)
-    leaves = [v for k, v in found.items() if k not in left]
+    leaves = [v for k, v in found.state.items() if k not in left]
     count = sum(np.size(v) for v in leaves)
+    notes = []
+    if found.others:
+        others = ", ".join(name or "(no key)" for name in found.others)
+        notes = [f"taken: {found.name or '(no key)'}", f"not taken: {others}"]
+    elif found.name:
+        notes = [f"taken: {found.name}"]
+    if left:
+        notes.append(f"left out: {', '.join(left)}")
     card = CARD.format(
-        title=f"pacx_jax {folder.kind}",
+        model=folder.kind,
         kind=args.kind,
         name=source.name,
         count=count,
         use=USE[folder.kind],
-        left=f"Left out: {', '.join(left)}." if left else "Nothing was left out.",
+        weights=f"Of its weights {'; '.join(notes)}." if notes else "",
     )
     model_folder.save(args.target, folder, card)
-    beside = f", with {folder.heads.kind} heads" if folder.heads else ""
+    heads = f", with {folder.heads.kind} heads" if folder.heads else ""
+    notes += _learned(folder, args.kind)
     print(
         f"{args.kind}: {len(leaves)} tensors, {count:,} values -> a {folder.kind} "
-        f"model{beside} in {args.target}"
-        + (f"; left out: {', '.join(left)}" if left else "")
-        + _learned(folder, args.kind)
+        f"model{heads} in {'; '.join([args.target, *notes])}"
     )
 
 
-def _learned(folder: model_folder.ModelFolder, kind: str) -> str:
+def _learned(folder: model_folder.ModelFolder, kind: str) -> list[str]:
     """Says that an MAE's positions are not the fixed ones, which nobody may expect."""
     a, heads = folder.architecture, folder.heads
     of_mae = kind in ("mae", "pacx") or (heads and heads.kind == "mae")
     if not of_mae or "posemb_grid" not in a:
-        return ""
-    told = ""
+        return []
+    told = "kept as learned: its positions"
     if a["width"] % 4 == 0:
         fixed = tables.positions(a["posemb_grid"][0], a["width"])
         error = np.abs(folder.params["pos_embed"] - fixed).max()
-        told = f", which differ from MAE's fixed sin-cos ones by up to {error:.2g}"
-    return f"; kept as learned: its positions{told}"
+        told += f", which differ from MAE's fixed sin-cos ones by up to {error:.2g}"
+    return [told]
 
 
 def to_torch(args) -> None:
@@ -130,7 +125,9 @@ def to_torch(args) -> None:
     if args.merged and not (folder.heads and folder.heads.architecture.get("adapted")):
         raise PacxError(f"--merged is given, and {args.source} holds no LoRA adapter")
     state = kinds.write(args.kind, folder, bool(args.merged))
-    container = CONTAINER[args.kind] if args.container is None else args.container
+    container = args.container
+    if container is None:
+        container = KINDS[args.kind].container
     if args.kind == "mae" and container != "state_dict":  # the original repository's
         state = {k.removeprefix("model."): v for k, v in state.items()}
     files.write(args.target, state, container)
@@ -149,49 +146,16 @@ def open_source(path: str) -> model_folder.ModelFolder:
     return model_folder.load(path)
 
 
-def check_options(args) -> None:
-    """Refuses an option that says nothing of this kind, or in this direction."""
-    way, other, to = (OUT, IN, "jax") if args.to == "torch" else (IN, OUT, "torch")
-    for name in {**IN, **OUT}:
-        if getattr(args, name) is None:
-            continue
-        if name in other:
-            raise PacxError(f"--{name} is for --to={to} alone: leave it away")
-        if name in ("num_heads", "decoder_num_heads", "ln_eps"):
-            if getattr(args, name) == 0:  # which stands for "not given" inside
-                raise PacxError(f"--{name} 0: give a number above 0, or leave it away")
-        if args.kind not in way[name]:
-            raise PacxError(
-                f"--{name} says nothing of --kind={args.kind}: it is for "
-                f"{', '.join(way[name])}"
-            )
-
-
 def _refuse_unused(args, folder: model_folder.ModelFolder) -> None:
     """Refuses an option that speaks of a part which the file does not hold."""
-    heads = folder.heads.architecture if folder.heads else {}
-    for name, there, part in (
-        ("decoder_num_heads", folder.heads and folder.heads.kind == "mae", "decoder"),
-        ("alpha", heads.get("adapted"), "LoRA adapter"),
-        ("labels", heads.get("labels"), "classifier"),
-        ("task", heads.get("labels"), "classifier"),
-    ):
-        if getattr(args, name) is not None and not there:
-            raise PacxError(f"--{name} is given, and {args.source} holds no {part}")
-
-
-def _check_statistics(args, fields: dict, weights: pathlib.Path) -> None:
-    """Refuses mean and std that pixels in [0, 1] cannot have."""
-    for name in ("mean", "std"):
-        value = fields.get(name, ())
-        good = all(isinstance(x, (int, float)) and 0 <= x <= 1 for x in value)  # no NaN
-        if not good or (name == "std" and 0 in value):
-            where = f"--{name}"
-            if not getattr(args, name):
-                where = f"the config beside {weights} has {name}"
+    applies = {*kinds.told(folder), "weights"}
+    if applies & {"mean", "mask_inputs"}:
+        applies.add("preset")
+    for name in IN:
+        if getattr(args, name) is not None and name not in applies:
             raise PacxError(
-                f"{where} {' '.join(map(str, value))}: give --{name} in [0, 1], of "
-                "pixels divided by 255, and std above 0"
+                f"--{name} says nothing of {args.source}, which as --kind={args.kind} "
+                "holds no such part: leave it away"
             )
 
 
@@ -201,18 +165,18 @@ def _options(args, weights: pathlib.Path) -> tuple[Options, dict]:
     Returns:
       the options, and the sizes that the weights must have.
     """
+    given = {k: getattr(args, k) for k in OPTIONS if getattr(args, k) is not None}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    Options(**given)  # refuses what the flags alone are to blame for
     fields, sizes = beside.read(args.kind, weights)
     if args.preset == "reference":
         fields |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "mask_inputs": False}
     elif args.kind == "vit_hf" and not (args.mean and args.std):
         fields |= beside.images(weights)
-    names = ("num_heads", "decoder_num_heads", "ln_eps", "alpha", "decimate", "task")
-    fields |= {k: getattr(args, k) for k in names if getattr(args, k) is not None}
-    fields |= {k: tuple(getattr(args, k)) for k in ("mean", "std") if getattr(args, k)}
-    _check_statistics(args, fields, weights)
-    if args.labels is not None:
-        fields["labels"] = _labels(args.labels)
-    return Options(**fields), sizes
+    try:
+        return Options(**(fields | given)), sizes
+    except PacxError as e:
+        raise PacxError(f"the config beside {weights} says {e}") from None
 
 
 def _labels(text: str) -> tuple[str, ...]:
@@ -223,25 +187,19 @@ def _labels(text: str) -> tuple[str, ...]:
     return names
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        """One line, without the usage."""
-        raise PacxError(f"{message}; see --help")
-
-
-def parser() -> argparse.ArgumentParser:
+def parser() -> cli.Parser:
     """The command line."""
-    parser = _Parser(
-        prog="pacx_jax.convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser(prog="pacx_jax.convert", description=__doc__)
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS)
     add("--source", required=True, help="checkpoint; with --to=torch a folder or run")
     add("--target", required=True, help="folder to write; with --to=torch a file")
     add("--to", choices=("jax", "torch"), default="jax")
+    add(
+        "--weights",
+        metavar="ema|model|KEY",
+        help="which weights of a file that holds several, such as model and model_ema",
+    )
     add(
         "--preset",
         choices=("ours", "reference"),
@@ -255,7 +213,7 @@ def parser() -> argparse.ArgumentParser:
     add("--mean", type=float, nargs=3, help="of red, green and blue, in [0, 1]")
     add("--std", type=float, nargs=3, help="of them, above 0, to 1")
     add("--decimate", type=int, help="of an ECG encoder (ecgfounder; default 1)")
-    add("--labels", help="comma-separated names of a classifier's outputs")
+    add("--labels", type=_labels, help="names of a classifier's outputs, as CSV")
     add("--task", choices=("multilabel", "multiclass"), help="of a classifier")
     add(
         "--merged",
@@ -275,8 +233,12 @@ def parser() -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
     args = parser().parse_args(argv)
-    check_options(args)
-    (to_torch if args.to == "torch" else from_torch)(args)
+    way, wrong = (to_torch, IN) if args.to == "torch" else (from_torch, OUT)
+    other = "jax" if args.to == "torch" else "torch"
+    for name in wrong:
+        if getattr(args, name) is not None:
+            raise PacxError(f"--{name} is for --to={other} alone: leave it away")
+    way(args)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pacx_jax import files
 from pacx_jax.errors import PacxError
 
 CONFIG, IMAGES = "config.json", "preprocessor_config.json"
+REMEDY = "put beside the weights the file that they came with, or none"
 TASKS = {
     None: "multiclass",
     "single_label_classification": "multiclass",
@@ -27,18 +28,19 @@ def read(kind: str, weights: pathlib.Path) -> tuple[dict, dict]:
       PacxError: a file that is damaged, another kind's, or says what we cannot do.
     """
     file = weights.parent / CONFIG
-    if kind not in ("vit_hf", "vit_timm") or not file.is_file():
+    parse = {"vit_hf": _hugging_face, "vit_timm": _timm}.get(kind)
+    if not parse or not file.is_file():
         return {}, {}
-    config = _json(file)
+    config = files.read_own_json(file, REMEDY)
     try:
-        if kind == "vit_timm":
-            return _timm(config, file)
-        return _hugging_face(config, file)
+        fields, sizes = parse(config)
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         raise PacxError(
-            f"{file} is not {kind}'s, or damaged ({type(e).__name__}: {e}): put beside "
-            "the weights the config that they came with, or none"
+            f"{file} is not {kind}'s, or damaged ({type(e).__name__}: {e}): {REMEDY}"
         ) from None
+    except PacxError as e:
+        raise PacxError(f"{file}: {e}") from None
+    return fields, {k: v for k, v in sizes.items() if v is not None}
 
 
 def images(weights: pathlib.Path) -> dict:
@@ -50,14 +52,16 @@ def images(weights: pathlib.Path) -> dict:
     file = weights.parent / IMAGES
     if not file.is_file():
         return {}
-    about = _json(file)
-    factor = about.get("rescale_factor", 1 / 255)
+    about = files.read_own_json(file, REMEDY)
+    factor, divides = (
+        about.get("rescale_factor", 1 / 255),
+        about.get("do_rescale", True),
+    )
     good = isinstance(factor, (int, float)) and math.isclose(factor, 1 / 255)
-    if not about.get("do_rescale", True) or not good:
+    if not divides or not good:
         raise PacxError(
-            f"{file}: do_rescale is {about.get('do_rescale', True)} and rescale_factor "
-            f"{factor}: an encoder here takes (x / 255 - mean) / std. Give --mean and "
-            "--std of that form"
+            f"{file}: do_rescale is {divides} and rescale_factor {factor}: an encoder "
+            "here takes (x / 255 - mean) / std. Give --mean and --std of that form"
         )
     if not about.get("do_normalize", True):
         return {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
@@ -69,57 +73,48 @@ def images(weights: pathlib.Path) -> dict:
         if not isinstance(value, list) or len(value) != 3:
             raise PacxError(
                 f"{file}: image_{name} is {value}, and three numbers are needed: give "
-                "--mean and --std"
+                f"--{name}"
             )
         found[name] = tuple(value)
     return found
 
 
-def _hugging_face(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
+def _hugging_face(config: dict) -> tuple[dict, dict]:
     activation = config.get("hidden_act", "gelu")
     if activation != "gelu":
-        raise PacxError(f"{file}: hidden_act is {activation}; an encoder here has gelu")
+        raise PacxError(f"hidden_act is {activation}; an encoder here has gelu")
+    names, decoder = config.get("id2label") or {}, "decoder_num_attention_heads"
+    kind = config.get("problem_type")
     fields = {
         "num_heads": int(config["num_attention_heads"]),
-        "decoder_num_heads": int(config.get("decoder_num_attention_heads", 0)),
+        "decoder_num_heads": int(config[decoder]) if decoder in config else None,
         "ln_eps": float(config.get("layer_norm_eps", 1e-12)),  # transformers' default
+        "labels": tuple(names[str(i)] for i in range(len(names))),
+        "task": TASKS.get(kind, str(kind)),
     }
-    names = config.get("id2label") or {}
-    fields["labels"] = tuple(names[str(i)] for i in range(len(names)))
-    kind = config.get("problem_type")
-    fields["task"] = TASKS.get(kind, str(kind))
-    sizes = {
+    return fields, {
         "image_size": config.get("image_size"),
         "patch_size": config.get("patch_size"),
         "width": config.get("hidden_size"),
         "depth": config.get("num_hidden_layers"),
     }
-    return fields, {k: v for k, v in sizes.items() if v is not None}
 
 
-def _timm(config: dict, file: pathlib.Path) -> tuple[dict, dict]:
+def _timm(config: dict) -> tuple[dict, dict]:
     about, given = config["pretrained_cfg"], config.get("model_args") or {}
     # What the keys do not show, and an encoder here does in one way alone.
     pool = given.get("global_pool", config.get("global_pool", "token"))
     activation = given.get("act_layer", "gelu")
     if pool not in ("token", "") or activation != "gelu":
         raise PacxError(
-            f"{file}: global_pool is {pool!r} and act_layer {activation!r}; an encoder "
-            "here gives its CLS token ('token') and has gelu"
+            f"global_pool is {pool!r} and act_layer {activation!r}; an encoder here "
+            "gives its CLS token ('token') and has gelu"
         )
     fields = {name: tuple(about[name]) for name in ("mean", "std")}
     if heads := given.get("num_heads"):
         fields["num_heads"] = int(heads)
-    sizes = {
+    return fields, {
         "width": config.get("num_features"),
         "depth": given.get("depth"),
         "patch_size": given.get("patch_size"),
     }
-    return fields, {k: v for k, v in sizes.items() if v is not None}
-
-
-def _json(file: pathlib.Path) -> dict:
-    try:
-        return files.read_json(file)
-    except (OSError, ValueError) as e:
-        raise PacxError(f"{file} cannot be read: {e}") from None

@@ -10,7 +10,7 @@ import flax
 import numpy as np
 
 from pacx_jax.convert import layouts, sizes, state, tables
-from pacx_jax.convert.layouts import KINDS, Spec
+from pacx_jax.convert.layouts import Spec
 from pacx_jax.convert.sizes import Options
 from pacx_jax.encoders import model_folder, model_heads
 from pacx_jax.encoders.model_folder import ModelFolder
@@ -38,36 +38,29 @@ def read(kind: str, found: dict, options: Options, source: str):
       PacxError: another kind of file; keys that are missing, unexpected, wrongly shaped
         or not finite, listed.
     """
-    if kind not in KINDS:
-        raise PacxError(f"kind {kind!r}: choose one of {', '.join(KINDS)}")
     spec = sizes.infer(kind, found, options, source)
     left = _left_out(spec, found)
-    buffers = {}
-    if kind == "segment":
-        buffers = {k: v for k, v in found.items() if k in ("mean", "std")}
-        if len(buffers) == 1:
-            raise PacxError(f"{source} has one of mean and std alone")
-        for key, value in buffers.items():
-            if np.size(value) != 3 or not np.isfinite(value).all():
-                raise PacxError(
-                    f"{source} does not fit: {key} {np.shape(value)} must be three "
-                    "finite numbers"
-                )
+    buffers = _statistics(found, source) if kind == "segment" else {}
     kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
     encoder = model_folder.shapes_of(spec.model, spec.architecture)
     shapes = {f"encoder.{k}": v for k, v in encoder.items()}
-    odd = [
-        name
-        for name in spec.heads_architecture.get("adapted", ())
-        if f"{name}.kernel" not in encoder
-    ]
+    adapted = spec.heads_architecture.get("adapted", ())
+    odd = [name for name in adapted if f"{name}.kernel" not in encoder]
     if odd:
         raise PacxError(f"{source} has adapters of {', '.join(odd)}, and no such layer")
     if spec.heads:
         shapes |= model_heads.shapes(spec.heads, spec.heads_architecture, encoder)
     flat = state.load(layouts.table(spec), kept, shapes, source)
-    preprocessing = _preprocessing(spec, options, buffers)
-    return _folder(spec, flat, preprocessing), left
+    for name in adapted:
+        h, a, b = spec.heads_architecture, *(flat[f"lora.{name}.{x}"] for x in "ab")
+        low_rank = np.float32(h["alpha"] / h["rank"]) * (a @ b)
+        flat[f"encoder.{name}.kernel"] = flat[f"base.{name}.kernel"] + low_rank
+    tree = flax.traverse_util.unflatten_dict(flat, sep=".")
+    params, heads = tree.pop("encoder"), None
+    if spec.heads:
+        heads = Heads(spec.heads, spec.heads_architecture, tree)
+    about = _preprocessing(spec, options, buffers)
+    return ModelFolder(spec.model, spec.architecture, about, params, heads), left
 
 
 def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
@@ -82,8 +75,7 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
       PacxError: a folder that is not, or has not, what the kind holds.
     """
     spec = layouts.of_folder(kind, folder, merged)
-    flat = flax.traverse_util.flatten_dict(folder.params, sep=".")
-    flat = {f"encoder.{k}": v for k, v in flat.items()}
+    flat = flax.traverse_util.flatten_dict({"encoder": folder.params}, sep=".")
     beside = folder.heads.flat() if spec.heads else {}
     adapted = spec.heads_architecture.get("adapted", ())
     if not adapted:
@@ -103,55 +95,67 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
     return out
 
 
+def told(model: ModelFolder) -> dict:
+    """What no state dict tells of a model, by the name of the option that does."""
+    a, heads = model.architecture, model.heads
+    h = heads.architecture if heads else {}
+    out = {k: a[k] for k in ("ln_eps", "num_heads", "mask_inputs") if k in a}
+    out |= {k: v for k, v in model.preprocessing.items() if k in sizes.LIMITS}
+    if heads and heads.kind == "mae":
+        out["decoder_num_heads"] = h["num_heads"]
+    if h.get("adapted"):
+        out["alpha"] = h["alpha"]
+    if h.get("labels"):
+        out |= {k: h[k] for k in ("labels", "task") if k in h}
+    return out
+
+
 def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
     """The flags that `read` needs to get back what a PyTorch file cannot hold."""
     spec = layouts.of_folder(kind, folder, merged)
-    found, _ = read(kind, write(kind, folder, merged), _guess(spec), "it")
-    a, b = folder.architecture, found.architecture
-    flags = [f"--{k}={a[k]:g}" for k in ("ln_eps",) if a.get(k) != b.get(k)]
-    if "num_heads" in a and a["num_heads"] != sizes.NUM_HEADS.get(a["width"]):
-        flags.append(f"--num_heads={a['num_heads']}")
-    h = spec.heads_architecture
-    if spec.heads == "mae":
-        if h["num_heads"] != sizes.DECODER_NUM_HEADS.get(h["width"]):
-            flags.append(f"--decoder_num_heads={h['num_heads']}")
-    if h.get("adapted") and h["alpha"] != 16:
-        flags.append(f"--alpha={h['alpha']:g}")
-    there = found.heads.architecture if found.heads else {}
-    if h.get("labels") and h["labels"] != there["labels"]:
-        text = io.StringIO()
-        csv.writer(text, lineterminator="").writerow(h["labels"])
-        flags.append(f"--labels={shlex.quote(text.getvalue())}")
-    if h.get("task", there.get("task")) != there.get("task"):
-        flags.append(f"--task={h['task']}")
-    if a.get("mask_inputs") is False:
-        flags.append("--preset=reference")
-    for name in ("mean", "std", "decimate"):
-        value = folder.preprocessing.get(name)
-        if value != found.preprocessing.get(name):
-            text = " ".join(map(str, value)) if name != "decimate" else value
-            flags.append(f"--{name} {text}")
+    given = {k: v for k, v in told(folder).items() if k.endswith("num_heads")}
+    again, _ = read(kind, write(kind, folder, merged), Options(**given), "it")
+    defaults, h = told(again), spec.heads_architecture
+    # Those heads of attention that the width does not tell.
+    defaults["num_heads"] = sizes.NUM_HEADS.get(spec.architecture.get("width"))
+    defaults["decoder_num_heads"] = sizes.DECODER_NUM_HEADS.get(h.get("width"))
+    flags = []
+    for name, value in told(folder).items():
+        if name not in told(again) or value == defaults[name]:
+            continue
+        if name == "mask_inputs":
+            flags.append("--preset=reference")
+        elif name in ("mean", "std"):
+            flags.append(f"--{name} {' '.join(map(str, value))}")
+        else:
+            text = io.StringIO()
+            row = value if isinstance(value, list) else [value]
+            csv.writer(text, lineterminator="").writerow(row)
+            flags.append(f"--{name}={shlex.quote(text.getvalue())}")
     return flags
 
 
-def _guess(spec: Spec) -> Options:
-    h = spec.heads_architecture
-    return Options(
-        num_heads=spec.architecture.get("num_heads", 0),
-        decoder_num_heads=h["num_heads"] if spec.heads == "mae" else 0,
-        alpha=h.get("alpha", 16.0),
-        mask_inputs=spec.architecture.get("mask_inputs", True),
-    )
-
-
 def _left_out(spec: Spec, found: dict) -> list[str]:
-    root = spec.prefix
     names = ()
     if spec.kind == "mae" and not spec.heads:
-        names = (f"{root}mask_token",)
+        names = ("mask_token",)
     elif spec.kind == "vit_hf":
-        names = (f"{root}pooler.dense.weight", f"{root}pooler.dense.bias")
-    return [name for name in names if name in found]
+        names = ("pooler.dense.weight", "pooler.dense.bias")
+    return [spec.prefix + name for name in names if spec.prefix + name in found]
+
+
+def _statistics(found: dict, source: str) -> dict[str, np.ndarray]:
+    """The buffers mean and std of a segmenter; both or neither."""
+    buffers = {k: v for k, v in found.items() if k in ("mean", "std")}
+    if len(buffers) == 1:
+        raise PacxError(f"{source} has one of mean and std alone")
+    for key, value in buffers.items():
+        if np.size(value) != 3 or not np.isfinite(value).all():
+            raise PacxError(
+                f"{source} does not fit: {key} {np.shape(value)} must be three finite "
+                "numbers"
+            )
+    return buffers
 
 
 def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
@@ -169,16 +173,3 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
             for name in ("mean", "std")
         )
     return model_folder.image_preprocessing(options.mean or mean, options.std or std)
-
-
-def _folder(spec: Spec, flat: dict, preprocessing: dict) -> ModelFolder:
-    h, heads = spec.heads_architecture, None
-    for name in h.get("adapted", ()):
-        a, b = flat[f"lora.{name}.a"], flat[f"lora.{name}.b"]
-        low_rank = np.float32(h["alpha"] / h["rank"]) * (a @ b)
-        flat[f"encoder.{name}.kernel"] = flat[f"base.{name}.kernel"] + low_rank
-    tree = flax.traverse_util.unflatten_dict(flat, sep=".")
-    encoder = tree.pop("encoder")
-    if spec.heads:
-        heads = Heads(spec.heads, h, tree)
-    return ModelFolder(spec.model, spec.architecture, preprocessing, encoder, heads)

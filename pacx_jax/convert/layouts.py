@@ -1,4 +1,4 @@
-"""How a model folder is laid out as a checkpoint of a published kind.
+"""The kinds of published checkpoints, one entry each, and how a model is laid out.
 
 A `Spec` says which kind, sizes and heads; `table` makes its table of keys. `of_folder`
 gives the spec of a model folder, `sizes.infer` that of a state dict.
@@ -13,19 +13,47 @@ from pacx_jax.convert.state import Entry
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 
-# What stands before the encoder's keys, by kind. The first is the published layout.
-PREFIXES = {
-    "mae": ("model.", "", "module."),
-    "vit_timm": ("", "module."),
-    "vit_hf": ("", "vit."),
-    "pacx": ("cxr_encoder.base_model.model.", "cxr_encoder.", "base_model.model.", ""),
-    "labs_dae": ("model.", ""),
-    "ecgfounder": ("", "module."),
-    "probe": ("model.backbone.", "backbone."),
-    "segment": ("model.backbone.", "backbone."),
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of checkpoint, as its authors publish it.
+
+    Attributes:
+      prefix: before the encoder's keys; a file may have any other.
+      anchor: the key, after the prefix, by which an encoder is found.
+      heads: kinds of heads that it can hold beside the encoder.
+      needs_heads: whether it always holds them.
+      model: the kind of model folder.
+      container: under what a PyTorch file holds the state dict.
+      ln_eps: LayerNorm's epsilon: transformers' default; D6.
+    """
+
+    prefix: str = ""
+    anchor: str = f"{tables.TIMM.patch}.weight"
+    heads: tuple[str, ...] = ()
+    needs_heads: bool = False
+    model: str = "vit"
+    container: str = "state_dict"
+    ln_eps: float = 1e-6
+
+
+KINDS = {
+    "mae": Kind("model.", heads=("mae",)),
+    "vit_timm": Kind(heads=("classify",), container=""),
+    "vit_hf": Kind(
+        anchor=f"{tables.HF.patch}.weight",
+        heads=("mae", "classify"),
+        container="",
+        ln_eps=1e-12,
+    ),
+    "pacx": Kind("cxr_encoder.base_model.model.", heads=("pacx",), ln_eps=1e-5),
+    "labs_dae": Kind("model.", "encoder.0.weight", ("labs_dae",), True, "labs_dae"),
+    "ecgfounder": Kind(
+        anchor="first_conv.conv.weight", heads=("ecg",), model="ecg_net1d"
+    ),
+    "probe": Kind("model.backbone.", heads=("classify",), needs_heads=True),
+    "segment": Kind("model.backbone.", heads=("segment",), needs_heads=True),
 }
-KINDS = tuple(PREFIXES)
-MODELS = {"labs_dae": "labs_dae", "ecgfounder": "ecg_net1d"}  # "vit" for the others
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,19 +62,23 @@ class Spec:
 
     Attributes:
       kind: of the checkpoint, one of `KINDS`.
-      model, architecture: of the model folder.
+      architecture: of the model folder.
       heads, heads_architecture: what stands beside the encoder, "" for nothing.
       prefix: before the encoder's keys.
       names: the layout of a ViT.
     """
 
     kind: str
-    model: str
     architecture: dict
     heads: str = ""
     heads_architecture: dict = dataclasses.field(default_factory=dict)
     prefix: str = ""
     names: tables.Names = tables.TIMM
+
+    @property
+    def model(self) -> str:
+        """The kind of model folder."""
+        return KINDS[self.kind].model
 
 
 def table(spec: Spec) -> list[Entry]:
@@ -56,24 +88,23 @@ def table(spec: Spec) -> list[Entry]:
         return tables.labs_dae(prefix)
     if spec.model == "ecg_net1d":
         return tables.net1d(a, len(h["labels"]), prefix)
-    entries = tables.vit(a, spec.names, prefix)
+    entries, root = tables.vit(a, spec.names, prefix), root_of(spec.kind, prefix)
     if spec.heads == "mae":
-        root = prefix.removesuffix("vit.") if spec.kind == "vit_hf" else prefix
         side = a["image_size"] // a["patch_size"]
         entries += tables.mae_decoder(h, side, spec.names, root)
     elif spec.heads == "pacx":
         entries = tables.adapt(entries, h.get("adapted", ())) + tables.pacx_heads(h)
     elif spec.heads == "classify":
-        key = head_root(spec.kind, prefix) + spec.names.head
-        entries += tables.layer("head.linear", key)
+        entries += tables.layer("head.linear", root + spec.names.head)
     elif spec.heads == "segment":
-        entries += tables.segmentation(h, f"{head_root(spec.kind, prefix)}decoder.")
+        entries += tables.segmentation(h, f"{root}decoder.")
     return entries
 
 
-def head_root(kind: str, prefix: str) -> str:
-    """What stands before a head's keys, where `prefix` is before the encoder's."""
-    return "" if kind == "vit_hf" else prefix.removesuffix("backbone.")
+def root_of(kind: str, prefix: str) -> str:
+    """What stands before the heads' keys, where `prefix` is before the encoder's."""
+    wrapper = {"mae": "", "vit_hf": "vit."}.get(kind, "backbone.")
+    return prefix.removesuffix(wrapper)
 
 
 def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
@@ -85,35 +116,26 @@ def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
     Raises:
       PacxError: a folder that is not, or has not, what the kind holds.
     """
-    model = MODELS.get(kind, "vit")
-    if folder.kind != model:
+    about = KINDS[kind]
+    if folder.kind != about.model:
         raise PacxError(f"a {folder.kind} model cannot be written as {kind}")
-    fits = {
-        "mae": ("mae",),
-        "vit_timm": ("classify",),
-        "vit_hf": ("mae", "classify"),
-        "pacx": ("pacx",),
-        "labs_dae": ("labs_dae",),
-        "ecgfounder": ("ecg",),
-        "probe": ("classify",),
-        "segment": ("segment",),
-    }[kind]
     heads = folder.heads.kind if folder.heads else ""
-    if kind in ("labs_dae", "probe", "segment") and heads not in fits:
+    if about.needs_heads and heads not in about.heads:
         raise PacxError(
-            f"{kind} needs {fits[0]} heads, and this folder has {heads or 'none'}: "
-            "give the run's workdir, or a folder written by export --heads"
+            f"{kind} needs {about.heads[0]} heads, and this folder has "
+            f"{heads or 'none'}: give the run's workdir, or a folder written by export "
+            "--heads"
         )
-    heads = heads if heads in fits else ""  # others have no place in this kind
-    architecture = dict(folder.heads.architecture) if heads else {}
+    heads = heads if heads in about.heads else ""  # others have no place in this kind
+    h = dict(folder.heads.architecture) if heads else {}
     if merged:
-        architecture.pop("adapted", None)
+        h.pop("adapted", None)
     if kind == "ecgfounder" and not heads:
-        architecture = {"labels": []}
-    prefix = PREFIXES[kind][0]
+        h = {"labels": []}
+    prefix = about.prefix
     if kind == "vit_hf" and heads:
         prefix = "vit."
-    if kind == "pacx" and not architecture.get("adapted"):
+    if kind == "pacx" and not h.get("adapted"):
         prefix = "cxr_encoder."
     names = tables.HF if kind == "vit_hf" else tables.TIMM
-    return Spec(kind, model, folder.architecture, heads, architecture, prefix, names)
+    return Spec(kind, folder.architecture, heads, h, prefix, names)

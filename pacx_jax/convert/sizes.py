@@ -7,19 +7,27 @@ import math
 import re
 
 from pacx_jax.convert import tables
-from pacx_jax.convert.layouts import MODELS, PREFIXES, Spec, head_root
+from pacx_jax.convert.layouts import KINDS, Spec, root_of
 from pacx_jax.convert.state import is_fixed, shorten
 from pacx_jax.errors import PacxError
 
-EPS = {"vit_hf": 1e-12, "pacx": 1e-5}  # transformers' default; D6; 1e-6 for the others
 # Heads by width, of the published ViT-Ti, S, B, L and H, and of MAE's decoder.
 NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
 DECODER_NUM_HEADS = {512: 16}
+LIMITS = {
+    "num_heads": (1, 1024),
+    "decoder_num_heads": (1, 1024),
+    "ln_eps": (1e-20, 0.1),
+    "alpha": (1e-6, 1e6),
+    "mean": (0, 1),  # of pixels divided by 255
+    "std": (1e-6, 1),
+    "decimate": (1, 100),
+}
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a state dict does not tell; 0, "" and () stand for the kind's own value.
+    """What a state dict does not tell; None and () stand for the kind's own value.
 
     Attributes:
       num_heads, decoder_num_heads: heads of attention.
@@ -32,28 +40,27 @@ class Options:
       decimate: of an ECG encoder: how many samples of 500 Hz its input averages.
     """
 
-    num_heads: int = 0
-    decoder_num_heads: int = 0
-    ln_eps: float = 0.0
+    num_heads: int | None = None
+    decoder_num_heads: int | None = None
+    ln_eps: float | None = None
     alpha: float = 16.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     labels: tuple[str, ...] = ()
-    task: str = ""
+    task: str | None = None
     mask_inputs: bool = True
     decimate: int = 1
 
     def __post_init__(self):
-        for name, low, high, value in (
-            ("num_heads", 0, 1024, self.num_heads),
-            ("decoder_num_heads", 0, 1024, self.decoder_num_heads),
-            ("ln_eps", 0, 0.1, self.ln_eps),
-            ("decimate", 1, 100, self.decimate),
-            ("alpha", 1e-6, 1e6, self.alpha),
-        ):
-            if not low <= value <= high:  # nor NaN
-                raise PacxError(f"--{name} {value}: give {low} to {high}")
-        if self.task not in ("", "multilabel", "multiclass"):
+        for name, (low, high) in LIMITS.items():
+            value = getattr(self, name)
+            each = value if isinstance(value, tuple) else (value,)
+            good = all(isinstance(x, (int, float)) and low <= x <= high for x in each)
+            if value is not None and not good:  # nor NaN
+                text = " ".join(map(str, each))
+                what = " (pixels divided by 255)" if name in ("mean", "std") else ""
+                raise PacxError(f"--{name} {text}: give {low:g} to {high:g}{what}")
+        if self.task not in (None, "multilabel", "multiclass"):
             raise PacxError(f"--task {self.task!r}: give multilabel or multiclass")
 
 
@@ -61,7 +68,8 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
     """The spec of a published state dict.
 
     Raises:
-      PacxError: a state dict without the keys that its kind is known by.
+      PacxError: a state dict without the keys that its kind is known by, keys of a
+        wrong shape, or an option that the file needs or that does not go with it.
     """
     names = tables.TIMM
     if kind == "vit_hf":
@@ -70,124 +78,110 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
             names = dataclasses.replace(
                 names, decoder_blocks="decoder_encoder.layer.{i}."
             )
-    anchor = {
-        "labs_dae": "encoder.0.weight",
-        "ecgfounder": "first_conv.conv.weight",
-    }.get(kind, f"{names.patch}.weight")
-    found = [p for p in PREFIXES[kind] if p + anchor in state]
+    about = KINDS[kind]
+    found = [k for k in sorted(state) if f".{k}".endswith(f".{about.anchor}")]
     if not found:
         raise PacxError(
-            f"{source} is no {kind} checkpoint: {PREFIXES[kind][0]}{anchor} is not in "
+            f"{source} is no {kind} checkpoint: {about.prefix}{about.anchor} is not in "
             f"it. It holds {shorten(sorted(state), 5) or 'nothing'}"
         )
     if len(found) > 1:
-        keys = " and ".join(p + anchor for p in found)
-        raise PacxError(f"{source} holds several encoders, {keys}: keep one's keys")
-    prefix, model = found[0], MODELS.get(kind, "vit")
+        raise PacxError(
+            f"{source} holds several encoders, {' and '.join(found)}: keep one's keys"
+        )
+    prefix = found[0].removesuffix(about.anchor)
     try:
-        if model == "labs_dae":
-            return Spec(kind, model, *_labs_dae(state, prefix, options), prefix)
-        if model == "ecg_net1d":
-            return Spec(kind, model, *_net1d(state, prefix, options), prefix)
-        a = _vit(state, prefix, names, options, kind)
+        if about.model == "labs_dae":
+            return Spec(kind, *_labs_dae(state, prefix, options), prefix)
+        if about.model == "ecg_net1d":
+            return Spec(kind, *_net1d(state, prefix, options), prefix)
+        a = _vit(state, prefix, names, options, about.ln_eps)
         heads, h = _vit_heads(kind, state, prefix, names, a, options)
-    except _Odd as e:
-        raise PacxError(f"{source} is no {kind} checkpoint: {e}") from None
-    except _Untold as e:
+    except PacxError as e:
         raise PacxError(f"{source}: {e}") from None
-    return Spec(kind, model, a, heads, h, prefix, names)
-
-
-class _Odd(Exception):
-    """A key that is missing or of a wrong shape."""
-
-
-class _Untold(Exception):
-    """An option that the file needs, or that does not go with it."""
+    return Spec(kind, a, heads, h, prefix, names)
 
 
 def _shape(state: dict, key: str, axes: str) -> tuple[int, ...]:
     """The shape of a key that must be there, with axes of these names."""
     if key not in state:
-        raise _Odd(f"missing {key}")
+        raise PacxError(f"missing {key}")
     shape, names = state[key].shape, axes.split()
     if len(shape) != len(names) or 0 in shape:
-        raise _Odd(f"{key} is {shape}, not ({', '.join(names)})")
+        raise PacxError(f"{key} is {shape}, not ({', '.join(names)})")
     return shape
 
 
-def _vit(state, prefix, names, options, kind) -> dict:
+def _vit(state, prefix, names, options, ln_eps) -> dict:
     patch_key = f"{prefix}{names.patch}.weight"
     width, channels, patch, _ = _shape(state, patch_key, "width channels patch patch")
     if channels != 3:
-        raise _Odd(f"{patch_key} has {channels} channels, and 3 are needed")
-    depth = _count(state, prefix + names.blocks)
+        raise PacxError(f"{patch_key} has {channels} channels, and 3 are needed")
     pos = prefix + names.pos
     shape = _shape(state, pos, "1 n width")
     side = math.isqrt(shape[1] - 1)
     if shape != (1, 1 + side**2, width) or not side:
-        raise _Odd(
+        raise PacxError(
             f"{pos} is {shape}: positions of a square grid and a CLS token are "
             f"needed, (1, 1 + n, {width})"
         )
     a = {
         "patch_size": patch,
         "width": width,
-        "depth": depth,
+        "depth": _count(state, prefix + names.blocks),
         "num_heads": _heads("num_heads", width, options.num_heads, NUM_HEADS),
-        "ln_eps": options.ln_eps or EPS.get(kind, 1e-6),
+        "ln_eps": options.ln_eps or ln_eps,
         "image_size": side * patch,
     }
     fixed = width % 4 == 0 and is_fixed(state[pos], tables.positions(side, width))
     return a if fixed else a | {"posemb_grid": [side, side]}
 
 
-def _heads(name: str, width: int, given: int, known: dict[int, int]) -> int:
+def _heads(name: str, width: int, given: int | None, known: dict[int, int]) -> int:
     """Heads of attention: as given, or as published for the width."""
     if not (given or width in known):
-        raise _Untold(f"a width of {width} tells no number of heads: give --{name}")
+        raise PacxError(f"a width of {width} tells no number of heads: give --{name}")
     count = given or known[width]
     if width % count:
-        raise _Untold(f"its width {width} is not divisible by {name} {count}")
+        raise PacxError(f"its width {width} is not divisible by {name} {count}")
     return count
 
 
 def _vit_heads(kind, state, prefix, names, a, options) -> tuple[str, dict]:
     """The kind of heads and their architecture; "" where the file has none."""
-    decoder = prefix.removesuffix("vit.") if kind == "vit_hf" else prefix
-    embed = f"{decoder}{names.decoder}decoder_embed.weight"
-    if kind in ("mae", "vit_hf") and embed in state:
-        width, _ = _shape(state, embed, "width encoder_width")
-        given, known = options.decoder_num_heads, DECODER_NUM_HEADS
-        return "mae", {
-            "encoder_width": a["width"],
-            "patch_pixels": 3 * a["patch_size"] ** 2,
-            "width": width,
-            "depth": _count(state, decoder + names.decoder + names.decoder_blocks),
-            "num_heads": _heads("decoder_num_heads", width, given, known),
-            "ln_eps": a["ln_eps"],
-        }
+    root, width = root_of(kind, prefix), a["width"]
     if kind == "pacx":
         return _pacx_heads(state, prefix, options)
-    key = f"{head_root(kind, prefix)}{names.head}.weight"
+    decoder = root + names.decoder
+    if kind in ("mae", "vit_hf") and f"{decoder}decoder_embed.weight" in state:
+        inner, _ = _shape(
+            state, f"{decoder}decoder_embed.weight", "width encoder_width"
+        )
+        given, known = options.decoder_num_heads, DECODER_NUM_HEADS
+        return "mae", {
+            "encoder_width": width,
+            "patch_pixels": 3 * a["patch_size"] ** 2,
+            "width": inner,
+            "depth": _count(state, decoder + names.decoder_blocks),
+            "num_heads": _heads("decoder_num_heads", inner, given, known),
+            "ln_eps": a["ln_eps"],
+        }
+    key = f"{root}{names.head}.weight"
     if kind == "probe" or (kind in ("vit_timm", "vit_hf") and key in state):
         count, _ = _shape(state, key, "outputs width")
         # timm's and Hugging Face's classifiers are of ImageNet: one class an image.
         task = "multilabel" if kind == "probe" else "multiclass"
         return "classify", {
-            "encoder_width": a["width"],
+            "encoder_width": width,
             "labels": _labels(count, options),
             "task": options.task or task,
         }
     if kind == "segment":
-        key = f"{head_root(kind, prefix)}decoder."
-        count = _count(state, key + "{i}.")
-        shapes = [
-            _shape(state, f"{key}{2 * i}.weight", "a b height width")
-            for i in range(count)
-        ]
+        count = _count(state, f"{root}decoder.{{i}}.")
+        keys = [f"{root}decoder.{2 * i}.weight" for i in range(count)]
+        shapes = [_shape(state, key, "a b height width") for key in keys]
         widths = [shapes[0][0]] + [x[1] for x in shapes[1:]]
-        return "segment", {"encoder_width": a["width"], "widths": widths}
+        return "segment", {"encoder_width": width, "widths": widths}
     return "", {}
 
 
@@ -216,17 +210,18 @@ def _pacx_heads(state, prefix, options) -> tuple[str, dict]:
 def _labs_dae(state, prefix, options):
     hidden, inputs = _shape(state, f"{prefix}encoder.0.weight", "hidden features")
     if inputs % 2:
-        raise _Odd(f"{prefix}encoder.0.weight takes {inputs} features, not values + as "
-                   "many masks")  # fmt: skip
+        raise PacxError(
+            f"{prefix}encoder.0.weight takes {inputs} features, not values + as many "
+            "masks"
+        )
     latent, _ = _shape(state, f"{prefix}encoder.3.weight", "latent hidden")
     h = {"features": inputs // 2, "hidden": hidden, "latent": latent}
     return h | {"mask_inputs": options.mask_inputs}, "labs_dae", h
 
 
 def _net1d(state, prefix, options):
-    stages = _count(state, prefix + "stage_list.{i}.")
     filters, blocks = [], []
-    for s in range(stages):
+    for s in range(_count(state, prefix + "stage_list.{i}.")):
         key = f"{prefix}stage_list.{s}.block_list."
         blocks.append(_count(state, key + "{i}."))
         filters.append(_shape(state, f"{key}0.conv1.conv.weight", "out in k")[0])
@@ -248,7 +243,7 @@ def _net1d(state, prefix, options):
 
 def _labels(count: int, options: Options) -> list[str]:
     if options.labels and len(options.labels) != count:
-        raise _Untold(
+        raise PacxError(
             f"{len(options.labels)} labels are given, and the head has {count} outputs"
         )
     return list(options.labels) or [f"class_{i:03d}" for i in range(count)]
@@ -259,5 +254,5 @@ def _count(state: dict, prefix: str) -> int:
     before, after = (re.escape(part) for part in prefix.split("{i}"))
     found = {m[1] for m in (re.match(rf"{before}(\d+){after}", k) for k in state) if m}
     if not found:
-        raise _Odd(f"missing {prefix.format(i=0)}*")
+        raise PacxError(f"missing {prefix.format(i=0)}*")
     return len(found)

@@ -43,7 +43,7 @@ class EcgEncoder:
             )
         everywhere = sharding.replicated(self.mesh)
         self._params = jax.device_put(folder.params, everywhere)
-        self._forward = forward.ecgs(folder.module(dtype), self.mesh)
+        self._forward = forward.arrays(folder.module(dtype), self.mesh)
 
     def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
         """Embeds windows (5000, 12), an array of them or any iterable."""
@@ -51,7 +51,7 @@ class EcgEncoder:
             self._forward,
             self._params,
             (ecg.decimate(window, self._decimate) for window in windows),
-            self.width,
+            (self.width,),
             self.batch_size,
             self.mesh,
         )

@@ -17,47 +17,79 @@ from pacx_jax.types import Array, Params
 Forward = Callable[[Params, Array], jax.Array]
 
 
-def images(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh) -> Forward:
+def images(
+    module,
+    mean: Sequence[float],
+    std: Sequence[float],
+    mesh: Mesh,
+    tokens: bool = False,
+) -> Forward:
     """(params, uint8 images (n, h, w, 3)) -> CLS tokens (n, d) float32, on all devices.
 
     Args:
       module: a `models.vit.ViT`.
       mean, std: of the pixels, by which images are normalised.
+      tokens: all tokens instead, (n, 1 + patches, d).
     """
 
     def forward(params, images):
         x = normalize(images, mean, std)
-        tokens = module.apply({"params": params}, x, cls_only=True)
-        return tokens[:, 0].astype(jnp.float32)
+        z = module.apply({"params": params}, x, cls_only=not tokens)
+        return (z if tokens else z[:, 0]).astype(jnp.float32)
 
     return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
 
 
-def ecgs(module, mesh: Mesh) -> Forward:
-    """(params, ECGs (n, t, 12)) -> embeddings (n, d) float32, on all devices."""
+def attentions(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh):
+    """(params, uint8 images) -> each block's attention, (n, heads, tokens, tokens)."""
 
-    def forward(params, ecgs):
-        return module.apply({"params": params}, ecgs).astype(jnp.float32)
+    def forward(params, images):
+        x = normalize(images, mean, std)
+        _, state = module.apply({"params": params}, x, mutable="intermediates")
+        blocks = state["intermediates"]
+        return [
+            blocks[f"block_{i:02d}"]["attn"]["attention"][0]
+            for i in range(module.depth)
+        ]
 
     return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
+
+
+def arrays(module, mesh: Mesh) -> Forward:
+    """(params, inputs) -> embeddings (n, d) float32, on all devices.
+
+    Args:
+      module: an encoder of other things than images; its inputs are an array, such as
+        ECGs (n, t, 12), or a tuple of arrays.
+    """
+
+    def forward(params, inputs):
+        inputs = inputs if isinstance(inputs, tuple) else (inputs,)
+        return module.apply({"params": params}, *inputs).astype(jnp.float32)
+
+    dtype = getattr(module, "dtype", jnp.float32)
+    return _jitted(forward, mesh, jnp.dtype(dtype).name)
 
 
 def in_batches(
     forward: Forward,
     params: Params,
-    examples: Iterable[np.ndarray],
-    width: int,
+    examples: Iterable[np.ndarray | tuple[np.ndarray, ...]],
+    shape: tuple[int, ...],
     batch_size: int,
     mesh: Mesh,
 ) -> np.ndarray:
-    """Embeds examples, at most `batch_size` at a time: (n, width) float32.
+    """Embeds examples, at most `batch_size` at a time: (n, *shape) float32.
 
     The last ones are padded to a power of two a device, so that few sizes are compiled.
     """
-    examples, out = iter(examples), [np.zeros((0, width), np.float32)]
+    examples, out = iter(examples), [np.zeros((0, *shape), np.float32)]
     while chunk := list(itertools.islice(examples, batch_size)):
         size = sharding.call_size(len(chunk), batch_size, mesh)
-        rows = sharding.pad_rows(np.stack(chunk), size)
+        rows = jax.tree.map(
+            lambda *x: sharding.pad_rows(np.stack(x), size),
+            *chunk,
+        )
         out.append(np.asarray(forward(params, rows))[: len(chunk)])
     return np.concatenate(out)
 

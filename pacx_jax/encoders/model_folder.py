@@ -11,13 +11,12 @@ read it. Nothing of optimizers is in it, nor, unless asked for, of heads or deco
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import flax
 import jax
@@ -96,14 +95,8 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     kinds.of(model.kind).check_preprocessing(path, model.preprocessing)
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-    try:
+    with files.whole_folder(path) as temporary:
         _write(temporary, model, flat, card)
-        replace(path, temporary)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def is_ours(path: pathlib.Path) -> bool:
@@ -140,17 +133,6 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
     (folder / "README.md").write_text(card, encoding="utf-8")
     for file in folder.iterdir():
         file.chmod(0o644)  # safetensors' are for the owner alone
-
-
-def replace(path: pathlib.Path, new: pathlib.Path) -> None:
-    """Puts the folder `new` at `path`; what was there is kept until then."""
-    old = None
-    if path.exists():
-        old = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-        path.rename(old / "old")
-    new.rename(path)
-    if old:
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def image_preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict:
@@ -236,21 +218,16 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         ) from None
     if version != FORMAT:
         raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
-    try:
+    with _refusing(path, "architecture"):
         entry = kinds.of(found)
-    except PacxError as e:
-        raise PacxError(f"{path}/config.json: {e}") from None
     if kind is not None and found != kind:
         raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
     flat = _read(path / "model.safetensors")
     target.check_backend()  # or the folder would be blamed for JAX's
-    try:
+    with _refusing(path, "architecture"):
         model_sizes.check(architecture, flat)
         entry.check(architecture)
         shapes = shapes_of(found, architecture)
-    except Exception as e:  # of sizes that make no module, JAX raises many kinds
-        reason = str(e).strip().partition("\n")[0][:300] or type(e).__name__
-        raise PacxError(f"{path}/config.json: bad architecture: {reason}") from None
     _check(path, flat, shapes)
     entry.check_preprocessing(path, preprocessing)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
@@ -263,17 +240,26 @@ def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads |
         return None
     flat = _read(path / model_heads.FILE)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
-    try:
+    with _refusing(path, "heads"):
         heads = Heads(about["kind"], about["architecture"], params)
         model_sizes.check(heads.architecture, flat)
         _check_heads(path, flat, heads, shapes)
+    return heads
+
+
+@contextlib.contextmanager
+def _refusing(path: pathlib.Path, part: str) -> Iterator[None]:
+    """Names config.json in whatever its sizes raise: JAX raises many kinds."""
+    try:
+        yield
     except PacxError as e:
         text = str(e)
-        raise PacxError(text if str(path) in text else f"{path}: {text}") from None
+        raise PacxError(
+            text if str(path) in text else f"{path}/config.json: {text}"
+        ) from None
     except Exception as e:
         reason = str(e).strip().partition("\n")[0][:300] or type(e).__name__
-        raise PacxError(f"{path}/config.json: bad heads: {reason}") from None
-    return heads
+        raise PacxError(f"{path}/config.json: bad {part}: {reason}") from None
 
 
 def _read(file: pathlib.Path) -> dict[str, np.ndarray]:

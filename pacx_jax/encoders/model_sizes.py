@@ -6,8 +6,9 @@ and memory for sin-cos positions, so a config.json of a few bytes could ask for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
+
+import jax
 
 LARGEST = 2**20  # of any size: no model has one near it
 
@@ -24,11 +25,9 @@ def check(architecture: Any, flat: dict) -> None:
     """
     if not isinstance(architecture, dict):
         raise ValueError("no JSON object")
-    for name, value in _numbers(architecture, ""):
-        if isinstance(value, bool):
-            continue
-        if not 0 <= value <= LARGEST:  # NaN is neither
-            raise ValueError(f"{name} is {value}")
+    for path, value in jax.tree_util.tree_leaves_with_path(architecture):
+        if isinstance(value, (int, float)) and not 0 <= value <= LARGEST:  # nor NaN
+            raise ValueError(f"{jax.tree_util.keystr(path)} is {value}")
     # Every block has arrays of its own in the file.
     blocks = architecture.get("blocks", [])
     counts = [architecture.get("depth", 0)]
@@ -36,13 +35,3 @@ def check(architecture: Any, flat: dict) -> None:
     for count in counts:
         if type(count) is not int or count > len(flat):
             raise ValueError(f"{count} blocks, in a file of {len(flat)} arrays")
-
-
-def _numbers(value: Any, name: str) -> Iterator[tuple[str, float]]:
-    """Every number in a JSON value, and where it stands."""
-    if isinstance(value, (int, float)):
-        yield name, value
-    elif isinstance(value, (dict, list)):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, inner in items:
-            yield from _numbers(inner, f"{name}.{key}" if name else str(key))

@@ -13,7 +13,6 @@ from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import images as imageio
-from pacx_jax.input.normalize import normalize
 
 Image = np.ndarray | str | os.PathLike | PIL.Image.Image
 
@@ -54,22 +53,11 @@ class Encoder:
         self.batch_size = sharding.padded_size(batch_size, self.mesh)
         everywhere = sharding.replicated(self.mesh)
         self.params = jax.device_put(folder.params, everywhere)
-        module = folder.module(dtype)
-        mean, std = folder.preprocessing["mean"], folder.preprocessing["std"]
-
-        def attentions(params, images):
-            x = normalize(images, mean, std)
-            _, state = module.apply({"params": params}, x, mutable="intermediates")
-            blocks = state["intermediates"]
-            return [
-                blocks[f"block_{i:02d}"]["attn"]["attention"][0]
-                for i in range(module.depth)
-            ]
-
-        split = sharding.batch_sharding(self.mesh)
-        shardings = {"in_shardings": (everywhere, split), "out_shardings": everywhere}
-        self.forward = forward.images(module, mean, std, self.mesh)
-        self.attention_maps = jax.jit(attentions, **shardings)
+        about = folder.preprocessing
+        args = (folder.module(dtype), about["mean"], about["std"], self.mesh)
+        self.forward = forward.images(*args)
+        self.forward_tokens = forward.images(*args, tokens=True)
+        self.attention_maps = forward.attentions(*args)
 
     def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
         """Embeds images of any size.
@@ -81,13 +69,37 @@ class Encoder:
         Raises:
           PacxError: an unreadable file, or an array that is no uint8 image.
         """
+        return self._batches(self.forward, images, (self.width,))
+
+    def tokens(self, images: Image | Sequence[Image]) -> np.ndarray:
+        """All tokens after the last LayerNorm, (n, 1 + patches, width) float32.
+
+        The first is the CLS token, which a call returns; the patches follow row by row.
+
+        Args:
+          images: as for a call.
+        """
+        patches = (self.image_size // self.architecture["patch_size"]) ** 2
+        shape = (1 + patches, self.width)
+        return self._batches(self.forward_tokens, images, shape)
+
+    def attentions(self, images: Image | Sequence[Image]) -> list[np.ndarray]:
+        """Softmax attention of every block, (n, heads, tokens, tokens) each.
+
+        Args:
+          images: at least one, as for a call; all are taken in one step.
+        """
+        rows = list(map(self.preprocess, _each(images)))
+        if not rows:
+            raise PacxError("attentions of no image: give at least one")
+        size = sharding.padded_size(len(rows), self.mesh)
+        maps = self.attention_maps(self.params, sharding.pad_rows(np.stack(rows), size))
+        return [np.asarray(a)[: len(rows)] for a in maps]
+
+    def _batches(self, function, images, shape: tuple[int, ...]) -> np.ndarray:
+        rows = map(self.preprocess, _each(images))
         return forward.in_batches(
-            self.forward,
-            self.params,
-            map(self.preprocess, _each(images)),
-            self.width,
-            self.batch_size,
-            self.mesh,
+            function, self.params, rows, shape, self.batch_size, self.mesh
         )
 
     def preprocess(self, image: Image) -> np.ndarray:
@@ -103,16 +115,6 @@ class Encoder:
                 "uint8 (h, w) or (h, w, 3)"
             )
         return imageio.resize(image, self.image_size)
-
-    def attentions(self, images: np.ndarray) -> list[np.ndarray]:
-        """Softmax attention of every block, (n, heads, tokens, tokens) each.
-
-        Args:
-          images: uint8 (n, s, s, 3), as from `preprocess`.
-        """
-        n = len(images)
-        images = sharding.pad_rows(images, sharding.padded_size(n, self.mesh))
-        return [np.asarray(a)[:n] for a in self.attention_maps(self.params, images)]
 
 
 def _each(images) -> Iterator[Image]:

@@ -20,8 +20,7 @@ class Comparison:
     """All the numbers of a probe study.
 
     Attributes:
-      summary: one row a label group and fraction: labels, fraction, mae, pacx,
-        difference, low, high, seeds, n_patients, n_labels.
+      summary: rows as of `pairs`, treatment - baseline: one a label group and fraction.
       table: one row an arm, fraction and label or group: arm, fraction, labels, group
         (True for a macro mean over a group), auroc, low, high, seeds, n_patients,
         n_positive, n_defined, n_labels.
@@ -61,8 +60,7 @@ def compare_arms(
       groups: group name -> its label names; the macro means ("physiological", ...).
       pairs: (a, b) arms whose difference a - b is wanted.
       n_labelled: fraction -> labelled training studies (`subsets.subset_size`).
-      baseline: the summary's `mae` arm.
-      treatment: the summary's `pacx` arm.
+      baseline, treatment: the summary's arms.
       n_resamples: of patients and subset seeds.
       seed: of the resamples.
 
@@ -102,7 +100,7 @@ def compare_arms(
         if (a, fraction) in scores and (b, fraction) in scores
     ]
     summary = [
-        _summary_row(_pair_row(treatment, baseline, fraction, name, values, rows))
+        _pair_row(treatment, baseline, fraction, name, values, rows)
         for name in groups
         for fraction in sorted({f for _, f in scores})
         if (treatment, fraction) in scores and (baseline, fraction) in scores
@@ -137,32 +135,18 @@ def _columns(
 
 
 def _pair_row(a, b, fraction, name, values, rows) -> dict:
-    (value_a, drawn_a) = values[a, fraction, name]
-    (value_b, drawn_b) = values[b, fraction, name]
-    if rows[a, fraction, name]["seeds"] != rows[b, fraction, name]["seeds"]:
-        raise ValueError(f"arms {a!r} and {b!r} have different subset seeds")
+    (value_a, drawn_a), (value_b, drawn_b) = (values[x, fraction, name] for x in (a, b))
     gap = statistics.estimate(value_a - value_b, drawn_a - drawn_b)
-    row = {"a": a, "b": b, "fraction": fraction, "labels": name}
-    row |= {"group": rows[a, fraction, name]["group"]}
-    row |= {"a_auroc": _plain(value_a), "b_auroc": _plain(value_b)}
-    row |= _numbers("difference", gap)
-    keep = ("seeds", "n_patients", "n_labels")
-    return row | {key: rows[a, fraction, name][key] for key in keep}
-
-
-def _summary_row(pair: dict) -> dict:
-    return {
-        "labels": pair["labels"],
-        "fraction": pair["fraction"],
-        "mae": pair["b_auroc"],
-        "pacx": pair["a_auroc"],
-        "difference": pair["difference"],
-        "low": pair["low"],
-        "high": pair["high"],
-        "seeds": pair["seeds"],
-        "n_patients": pair["n_patients"],
-        "n_labels": pair["n_labels"],
-    }
+    row, other = (rows[x, fraction, name] for x in (a, b))
+    if row["seeds"] != other["seeds"]:
+        raise ValueError(f"arms {a!r} and {b!r} have different subset seeds")
+    keep = ("labels", "fraction", "group", "seeds", "n_patients", "n_labels")
+    return (
+        {"a": a, "b": b}
+        | {key: row[key] for key in keep}
+        | {"a_auroc": row["auroc"], "b_auroc": other["auroc"]}
+        | _numbers("difference", gap)
+    )
 
 
 def _numbers(name: str, e: statistics.Estimate) -> dict:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pacx_jax import sharding
+from pacx_jax.encoders import forward
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.input import images, patients, subsets
@@ -62,16 +63,6 @@ def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
     return Encoder(dataclasses.replace(folder, params=params))
 
 
-def apply_rows(module, mesh: Mesh):
-    """(params, tuple of arrays) -> the module's output, jitted with its shardings."""
-    everywhere, split = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-    return jax.jit(
-        lambda params, arrays: module.apply({"params": params}, *arrays),
-        in_shardings=(everywhere, split),
-        out_shardings=everywhere,
-    )
-
-
 def physiology(
     ecg_encoder: ModelFolder,
     labs_encoder: ModelFolder,
@@ -93,14 +84,11 @@ def physiology(
     """
     mesh = mesh or sharding.make_mesh()
     batch_size = sharding.padded_size(batch_size, mesh)
-    out = []
+    parts = []
     for folder, arrays in ((ecg_encoder, (ecg,)), (labs_encoder, (labs, labs_mask))):
-        apply = apply_rows(folder.module(), mesh)
-        rows = []
-        for i in range(0, len(labs), batch_size):
-            chunk = [np.asarray(a[i : i + batch_size], np.float32) for a in arrays]
-            n = len(chunk[0])
-            chunk = tuple(sharding.pad_rows(c, batch_size) for c in chunk)
-            rows.append(np.asarray(apply(folder.params, chunk))[:n])
-        out.append(np.concatenate(rows))
-    return np.concatenate(out, axis=1)
+        rows = zip(*(np.asarray(a, np.float32) for a in arrays), strict=True)
+        apply, shape = forward.arrays(folder.module(), mesh), (folder.width,)
+        parts.append(
+            forward.in_batches(apply, folder.params, rows, shape, batch_size, mesh)
+        )
+    return np.concatenate(parts, axis=1)

@@ -100,7 +100,6 @@ def run_probes(
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: Sequence[int] = tuple(range(10)),
     groups: np.ndarray | None = None,
-    stratified: bool = False,
 ) -> dict[tuple[str, float], np.ndarray]:
     """Probe every arm on the same labelled subsets.
 
@@ -111,7 +110,6 @@ def run_probes(
       fractions: of the labelled training studies.
       seeds: one labelled subset each; at 1.0 there is one subset, so one fit.
       groups: (n,) training patients, for the folds of the C rule.
-      stratified: see `subsets.label_subset`.
 
     Returns:
       (arm, fraction) -> (s, m, c) probabilities on the test studies.
@@ -127,24 +125,19 @@ def run_probes(
             )
         if not all(np.isfinite(part).all() for part in (arm["train"], arm["test"])):
             raise ValueError(f"arm {name!r} has features that are not finite")
+    patients = np.arange(len(labels)) if groups is None else np.asarray(groups)
     scores = {}
     for fraction in fractions:
         subsets = [
-            label_subset(labels, mask, fraction, seed, stratified)
+            label_subset(labels, mask, fraction, seed)
             for seed in (seeds if fraction < 1 else seeds[:1])
         ]
         for name, arm in arms.items():
-            scores[name, fraction] = np.stack(
-                [
-                    fit(
-                        arm["train"][rows],
-                        labels[rows],
-                        mask[rows],
-                        groups=None if groups is None else groups[rows],
-                    ).predict(arm["test"])
-                    for rows in subsets
-                ]
+            probes = (
+                fit(arm["train"][i], labels[i], mask[i], groups=patients[i])
+                for i in subsets
             )
+            scores[name, fraction] = np.stack([p.predict(arm["test"]) for p in probes])
     return scores
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.ndimage
 
 
 def attention_rollout(attentions: Sequence[np.ndarray]) -> np.ndarray:
@@ -44,8 +45,10 @@ def attention_rollout(attentions: Sequence[np.ndarray]) -> np.ndarray:
 
 def upsample(maps: np.ndarray, size: int) -> np.ndarray:
     """Bilinear resize, half-pixel centres: (b, grid, grid) -> (b, size, size)."""
-    weights = _bilinear(maps.shape[-1], size)
-    return np.einsum("sg,bgk,tk->bst", weights, maps, weights)
+    scale = size / maps.shape[-1]
+    return scipy.ndimage.zoom(
+        maps, (1, scale, scale), order=1, mode="nearest", grid_mode=True
+    )
 
 
 def minmax(maps: np.ndarray) -> np.ndarray:
@@ -63,14 +66,3 @@ def rollout_maps(attentions: Sequence[np.ndarray], size: int) -> np.ndarray:
 def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:
     """PaCX - MAE of two min-max scaled (b, h, w) maps, in [-1, 1] (Fig. 4)."""
     return pacx - mae
-
-
-def _bilinear(grid: int, size: int) -> np.ndarray:
-    """(size, grid) interpolation weights; rows sum to 1, edges are repeated."""
-    centre = np.clip((np.arange(size) + 0.5) * grid / size - 0.5, 0, grid - 1)
-    low = np.floor(centre).astype(int)
-    high = np.minimum(low + 1, grid - 1)
-    weights = np.zeros((size, grid))
-    np.add.at(weights, (np.arange(size), low), 1 - (centre - low))
-    np.add.at(weights, (np.arange(size), high), centre - low)
-    return weights

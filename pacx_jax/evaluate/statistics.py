@@ -12,6 +12,7 @@ not cover the randomness of pretraining: for that, train with several seeds.
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import numpy as np
 
@@ -165,19 +166,12 @@ def macro_distribution(
 
 def estimate(value: float, distribution: np.ndarray) -> Estimate:
     """The value with its 2.5 and 97.5 percentiles over the defined resamples."""
-    defined = distribution[~np.isnan(distribution)]
-    if not len(defined):
-        return Estimate(value, float("nan"), float("nan"))
-    low, high = np.percentile(defined, [2.5, 97.5])
+    with warnings.catch_warnings(action="ignore"):  # of nothing: NaN
+        low, high = np.nanpercentile(distribution, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 
 def _mean_defined(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis without NaNs; NaN where nothing is left."""
-    values = np.asarray(values, np.float64)
-    defined = ~np.isnan(values)
-    count = defined.sum(-1)
-    total = np.where(defined, values, 0.0).sum(-1)
-    return np.divide(
-        total, count, out=np.full(np.shape(total), np.nan), where=count > 0
-    )
+    with warnings.catch_warnings(action="ignore"):
+        return np.nanmean(values, axis=-1)

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Callable
 
 import flax
 import numpy as np
 
-from pacx_jax.encoders import model_folder, model_heads
+from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 from pacx_jax.exporting.source import Source, classifier_of
-
-FILES = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
 
 
 def write(folder: pathlib.Path, source: Source) -> None:
@@ -46,15 +43,3 @@ def _arrays(model: ModelFolder) -> dict[str, np.ndarray]:
     flat = {k: np.asarray(v, np.float32) for k, v in flat.items()}
     beside = model.heads.flat() if model.heads else {}
     return flat | {f"heads.{k}": v for k, v in beside.items()}
-
-
-def ours(folder: pathlib.Path, name: str, about: str) -> set[str]:
-    """Names of the files that an export called `name` has put into `folder`."""
-    try:
-        if name == "safetensors":
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            return FILES if {"kind", "architecture"} <= config.keys() else set()
-        written = json.loads((folder / about).read_text(encoding="utf-8"))
-        return set(written["files"]) if written["format"] == name else set()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return set()

@@ -18,16 +18,14 @@ from pacx_jax.convert import state, tables
 from pacx_jax.exporting.source import Source
 
 WEIGHTS = "model.safetensors"
-# (patch_size, embed_dim, depth, num_heads) of the plain ViTs that timm knows by name.
-TIMM = {
-    "vit_base_patch16_224": (16, 768, 12, 12),
-    "vit_tiny_patch16_224": (16, 192, 12, 3),
-    "vit_small_patch16_224": (16, 384, 12, 6),
-    "vit_small_patch8_224": (8, 384, 12, 6),
-    "vit_base_patch8_224": (8, 768, 12, 12),
-    "vit_large_patch16_224": (16, 1024, 24, 16),
-    "vit_large_patch14_224": (14, 1024, 24, 16),
-    "vit_huge_patch14_224": (14, 1280, 32, 16),
+# A plain ViT that timm knows by name; any other is that one with other sizes.
+TIMM = "vit_base_patch16_224"
+TIMM_SIZES = {
+    "img_size": 224,
+    "patch_size": 16,
+    "embed_dim": 768,
+    "depth": 12,
+    "num_heads": 12,
 }
 TIMM_EPS = 1e-6  # of every LayerNorm by default
 
@@ -37,25 +35,17 @@ def write_timm(folder: pathlib.Path, source: Source) -> None:
     _save(folder, source, tables.TIMM)
 
 
-def timm_call(source: Source) -> tuple[str, dict, float | None]:
-    """Name and arguments of `timm.create_model`, and epsilon if it is not timm's."""
+def timm_call(source: Source) -> tuple[dict, float | None]:
+    """Arguments of `timm.create_model(TIMM, ...)`, and epsilon if it is not timm's."""
     a = source.model.architecture
-    sizes = {
-        "patch_size": a["patch_size"],
-        "embed_dim": a["width"],
-        "depth": a["depth"],
-        "num_heads": a["num_heads"],
+    names = ("image_size", "patch_size", "width", "depth", "num_heads")
+    arguments = {
+        key: a[name]
+        for name, (key, usual) in zip(names, TIMM_SIZES.items(), strict=True)
+        if a[name] != usual
     }
-    name, known = next(iter(TIMM.items()))
-    for other, its_sizes in TIMM.items():
-        if its_sizes == tuple(sizes.values()):
-            name, known = other, its_sizes
-    arguments = {} if source.image_size == 224 else {"img_size": source.image_size}
-    for (key, value), its_value in zip(sizes.items(), known, strict=True):
-        if value != its_value:
-            arguments[key] = value
     arguments["num_classes"] = len(source.head.labels) if source.head else 0
-    return name, arguments, None if a["ln_eps"] == TIMM_EPS else a["ln_eps"]
+    return arguments, None if a["ln_eps"] == TIMM_EPS else a["ln_eps"]
 
 
 def reopen_timm(folder: pathlib.Path, source: Source) -> Callable:
@@ -65,11 +55,11 @@ def reopen_timm(folder: pathlib.Path, source: Source) -> Callable:
     import timm
     import torch
 
-    name, arguments, eps = timm_call(source)
+    arguments, eps = timm_call(source)
     if eps is not None:
         arguments["norm_layer"] = functools.partial(torch.nn.LayerNorm, eps=eps)
     path = str(folder / WEIGHTS)
-    model = timm.create_model(name, checkpoint_path=path, **arguments).eval()
+    model = timm.create_model(TIMM, checkpoint_path=path, **arguments).eval()
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (source.mean, source.std))
 
     @torch.inference_mode()
@@ -85,12 +75,12 @@ def reopen_timm(folder: pathlib.Path, source: Source) -> Callable:
 
 def use_timm(source: Source) -> str:
     """How to open it, as Markdown."""
-    name, arguments, eps = timm_call(source)
+    arguments, eps = timm_call(source)
     each = [f"{k}={v!r}" for k, v in arguments.items()]
     if eps is not None:
         each.append(f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})")
     each.append(f'checkpoint_path="{WEIGHTS}"')
-    call = f'timm.create_model(\n    "{name}",\n    ' + ",\n    ".join(each) + ",\n)"
+    call = f'timm.create_model(\n    "{TIMM}",\n    ' + ",\n    ".join(each) + ",\n)"
     s = source.image_size
     outputs = "embedding = model(images)"
     if source.head:

@@ -9,17 +9,17 @@ import json
 import os
 import pathlib
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, install
 from pacx_jax.exporting import folder, graphs, pytorch
 from pacx_jax.exporting.source import Source
+from pacx_jax.files import read_json, whole_folder
 
 LIMIT = 1e-4  # largest absolute error of an output
 ABOUT = "pacx_export.json"
@@ -81,19 +81,12 @@ FORMATS = {
 }
 
 
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """What was measured.
-
-    Attributes:
-      path: where the export is.
-      errors: output -> largest absolute difference from the encoder.
-      images: what it was compared on, in words.
-    """
+class Report(NamedTuple):
+    """Where the export is, and output -> its largest difference from the encoder's."""
 
     path: pathlib.Path
     errors: dict[str, float]
-    images: str
+    images: str  # what it was compared on
 
     def __str__(self) -> str:
         return _sentence(self.errors, self.images)
@@ -126,7 +119,7 @@ def export(
     _require(name, form)
     pixels = np.stack([source.encoder.preprocess(x) for x in images])
     words = f"{len(pixels)} {words}"
-    with _beside(out) as temporary:
+    with whole_folder(out) as temporary:
         errors = _write_and_compare(name, temporary, source, pixels)
         wrong = {k: v for k, v in errors.items() if not v <= LIMIT}  # NaN is wrong
         if wrong:
@@ -136,7 +129,6 @@ def export(
             )
         if form.use:
             _describe(temporary, source, name, errors, words)
-        model_folder.replace(out, temporary)
     return Report(out, errors, words)
 
 
@@ -148,10 +140,9 @@ def copy(model: ModelFolder, card: str, out: str | os.PathLike) -> None:
     """
     out = pathlib.Path(out).absolute()
     _refuse_foreign(out, "safetensors")
-    with _beside(out) as temporary:
+    with whole_folder(out) as temporary:
         model_folder.save(temporary, model, card)
         folder.check_same(temporary, model)
-        model_folder.replace(out, temporary)
 
 
 def _write_and_compare(
@@ -204,7 +195,7 @@ def _require(name: str, form: Format) -> None:
             reason = "is not installed" if missing else f"cannot be imported ({e})"
             raise PacxError(
                 f"--format {name} needs {package}, which {reason}: "
-                f"pip install 'pacx_jax[{form.extra}]'"
+                f"{install(form.extra)}"
             ) from None
 
 
@@ -213,29 +204,19 @@ def _refuse_foreign(path: pathlib.Path, name: str) -> None:
     if not path.exists() and not path.is_symlink():
         return
     if path.is_dir():
-        files = {p.name for p in path.iterdir()}
-        if not files or files <= folder.ours(path, name, ABOUT):
+        ours = set()
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            about = read_json(path / ABOUT)
+            ours = set(about["files"]) if about["format"] == name else ours
+        here = {p.name for p in path.iterdir()}
+        if not here or here <= ours:
+            return
+        if name == "safetensors" and model_folder.is_ours(path):
             return
     raise PacxError(
         f"--out {path} exists and is no earlier {name} export: give a new or an empty "
         "folder"
     )
-
-
-@contextlib.contextmanager
-def _beside(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A temporary folder beside `path`; if all fails, no trace of it is left."""
-    made = [p for p in path.parents if not p.exists()]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
-    temporary.chmod(0o755)  # mkdtemp's are for the owner alone
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for parent in made:
-            with contextlib.suppress(OSError):  # not empty: the export is in it
-                parent.rmdir()
 
 
 def _describe(

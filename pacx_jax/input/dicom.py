@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax.errors import PacxError, one_line
+from pacx_jax.errors import PacxError, install, one_line
 from pacx_jax.input import dicom_pixels
 from pacx_jax.input.dicom_pixels import value
 
@@ -36,7 +36,7 @@ def decode(data: bytes, name: str) -> np.ndarray:
     except ImportError as error:
         raise PacxError(
             f"{name}: a DICOM file, which needs the extra dicom ({error}): "
-            "pip install 'pydicom>=3' imagecodecs"
+            f"{install('dicom')}"
         ) from error
     except Exception as error:  # hostile bytes make the packages raise almost anything
         reason = f"DICOM {one_line(error)}; mend, convert or delete it"

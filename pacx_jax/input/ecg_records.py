@@ -21,7 +21,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from pacx_jax import files
-from pacx_jax.errors import PacxError, one_line
+from pacx_jax.errors import PacxError, install, one_line
 from pacx_jax.input import ecg, ecg_arrays
 from pacx_jax.input.names import hidden
 
@@ -128,7 +128,7 @@ def read_wfdb(path: pathlib.Path) -> Record:
         import wfdb
     except (ImportError, OSError) as error:  # OSError: soundfile without its library
         raise PacxError(
-            f"{path}: WFDB records need the package wfdb ({error}): pip install wfdb"
+            f"{path}: WFDB records need the package wfdb ({error}): {install('ecg')}"
         ) from None
     text = files.read_bytes(path, HEADER_BYTES + 1).decode(errors="replace")
     fs, lines = _check_text(path, text)

@@ -27,7 +27,10 @@ HEADS = ["--num_heads=2", "--decoder_num_heads=2"]
 
 
 def run(capsys, *args) -> tuple[int, str]:
-    code = command.main([str(a) for a in args])
+    try:
+        code = command.main([str(a) for a in args])
+    except SystemExit as ended:  # argparse's own refusals
+        code = ended.code
     out = capsys.readouterr()
     text = out.out + out.err
     assert text.count("\n") == 1, text
@@ -52,14 +55,14 @@ def test_safetensors_need_no_pytorch(tmp_path, capsys, state, monkeypatch):
         capsys, "--kind=mae", "--to=torch", f"--source={target}", f"--target={back}"
     )
     assert code == 0
-    assert_same(files.read(back), state)
+    assert_same(files.read(back).state, state)
     code, text = run(capsys, "--kind=mae", "--source=x.pt", "--target=y")
     assert code == 2 and "x.pt: no such file" in text
     (tmp_path / "x.pt").write_bytes(b"PK")
     code, text = run(
         capsys, "--kind=mae", f"--source={tmp_path}/x.pt", f"--target={tmp_path}/y"
     )
-    assert code == 2 and "pip install 'pacx_jax[convert]'" in text
+    assert code == 2 and "pip install -e '.[convert]'" in text
 
 
 def test_a_converted_folder_embeds_and_starts_training(tmp_path, capsys, state):
@@ -136,7 +139,7 @@ def test_a_hugging_face_folder_tells_its_heads_and_statistics(tmp_path, capsys):
 @pytest.mark.parametrize("container", ["state_dict", "model", ""])
 def test_pytorch_files_are_read_whatever_holds_the_weights(tmp_path, container, state):
     files.write(tmp_path / "m.pth", state, container)
-    assert_same(files.read(tmp_path / "m.pth"), state)
+    assert_same(files.read(tmp_path / "m.pth").state, state)
 
 
 @needs_torch
@@ -151,7 +154,7 @@ def test_the_mae_repositorys_namespace_is_no_obstacle(tmp_path, state):
         tmp_path / "m.pth",
     )
 
-    found, _ = kinds.read("mae", files.read(tmp_path / "m.pth"), OPTIONS, "m.pth")
+    found, _ = kinds.read("mae", files.read(tmp_path / "m.pth").state, OPTIONS, "m.pth")
     assert_same(kinds.write("mae", found), state)
 
 
@@ -162,7 +165,7 @@ def test_half_precision_becomes_float32(tmp_path, state):
     for dtype in (torch.float16, torch.bfloat16):
         tensors = {k: torch.tensor(v).to(dtype) for k, v in state.items()}
         torch.save(tensors, tmp_path / "m.pth")
-        found = files.read(tmp_path / "m.pth")
+        found = files.read(tmp_path / "m.pth").state
         for key, value in tensors.items():
             assert found[key].dtype == np.float32
             assert (found[key] == value.float().numpy()).all()
@@ -268,13 +271,14 @@ def test_a_converted_folder_is_not_replaced_either(tmp_path, capsys, source):
             ["--num_heads=5"],
             "m.safetensors: its width 32 is not divisible by num_heads 5",
         ),
-        (["--num_heads=-2"], "--num_heads -2: give 0 to 1024"),
+        (["--num_heads=-2"], "--num_heads -2: give 1 to 1024"),
         (["--decoder_num_heads=3"], "width 16 is not divisible by decoder_num_heads 3"),
-        (["--ln_eps=-1"], "--ln_eps -1.0: give 0 to 0.1"),
-        (["--ln_eps=nan"], "--ln_eps nan: give 0 to 0.1"),
-        (["--std", "0", "0", "0"], "--std 0.0 0.0 0.0: give --std in [0, 1]"),
+        (["--ln_eps=0"], "--ln_eps 0.0: give 1e-20 to 0.1"),
+        (["--ln_eps=-1"], "--ln_eps -1.0: give 1e-20 to 0.1"),
+        (["--ln_eps=nan"], "--ln_eps nan: give 1e-20 to 0.1"),
+        (["--std", "0", "0", "0"], "--std 0.0 0.0 0.0: give 1e-06 to 1 (pixels div"),
         (["--mean", "nan", "0", "0"], "--mean nan 0.0 0.0: give"),
-        (["--mean", "5", "5", "5"], "--mean 5.0 5.0 5.0: give --mean in [0, 1]"),
+        (["--mean", "5", "5", "5"], "--mean 5.0 5.0 5.0: give 0 to 1"),
     ],
 )
 def test_senseless_numbers_are_one_line(tmp_path, capsys, source, flags, says):
@@ -304,7 +308,7 @@ def test_what_a_pytorch_file_cannot_hold_is_told(tmp_path, capsys):
         f"--target={tmp_path}/e.safetensors",
     ]
     code, text = run(capsys, "--kind=ecgfounder", *args)
-    assert code == 0 and "--labels=AF,LBBB,SR --decimate 5" in text
+    assert code == 0 and "--decimate=5 --labels=AF,LBBB,SR" in text
     args = [f"--source={tmp_path}/e.safetensors", f"--target={tmp_path}/back"]
     code, _ = run(capsys, "--kind=ecgfounder", *args, "--decimate=5")
     assert code == 0

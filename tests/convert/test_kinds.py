@@ -65,7 +65,7 @@ def unflatten(flat):
 
 def folder(kind, heads=True, **architecture):
     """A model folder of random weights, with the heads of a checkpoint kind."""
-    model = tiny.folder(layouts.MODELS.get(kind, "vit"))
+    model = tiny.folder(layouts.KINDS[kind].model)
     a = model.architecture | architecture
     shapes = model_folder.shapes_of(model.kind, a)
     params = unflatten(random_like(shapes, 1))

@@ -112,7 +112,10 @@ def test_hugging_face_vit_gives_the_same_tokens(images, tmp_path):
     options = Options(num_heads=2, ln_eps=config.layer_norm_eps)
     with torch.no_grad():
         theirs = module(pixel_values=as_torch(images)).last_hidden_state.numpy()
-    for name, state in (("memory", state_of(module)), ("file", files.read(tmp_path))):
+    for name, state in (
+        ("memory", state_of(module)),
+        ("file", files.read(tmp_path).state),
+    ):
         folder, left = kinds.read("vit_hf", state, options, name)
         assert left == ["pooler.dense.weight", "pooler.dense.bias"]
         close(f"transformers ViT, {name}", tokens(folder, images), theirs)
@@ -134,7 +137,7 @@ def test_hugging_face_mae_gives_the_same_pixels(images, tmp_path):
     folder, left = kinds.read("vit_hf", state_of(module), options, "memory")
     assert not left and "posemb_grid" not in folder.architecture
     module.save_pretrained(tmp_path)  # which names the decoder's blocks otherwise
-    saved, left = kinds.read("vit_hf", files.read(tmp_path), options, "file")
+    saved, left = kinds.read("vit_hf", files.read(tmp_path).state, options, "file")
     assert not left
     assert_same(saved.heads.flat(), folder.heads.flat())
     noise = np.random.default_rng(1).random((3, 16)).astype(np.float32)

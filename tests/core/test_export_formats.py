@@ -231,19 +231,19 @@ def test_hf_folder_preprocesses_whole_images_as_the_encoder_does(probe, tmp_path
     assert model.config.layer_norm_eps == 1e-3
 
 
-def test_every_timm_name_is_of_the_size_it_stands_for():
+def test_the_named_timm_model_has_the_sizes_it_is_called_with():
     need("timm")
     import timm
 
-    for name, sizes in pytorch.TIMM.items():
-        model = timm.create_model(name, device="meta", num_classes=0)
-        patch, heads = model.patch_embed.patch_size[0], model.blocks[0].attn.num_heads
-        assert (patch, model.embed_dim, len(model.blocks), heads) == sizes
-        assert model.norm.eps == pytorch.TIMM_EPS
-        assert model.patch_embed.img_size == (224, 224)
+    model = timm.create_model(pytorch.TIMM, device="meta", num_classes=0)
+    embed, heads = model.patch_embed, model.blocks[0].attn.num_heads
+    found = (*embed.img_size, *embed.patch_size, model.embed_dim, len(model.blocks))
+    assert found == (224, 224, 16, 16, 768, 12) and heads == 12
+    assert list(pytorch.TIMM_SIZES.values()) == [224, 16, 768, 12, 12]
+    assert model.norm.eps == pytorch.TIMM_EPS
 
 
-def test_timm_is_called_by_name_where_it_has_one():
+def test_timm_is_called_with_the_sizes_that_differ():
     def call(**fields):
         model = tiny.folder("vit")
         architecture = model.architecture | fields
@@ -251,19 +251,9 @@ def test_timm_is_called_by_name_where_it_has_one():
         return pytorch.timm_call(source.Source(given))
 
     base = {"width": 768, "depth": 12, "num_heads": 12, "image_size": 224}
-    assert call(**base, patch_size=16) == (
-        "vit_base_patch16_224",
-        {"num_classes": 0},
-        None,
-    )
-    small = {"width": 384, "depth": 12, "num_heads": 6, "image_size": 64}
-    assert call(**small, patch_size=8, ln_eps=1e-5) == (
-        "vit_small_patch8_224",
-        {"img_size": 64, "num_classes": 0},
-        1e-5,
-    )
-    name, arguments, _ = call()
-    assert name in pytorch.TIMM and arguments["embed_dim"] == 32
+    assert call(**base, patch_size=16) == ({"num_classes": 0}, None)
+    arguments, eps = call(**base, patch_size=8, ln_eps=1e-5)
+    assert (arguments, eps) == ({"patch_size": 8, "num_classes": 0}, 1e-5)
 
 
 BROKEN = {
@@ -331,7 +321,7 @@ def test_missing_package_is_told_in_one_line_with_its_extra(
         export_to(plain, name, tmp_path / "out")
     text = str(error.value)
     assert f"needs {form.packages[0]}, which is not installed" in text
-    assert f"pip install 'pacx_jax[{form.extra}]'" in text and "\n" not in text
+    assert f"pip install -e '.[{form.extra}]'" in text and "\n" not in text
     setup = (pathlib.Path(export.__file__).parents[1] / "setup.py").read_text()
     assert f'"{form.extra}": [' in setup
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from pacx_jax.encoders import forward
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.evaluate import features
 from tests import tiny
@@ -58,7 +59,7 @@ def test_physiology_on_eight_devices_gives_the_embeddings_of_one(meshes):
         for n in (8, 1)
     )
     assert many.shape == (11, 24) and tiny.worst(many, one) < 1e-5
-    jitted = features.apply_rows(labs_folder.module(), meshes[8])
+    jitted = forward.arrays(labs_folder.module(), meshes[8])
     check_data_parallel(jitted, labs_folder.params, (labs[:8], labs[:8]))
 
 

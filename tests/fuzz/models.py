@@ -60,7 +60,7 @@ def _writes(**contents):
 
 
 def _convert(path: pathlib.Path) -> None:
-    state = files.read(path)
+    state = files.read(path).state
     options = OPTIONS
     folder, _ = kinds.read("vit_timm", state, options, str(path))
     assert folder.kind == "vit"

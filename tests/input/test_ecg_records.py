@@ -193,7 +193,7 @@ def test_random_bytes_are_refused_as_any_kind_of_file(tmp_path):
 def test_without_wfdb_the_line_says_what_to_install(tmp_path, monkeypatch):
     path = write(tmp_path)
     monkeypatch.setitem(sys.modules, "wfdb", None)
-    assert "pip install wfdb" in refused(path)
+    assert "pip install -e '.[ecg]'" in refused(path)
 
 
 def test_arrays_are_read_in_either_orientation(tmp_path):

@@ -11,7 +11,6 @@ import io
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import matplotlib
 import matplotlib.style
@@ -58,43 +57,26 @@ WIDTH = 4.7  # of a chart, in inches
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 1)))
 
 
-class Line(NamedTuple):
-    """One line of a chart, with its name at its right end."""
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float | None]  # points that are None or not finite are left out
-    colour: str  # a key of COLOURS
-    dash: str | tuple = "-"
-    spans: Sequence[tuple] | None = None  # (t, 2) intervals of y
-
-
 def efficiency(
     table: Sequence[Mapping], arms: Mapping[str, Arm], group: str
 ) -> Markup | None:
     """AUROC against the share of labels, one line an arm; None without values."""
     rows = tables.cells(table)
     fractions = sorted({row["fraction"] for row in table})
-    lines, dashes = [], itertools.cycle(DASHES)
+    lines = []
     for arm in tables.arm_order(table, arms):
         shown = arms.get(arm, Arm(arm))
         found = [rows[arm, group, f] for f in fractions if (arm, group, f) in rows]
-        compared = arm in ("pacx", "mae")
-        colour = arm if compared else "ink" if shown.role == "ceiling" else "muted"
         x, y = ([row[key] for row in found] for key in ("fraction", "auroc"))
-        spans = [(row["low"], row["high"]) for row in found] if compared else None
-        dash = next(dashes) if colour == "muted" else "-"
-        lines.append(Line(shown.name, x, y, colour, dash, spans))
+        other = "ink" if shown.role == "ceiling" else "muted"
+        lines.append((shown.name, x, y, arm if arm in ("pacx", "mae") else other))
     return _lines(lines, "share of the training labels", "AUROC", fractions)
 
 
 def curves(series: Mapping[str, tuple]) -> Markup | None:
     """Values over training steps, one line a name; None without values."""
-    colours = ("pacx", "mae", "muted", "ink")
-    lines = [
-        Line(name, *values, colours[i % 4], DASHES[i // 4 % len(DASHES)])
-        for i, (name, values) in enumerate(series.items())
-    ]
+    colours = itertools.cycle(("pacx", "mae", "muted", "ink"))
+    lines = [(name, *series[name], next(colours)) for name in series]
     return _lines(lines, "step", "value")
 
 
@@ -117,13 +99,6 @@ def forest(summary: Sequence[Mapping]) -> Markup | None:
             colour = COLOURS.get(kind, COLOURS["muted"])
             axes.hlines(y, row["low"], row["high"], color=colour, linewidth=2.2)
             axes.plot(row["difference"], y, "o", color=colour, markersize=6)
-            axes.annotate(
-                tables.minus(tables.number(row["difference"], True)),
-                (1.02, y),
-                xycoords=axes.get_yaxis_transform(),
-                color=colour,
-                va="center",
-            )
         names = [f"{r['labels']}, {tables.percent(r['fraction'])}" for r in rows]
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -133,75 +108,55 @@ def forest(summary: Sequence[Mapping]) -> Markup | None:
 
 
 def _lines(
-    lines: Sequence[Line],
+    lines: Sequence[tuple],
     x_label: str,
     y_label: str,
     fractions: Sequence[float] | None = None,
 ) -> Markup | None:
-    """A line chart; with `fractions` its x axis is logarithmic, and chance marked."""
+    """A chart of lines (name, x, y, colour's name); None where none has a value.
+
+    With `fractions` its x axis is logarithmic, and chance is marked.
+    """
     with matplotlib.style.context(["default", STYLE]):
         figure = Figure((WIDTH, 3.2 if fractions else 2.7), layout="constrained")
         axes = figure.subplots()
         axes.grid(axis="x", visible=False)
-        ends = []
-        # The first lines are the important ones, so they are drawn last, on top.
-        for line in reversed(lines):
-            x, y = np.array(line.x, np.float64), np.array(line.y, np.float64)
-            good = np.isfinite(x) & np.isfinite(y)
+        drawn, dashes = [], itertools.cycle(DASHES)
+        for z, (name, x, y, colour) in enumerate(lines):
+            x, y = np.array(x, np.float64), np.array(y, np.float64)
+            good, strong = np.isfinite(x) & np.isfinite(y), colour in ("pacx", "mae")
             if not good.any():
                 continue
-            colour, strong = COLOURS[line.colour], line.colour in ("pacx", "mae")
-            if line.spans is not None:
-                low, high = np.array(line.spans, np.float64)[good].T
-                axes.vlines(x[good], low, high, color=colour, linewidth=1)
-            axes.plot(
+            drawn += axes.plot(
                 x[good],
                 y[good],
-                color=colour,
-                linestyle=line.dash,
+                label=name,
+                color=COLOURS[colour],
+                linestyle="-" if strong else next(dashes),
                 linewidth=1.8 if strong else 1.2,
                 marker="o" if fractions or good.sum() == 1 else None,
                 markersize=4 if strong else 3,
+                zorder=9 - z / 99,  # the first lines are the important ones
             )
-            ends.append((y[good][-1], x[good][-1], line.name, colour))
-        if not ends:
+        if not drawn:
             return None
         if fractions:
             axes.set_xscale("log")
             axes.minorticks_off()
             axes.set_xticks(fractions, [tables.percent(f) for f in fractions])
-            axes.axhline(0.5, color=COLOURS["muted"], linewidth=0.8, linestyle=":")
-            ends.append((0.5, fractions[-1], "chance", COLOURS["muted"]))
+            chance = {"color": COLOURS["muted"], "linewidth": 0.8, "linestyle": ":"}
+            drawn.append(axes.axhline(0.5, label="chance", **chance))
         else:
             axes.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.set(xlabel=x_label, ylabel=y_label)
-        _name_ends(axes, ends)
-        return _svg(figure)
-
-
-def _name_ends(axes, ends: Sequence[tuple[float, float, str, str]]) -> None:
-    """Names (y, x, name, colour) ends of lines; names that would overlap move apart."""
-    low, high = axes.get_ylim()
-    gap = (high - low) / 15
-    ends = sorted(ends)
-    places: list[float] = []
-    for y, *_ in ends:
-        places.append(max(y, places[-1] + gap) if places else y)
-    for i, (y, x, name, colour) in enumerate(ends):
-        place = min(places[i], high - gap * (len(ends) - 1 - i))
-        axes.annotate(
-            name,
-            (x, y),
-            (1.06, place),
-            textcoords=axes.get_yaxis_transform(),
-            color=colour,
-            va="center",
-            arrowprops=dict(
-                arrowstyle="-", color=colour, linewidth=0.5, relpos=(0, 0.5), shrinkA=1
-            ),
-            annotation_clip=False,
+        figure.legend(
+            handles=drawn,
+            loc="outside right upper",
+            frameon=False,
+            labelcolor="linecolor",
         )
+        return _svg(figure)
 
 
 def _svg(figure: Figure) -> Markup:

@@ -87,7 +87,6 @@ def render(report: Report) -> str:
         "percent": tables.percent,
         "number": tables.number,
         "minus": tables.minus,
-        "finding": tables.finding,
         "signed": lambda value: tables.minus(tables.number(value, True)),
         "span": lambda r: tables.minus(tables.interval(r["low"], r["high"], True)),
         "integer": "{:,}".format,

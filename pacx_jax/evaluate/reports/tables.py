@@ -1,4 +1,4 @@
-"""The comparison in words and in plain text, for the terminal, Markdown and report.
+"""The comparison in words and in plain text, for the terminal and the report.
 
 All take the row dicts of `comparison.Comparison`.
 """
@@ -52,29 +52,6 @@ def interval(low: float | None, high: float | None, signed: bool = False) -> str
 def minus(text: str) -> str:
     """A minus sign instead of the hyphen before a digit."""
     return re.sub(r"(?<![^ (])-(?=\d)", "−", text)
-
-
-def finding(row: Mapping) -> str:
-    """One sentence on a summary row: the numbers, and whether an effect is shown."""
-    head = (
-        f"At {percent(row['fraction'])} of the labels ({row['n_labels']:,} studies), "
-        f"{row['labels']}: "
-    )
-    if row["difference"] is None:
-        return head + "not measurable, as no label has both classes in the test set."
-    head += (
-        f"PaCX {number(row['pacx'])}, MAE {number(row['mae'])}, difference "
-        f"{number(row['difference'], True)} "
-        f"({interval(row['low'], row['high'], True)}): "
-    )
-    return (
-        head
-        + {
-            "gain": "a gain, shown.",
-            "loss": "a loss, shown.",
-            "not shown": "no difference shown, the interval includes 0.",
-        }[verdict(row["low"], row["high"])]
-    )
 
 
 def lead(summary: Sequence[Mapping]) -> list[str]:
@@ -165,26 +142,3 @@ def _arm_lines(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:
         ]
         lines.append(line(name, parts))
     return lines
-
-
-def markdown_table(
-    table: Sequence[Mapping], arms: Mapping[str, Arm] | None = None
-) -> str:
-    """The group rows as a Markdown table: "0.743 (0.70-0.78)" an arm and column."""
-    arms = arms or {}
-    rows = cells(table)
-    groups = dict.fromkeys(row["labels"] for row in table if row["group"])
-    fractions = sorted({row["fraction"] for row in table})
-    columns = [(group, fraction) for group in groups for fraction in fractions]
-    heads = ["arm"] + [f"{group} {percent(f)}" for group, f in columns]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * len(columns) + "|"]
-    for a in arm_order(table, arms):
-        texts = [arms[a].name if a in arms else a]
-        for group, fraction in columns:
-            row = rows.get((a, group, fraction))
-            text = number(row["auroc"] if row else None)
-            if row and row["low"] is not None:
-                text += f" ({row['low']:.2f}–{row['high']:.2f})"
-            texts.append(text)
-        lines.append("| " + " | ".join(texts) + " |")
-    return "\n".join(lines)
