@@ -24,7 +24,7 @@ from tests.core.test_configs import RECIPES
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 # One device, as a laptop has, and code made as fast as in tests/conftest.py.
-FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FLAGS = os.environ["XLA_FLAGS"].replace("--xla_force_host_platform_device_count=8 ", "")
 ENVIRONMENT = os.environ | {"XLA_FLAGS": FLAGS}
 
 
