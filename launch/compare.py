@@ -358,8 +358,10 @@ def write(target: pathlib.Path, split: str) -> None:
     (target / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     numbers = {"table": result.table, "pairs": result.pairs}
     (target / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n")
-    auroc = {"mae": "b_auroc", "pacx": "a_auroc"}
-    rows = [row | {k: row[v] for k, v in auroc.items()} for row in result.summary]
+    kept = {"labels": "labels", "fraction": "fraction", "mae": "b_auroc"}
+    kept |= {"pacx": "a_auroc", "difference": "difference", "low": "low"}
+    kept |= {k: k for k in ("high", "seeds", "n_patients", "n_labels")}
+    rows = [{k: row[v] for k, v in kept.items()} for row in result.summary]
     summary = {"comparison": rows}
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
 

@@ -18,6 +18,7 @@ import fcntl
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -263,13 +264,14 @@ class Demo:
             print("\n".join(tail))
             raise SystemExit(1)
         seconds = time.monotonic() - started
-        self.done[name] = round(seconds, 1)
-        self._save()
         log = (self.target / "logs" / f"{name}.log").read_text(errors="replace")
         lines = log.strip().splitlines()
-        said = lines[-1] if lines and stage.name in TRAINED else stage.says
+        results = [line for line in lines if re.match(r"\w+: step \d+, ", line)]
+        said = results[-1] if results and stage.name in TRAINED else stage.says
         self.bar.write(f"{name:17s}{seconds:6.0f} s  {said}", file=sys.stdout)
         sys.stdout.flush()
+        self.done[name] = round(seconds, 1)
+        self._save()
 
     def _measure(self) -> None:
         total = 0

@@ -114,7 +114,7 @@ def test_the_pages_commands_distil_vital_signs_into_an_encoder_of_xrays(
     others = sum(p not in known for p in train.patients())
     counts = f"ecg 0, labs 0, teacher {others}, vitals {without}"
     assert 0 < without < 20
-    assert f"train: of 100 studies, without {counts}" in capsys.readouterr().out
+    assert f"of 100 studies, without {counts}" in capsys.readouterr().out
     lines = pathlib.Path(workdir, "metrics.jsonl").read_text().splitlines()
     last = json.loads(lines[-1])
     for name in ("ecg", "labs", "vitals", "teacher"):

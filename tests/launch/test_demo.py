@@ -238,7 +238,7 @@ def test_every_recipe_runs_by_its_runlocal_preset_and_the_data_paths_alone(
 ):
     workdir, command = recipes[recipe]
     assert command.returncode == 0, command.stderr
-    assert command.stdout.splitlines()[-1].startswith(f"{recipe}: step 2, ")
+    assert f"\n{recipe}: step 2, " in command.stdout
     lines = (workdir / "metrics.jsonl").read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     assert rows[-1]["step"] == 2
