@@ -36,15 +36,18 @@ class Checkpointer:
       keep: how many of the latest to keep.
       best: metric name to keep the best checkpoint by, "" for none.
       mode: "max" or "min".
+      mirror: of a workdir in a store.
     """
 
-    def __init__(self, workdir, *, keep: int = 2, best: str = "", mode: str = "max"):
+    def __init__(self, workdir, *, keep=2, best="", mode="max", mirror=None):
         if mode not in ("max", "min"):
             raise PacxError(f"config.best_mode {mode!r}: choose max or min")
         self._workdir = pathlib.Path(workdir).absolute()
-        self._latest = saved_steps.Steps(self._workdir / "checkpoints", keep)
+        self._latest = saved_steps.Steps(self._workdir / "checkpoints", keep, mirror)
         self._metric, self._sign = best, 1 if mode == "max" else -1
-        self._best = saved_steps.Steps(self._workdir / "best", 1) if best else None
+        self._best = None
+        if best:
+            self._best = saved_steps.Steps(self._workdir / "best", 1, mirror)
         self._found: tuple[int, dict[str, Any]] | None = None
 
     def latest_step(self) -> int | None:
