@@ -60,6 +60,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data = ml_collections.ConfigDict()
     c.data.source = "prepared"  # or "folder": a raw tree of images
     c.data.path = ""
+    c.data.stage = ""  # folder for the copy of a path in a bucket; "": PACX_SCRATCH
     c.data.train_split = "train"
     c.data.val_split = "val"
     c.data.csv = ""  # for "folder"; "": labels.csv in path, if there

@@ -67,9 +67,9 @@ def run(
     check_values(config)
     check_processes(config, mirrored.url if mirrored else workdir)
     if is_remote(workdir):
-        from pacx_jax.run import mirror
+        from pacx_jax.run import remote_run
 
-        return mirror.train(run, config, workdir, force)
+        return remote_run.train(run, config, workdir, force)
     path = pathlib.Path(workdir)
     # A run that stopped at its first error has claimed nothing: it may be mended.
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
@@ -113,9 +113,9 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     check_processes(config, workdir)
     processes.check_agreement({"--evaluate": split})
     if is_remote(workdir):
-        from pacx_jax.run import mirror
+        from pacx_jax.run import remote_run
 
-        return mirror.measure(measure, config, workdir, split)
+        return remote_run.measure(measure, config, workdir, split)
     record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)

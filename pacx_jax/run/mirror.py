@@ -15,14 +15,11 @@ Several processes have a copy each: every one sends its own files of a state.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import os
 import pathlib
 import secrets
 import shutil
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 
@@ -74,7 +71,7 @@ class Mirror:
         session = self.local / _SESSION
         goes_on = session.is_file() and session.read_text() == self._lock.previous
         alone = jax.process_count() == 1
-        items = {k: v for k, v in self._store.list().items() if _is_small(k)}
+        items = {k: v for k, v in self._store.list().items() if is_small(k)}
         if processes.is_first():
             self._versions = {name: self._store.version(name) for name in items}
         if alone and goes_on and self._lock.previous:
@@ -93,7 +90,7 @@ class Mirror:
         self._lock.check()
         found = (p for p in self.local.rglob("*") if p.is_file())
         names = {p.relative_to(self.local).as_posix() for p in found}
-        names = {name for name in names if _is_small(name)}
+        names = {name for name in names if is_small(name)}
         for name in sorted(names, key=lambda name: (name == "done.json", name)):
             file = self.local / name
             stamp = _stamp(file)
@@ -264,7 +261,7 @@ def fetch_step(store: objects.Store, folder: pathlib.Path, number: int) -> None:
                 raise
 
 
-def _is_small(name: str) -> bool:
+def is_small(name: str) -> bool:
     first, _, _ = name.partition("/")
     hidden = any(part.startswith(".") for part in name.split("/"))
     return not hidden and first not in _OWN
@@ -287,81 +284,3 @@ def together(action: Callable[[], None]) -> None:
     for found in processes.gathered(text):
         if found:
             raise PacxError(found)
-
-
-def train(run: Callable, config, url: str, force: bool) -> None:
-    """`run(config, copy, force=, mirrored=)`, for a remote workdir."""
-    mirror, finished = Mirror(url), False
-    try:
-        with named(mirror.local, mirror.url):
-            mirror.open()
-            run(config, str(mirror.local), force=force, mirrored=mirror)
-        finished = True
-    except PacxError as e:
-        if mirror.failure:
-            raise PacxError(
-                f"{mirror.failure}. What is not sent is kept in {mirror.local}: the "
-                "same command on this machine goes on from there"
-            ) from e
-        raise
-    finally:
-        mirror.close(finished)
-
-
-def measure(run: Callable, config, url: str, split: str) -> None:
-    """`run(config, copy, split)`, for a finished run in a store."""
-    path = finished(url, STEPS)
-    with named(path, url.rstrip("/")):
-        run(config, str(path), split)
-        store = objects.Store(url)
-        for file in sorted(path.glob(f"evaluation_{split}*.json")):
-            if processes.is_first():
-                staging.send(store, file.name, file)
-
-
-def finished(path: str, kinds=("checkpoints",), every: bool = False) -> pathlib.Path:
-    """A run's local copy, to read alone; a local run as it is.
-
-    Args:
-      kinds: whose states are copied: the newest whole one, or `every` one.
-    """
-    if not staging.urls.is_remote(path):
-        return pathlib.Path(path)
-    folder = staging.local(path, wanted=_is_small)
-    store = objects.Store(str(path))
-    with files.locked(folder.with_name(f".{folder.name}.steps.lock")):
-        for kind in kinds:
-            for number in reversed(remote_steps.numbers(store, kind)):
-                try:
-                    fetch_step(store, folder / kind, number)
-                except manifest.Damaged as e:
-                    place = f"{str(path).rstrip('/')}/{kind}/{number}"
-                    saved_steps.warn(f"{place} is damaged ({e}): it is not read")
-                    continue
-                if not every:
-                    break
-    return folder
-
-
-class _Renaming:
-    """A text stream in which a local copy has the name of what it is a copy of."""
-
-    def __init__(self, stream, local: str, url: str):
-        self._stream, self._local, self._url = stream, local, url
-
-    def write(self, text: str) -> int:
-        return self._stream.write(text.replace(self._local, self._url))
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def named(local: str | os.PathLike, url: str) -> Iterator[None]:
-    """What is printed or raised within calls the local copy by its URL."""
-    out, err = (_Renaming(s, str(local), url) for s in (sys.stdout, sys.stderr))
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-    except PacxError as e:
-        raise type(e)(str(e).replace(str(local), url)) from e

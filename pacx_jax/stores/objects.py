@@ -300,7 +300,9 @@ class Store:
             for _ in range(_TRIES):
                 data, _ = self.read(name)
                 if digest in ("", _sha256(data)):
-                    target.write_bytes(data)
+                    partial = target.with_name(f".{target.name}.part")
+                    partial.write_bytes(data)
+                    os.replace(partial, target)
                     return
             raise StoreError(f"{self._shown(name)} is damaged: its sha256 differs")
         tag = _sha256(f"{item.size} {item.tag}".encode())[:12]

@@ -22,6 +22,7 @@ import tqdm
 from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.stores import objects, urls
+from pacx_jax.stores.failures import Missing
 
 REMOTE = "remote.json"  # in a local copy: the URL that it is of
 _INDEX = ".staged.json"
@@ -81,21 +82,26 @@ def local(
     with files.locked(folder.with_name(f".{folder.name}.lock")):
         items = {k: v for k, v in store.list().items() if wanted(k)}
         if items:
-            bring(store, items, folder)
+            bring(store, items, folder, wanted)
             return folder
         found = store.head()
         if found is None:
-            raise PacxError(f"{url}: no such object or folder")
+            raise Missing(f"{url}: no such object or folder")
         name = url.rpartition("/")[2]
         bring(objects.Store(urls.parent(url)), {name: found}, folder)
         return folder / name
 
 
-def bring(store: objects.Store, items: dict, folder: pathlib.Path) -> None:
+def bring(
+    store: objects.Store,
+    items: dict[str, objects.Item],
+    folder: pathlib.Path,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
     """Makes a folder hold these objects, fetching those that it lacks.
 
-    What it held of others before is removed. A prepared data set's files are compared
-    with the sha256 that its pacx.json says.
+    What it held of other `wanted` ones is removed. Files of a prepared data set are
+    compared with the sha256 that its pacx.json says.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in items:
@@ -105,7 +111,7 @@ def bring(store: objects.Store, items: dict, folder: pathlib.Path) -> None:
         index = files.read_json(folder / _INDEX)
     except (OSError, ValueError):
         index = {}
-    for name in set(index) - set(items):
+    for name in filter(wanted, set(index) - set(items)):
         (folder / name).unlink(missing_ok=True)
         del index[name]
     lacking = {
@@ -176,7 +182,7 @@ def output(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """A local path to write a file or folder to, which the block's end sends.
 
     A local path is itself. A remote folder's objects that the new one lacks are
-    removed; one that holds other than a model folder is left alone.
+    removed; one that holds anything but an export is left alone.
     """
     if not urls.is_remote(path):
         yield pathlib.Path(path)
@@ -184,8 +190,9 @@ def output(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     url = str(path).rstrip("/")
     store = objects.Store(url)
     before = store.list()
-    if before and not {"config.json", "model.safetensors"} <= set(before):
-        raise PacxError(f"{url} exists and is no model folder: name another")
+    ours = {"config.json", "model.safetensors"} <= set(before)
+    if before and not ours and "pacx_export.json" not in before:
+        raise PacxError(f"{url} exists and is no exported folder: name another")
     with tempfile.TemporaryDirectory(dir=scratch()) as folder:
         target = pathlib.Path(folder) / url.rpartition("/")[2]
         yield target
