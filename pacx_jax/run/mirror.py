@@ -44,14 +44,14 @@ class Mirror:
       local: its copy.
     """
 
-    def __init__(self, url: str, seconds: float = lock.SECONDS):
+    def __init__(self, url: str):
         self.url = url.rstrip("/")
         self._store = objects.Store(self.url)
         count, index = jax.process_count(), jax.process_index()
         mark = f"-{index}of{count}"
         self.local = staging.copy_of(self.url, staging.scratch() / "runs", mark)
         end = functools.partial(processes.end_at_once, code=2)
-        self._lock = lock.Lock(self.url, lambda text: end(f"error: {text}"), seconds)
+        self._lock = lock.Lock(self.url, lambda text: end(f"error: {text}"))
         self._versions: dict[str, objects.Version] = {}
         self._sent: dict[str, tuple] = {}
         self._attempt = ""
@@ -121,7 +121,7 @@ class Mirror:
 
     def begin(self) -> None:
         """Before a state is saved: one name for what all processes send of it."""
-        self._attempt = f"{processes.agreed(secrets.randbits(62)):016x}"
+        self._attempt = processes.gathered(secrets.token_hex(8))[0]
 
     def save(self, folder: pathlib.Path, keep: int) -> None:
         """Sends a state that is whole on the disk; in the saver's thread.

@@ -26,8 +26,8 @@ def train(run: Callable, config, url: str, force: bool) -> None:
     except PacxError as e:
         if mirrored.failure:
             raise PacxError(
-                f"{mirrored.failure}. What is not sent is kept in {mirrored.local}: the "
-                "same command on this machine goes on from there"
+                f"{mirrored.failure}. What is not sent is kept in {mirrored.local}: "
+                "the same command on this machine goes on from there"
             ) from e
         raise
     finally:

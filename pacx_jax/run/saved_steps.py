@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from pacx_jax import files, sharding
 from pacx_jax.distributed import processes
@@ -161,6 +162,7 @@ def _writer(apart: bool) -> ocp.AsyncCheckpointer:
     """
     if not apart:
         return ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of each choice made here
     each = ocp.options.MultiprocessingOptions(primary_host=None)
     handler = ocp.StandardCheckpointHandler(
         multiprocessing_options=each, use_ocdbt=False

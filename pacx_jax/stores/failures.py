@@ -21,7 +21,7 @@ _REASONS = (  # words in an error, what they mean, whether trying again may help
         False,
     ),
     (
-        ("token request", "169.254.169.254", "metadata.google", "credentials in"),
+        ("token request", "169.254.169.254", "metadata.google", "latest/api/token"),
         "no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY for s3://, "
         "GOOGLE_APPLICATION_CREDENTIALS or `gcloud auth application-default login` "
         "for gs://",
@@ -29,8 +29,8 @@ _REASONS = (  # words in an error, what they mean, whether trying again may help
     ),
     (("InvalidAccessKeyId", "SignatureDoesNotMatch"), "wrong credentials", False),
     (("PermanentRedirect", "301 "), "it lies in another region: set AWS_REGION", False),
-    (("Error sending request", "error sending request"), "it cannot be reached", True),
-    (("timed out", "TimedOut", "timeout"), "it did not answer in time", True),
+    (("timed out", "TimedOut", "kind: Timeout"), "it did not answer in time", True),
+    (("error sending request",), "it cannot be reached", True),
 )
 
 

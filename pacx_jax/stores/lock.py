@@ -34,7 +34,6 @@ class Lock:
 
     Args:
       url: the folder.
-      seconds: without a renewal, after which it is stale.
       lost: called with a line, in a thread, when another run has taken it.
 
     Attributes:
@@ -42,9 +41,9 @@ class Lock:
       previous: that of the holder before, "" without one.
     """
 
-    def __init__(self, url: str, lost: Callable[[str], None], seconds: float = SECONDS):
-        self._url, self._lost, self._seconds = url, lost, seconds
-        self._store = Store(url, patience=seconds / 4)
+    def __init__(self, url: str, lost: Callable[[str], None]):
+        self._url, self._lost, self._seconds = url, lost, SECONDS
+        self._store = Store(url, patience=SECONDS / 4)
         self._owner = f"{socket.gethostname()}, process {os.getpid()}"
         self.session, self.previous = secrets.token_hex(8), ""
         self._version: Version = {}

@@ -23,6 +23,7 @@ from pacx_jax.stores import failures, urls
 from pacx_jax.stores.failures import Missing, StoreError
 
 PART = 16 * 2**20  # bytes of a request's body; four are in memory at once
+PATIENCE = 30.0
 _PARTS_AT_ONCE = 4
 _MOST_PARTS = 9000  # stores take 10,000
 _TRIES = 4  # of a body that arrives changed
@@ -42,11 +43,13 @@ class Store:
 
     Args:
       url: gs://BUCKET/PREFIX or s3://BUCKET/PREFIX.
-      patience: seconds in which a request is tried again, where that may help.
+      patience: seconds in which a request is tried again, where that may help; by
+        default PATIENCE.
     """
 
-    def __init__(self, url: str, patience: float = 30.0):
-        self.url, self._patience = url.rstrip("/"), patience
+    def __init__(self, url: str, patience: float | None = None):
+        self.url = url.rstrip("/")
+        self._patience = PATIENCE if patience is None else patience
         self._bucket, self._key, self._endpoint = urls.connect(self.url)
 
     def _path(self, name: str) -> str:

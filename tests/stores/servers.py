@@ -30,6 +30,12 @@ FOLDER = os.environ.get("PACX_STORES", "")
 WHY = "PACX_STORES names no environment with moto_server and fake-gcs-server"
 needs_stores = pytest.mark.skipif(not FOLDER, reason=WHY)
 BUCKET = "bucket"
+ANSWERS = {
+    "503": (503, "SlowDown"),
+    "429": (429, "SlowDown"),
+    "denied": (403, "AccessDenied"),
+    "expired": (400, "ExpiredToken"),
+}
 FAULTS = ("503", "429", "reset", "lost", "truncated", "flipped", "flipped up")
 
 
@@ -150,8 +156,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 proxy.faults[fault] = proxy.faults.get(fault, 0) + 1
         if fault == "reset":
             return self._reset()
-        if fault in ("503", "429"):
-            return self._answer(int(fault), {}, b"<Error><Code>SlowDown</Code></Error>")
+        if fault in ANSWERS:
+            status, code = ANSWERS[fault]
+            return self._answer(
+                status, {}, f"<Error><Code>{code}</Code></Error>".encode()
+            )
         if fault == "flipped up" and body and b"uploadId" not in self.path.encode():
             body = _flipped(body)
         status, headers, content = self._forward(body)
