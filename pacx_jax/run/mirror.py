@@ -133,8 +133,8 @@ class Mirror:
         attempt, count = self._attempt, jax.process_count()
         try:
             self.push()
-            if processes.is_first() and number in remote_steps.numbers(store, kind):
-                remote_steps.remove(store, kind, number)
+            if processes.is_first():  # such as a damaged one
+                remote_steps.remove(store, kind, number, but=attempt)
             remote_steps.upload(store, folder, attempt, jax.process_index())
             if not processes.is_first():
                 return
@@ -153,15 +153,18 @@ class Mirror:
         """In process 0: whether the store has a step."""
         return (folder.parent.name, int(folder.name)) in self._steps
 
-    def fetch(self, folder: pathlib.Path) -> None:
+    def fetch(self, folder: pathlib.Path, keep: int) -> None:
         """Makes a folder of steps hold the newest one that is whole.
+
+        Args:
+          keep: how many the store keeps.
 
         Raises:
           PacxError: there are checkpoints, and none holds what was saved.
         """
         found = [-1]
         if processes.is_first():
-            together(lambda: found.append(self._newest(folder)))
+            together(lambda: found.append(self._newest(folder, keep)))
         else:
             together(lambda: None)
         number = processes.agreed(found[-1])
@@ -174,16 +177,16 @@ class Mirror:
             lambda: processes.is_first() or fetch_step(self._store, folder, number)
         )
 
-    def _newest(self, folder: pathlib.Path) -> int:
+    def _newest(self, folder: pathlib.Path, keep: int) -> int:
         """The newest whole step, which is then in the first process's copy; or -1."""
         remote_steps.remove_unfinished(self._store, folder.name)
-        number = self._continued(folder)
+        number = self._continued(folder, keep)
         if number < 0:
             number = self._first_whole(folder)
         self._steps.add((folder.name, number))
         return number
 
-    def _continued(self, folder: pathlib.Path) -> int:
+    def _continued(self, folder: pathlib.Path, keep: int) -> int:
         """The newest local step of a run that goes on here, sent if need be; or -1."""
         number, _, _ = saved_steps.newest(folder)
         there = remote_steps.numbers(self._store, folder.name)
@@ -191,7 +194,7 @@ class Mirror:
             return -1
         if number not in there:
             self._attempt = secrets.token_hex(8)
-            self.save(folder / str(number), len(there) + 1)
+            self.save(folder / str(number), keep)
         return number
 
     def _first_whole(self, folder: pathlib.Path) -> int:

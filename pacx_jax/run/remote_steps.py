@@ -77,11 +77,12 @@ def _others(store: Store, name: str) -> dict[str, Any]:
         time.sleep(0.3)
 
 
-def remove(store: Store, kind: str, number: int) -> None:
-    """Removes a step, its manifest first."""
+def remove(store: Store, kind: str, number: int, but: str = "-") -> None:
+    """Removes a step, its manifest first; what an attempt, `but`, has sent stays."""
     place = f"{kind}/{number}"
-    store.delete([f"{place}/{manifest.NAME}"])
-    store.delete(sorted(store.list(place)))
+    there = sorted(n for n in store.list(place) if not n.startswith(f"{place}/{but}"))
+    store.delete([n for n in there if n.endswith(f"/{manifest.NAME}")])
+    store.delete([n for n in there if not n.endswith(f"/{manifest.NAME}")])
 
 
 def remove_unfinished(store: Store, kind: str) -> None:

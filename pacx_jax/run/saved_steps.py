@@ -34,7 +34,7 @@ class Steps:
     def __init__(self, folder: pathlib.Path, keep: int, mirror=None):
         self.folder, self._keep, self._mirror = folder, keep, mirror
         if mirror:
-            mirror.fetch(folder)
+            mirror.fetch(folder, keep)
         self._writer = _writer(apart=mirror and jax.process_count() > 1)
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None

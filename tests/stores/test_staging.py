@@ -64,6 +64,7 @@ def test_encoder_is_copied_once_and_again_when_it_changes(encoder, proxy):
         model_folder.load(f"{remote}/none")
 
 
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
 def test_embeddings_of_a_bucket_in_a_bucket_are_those_of_the_disk(
     encoder, images, url, tmp_path, capsys
 ):
@@ -76,6 +77,7 @@ def test_embeddings_of_a_bucket_in_a_bucket_are_those_of_the_disk(
     assert objects.Store(f"{url}/z.npz").read()[0] == out.read_bytes()
 
 
+@pytest.mark.parametrize("port", ["gs"], indirect=True)
 def test_export_to_a_bucket_leaves_other_folders_alone(encoder, images, url, capsys):
     flags = [f"--encoder={encoder[0]}", f"--images={images[0]}"]
     assert export.main([*flags, f"--out={url}/copy"]) == 0
