@@ -63,7 +63,8 @@ class Checkpointer:
         """
         step, about = self._found
         folder = self._latest.folder / str(step)
-        return restore(folder, about, abstract), about["metrics"]
+        state = restore(folder, about, abstract, self._latest.apart)
+        return state, about["metrics"]
 
     def save(self, state: Any, step: int, metrics: dict[str, float]) -> None:
         """Starts an asynchronous save of a state and of its step's metrics."""
@@ -127,10 +128,16 @@ class Checkpointer:
                 steps.close()
 
 
-def restore(folder: pathlib.Path, about: dict, abstract: Any) -> Any:
-    """The state in a verified step's folder, laid out as `abstract` says."""
+def restore(folder: pathlib.Path, about: dict, abstract: Any, apart=False) -> Any:
+    """The state in a verified step's folder, laid out as `abstract` says.
+
+    Args:
+      apart: each process has a folder of its own.
+    """
     check_leaves(folder, about["leaves"], saved_steps.leaves(abstract))
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    each = saved_steps.each_alone(apart)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=each)
+    with ocp.Checkpointer(handler, multiprocessing_options=each) as checkpointer:
         return checkpointer.restore(
             folder / "state", args=ocp.args.StandardRestore(abstract)
         )

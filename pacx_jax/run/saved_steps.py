@@ -35,7 +35,8 @@ class Steps:
         self.folder, self._keep, self._mirror = folder, keep, mirror
         if mirror:
             mirror.fetch(folder, keep)
-        self._writer = _writer(apart=mirror and jax.process_count() > 1)
+        self.apart = mirror is not None and jax.process_count() > 1
+        self._writer = _writer(self.apart)
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -163,11 +164,20 @@ def _writer(apart: bool) -> ocp.AsyncCheckpointer:
     if not apart:
         return ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
     logging.set_verbosity(logging.ERROR)  # Orbax warns of each choice made here
-    each = ocp.options.MultiprocessingOptions(primary_host=None)
+    each = each_alone(apart)
     handler = ocp.StandardCheckpointHandler(
         multiprocessing_options=each, use_ocdbt=False
     )
     return ocp.AsyncCheckpointer(handler, multiprocessing_options=each)
+
+
+def each_alone(apart: bool) -> ocp.options.MultiprocessingOptions:
+    """Orbax's options where each process has folders of its own.
+
+    It keeps them for all its checkpointers of a process: one that restores without
+    them has the next save wait for what only process 0 makes, in a folder of its own.
+    """
+    return ocp.options.MultiprocessingOptions(primary_host=None if apart else 0)
 
 
 def _not_shared(folder: pathlib.Path) -> str:
