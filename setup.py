@@ -8,6 +8,7 @@ import setuptools
 ROOT = pathlib.Path(__file__).parent
 INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
 
+CLOUD = ["obstore>=0.12"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 
 setuptools.setup(
@@ -47,6 +48,7 @@ setuptools.setup(
         "tqdm>=4.66",
     ],
     extras_require={
+        "cloud": CLOUD,  # gs:// and s3://
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
         "dicom": [
             "pydicom>=3.0",
@@ -67,6 +69,7 @@ setuptools.setup(
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "test": [
+            *CLOUD,
             *REPORT,
             "hypothesis>=6",
             "imagecodecs>=2026.3.6",

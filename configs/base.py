@@ -61,6 +61,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.source = "prepared"  # or "folder": a raw tree of images
     c.data.path = ""  # or several, as text: '("a", "b", "folder:c")'
     c.data.weights = "size"  # of several sets; or size^0.5, or text such as "(2, 1, 1)"
+    c.data.stage = ""  # folder for the copy of a path in a bucket; "": PACX_SCRATCH
     c.data.train_split = "train"
     c.data.val_split = "val"
     c.data.csv = ""  # for "folder"; "": labels.csv in path, if present

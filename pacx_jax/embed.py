@@ -23,6 +23,7 @@ from pacx_jax.encoders.xray_encoder import load_encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records, names
 from pacx_jax.run import host_memory
+from pacx_jax.stores import staging, urls
 
 
 def embed_folder(
@@ -34,7 +35,8 @@ def embed_folder(
       PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
         image that cannot be read.
     """
-    root, found = pathlib.Path(folder), names.find(folder, "--images")
+    root = staging.local(folder)
+    found = names.find(root, "--images")
     paths, skipped = [], []
     if passed := found.told():
         print(passed)
@@ -66,7 +68,7 @@ def embed_ecgs(
     Raises:
       PacxError: no records, or, unless `args.skip_unreadable`, one that is bad.
     """
-    root = pathlib.Path(where)
+    root = staging.local(where)
     paths, starts, skipped = [], [], []
     which = "first" if args.windows == "first" else "all"
 
@@ -124,7 +126,8 @@ def _refuse_without_arrays(parser: argparse.ArgumentParser, args) -> None:
     given = [
         n for n in ("fs", "lead_order") if getattr(args, n) != parser.get_default(n)
     ]
-    if given and all(map(ecg_records.header_of, ecg_records.find(args.ecgs))):
+    local = staging.local(args.ecgs)
+    if given and all(map(ecg_records.header_of, ecg_records.find(local))):
         raise PacxError(
             f"--{given[0]} is of arrays, and {args.ecgs} holds WFDB records alone, "
             "whose headers tell it: leave it away"
@@ -205,6 +208,7 @@ def main(argv: list[str] | None = None) -> None:
     out = pathlib.Path(args.out)
     if out.suffix != ".npz":
         raise PacxError(f"--out {out}: name a file that ends in .npz")
+    urls.absolute(args.out)  # refuses a URL that is none, before hours of work
     if args.batch_size < 1:
         raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
     if args.ecgs is not None:
@@ -217,12 +221,12 @@ def main(argv: list[str] | None = None) -> None:
             raise
         raise PacxError(text) from None
     _check(arrays, skipped, args.images or args.ecgs)
-    with files.whole(out, "wb") as file:
+    with staging.output(args.out) as local, files.whole(local, "wb") as file:
         np.savez(file, **arrays)
     for message in skipped:
         print(f"skipped: {message}", file=sys.stderr)
     n, width = arrays["embedding"].shape
-    print(f"{n} embeddings of width {width} in {out}")
+    print(f"{n} embeddings of width {width} in {args.out}")
 
 
 if __name__ == "__main__":

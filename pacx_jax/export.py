@@ -22,7 +22,8 @@ from pacx_jax.errors import PacxError
 from pacx_jax.exporting import write
 from pacx_jax.exporting.source import Source, classifier_of
 from pacx_jax.input import images, names, sources
-from pacx_jax.run import finished
+from pacx_jax.run import finished, mirror, remote_run
+from pacx_jax.stores import staging, urls
 
 
 def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
@@ -62,7 +63,7 @@ def _x_rays(args: argparse.Namespace, most: int = 8) -> tuple[list, str]:
     Those of --images, else of the run's own validation split.
     """
     if args.images:
-        root = pathlib.Path(args.images)
+        root = staging.local(args.images)
         files = _some(names.find(root, "--images").paths, most)
         return [root / file for file in files], "given images"
     data = finished.read_config(args.workdir).data
@@ -91,6 +92,8 @@ def _export(args: argparse.Namespace) -> None:
     if args.encoder and not args.out:
         raise PacxError("--out is missing: name the folder to write")
     out = args.out or str(pathlib.Path(args.workdir) / "export")
+    if args.encoder and urls.absolute(out) == urls.absolute(args.encoder):
+        raise PacxError(f"--out {out} is the encoder itself: name another")
     if args.encoder and pathlib.Path(out).exists():
         if model_folder.resolve(args.encoder).samefile(out):
             raise PacxError(f"--out {out} is the encoder itself: name another")
@@ -101,7 +104,8 @@ def _export(args: argparse.Namespace) -> None:
                 f"{args.workdir or args.encoder} holds a {model.kind} model: only "
                 "X-ray encoders have --format, --images and --image_size"
             )
-        write.copy(model, card, out)
+        with staging.output(out) as local:
+            write.copy(model, card, local)
         print(f"{out}\nread again, the same to the bit")
         return
     if args.encoder and not args.images:
@@ -113,7 +117,8 @@ def _export(args: argparse.Namespace) -> None:
     if args.format != "safetensors" and not args.out:
         raise PacxError("--out is missing: name the folder to write")
     source = _source(args, model, card)
-    report = write.export(source, args.format, out, *_x_rays(args))
+    with staging.output(out) as local:
+        report = write.export(source, args.format, local, *_x_rays(args))
     print(f"{out}\n{report}")
     if use := write.FORMATS[args.format].use:
         print(f"\n{use(source)}")
@@ -145,7 +150,13 @@ def main(argv: list[str] | None = None) -> None:
         help="pixels a side, if not its own",
     )
     args = parser.parse_args(argv)
-    _export(args)
+    if not args.workdir or not urls.is_remote(args.workdir):
+        return _export(args)
+    url = args.workdir.rstrip("/")
+    args.out = args.out or f"{url}/export"
+    args.workdir = str(remote_run.finished(url, mirror.STEPS))
+    with remote_run.named(args.workdir, url):
+        _export(args)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ from pacx_jax import cli, files, target
 from pacx_jax.distributed import preemption, processes
 from pacx_jax.errors import PacxError
 from pacx_jax.run import fingerprints, host_memory, recipe_flags
+from pacx_jax.stores.urls import absolute, is_remote
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "The recipe.", lock_config=True
@@ -52,19 +53,24 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This one's number, from 0."
 
 
 def run(
-    config: ml_collections.ConfigDict, workdir: str, *, force: bool = False
+    config: ml_collections.ConfigDict, workdir: str, *, force=False, mirrored=None
 ) -> None:
     """Trains `config` in `workdir` and exports its encoder.
 
     Args:
       force: goes on with another config or other data than the run began with.
+      mirrored: the mirror.Mirror whose copy `workdir` is.
 
     Raises:
       PacxError: whatever is wrong with the config, the data or the workdir.
       Preempted: asked to end by SIGTERM; the state is saved.
     """
     check_values(config)
-    check_processes(config, workdir)
+    check_processes(config, mirrored.url if mirrored else workdir)
+    if is_remote(workdir):
+        from pacx_jax.run import remote_run
+
+        return remote_run.train(run, config, workdir, force)
     path = pathlib.Path(workdir)
     # A run that stopped at its first error has claimed nothing: it may be mended.
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
@@ -74,7 +80,8 @@ def run(
         print(f"{config.name}: {workdir} is finished, nothing to do")
         return
     path.mkdir(parents=True, exist_ok=True)
-    processes.check_shared(workdir)
+    if not mirrored:
+        processes.check_shared(workdir)
     with contextlib.ExitStack() as stack:
         if processes.is_first():  # the processes of one run share its workdir
             refusal = f"{workdir}: another run is writing here: take another --workdir"
@@ -84,11 +91,13 @@ def run(
         listening = preemption.Preemption(
             config.grace_seconds, functools.partial(goes_on, workdir)
         )
-        _train(config, workdir, stack.enter_context(listening), force)
+        _train(config, workdir, stack.enter_context(listening), force, mirrored)
 
 
 def goes_on(workdir: str) -> str:
     """From where the same command goes on, in words."""
+    if is_remote(workdir):
+        return f"the same command goes on from the last checkpoint in {workdir}"
     folder = pathlib.Path(workdir) / "checkpoints"
     steps = [int(p.name) for p in folder.glob("*") if p.name.isdecimal()]
     return (
@@ -98,13 +107,15 @@ def goes_on(workdir: str) -> str:
     )
 
 
-def _train(config: ml_collections.ConfigDict, workdir: str, asked, force: bool) -> None:
+def _train(config, workdir: str, asked, force: bool, mirrored=None) -> None:
     """Trains, exports, marks the run as finished and says so."""
     from pacx_jax import train
     from pacx_jax.run import finished, summary
 
     path = pathlib.Path(workdir)
-    metrics = train.train(config, workdir, asked, force=force)
+    metrics = train.train(config, workdir, asked, force=force, mirrored=mirrored)
+    if mirrored:
+        mirrored.complete()
     target = finished.from_workdir(config, workdir)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
@@ -119,6 +130,10 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
 
     check_processes(config, workdir)
     processes.check_agreement({"--evaluate": split})
+    if is_remote(workdir):
+        from pacx_jax.run import remote_run
+
+        return remote_run.measure(measure, config, workdir, split)
     record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)
@@ -135,7 +150,7 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
 def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:
     """PacxError on every process of the run unless all have the same to do."""
     fields = fingerprints.flat(config.to_dict(), "config.")
-    processes.check_agreement(fields | {"--workdir": os.path.abspath(workdir)})
+    processes.check_agreement(fields | {"--workdir": absolute(workdir)})
     processes.check_devices(config.num_devices)
 
 

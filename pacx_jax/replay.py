@@ -28,6 +28,7 @@ from pacx_jax.run import (
     finished,
     metrics,
     nonfinite,
+    remote_run,
     saved_steps,
     setup,
 )
@@ -42,6 +43,7 @@ def replay(workdir: str, n: int) -> dict:
       logged), `samples`, and `not_finite`: names of the batch's arrays that hold what
       is not a number.
     """
+    workdir = remote_run.finished(workdir, every=True)
     config = finished.read_config(workdir)
     if not 1 <= n <= config.total_steps:
         raise PacxError(f"--step {n}: {workdir} has steps 1 to {config.total_steps}")

@@ -60,13 +60,14 @@ class Session:
 
 
 def train(
-    config, workdir: str, preemption: Preemption, *, force: bool = False
+    config, workdir: str, preemption: Preemption, *, force=False, mirrored=None
 ) -> dict[str, float]:
     """Trains `config.objective` in `workdir` to `config.total_steps`, resuming there.
 
     Args:
       preemption: says when to save and end.
       force: goes on with other data than those that the run began with.
+      mirrored: the mirror.Mirror whose copy `workdir` is.
 
     Returns:
       The last evaluation's metrics ("val/...").
@@ -81,7 +82,11 @@ def train(
     run = setup.prepare(config, workdir, opened)
     write_label_names(run, workdir)
     saver = checkpoint.Checkpointer(
-        workdir, keep=config.keep, best=config.best, mode=config.best_mode
+        workdir,
+        keep=config.keep,
+        best=config.best,
+        mode=config.best_mode,
+        mirror=mirrored,
     )
     start = saver.latest_step() or 0
     if start > config.total_steps:

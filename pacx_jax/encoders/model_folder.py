@@ -28,6 +28,7 @@ from pacx_jax.encoders import image_statistics, kinds, model_heads, model_sizes
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.models import vit
+from pacx_jax.stores import staging, urls
 from pacx_jax.types import Params
 
 FORMAT = 1
@@ -181,7 +182,12 @@ def trained_further(config, params: Params) -> ModelFolder:
 
 
 def resolve(path: str | os.PathLike) -> pathlib.Path:
-    """The model folder at `path`, which may be a finished run's workdir."""
+    """The model folder at `path`, which may be a finished run's workdir.
+
+    A remote one's local copy, without the states that a workdir has.
+    """
+    if urls.is_remote(path):
+        path = staging.local(path, wanted=_is_of_model)
     path = pathlib.Path(path)
     if not path.is_dir():
         found = "is a file" if path.exists() else "no such folder"
@@ -193,6 +199,12 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
         f"{path} holds no model.safetensors, nor does its export/: give a folder "
         "written by a finished run or by pacx_jax.export"
     )
+
+
+def _is_of_model(name: str) -> bool:
+    folder, _, file = name.rpartition("/")
+    files = ("config.json", "model.safetensors", "README.md", model_heads.FILE)
+    return folder in ("", "export") and file in files
 
 
 def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:

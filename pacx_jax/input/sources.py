@@ -34,6 +34,7 @@ from pacx_jax.input import (
     records,
     subsets,
 )
+from pacx_jax.stores import staging, urls
 
 SPLITS = ("train", "val", "test")
 _READ_AT_ONCE = 256  # records
@@ -76,7 +77,8 @@ def open_source(data: Any, split: str) -> Source:
     Args:
       data: anything with attributes. `source`: "prepared" (a folder that
         data/prepare.py wrote) or "folder" (a tree of JPEG, PNG and DICOM files);
-        `path`. `limit`: at most so many examples, drawn once and for all; 0 = all.
+        `path`, which may be remote, and `stage`, the folder of its local copy.
+        `limit`: at most so many examples, drawn once and for all; 0 = all.
         `namespace`: whose ids the patients' are; "" = the prepared data set's. For
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
@@ -97,11 +99,11 @@ def open_source(data: Any, split: str) -> Source:
         return _limited(source, data)
     if kind == "prepared":
         _refuse_folder_fields(data)
-        source = PreparedSource(data.path, split)
+        source = PreparedSource(data.path, split, _stage(data))
     elif kind == "folder":
         if split not in SPLITS:
             raise PacxError(f"split {split!r}: a folder has {', '.join(SPLITS)}")
-        source = FolderSource(folders.FolderSpec.from_config(data), split)
+        source = FolderSource(folders.FolderSpec.from_config(data), split, _stage(data))
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
     if getattr(data, "simulated", False):
@@ -119,6 +121,10 @@ def _limited(source: Source, data: Any) -> Source:
         drawn = np.random.default_rng(0).permutation(len(source))[:limit]
         source = subsets.Subset(source, np.sort(drawn))
     return source
+
+
+def _stage(data: Any) -> str:
+    return getattr(data, "stage", "")
 
 
 def _refuse_folder_fields(data: Any) -> None:
@@ -140,16 +146,20 @@ def splits(data: Any) -> tuple[str, ...]:
         each = [splits(mixture.Part(data, path)) for path in several]
         return tuple(s for s in each[0] if all(s in other for other in each))
     if getattr(data, "source", "") == "prepared":
-        return tuple(prepared.read(pathlib.Path(data.path))["splits"])
+        return tuple(prepared.read(staging.local(data.path, _stage(data)))["splits"])
     return SPLITS
 
 
 class FolderSource:
     """A tree of JPEG, PNG and DICOM files, with or without a CSV of labels."""
 
-    def __init__(self, spec: folders.FolderSpec, split: str):
-        listing = folders.read_folder(spec)
+    def __init__(self, spec: folders.FolderSpec, split: str, stage: str = ""):
+        root = staging.local(spec.path, stage)
+        csv = str(staging.local(spec.csv, stage)) if spec.csv else ""
+        local = dataclasses.replace(spec, path=str(root), csv=csv)
+        listing = folders.read_folder(local)
         self._root = listing.root
+        self._shown = spec.path if urls.is_remote(spec.path) else listing.root
         rows = [i for i, s in enumerate(listing.splits) if s == split]
         if not rows:
             found = ", ".join(f"{s} {listing.splits.count(s)}" for s in SPLITS)
@@ -188,7 +198,7 @@ class FolderSource:
         return example
 
     def name(self, i: int) -> str:
-        return str(self._root / self._paths[i])
+        return f"{str(self._shown).rstrip('/')}/{self._paths[i]}"
 
     def patients(self) -> list[str] | None:
         """The patient of each example; None where the data name none."""
@@ -202,11 +212,11 @@ class FolderSource:
 class PreparedSource:
     """One split of a folder that data/prepare.py wrote: TFDS over ArrayRecord."""
 
-    def __init__(self, path: str, split: str):
+    def __init__(self, path: str, split: str, stage: str = ""):
         # Importing TFDS takes a second, which a folder of images need not pay.
         import tensorflow_datasets as tfds
 
-        folder = pathlib.Path(path)
+        folder = staging.local(path, stage)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
         about = prepared.read(folder)

@@ -10,6 +10,7 @@ from pacx_jax import modalities
 from pacx_jax.encoders import kinds, model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.modalities import table
+from pacx_jax.stores import staging
 from pacx_jax.types import Array, Batch, Params
 
 
@@ -72,7 +73,7 @@ def load(name: str, chosen: Mapping) -> Teacher:
             "clip_weight and regression_weight to 0 to leave it out"
         )
     if pathlib.Path(init).suffix == ".npz":
-        return table.load(name, init, chosen.get("by", "patient"))
+        return table.load(name, staging.local(init), chosen.get("by", "patient"))
     module = modalities.get(name, chosen.get("module", ""))
     return encoder(name, model_folder.load(init, module.KIND), module)
 

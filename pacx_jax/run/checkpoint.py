@@ -36,13 +36,16 @@ class Checkpointer:
       keep: how many of the latest to keep.
       best: metric name to keep the best checkpoint by, "" for none.
       mode: "max" or "min".
+      mirror: of a workdir in a store.
     """
 
-    def __init__(self, workdir, *, keep: int = 2, best: str = "", mode: str = "max"):
+    def __init__(self, workdir, *, keep=2, best="", mode="max", mirror=None):
         self._workdir = pathlib.Path(workdir).absolute()
-        self._latest = saved_steps.Steps(self._workdir / "checkpoints", keep)
+        self._latest = saved_steps.Steps(self._workdir / "checkpoints", keep, mirror)
         self._metric, self._sign = best, 1 if mode == "max" else -1
-        self._best = saved_steps.Steps(self._workdir / "best", 1) if best else None
+        self._best = None
+        if best:
+            self._best = saved_steps.Steps(self._workdir / "best", 1, mirror)
         self._found: tuple[int, dict[str, Any]] | None = None
 
     def latest_step(self) -> int | None:
@@ -58,7 +61,8 @@ class Checkpointer:
         """
         step, about = self._found
         folder = self._latest.folder / str(step)
-        return restore(folder, about, abstract), about["metrics"]
+        state = restore(folder, about, abstract, self._latest.apart)
+        return state, about["metrics"]
 
     def save(self, state: Any, step: int, metrics: dict[str, float]) -> None:
         """Starts an asynchronous save of a state and of its step's metrics."""
@@ -122,10 +126,16 @@ class Checkpointer:
                 steps.close()
 
 
-def restore(folder: pathlib.Path, about: dict, abstract: Any) -> Any:
-    """The state in a verified step's folder, laid out as `abstract` says."""
+def restore(folder: pathlib.Path, about: dict, abstract: Any, apart=False) -> Any:
+    """The state in a verified step's folder, laid out as `abstract` says.
+
+    Args:
+      apart: each process has a folder of its own.
+    """
     check_leaves(folder, about["leaves"], saved_steps.leaves(abstract))
-    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    each = saved_steps.each_alone(apart)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=each)
+    with ocp.Checkpointer(handler, multiprocessing_options=each) as checkpointer:
         return checkpointer.restore(
             folder / "state", args=ocp.args.StandardRestore(abstract)
         )

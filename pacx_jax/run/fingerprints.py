@@ -34,6 +34,7 @@ HARMLESS = frozenset(
         "data.max_bad_share",
         "data.namespace",
         "data.prefetch_to_device",
+        "data.stage",
         "data.threads",
         "data.workers",
         "encoder_chunks",

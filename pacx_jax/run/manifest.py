@@ -30,9 +30,20 @@ def write(folder: str | os.PathLike, about: dict[str, Any]) -> None:
     """
     folder = pathlib.Path(folder)
     listed = {name: _fingerprint(folder / name, sync=True) for name in _files(folder)}
-    content = {"format": FORMAT, "files": listed, "about": about}
-    content["sha256"] = checksum_of(content)
+    content = sealed({"format": FORMAT, "files": listed, "about": about})
     files.write_json(folder / NAME, content)
+
+
+def sealed(content: dict[str, Any]) -> dict[str, Any]:
+    """A manifest's content with its own checksum."""
+    return content | {"sha256": checksum_of(content)}
+
+
+def check(content: dict[str, Any]) -> None:
+    """ValueError or KeyError unless a manifest's content is what was written."""
+    rest = {k: v for k, v in content.items() if k != "sha256"}
+    if content["sha256"] != checksum_of(rest) or content["format"] != FORMAT:
+        raise ValueError("its own checksum differs")
 
 
 def verify(folder: str | os.PathLike) -> dict[str, Any]:
@@ -44,9 +55,7 @@ def verify(folder: str | os.PathLike) -> dict[str, Any]:
     folder = pathlib.Path(folder)
     try:
         content = files.read_json(folder / NAME)
-        checksum = content.pop("sha256")
-        if checksum != checksum_of(content) or content["format"] != FORMAT:
-            raise ValueError("its own checksum differs")
+        check(content)
         listed, about = dict(content["files"]), content["about"]
     except FileNotFoundError:
         raise Damaged(f"{NAME} is missing") from None

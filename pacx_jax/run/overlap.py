@@ -28,6 +28,8 @@ import jax
 from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.input import patients, sources
+from pacx_jax.stores import staging, urls
+from pacx_jax.stores.failures import Missing
 
 PATIENTS, KEY, OVERLAP = "patients.json", "patients.key", "overlap.json"
 FORMAT = 1
@@ -78,10 +80,16 @@ def behind(model_init: str) -> Chain:
     """The runs that led to `config.model_init`: a workdir, its export/, or neither."""
     if not model_init:
         return Chain()
-    path = pathlib.Path(model_init).absolute()
-    folders = [path, path.parent] if path.name == "export" else [path]
+    path = urls.absolute(model_init)
+    folders = [path]
+    if path.rpartition("/")[2] == "export":
+        folders.append(path.rpartition("/")[0])
     for folder in folders:
-        found = read(folder)
+        try:
+            local = staging.local(folder, wanted={PATIENTS, KEY}.__contains__)
+        except Missing:
+            continue
+        found = read(local)
         if found:
             return found
     return Chain(
@@ -242,7 +250,7 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
     folder.mkdir(parents=True, exist_ok=True)
     key = chain.key or secrets.token_bytes(32)
     run = {
-        "run": str(workdir),
+        "run": staging.name_of(workdir),
         "objective": config.objective,
         "start": [train.fingerprint, train.namespace, config.model_init],
     }

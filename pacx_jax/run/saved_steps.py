@@ -13,11 +13,13 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 
 from pacx_jax import files, sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
 from pacx_jax.run import manifest
+from pacx_jax.stores.failures import StoreError
 
 
 class Steps:
@@ -26,11 +28,15 @@ class Steps:
     Args:
       folder: of the steps.
       keep: how many to keep; the newest ones.
+      mirror: of a workdir in a store (see mirror.py).
     """
 
-    def __init__(self, folder: pathlib.Path, keep: int):
-        self.folder, self._keep = folder, keep
-        self._writer = ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    def __init__(self, folder: pathlib.Path, keep: int, mirror=None):
+        self.folder, self._keep, self._mirror = folder, keep, mirror
+        if mirror:
+            mirror.fetch(folder, keep)
+        self.apart = mirror is not None and jax.process_count() > 1
+        self._writer = _writer(self.apart)
         self._commit: threading.Thread | None = None
         self._failure: Exception | None = None
 
@@ -69,7 +75,10 @@ class Steps:
 
     def holds(self, step: int) -> bool:
         """Whether a step has been saved."""
-        return processes.agreed((self.folder / str(step)).is_dir()) == 1
+        there = (self.folder / str(step)).is_dir()
+        if self._mirror and processes.is_first():
+            there = there and self._mirror.holds(self.folder / str(step))
+        return processes.agreed(there) == 1
 
     def save(self, state: Any, step: int, metrics: dict[str, float]) -> None:
         """Starts to write a state. Errors come with the next call, or `settle`."""
@@ -93,7 +102,9 @@ class Steps:
     def _begin(self, size: int, saving: pathlib.Path) -> bool:
         """Whether the first process's disk has room: then the folder is made there."""
         reason = None
-        if processes.is_first():
+        if self._mirror:
+            self._mirror.begin()
+        if processes.is_first() or self._mirror:
             self.folder.mkdir(parents=True, exist_ok=True)
             try:
                 files.check_room(self.folder, size, f"the checkpoint {saving.stem}")
@@ -102,6 +113,8 @@ class Steps:
             except PacxError as e:
                 reason = e
                 warn(f"{e}. The run goes on without this checkpoint")
+        if self._mirror:
+            return not any(processes.gathered(str(reason or "")))
         return processes.agreed(int(reason is None)) == 1
 
     def _finish(
@@ -110,11 +123,13 @@ class Steps:
         """In a thread: waits for Orbax, writes the manifest, removes old steps."""
         try:
             self._writer.wait_until_finished()
-            if processes.is_first():
+            if processes.is_first() or self._mirror:
                 manifest.write(saving, about)
                 _remove(folder)
                 saving.rename(folder)
                 files.sync(self.folder)
+                if self._mirror:
+                    self._mirror.save(folder, self._keep)
                 _retire(self.folder, self._keep, about["step"])
         except Exception as e:  # raised again in the loop's thread, by `settle`
             self._failure = e
@@ -126,6 +141,9 @@ class Steps:
             self._commit = None
         failure, self._failure = self._failure, None
         if failure is not None:
+            if isinstance(failure, StoreError):
+                warn(f"{failure}. The run goes on, and this checkpoint is here alone")
+                return
             if not files.is_full(failure):
                 raise failure
             full = files.full_disk(self.folder)
@@ -136,6 +154,30 @@ class Steps:
         """Waits for the save under way."""
         self.settle()
         self._writer.close()
+
+
+def _writer(apart: bool) -> ocp.AsyncCheckpointer:
+    """Orbax's writer. `apart`: each process writes its files to a folder of its own.
+
+    Their union is the state, for which no file may hold what two of them wrote.
+    """
+    if not apart:
+        return ocp.AsyncCheckpointer(ocp.StandardCheckpointHandler())
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of each choice made here
+    each = each_alone(apart)
+    handler = ocp.StandardCheckpointHandler(
+        multiprocessing_options=each, use_ocdbt=False
+    )
+    return ocp.AsyncCheckpointer(handler, multiprocessing_options=each)
+
+
+def each_alone(apart: bool) -> ocp.options.MultiprocessingOptions:
+    """Orbax's options where each process has folders of its own.
+
+    It keeps them for all its checkpointers of a process: one that restores without
+    them has the next save wait for what only process 0 makes, in a folder of its own.
+    """
+    return ocp.options.MultiprocessingOptions(primary_host=None if apart else 0)
 
 
 def _not_shared(folder: pathlib.Path) -> str:
@@ -179,10 +221,14 @@ def _numbers(folder: pathlib.Path) -> list[int]:
 
 def _retire(folder: pathlib.Path, keep: int, newest: int) -> None:
     """Removes all but the `keep` steps up to `newest`, which has just been verified."""
-    numbers = sorted(_numbers(folder))
-    kept = [number for number in numbers if number <= newest][-keep:]
-    for number in set(numbers) - set(kept):
+    for number in retired(_numbers(folder), keep, newest):
         _remove(folder / str(number))
+
+
+def retired(numbers: list[int], keep: int, newest: int) -> set[int]:
+    """All but the `keep` steps up to `newest`."""
+    kept = [number for number in sorted(numbers) if number <= newest][-keep:]
+    return set(numbers) - set(kept)
 
 
 def _remove(folder: pathlib.Path) -> None:

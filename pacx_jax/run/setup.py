@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -213,7 +212,7 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     Raises:
       PacxError: a folder without that part, or with one of another architecture.
     """
-    from pacx_jax.run import checkpoint, saved_steps
+    from pacx_jax.run import checkpoint, remote_run, saved_steps
 
     loaded = {}
     if not objective.pretrained:
@@ -225,13 +224,13 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
             loaded[part] = model.params
         elif model.heads and part in model.heads.params:
             loaded[part] = model.heads.params[part]
-        elif not (pathlib.Path(folder) / "checkpoints").is_dir():
+        elif not ((run := remote_run.finished(folder)) / "checkpoints").is_dir():
             raise PacxError(
                 f"{folder} holds no {part}: give a run's workdir, or for an MAE "
                 "--config.model_init_parts='(\"encoder\",)' to start that anew"
             )
         else:
-            tree = checkpoint.read_params(folder)
+            tree = checkpoint.read_params(run)
             if part not in tree:
                 raise PacxError(f"{folder} has no {part!r} among its parameters")
             loaded[part] = tree[part]

@@ -18,6 +18,7 @@ FLOORS = {
     "distributed": 0,
     "target": 1,
     "files": 1,
+    "stores": 1,
     "sharding": 1,
     "cli": 2,
     "losses": 2,
@@ -34,7 +35,7 @@ FLOORS = {
 }
 # The input room stands beside them, on these alone.
 LEAVES = ("input",)
-BELOW_INPUT = {"errors", "types", "files", "sharding"}
+BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
 ENTRY = ("main", "export", "exporting", "embed", "replay", "convert")

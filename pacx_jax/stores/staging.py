@@ -1,0 +1,225 @@
+"""Remote files and folders on a local disk, and results on their way back.
+
+The local copies lie under PACX_SCRATCH, else the system's folder for temporary files,
+and stay there: the next run and the other processes of the machine find them. A copy is
+renewed where the store has other bytes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import os
+import pathlib
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+
+import tqdm
+
+from pacx_jax import files
+from pacx_jax.errors import PacxError
+from pacx_jax.stores import objects, urls
+from pacx_jax.stores.failures import Missing
+
+REMOTE = "remote.json"  # in a local copy: the URL that it is of
+_INDEX = ".staged.json"
+_AT_ONCE = 8  # files
+_MARGIN = 64 * 2**20  # bytes
+
+
+def scratch() -> pathlib.Path:
+    """The folder of local copies, which only its owner may enter."""
+    root = os.environ.get("PACX_SCRATCH")
+    folder = pathlib.Path(root or tempfile.gettempdir()) / f"pacx_jax_{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PacxError(f"{folder} belongs to somebody else: set PACX_SCRATCH")
+    folder.chmod(0o700)
+    return folder
+
+
+def copy_of(url: str, root: pathlib.Path, mark: str = "") -> pathlib.Path:
+    """Where the local copy of a URL lies."""
+    url = url.rstrip("/")
+    name, key = url.rpartition("/")[2], hashlib.sha256(url.encode()).hexdigest()[:12]
+    return root / f"{name[:60]}-{key}{mark}"
+
+
+def name_of(path: str | os.PathLike) -> str:
+    """The URL of a local copy; other paths as they are."""
+    try:
+        return str(files.read_json(pathlib.Path(path) / REMOTE)["url"])
+    except (OSError, ValueError, KeyError):
+        return str(path)
+
+
+def local(
+    path: str | os.PathLike,
+    root: str = "",
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> pathlib.Path:
+    """The path on a local disk: a local one as it is, a remote one's copy.
+
+    Processes of one machine that ask for the same wait for the first.
+
+    Args:
+      root: folder of the copies; "" = `scratch()`.
+      wanted: which names of a folder are copied, such as {"a"}.__contains__.
+
+    Raises:
+      PacxError: no such object or folder, or no room.
+    """
+    if not urls.is_remote(path):
+        return pathlib.Path(path)
+    url = str(path).rstrip("/")
+    store = objects.Store(url)
+    base = pathlib.Path(root) if root else scratch() / "staged"
+    folder = copy_of(url, base)
+    base.mkdir(parents=True, exist_ok=True)
+    with files.locked(folder.with_name(f".{folder.name}.lock")):
+        items = {k: v for k, v in store.list().items() if wanted(k)}
+        if items:
+            bring(store, items, folder, wanted)
+            return folder
+        found = store.head()
+        if found is None:
+            raise Missing(f"{url}: no such object or folder")
+        name = url.rpartition("/")[2]
+        bring(objects.Store(urls.parent(url)), {name: found}, folder)
+        return folder / name
+
+
+def bring(
+    store: objects.Store,
+    items: dict[str, objects.Item],
+    folder: pathlib.Path,
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> None:
+    """Makes a folder hold these objects, fetching those that it lacks.
+
+    What it held of other `wanted` ones is removed. Files of a prepared data set are
+    compared with the sha256 that its pacx.json says.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in items:
+        if any(part in ("", ".", "..") for part in name.split("/")):
+            raise PacxError(f"{store.url}/{name}: no name that a file can have")
+    try:
+        index = files.read_json(folder / _INDEX)
+    except (OSError, ValueError):
+        index = {}
+    for name in filter(wanted, set(index) - set(items)):
+        (folder / name).unlink(missing_ok=True)
+        del index[name]
+    lacking = {
+        name: item
+        for name, item in items.items()
+        if index.get(name) != list(item)
+        or not (folder / name).is_file()
+        or (folder / name).stat().st_size != item.size
+    }
+    size = sum(item.size for item in lacking.values())
+    free = shutil.disk_usage(folder).free
+    if free < size + _MARGIN:
+        raise PacxError(
+            f"{folder}: no space left for a copy of {store.url}: "
+            f"{free / 2**20:.0f} MiB are free, {(size + _MARGIN) / 2**20:.0f} MiB are "
+            "needed; free some, or set PACX_SCRATCH to a folder on a larger disk"
+        )
+    if size > objects.PART:
+        print(
+            f"copying {store.url}: {len(lacking)} files, {size / 2**20:.0f} MiB, to "
+            f"{folder}",
+            file=sys.stderr,
+            flush=True,
+        )
+    try:
+        _fetch(store, lacking, folder, index, size)
+    finally:
+        files.write_json(folder / _INDEX, index)
+        files.write_json(folder / REMOTE, {"url": store.url})
+
+
+def _fetch(store, lacking, folder, index, size) -> None:
+    digests = {}
+    if "pacx.json" in lacking:
+        item = lacking["pacx.json"]
+        store.download("pacx.json", folder / "pacx.json", item)
+        index["pacx.json"] = list(item)
+    if (folder / "pacx.json").is_file():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            digests = dict(files.read_json(folder / "pacx.json")["sha256"])
+    bar = tqdm.tqdm(
+        total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
+    )
+
+    def fetch(name: str) -> None:
+        target, item = folder / name, lacking[name]
+        target.parent.mkdir(parents=True, exist_ok=True)
+        store.download(name, target, item, str(digests.get(name, "")))
+        index[name] = list(item)
+        bar.update(item.size)
+
+    with bar, concurrent.futures.ThreadPoolExecutor(_AT_ONCE) as pool:
+        done = [
+            pool.submit(fetch, name)
+            for name in lacking
+            if name not in index or index[name] != list(lacking[name])
+        ]
+        try:
+            for each in concurrent.futures.as_completed(done):
+                each.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def output(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A local path to write a file or folder to, which the block's end sends.
+
+    A local path is itself. A remote folder's objects that the new one lacks are
+    removed; one that holds anything but an export is left alone.
+    """
+    if not urls.is_remote(path):
+        yield pathlib.Path(path)
+        return
+    url = str(path).rstrip("/")
+    store = objects.Store(url)
+    before = store.list()
+    ours = {"config.json", "model.safetensors"} <= set(before)
+    if before and not ours and "pacx_export.json" not in before:
+        raise PacxError(f"{url} exists and is no exported folder: name another")
+    with tempfile.TemporaryDirectory(dir=scratch()) as folder:
+        target = pathlib.Path(folder) / url.rpartition("/")[2]
+        yield target
+        if target.is_file():
+            send(store, "", target)
+            return
+        names = [
+            p.relative_to(target).as_posix()
+            for p in sorted(target.rglob("*"))
+            if p.is_file()
+        ]
+        # A folder without its config.json is none: it comes last.
+        store.delete(["config.json"] if "config.json" in before else [])
+        for name in sorted(names, key=lambda name: name == "config.json"):
+            send(store, name, target / name)
+        store.delete(set(before) - set(names))
+
+
+def send(store: objects.Store, name: str, file: pathlib.Path) -> None:
+    """Writes a file's bytes to an object."""
+    size = file.stat().st_size
+    store.upload(name, lambda: pieces([file]), size, files.sha256(file))
+
+
+def pieces(paths: list[pathlib.Path]) -> Iterator[bytes]:
+    """The bytes of files, one after the other, in pieces."""
+    for path in paths:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                yield piece

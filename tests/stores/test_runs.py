@@ -1,0 +1,187 @@
+"""Whole small runs whose workdir lies in a bucket, compared with local ones to the bit.
+
+"Same" means: every leaf of the state to the last bit, and the metrics to the byte.
+"""
+
+import functools
+import os
+import signal
+import threading
+from urllib.parse import unquote
+
+import pytest
+
+from pacx_jax import main, step
+from pacx_jax.distributed import preemption
+from pacx_jax.errors import PacxError
+from pacx_jax.run import remote_run, remote_steps
+from pacx_jax.stores import lock, objects
+from tests.reliability import runs
+from tests.stores import servers
+
+FULL = pytest.mark.full
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """stage -> the workdir of a local run that nothing stopped."""
+
+    @functools.cache
+    def run(stage="labs_dae"):
+        workdir = tmp_path_factory.mktemp("straight") / stage
+        with pytest.MonkeyPatch.context() as patched:
+            runs.use_patients(patched)
+            main.run(config(stage), str(workdir))
+        return workdir
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def patients(monkeypatch):
+    runs.use_patients(monkeypatch)
+    monkeypatch.setattr(step, "make_train_step", step.make_train_step)  # put back
+    monkeypatch.setattr(lock, "SECONDS", 2.0)
+
+
+def config(stage="labs_dae", **fields):
+    fields = {"num_devices": 1, "best": "val/loss"} | fields
+    return runs.config(stage, {}, **fields)
+
+
+def in_bucket(url: str, scratch: str, environment: dict, number: int) -> None:
+    """For `runs.start`: the run's workdir is a URL."""
+    os.environ.update(environment, PACX_SCRATCH=scratch)
+    lock.SECONDS = 2.0
+    run = main.run
+
+    def remote(config, workdir, **more):
+        return run(config, workdir if more.get("mirrored") else url, **more)
+
+    main.run = remote
+
+
+def start(url, proxy, tmp_path, **more):
+    """Processes of a run in a bucket, with copies in one folder."""
+    where = (url, str(tmp_path / "scratch"), proxy.environment())
+    before = functools.partial(in_bucket, *where)
+    chosen = config(**more.pop("fields", {}))
+    return runs.start(chosen, tmp_path / "run", before, **more)
+
+
+def flip_a_byte(url: str, number: int) -> None:
+    """Damages a saved step."""
+    store = objects.Store(url)
+    (pack,) = [n for n in store.list(f"checkpoints/{number}") if n.endswith(".pack")]
+    data = bytearray(store.read(pack)[0])
+    data[len(data) // 2] ^= 1
+    store.write(pack, bytes(data))
+
+
+def assert_same(url, straight) -> None:
+    runs.assert_same(remote_run.finished(url), straight)
+    names = objects.Store(url).list()
+    assert {"done.json", "config.json", "export/model.safetensors"} <= set(names)
+    steps = remote_steps.numbers(objects.Store(url), "checkpoints")
+    assert steps[-1] == 20 and len(steps) == 2
+
+
+@pytest.mark.parametrize("stage", ["labs_dae", pytest.param("mae", marks=FULL)])
+def test_run_that_is_stopped_killed_and_damaged_goes_on_elsewhere_bit_exact(
+    stage, url, proxy, straight, tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        patched.setattr(step, "make_train_step", step.make_train_step)
+        runs.at_update(5, runs.ask_to_end)
+        with pytest.raises(preemption.Preempted, match="saved at step 5"):
+            main.run(config(stage), url)
+    # Killed when the pack of step 9 has come and its manifest has not.
+    (process,) = start(url, proxy, tmp_path, fields={"stage": stage})
+
+    def fault(method, path):
+        if method == "PUT" and unquote(path).endswith("checkpoints/9/manifest.json"):
+            os.kill(process.pid, signal.SIGKILL)
+            return "reset"
+        return ""
+
+    proxy.fault = fault
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL, runs.said(tmp_path / "run")
+    proxy.fault = lambda method, path: ""
+    assert remote_steps.numbers(objects.Store(url), "checkpoints") == [5, 6]
+    flip_a_byte(url, 6)
+    monkeypatch.setenv("PACX_SCRATCH", str(tmp_path / "another machine"))
+    main.run(config(stage), url)
+    assert_same(url, straight(stage))
+    said = capsys.readouterr()
+    assert f"encoder in {url}/export" in said.out and "another machine" not in said.out
+    assert "holds its lock; waiting up to" in said.err
+    assert f"{url}/checkpoints/6 is damaged" in said.err
+    main.run(config(stage), url)
+    assert f"{url} is finished, nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("port", ["gs"], indirect=True)
+def test_faults_of_every_kind_lose_and_change_nothing(url, proxy, straight):
+    proxy.fault = servers.seeded(3, share=0.15)
+    main.run(config(), url)
+    assert len(proxy.faults) == len(servers.FAULTS), proxy.faults
+    proxy.fault = lambda method, path: ""
+    assert_same(url, straight())
+
+
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_what_could_not_be_sent_is_kept_and_sent_by_the_same_command(
+    url, proxy, straight, monkeypatch, capsys
+):
+    monkeypatch.setattr(objects, "PATIENCE", 0.2)
+    monkeypatch.setattr(lock, "SECONDS", 60.0)
+    runs.at_update(10, lambda: setattr(proxy, "fault", lambda method, path: "503"))
+    with pytest.raises(
+        PacxError, match="What is not sent is kept in .*-0of1: the same"
+    ):
+        main.run(config(), url)
+    assert "it answers 503 Service Unavailable" in capsys.readouterr().err
+    proxy.fault = lambda method, path: ""
+    assert remote_steps.numbers(objects.Store(url), "checkpoints")[-1] < 12
+    monkeypatch.setattr(lock.Lock, "_watch", lambda *args: None)  # it is not released
+    main.run(config(), url)
+    assert_same(url, straight())
+
+
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_run_that_has_lost_its_lock_ends_with_one_line(url, proxy, tmp_path):
+    (process,) = start(url, proxy, tmp_path, fields={"total_steps": 100_000})
+    store = objects.Store(url)
+
+    def steal():
+        while not remote_steps.numbers(store, "checkpoints"):
+            threading.Event().wait(0.2)
+        store.write(lock.NAME, b'{"owner": "thief", "session": "x", "state": "held"}')
+
+    threading.Thread(target=steal).start()
+    process.join(120)
+    said = runs.said(tmp_path / "run")
+    assert process.exitcode == 2, said
+    assert said.splitlines()[-1] == f"error: {url}: thief has taken over this run"
+
+
+@FULL
+@pytest.mark.parametrize("fields", [{}, {"mesh__fsdp": 2}], ids=["data", "fsdp"])
+def test_two_processes_without_a_shared_folder_train_what_one_trains(
+    fields, url, proxy, tmp_path, capfd
+):
+    fields |= {"stage": "mae", "num_devices": 0}
+    local = tmp_path / "local"
+    main.run(config(**fields | {"num_devices": 2}), str(local))
+    for stop in (True, False):
+        started = start(url, proxy, tmp_path, count=2, fields=fields)
+        if stop:
+            while 9 not in remote_steps.numbers(objects.Store(url), "checkpoints"):
+                threading.Event().wait(0.2)
+            os.kill(started[1].pid, signal.SIGTERM)
+        for process in started:
+            process.join(300)
+        codes = [process.exitcode for process in started]
+        assert codes == [75 if stop else 0] * 2, runs.said(tmp_path / "run")
+    assert_same(url, local)

@@ -1,0 +1,137 @@
+"""Encoders, data and results in buckets, read and written by way of a local disk."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import shutil
+import types
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from pacx_jax import embed, export
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from pacx_jax.input import prepared, sources
+from pacx_jax.run import overlap
+from pacx_jax.stores import objects, staging
+from tests import tiny
+
+
+@pytest.fixture
+def images(url, tmp_path):
+    """A folder of five images in a bucket, and the same on the disk."""
+    store, folder = objects.Store(f"{url}/images"), tmp_path / "images"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        file = folder / f"{i}.png"
+        PIL.Image.fromarray(rng.integers(0, 256, (32, 32), np.uint8)).save(file)
+        staging.send(store, file.name, file)
+    return f"{url}/images", folder
+
+
+@pytest.fixture
+def encoder(url, tmp_path):
+    """A model folder in a bucket, and the same on the disk."""
+    model_folder.save(tmp_path / "vit", tiny.folder("vit"), card="a test's")
+    with staging.output(f"{url}/vit") as local:
+        shutil.copytree(tmp_path / "vit", local)
+    return f"{url}/vit", tmp_path / "vit"
+
+
+def gets(proxy) -> list[str]:
+    return [
+        path for method, path in proxy.requests if method == "GET" and "?" not in path
+    ]
+
+
+def test_encoder_is_copied_once_and_again_when_it_changes(encoder, proxy):
+    remote, local = encoder
+    want = model_folder.load(local).params["cls_token"]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(model_folder.load, [remote] * 4))
+    for model in found:
+        np.testing.assert_array_equal(model.params["cls_token"], want)
+    assert len(gets(proxy)) == 3  # its files, once each
+    with staging.output(remote) as folder:
+        model_folder.save(folder, tiny.folder("vit", seed=5), card="another")
+    other = model_folder.load(remote).params["cls_token"]
+    assert (other != want).any()
+    with pytest.raises(PacxError, match=f"{remote}/none: no such object or folder"):
+        model_folder.load(f"{remote}/none")
+
+
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_embeddings_of_a_bucket_in_a_bucket_are_those_of_the_disk(
+    encoder, images, url, tmp_path, capsys
+):
+    flags = [f"--encoder={encoder[0]}", f"--images={images[0]}"]
+    assert embed.main([*flags, f"--out={url}/z.npz"]) == 0
+    assert f"in {url}/z.npz" in capsys.readouterr().out
+    out = tmp_path / "z.npz"
+    here = [f"--encoder={encoder[1]}", f"--images={images[1]}", f"--out={out}"]
+    assert embed.main(here) == 0
+    assert objects.Store(f"{url}/z.npz").read()[0] == out.read_bytes()
+
+
+@pytest.mark.parametrize("port", ["gs"], indirect=True)
+def test_export_to_a_bucket_leaves_other_folders_alone(encoder, images, url, capsys):
+    flags = [f"--encoder={encoder[0]}", f"--images={images[0]}"]
+    assert export.main([*flags, f"--out={url}/copy"]) == 0
+    assert capsys.readouterr().out.startswith(f"{url}/copy\n")
+    loaded = [model_folder.load(path).params for path in (f"{url}/copy", encoder[1])]
+    assert tiny.worst(*(params["cls_token"] for params in loaded)) == 0
+    assert export.main([*flags, f"--out={images[0]}"]) == 2
+    assert "exists and is no exported folder" in capsys.readouterr().err
+    assert len(objects.Store(images[0]).list()) == 5
+
+
+def test_folder_of_images_in_a_bucket_is_read_as_from_the_disk(images, tmp_path):
+    remote, local = images
+    stage = tmp_path / "chosen"
+    about = {"source": "folder", "csv": "-", "val_fraction": 0.4}
+    data = types.SimpleNamespace(path=remote, stage=str(stage), **about)
+    there = sources.open_source(data, "train")
+    here = sources.open_source(types.SimpleNamespace(path=str(local), **about), "train")
+    assert there.fingerprint == here.fingerprint and len(there) == len(here)
+    assert there[1] == here[1] and there.name(0).startswith(f"{remote}/")
+    assert any(stage.rglob("*.png"))
+
+
+def test_prepared_file_that_is_not_what_pacx_json_says_is_refused(url):
+    store = objects.Store(url)
+    store.write("a.array_record", b"records")
+    about = {"sha256": {"a.array_record": "0" * 64}}
+    store.write(prepared.FILE, json.dumps(about).encode())
+    with pytest.raises(PacxError, match=f"{url}/a.array_record is damaged: its sha256"):
+        staging.local(url)
+
+
+def test_no_room_is_found_before_anything_is_read(images, proxy, monkeypatch):
+    full = shutil.disk_usage("/")._replace(free=1000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(PacxError, match="no space left for a copy of .*PACX_SCRATCH"):
+        staging.local(images[0])
+    assert not gets(proxy)
+
+
+def test_patients_behind_a_remote_encoder_are_found(url, tmp_path):
+    store = objects.Store(f"{url}/run")
+    run = {"run": f"{url}/run", "namespace": "n", "patients": 1, "hashes": ["ab"]}
+    content = {"format": overlap.FORMAT, "runs": [run]}
+    store.write(overlap.PATIENTS, json.dumps(content).encode())
+    store.write(overlap.KEY, b"00" * 32)
+    for init in (f"{url}/run", f"{url}/run/export"):
+        assert overlap.behind(init).runs == (run,)
+    assert "unknown" in overlap.behind(f"{url}/another").runs[0]
+
+
+def test_copies_lie_in_a_folder_for_their_owner_alone(images):
+    folder = staging.scratch()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    local = staging.local(images[0])
+    assert pathlib.Path(os.environ["PACX_SCRATCH"]) in local.parents
+    assert staging.name_of(local) == images[0]
