@@ -114,7 +114,7 @@ def test_run_that_is_stopped_killed_and_damaged_goes_on_elsewhere_bit_exact(
     main.run(config(stage), url)
     assert_same(url, straight(stage))
     said = capsys.readouterr()
-    assert f"encoder in {url}/export" in said.out and "another machine" not in said.out
+    assert f"encoder: {url}/export" in said.out and "another machine" not in said.out
     assert "holds its lock; waiting up to" in said.err
     assert f"{url}/checkpoints/6 is damaged" in said.err
     main.run(config(stage), url)
