@@ -168,13 +168,13 @@ class Names:
         lie in subfolders; both are found.
         """
         parts = name.strip().replace("\\", "/").split("/")
-        for form in _FORMS:
-            for i in range(len(parts)):
+        for i in range(len(parts)):  # images/a.png is rather Images/a.png than a.png
+            for form in _FORMS:
                 tail = form("/".join(parts[i:]))
                 if tail and tail in self._by_path(form):
                     return self._by_path(form)[tail]
-            if len(parts) == 1 and form(parts[0]) in self._by_name(form):
-                return self._by_name(form)[form(parts[0])]
+                if len(parts) == 1 and form(parts[0]) in self._by_name(form):
+                    return self._by_name(form)[form(parts[0])]
         return []
 
     def named(self, name: str, folder: str = "") -> list[str]:
