@@ -60,6 +60,8 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
       PacxError: nothing is there.
     """
+    if not os.fspath(path):  # which would be the working directory
+        raise PacxError("the path of the ECGs is empty: name records or a folder")
     path = pathlib.Path(path)
     if path.is_file():
         return [path]

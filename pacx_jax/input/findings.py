@@ -60,6 +60,8 @@ def read(
     roles = {c for c in table.columns if tables.role(c)} | {*exclude}
     free = [c for c in table.columns if c not in roles - {*label_columns}]
     names, asked = tuple(label_columns), []
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PacxError(f"data.label_columns has {twice[0]!r} twice; name it once")
     if not names:
         names, asked, free = _all(table, free, separator)
     loose = functools.cache(lambda c: _values(table, c) | _values(table, c, separator))

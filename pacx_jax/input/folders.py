@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ class Listing:
 def read_folder(spec: FolderSpec) -> Listing:
     """Lists a folder and joins it with its CSV; PacxError names what is wrong."""
     root = pathlib.Path(spec.path)
-    found = names.find(root)
+    found = names.find(spec.path)
     csv_path = _csv_path(root, spec.csv, found.passed)
     if csv_path is None:
         return _without_csv(root, spec, found)
@@ -222,7 +221,9 @@ def match_paths(
             )
         used[path] = number
         paths.append(path)
-        if re.split(r"[/\\]", cell.strip())[-1] != path.rsplit("/", 1)[-1]:
+        said = cell.strip().replace("\\", "/").removeprefix("./")
+        whole = path if "/" in said else path.rsplit("/", 1)[-1]
+        if said != whole and f"{near}/{said}" != path:
             other.append(f"{cell!r} is {path}")
     if missing and not allow_missing:
         number, cell = missing[0]

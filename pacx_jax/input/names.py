@@ -46,6 +46,8 @@ def find(root: str | os.PathLike, setting: str = "data.path") -> Found:
       PacxError: no such folder, one that cannot be read, no images in it, or names
         that are not UTF-8; it names `setting`.
     """
+    if not os.fspath(root):  # which would be the working directory
+        raise PacxError(f"{setting} is empty: name a folder")
     root = pathlib.Path(root)
     if not root.is_dir():
         raise PacxError(f"{root}: no such folder; check {setting}")
@@ -83,7 +85,7 @@ def _is_image(path: str) -> bool:
         return False
     if name.lower().endswith(EXTENSIONS):
         return True
-    if _SUFFIX.search(name):
+    if _SUFFIX.search(name) or not os.path.isfile(path):  # a pipe would wait
         return False
     try:
         with open(path, "rb") as file:
