@@ -223,7 +223,7 @@ def test_folders_that_are_stripped_are_told(tmp_path):
     assert "1 rows name their file otherwise: 'p3/a.png' is a.png, ..." in notes
 
 
-def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(put(tmp_path, "a.png"))
     with pytest.raises(PacxError, match="--images is empty: name a folder"):
         names.find("", "--images")
@@ -231,6 +231,8 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch):
         read("")
     with pytest.raises(PacxError, match="path of the ECGs is empty"):
         ecg_records.find("")
+    assert prepare.main(["folder", "--source=", "--target=x"]) == 2
+    assert "error: --source is empty: name a folder" in capsys.readouterr().err
 
 
 def test_pipes_are_no_images(tmp_path):
