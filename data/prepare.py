@@ -67,6 +67,9 @@ def prepare(options: argparse.Namespace) -> dict:
       PacxError: bad input, or a target that holds something else.
     """
     flags.check(options)
+    for flag in ("source", "target"):
+        if not getattr(options, flag):  # which would be the working directory
+            raise PacxError(f"--{flag} is empty: name a folder")
     target = pathlib.Path(options.target)
     if options.size < 0:
         raise PacxError(f"--size {options.size}: give pixels, or 0 for no shrinking")

@@ -73,7 +73,7 @@ def embed_ecgs(
     which = "first" if args.windows == "first" else "all"
 
     def readable():
-        files = ecg_records.find(root)
+        files = ecg_records.find(where)
         for file in tqdm.tqdm(
             files, desc="embed", unit="file", disable=not sys.stderr.isatty()
         ):

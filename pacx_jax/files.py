@@ -57,6 +57,8 @@ def read_bytes(path: str | os.PathLike, longest: int = -1) -> bytes:
     try:
         with open(path, "rb") as file:
             return file.read(longest)
+    except ValueError:  # a zero byte, which no file's name has
+        raise PacxError(f"{path}: no name of a file; check the path") from None
     except OSError as error:
         raise unreadable(path, error) from None
 

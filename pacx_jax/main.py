@@ -72,6 +72,7 @@ def run(
 
         return remote_run.train(run, config, workdir, force)
     path = pathlib.Path(workdir)
+    _refuse_other_folder(config, path)
     # A run that stopped at its first error has claimed nothing: it may be mended.
     if (path / "metrics.jsonl").exists() or (path / "checkpoints").exists():
         fingerprints.check_config(config, workdir, force=force)
@@ -92,6 +93,18 @@ def run(
             config.grace_seconds, functools.partial(goes_on, workdir)
         )
         _train(config, workdir, stack.enter_context(listening), force, mirrored)
+
+
+def _refuse_other_folder(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
+    """PacxError for a folder whose own files a run would write over."""
+    for file, what in (
+        ("model.safetensors", "an encoder"),
+        ("pacx.json", "a prepared data set"),
+    ):
+        if (path / file).exists():
+            raise PacxError(f"{path} holds {what} ({file}): take another --workdir")
+    if os.path.realpath(path) == os.path.realpath(config.data.path or os.devnull):
+        raise PacxError(f"{path} is data.path too: take another --workdir")
 
 
 def goes_on(workdir: str) -> str:
@@ -166,6 +179,9 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     least |= dict.fromkeys(("optim.peak_lr", "profile_steps"), 0)
     least |= dict.fromkeys(("optim.warmup_steps", "optim.weight_decay"), 0)
     least |= dict.fromkeys(("max_skipped", "watchdog_seconds", "grace_seconds"), 0)
+    for name, value in flat.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise PacxError(f"config.{name} is {value}: give a finite number")
     for name, low in least.items():
         if flat.get(name, low) < low:
             raise PacxError(f"config.{name} is {flat[name]}: give at least {low}")

@@ -53,8 +53,12 @@ class ModelFolder:
     heads: Heads | None = None
 
     def module(self, dtype: str = "float32"):
-        """The linen module that takes these parameters."""
-        return kinds.of(self.kind).module(self.architecture, jnp.dtype(dtype))
+        """The linen module that takes these parameters; PacxError for no dtype."""
+        try:
+            parsed = jnp.dtype(dtype)
+        except TypeError:
+            raise PacxError(f"dtype {dtype!r}: give float32 or bfloat16") from None
+        return kinds.of(self.kind).module(self.architecture, parsed)
 
     @property
     def width(self) -> int:
@@ -280,7 +284,7 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
     except Exception as e:  # a header may claim what NumPy then refuses in its way
-        raise PacxError(f"{file} is unreadable: {e}") from None
+        raise PacxError(f"{file} is unreadable: {e}; get the file again") from None
 
 
 def _check_heads(path, flat: dict, heads: Heads, encoder: dict[str, tuple]) -> None:

@@ -11,7 +11,7 @@ import PIL.Image
 
 from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import images as imageio
 
 Image = np.ndarray | str | os.PathLike | PIL.Image.Image
@@ -63,8 +63,8 @@ class Encoder:
         """Embeds images of any size.
 
         Args:
-          images: uint8 array (h, w), (h, w, 1 or 3), (n, h, w) or (n, h, w, 3); or a
-            file path, or a PIL image; or a sequence of any of these.
+          images: uint8 array, of any library, (h, w), (h, w, 1 or 3), (n, h, w) or
+            (n, h, w, 3); or a file path, or a PIL image; or a sequence of any of these.
 
         Raises:
           PacxError: an unreadable file, or an array that is no uint8 image.
@@ -108,11 +108,18 @@ class Encoder:
             image = imageio.decode(image, name=str(image))
         elif isinstance(image, PIL.Image.Image):
             image = imageio.decode(image)
-        image = np.asarray(image)
-        if image.dtype != np.uint8 or image.ndim not in (2, 3) or not image.size:
+        try:
+            image = np.asarray(image)
+        except Exception as error:  # what other libraries' arrays and lists raise
+            raise PacxError(
+                f"{type(image).__name__}: no image ({one_line(error)}); give uint8 "
+                "(h, w) or (h, w, 3)"
+            ) from None
+        deep = image.ndim == 3 and image.shape[-1] in (1, 3)
+        if image.dtype != np.uint8 or not (image.ndim == 2 or deep) or not image.size:
             raise PacxError(
                 f"image array of dtype {image.dtype} and shape {image.shape}: give "
-                "uint8 (h, w) or (h, w, 3)"
+                "uint8 (h, w) or (h, w, 3), without alpha, channels last"
             )
         return imageio.resize(image, self.image_size)
 
@@ -120,8 +127,9 @@ class Encoder:
 def _each(images) -> Iterator[Image]:
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
         yield images
-    elif isinstance(images, np.ndarray):
-        single = images.ndim == 2 or (images.ndim == 3 and images.shape[-1] in (1, 3))
+    elif (shape := getattr(images, "shape", None)) is not None:  # JAX's and torch's too
+        # Of 2 or 4 channels it is one image, which is refused: its rows are none.
+        single = len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] <= 4)
         yield from [images] if single else images
     elif isinstance(images, Iterable):
         yield from images

@@ -59,14 +59,19 @@ def _grey_table(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndar
             raise ValueError("RescaleSlope 0 makes all values one")
         values = values * slope + value(dataset, "RescaleIntercept", float, 0)
     grey = _voi(dataset, values)
+    seen = np.zeros(len(values), bool)
+    seen[stored] = True
+    inside = values[seen & ~padding]
     if grey is None:
-        seen = np.zeros(len(values), bool)
-        seen[stored] = True
-        inside = values[seen & ~padding]
         low, high = (inside.min(), inside.max()) if inside.size else (0.0, 0.0)
         grey = np.clip((values - low) / max(high - low, 1e-30), 0, 1)
     if np.isnan(grey).any():
         raise ValueError("rescale, window or table gives values that are no numbers")
+    if inside.size > 1 and np.ptp(grey[seen & ~padding]) == 0:
+        raise ValueError(
+            f"values {inside.min():g} to {inside.max():g} are one grey level by the "
+            "window or table (WindowCenter, VOILUTSequence)"
+        )
     shape = value(dataset, "PresentationLUTShape", str, "IDENTITY")
     if shape not in ("IDENTITY", "INVERSE"):
         raise ValueError(f"PresentationLUTShape {shape!r}: not IDENTITY or INVERSE")

@@ -37,6 +37,7 @@ _KEYWORDS = (
 _FIRST = re.compile(rb"(?s)[\2\10]\0[\0\1\5\10\26]\0(UL|OB|CS|UI|.\0\0\0)")
 _NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 _FRAMES = {0xFFC0 + i: "jpeg8_decode" for i in range(4)} | {0xFFF7: "jpegls_decode"}
+_ITEM = b"\xfe\xff\x00\xe0"  # begins compressed pixels
 _JPEG_2000 = b"\xff\x4f\xff\x51"
 _SOT, _SOD, _COD, _COC = 0xFF90, 0xFF93, 0xFF52, 0xFF53
 
@@ -125,6 +126,8 @@ def read(data: bytes) -> tuple[Any, np.ndarray, np.ndarray]:
             raise
         except Exception as error:
             raise ValueError(f"PixelData: {error}") from error
+    elif data.startswith(_ITEM):
+        raise ValueError(f"PixelData is compressed, but TransferSyntaxUID {syntax!r}")
     # Some writers pad; twice as much is another bit depth, or more frames.
     elif n <= len(data) < max(2 * n, n + 2):
         pixels = np.frombuffer(data, f"<u{allocated // 8}", h * w)

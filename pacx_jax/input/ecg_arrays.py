@@ -47,4 +47,7 @@ def read(
         raise PacxError(f"{path}: more than {ecg.LONGEST} samples are not read; cut it")
     for i, one in enumerate(array if many else [array]):
         name = f"{path}[{i}]" if many else str(path)
-        yield name, np.asarray(one, np.float64)[:, order]
+        record = np.asarray(one, np.float64)[:, order]
+        if array.dtype == np.int16:  # WFDB's mark of a missing sample, or a full scale
+            record[record == np.iinfo(np.int16).min] = np.nan
+        yield name, record

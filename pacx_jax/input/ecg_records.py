@@ -60,11 +60,13 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     Raises:
       PacxError: nothing is there.
     """
+    if not os.fspath(path):  # which would be the working directory
+        raise PacxError("the path of the ECGs is empty: name records or a folder")
     path = pathlib.Path(path)
     if path.is_file():
         return [path]
-    if path.with_name(path.name + ".hea").is_file():  # WFDB's way to name a record
-        return [path.with_name(path.name + ".hea")]
+    if (header := pathlib.Path(f"{path}.hea")).is_file():  # WFDB's way to name a record
+        return [header]
     if not path.is_dir():
         raise PacxError(f"{path}: no such file or folder; name one with ECG records")
     paths = [

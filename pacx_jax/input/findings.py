@@ -60,6 +60,8 @@ def read(
     roles = {c for c in table.columns if tables.role(c)} | {*exclude}
     free = [c for c in table.columns if c not in roles - {*label_columns}]
     names, asked = tuple(label_columns), []
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise PacxError(f"data.label_columns has {twice[0]!r} twice; name it once")
     if not names:
         names, asked, free = _all(table, free, separator)
     loose = functools.cache(lambda c: _values(table, c) | _values(table, c, separator))
@@ -134,8 +136,9 @@ def _origin(
             f"write {places[0]}={name} in data.label_columns"
         )
     whole = _values(table, places[0], separator)
+    _check_words(table, places[0], value, whole)
     divided = any(separator in cell for cell in table.column(places[0], ""))
-    for other in ",;|":
+    for other in ",;|/+":
         for listed in whole if other != separator else ():
             parts = _split_cell(listed, other)
             if len(parts) > 1 and (
@@ -147,6 +150,21 @@ def _origin(
                     "if it is one label, any other sign that the column lacks)"
                 )
     return places[0], value
+
+
+def _check_words(table: tables.Table, column: str, value: str, whole: set[str]) -> None:
+    """PacxError for lists as Python writes them, and one word in two spellings."""
+    for other in sorted(whole):
+        if re.match(r"[\[{]|\(['\"]", other):
+            raise PacxError(
+                f"{table.path}: column {column!r} has lists in brackets, {other!r}; "
+                "write the values alone, such as Effusion|Mass"
+            )
+        if other != value and other.casefold() == value.casefold():
+            raise PacxError(
+                f"{table.path}: column {column!r} has both {value!r} and {other!r}; "
+                "write one label in one way"
+            )
 
 
 def _is_bookkeeping(name: str) -> bool:
@@ -169,6 +187,8 @@ def _label(cell: str) -> float | None:
     text = cell.strip().lower()
     if text in patients.MISSING:
         return float("nan")
+    if "_" in text:  # 0_1, which Python takes for 1
+        return None
     try:
         number = _LABEL_WORDS.get(text)
         number = float(text.replace(",", ".")) if number is None else number

@@ -7,7 +7,6 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-import re
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,7 @@ class Listing:
 def read_folder(spec: FolderSpec) -> Listing:
     """Lists a folder and joins it with its CSV; PacxError names what is wrong."""
     root = pathlib.Path(spec.path)
-    found = names.find(root)
+    found = names.find(spec.path)
     csv_path = _csv_path(root, spec.csv, found.passed)
     if csv_path is None:
         return _without_csv(root, spec, found)
@@ -114,6 +113,7 @@ def read_folder(spec: FolderSpec) -> Listing:
     without = len(found.paths) - len(paths)
     notes = [described(table, roles), *told, *labels.notes]
     notes += [f"{without} images have no row and are left out"] if without else []
+    notes += [] if roles["split"] else [_told_splits(paths)]
     notes += [_copies(digests), found.told(_under(root, csv_path))]
     order = sorted(range(len(digests)), key=paths.__getitem__)
 
@@ -148,7 +148,7 @@ def _without_csv(root: pathlib.Path, spec: FolderSpec, found: names.Found) -> Li
         (),
         np.zeros((len(files), 0), np.float32),
         _fingerprint(files, digests, b""),
-        tuple(filter(None, [_copies(digests), found.told()])),
+        tuple(filter(None, [_told_splits(files), _copies(digests), found.told()])),
     )
 
 
@@ -221,7 +221,9 @@ def match_paths(
             )
         used[path] = number
         paths.append(path)
-        if re.split(r"[/\\]", cell.strip())[-1] != path.rsplit("/", 1)[-1]:
+        said = cell.strip().replace("\\", "/").removeprefix("./")
+        whole = path if "/" in said else path.rsplit("/", 1)[-1]
+        if said != whole and f"{near}/{said}" != path:
             other.append(f"{cell!r} is {path}")
     if missing and not allow_missing:
         number, cell = missing[0]
@@ -308,6 +310,18 @@ def _digests(root: pathlib.Path, paths: list[str]) -> list[str]:
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return list(pool.map(digest, paths))
+
+
+def _told_splits(paths: list[str]) -> str:
+    """A line on folders that a publisher named by splits; "" without any."""
+    named = {part for path in paths for part in path.split("/")[:-1]}
+    named = {part for part in named if part.lower() in tables.SPLIT_NAMES}
+    if len({tables.SPLIT_NAMES[part.lower()] for part in named}) < 2:
+        return ""
+    return (
+        f"NO SPLITS are read from the folders {', '.join(sorted(named))}: each split "
+        "is drawn from all; a CSV with a column of splits keeps them"
+    )
 
 
 def _copies(digests: list[str]) -> str:

@@ -26,6 +26,7 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TURNED = ((3, 4, 7, 8), (2, 3, 6, 7))  # EXIF: rows, columns run backwards
+_SCAN = b"\xff\xda"  # begins the pixels of a JPEG
 _TABLES = (0xC4, 0xDB, 0xDD, 0xFE)  # of JPEG, and comments
 # A marker inside the pixels' code: 0xff is followed by 0, a restart or another 0xff.
 _INNER_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
@@ -188,6 +189,9 @@ def _from_file(data: bytes) -> np.ndarray:
             return pixels
     if bytes(data[:2]) == b"\xff\xd8":
         check_scans(data)
+        # libjpeg takes the zeros of an unfinished download for pixels, without a word.
+        if data[-2:] == b"\0\0" and data.find(b"\xff\xd9", data.rfind(_SCAN)) < 0:
+            raise ValueError("zeros instead of the image's end: cut off")
     if bytes(data[:8]) == _PNG:
         data = _pixel_chunks(data)
     # Opening reads the header alone: a bomb is refused before it is unpacked.

@@ -14,6 +14,7 @@ from __future__ import annotations
 import ast
 import functools
 import math
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -47,22 +48,28 @@ def paths(path: str) -> tuple[str, ...]:
             f"data.path {path}: give a path, or several as "
             '\'("prepared/a", "prepared/b", "folder:/data/own")\''
         )
-    twice = [p for i, p in enumerate(found) if p in found[:i]]
+    real = [os.path.realpath(_kind(p)[1]) for p in found]  # a/, folder:a and a link too
+    twice = [p for i, p in enumerate(found) if real[i] in real[:i]]
     if twice or not found:
         problem = f"{twice[0]} stands there twice" if twice else "it names no path"
         raise PacxError(f"data.path {path}: {problem}; name each set once")
     return found
 
 
+def _kind(path: str) -> tuple[str, str]:
+    """The kind that a path of a mixture names, "" for none, and the folder."""
+    kind, _, rest = path.partition(":")
+    return (kind, rest) if kind in ("folder", "prepared") and rest else ("", path)
+
+
 class Part:
     """`config.data` as one set of a mixture has it: its own path and kind."""
 
     def __init__(self, data: Any, path: str):
-        kind, _, rest = path.partition(":")
-        named = kind in ("folder", "prepared") and rest
+        kind, self.path = _kind(path)
         self._data = data
-        self.path = rest if named else path
-        self.source = kind if named else data.source
+        self.source = kind or data.source
+        self.weights = "size"  # of the whole mixture too
         self.label_columns = ()  # those of the whole mixture are chosen afterwards
         self.limit = 0
         self.namespace = ""
@@ -91,7 +98,7 @@ def weights(text: Any, sizes: Sequence[int]) -> tuple[float, ...] | None:
     else:
         try:
             given = ast.literal_eval(text) if isinstance(text, str) else text
-            given = [float(w) for w in given]
+            given = [float(w) for w in given] if type(given) in (tuple, list) else None
         except (ValueError, SyntaxError, TypeError):
             given = None
     if given is None or not all(map(math.isfinite, given)):

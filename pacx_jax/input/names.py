@@ -46,6 +46,8 @@ def find(root: str | os.PathLike, setting: str = "data.path") -> Found:
       PacxError: no such folder, one that cannot be read, no images in it, or names
         that are not UTF-8; it names `setting`.
     """
+    if not os.fspath(root):  # which would be the working directory
+        raise PacxError(f"{setting} is empty: name a folder")
     root = pathlib.Path(root)
     if not root.is_dir():
         raise PacxError(f"{root}: no such folder; check {setting}")
@@ -83,7 +85,7 @@ def _is_image(path: str) -> bool:
         return False
     if name.lower().endswith(EXTENSIONS):
         return True
-    if _SUFFIX.search(name):
+    if _SUFFIX.search(name) or not os.path.isfile(path):  # a pipe would wait
         return False
     try:
         with open(path, "rb") as file:
@@ -168,13 +170,13 @@ class Names:
         lie in subfolders; both are found.
         """
         parts = name.strip().replace("\\", "/").split("/")
-        for form in _FORMS:
-            for i in range(len(parts)):
+        for i in range(len(parts)):  # images/a.png is rather Images/a.png than a.png
+            for form in _FORMS:
                 tail = form("/".join(parts[i:]))
                 if tail and tail in self._by_path(form):
                     return self._by_path(form)[tail]
-            if len(parts) == 1 and form(parts[0]) in self._by_name(form):
-                return self._by_name(form)[form(parts[0])]
+                if len(parts) == 1 and form(parts[0]) in self._by_name(form):
+                    return self._by_name(form)[form(parts[0])]
         return []
 
     def named(self, name: str, folder: str = "") -> list[str]:

@@ -27,11 +27,13 @@ FOLDER = "folder"  # all folders of images whose origin nobody stated
 SIMULATED = "simulated"  # the embedded cohort, which numbers everybody once
 BETWEEN = "+"  # namespaces of a mixture, whose ids say which they are of
 MISSING = {"", "nan", "na", "n/a", "none", "null", "unknown", "?", "<na>"}
+MISSING |= {"#n/a", "#ref!", "#value!", "#name?"}  # spreadsheets'
 NOBODY = (
     "NO PATIENTS are known: splits and intervals are by {what}, and one patient's may "
     "be in several splits"
 )
-_AROUND = re.compile(r"^[\s='\"\ufeff]+|[\s'\"\ufeff]+$")  # ="00211", of spreadsheets
+_BLANK = r"\s'\"\ufeff\u200b-\u200f\u2060"  # some of no width, as web pages have them
+_AROUND = re.compile(f"^[={_BLANK}]+|[{_BLANK}]+$")  # ="00211", of spreadsheets
 _SHORTENED = re.compile(r"[0-9]([.,][0-9]+)?[eE]\+?[0-9]+")  # 1.23E+11, of spreadsheets
 _WIDEST = 16  # digits of a zero-padded id in lists of older versions
 

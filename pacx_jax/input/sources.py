@@ -97,6 +97,10 @@ def open_source(data: Any, split: str) -> Source:
         wanted = getattr(data, "weights", "size")
         source: Source = mixture.Mixture(parts, several, wanted)
         return _limited(source, data)
+    if (weights := getattr(data, "weights", "size")) not in ("", "size"):
+        raise PacxError(
+            f"data.weights {weights!r}: data.path names one set; leave it out"
+        )
     if kind == "prepared":
         _refuse_folder_fields(data)
         source = PreparedSource(data.path, split, _stage(data))

@@ -173,7 +173,21 @@ def columns(table: Table, chosen: Mapping[str, str]) -> dict[str, str]:
                     f"{table.path}: columns {same[0]!r} and {other!r} may both be the "
                     f"{name} and differ; give data.{name}_column"
                 )
+    if not found["split"] and not chosen.get("split", "-"):
+        _refuse_other_split(table)
     return found
+
+
+def _refuse_other_split(table: Table) -> None:
+    """PacxError for a publisher's split under another name, which would be lost."""
+    for column in table.columns:
+        cells = {cell.strip().lower() for cell in table.column(column, "")}
+        found = set(map(SPLIT_NAMES.get, cells))
+        if len(found) > 1 and None not in found:
+            raise PacxError(
+                f"{table.path}: column {column!r} seems the split; give "
+                f"data.split_column={column!r}, or '-' to draw another"
+            )
 
 
 # What makes two cells of a role the same.

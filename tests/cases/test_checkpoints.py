@@ -211,3 +211,27 @@ def test_tokens_begin_with_the_embedding(encoder):
     assert tokens.shape == (5, 17, 32) and tokens.dtype == np.float32
     assert tiny.relative(tokens[:, 0], encoder(images)) < 1e-6
     assert encoder.tokens([]).shape == (0, 17, 32)
+
+
+def test_arrays_of_other_libraries_are_one_image(encoder):
+    import jax.numpy as jnp
+
+    image = np.random.default_rng(2).integers(0, 256, (40, 30, 3), dtype=np.uint8)
+    for array in (image, image[..., 0]):
+        np.testing.assert_array_equal(encoder(jnp.asarray(array)), encoder(array))
+
+
+# What np.asarray of an RGBA file gives; torch's order; a scalar.
+@pytest.mark.parametrize("shape", [(40, 30, 4), (40, 30, 2), (2, 3, 40, 30), ()])
+def test_rows_of_an_image_are_not_taken_for_images(encoder, shape):
+    with pytest.raises(PacxError, match=r"give uint8 \(h, w\) or \(h, w, 3\), without"):
+        encoder(np.zeros(shape, np.uint8))
+
+
+def test_what_is_no_image_no_name_and_no_dtype_is_one_line(encoder):
+    with pytest.raises(PacxError, match=r"list: no image \(.*\); give uint8"):
+        encoder([[[1], [1, 2]]])
+    with pytest.raises(PacxError, match="no name of a file"):
+        encoder("a\0b.png")
+    with pytest.raises(PacxError, match="dtype 'fp16': give float32 or bfloat16"):
+        model_folder.ModelFolder("vit", tiny.VIT, {}, {}).module("fp16")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data import prepare
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, images, names
+from pacx_jax.input import ecg_records, folders, images, mixture, names
 from tests.input import dicom_files
 
 PNG = images.encode_png(np.arange(72, dtype=np.uint8).reshape(9, 8))
@@ -189,3 +189,67 @@ def test_copies_are_told(tmp_path):
     # huggingface/datasets#6494: everything twice
     put(tmp_path, "a.png", "x/a.png")
     assert "1 images are copies of others" in read(tmp_path).notes
+
+
+def test_folders_that_are_named_by_splits_are_told(tmp_path):
+    # fastai/fastai#2336: the publisher's test images in train
+    put(tmp_path, "train/NORMAL/a.png", "test/NORMAL/b.png", "Val/c.png")
+    assert (
+        "NO SPLITS are read from the folders Val, test, train"
+        in read(tmp_path).notes[0]
+    )
+    listed(tmp_path, "train/NORMAL/a.png,train", "Val/c.png,val", header="file,split,y")
+    assert "NO SPLITS" not in " ".join(read(tmp_path).notes)
+
+
+# (files, the row, its file): a whole path in another form, not a shorter one.
+NEAREST = {
+    "another case": (["a.png", "Images/a.png"], "images/a.png", "Images/a.png"),
+    "another extension": (["a.jpg", "d/a.png"], "d/a.jpg", "d/a.png"),
+}
+
+
+@pytest.mark.parametrize("case", NEAREST)
+def test_folders_count_before_the_form_of_a_name(tmp_path, case):
+    files, row, path = NEAREST[case]
+    listing = read(listed(put(tmp_path, *files), row), val_fraction=0.0)
+    assert listing.paths == [path]
+
+
+def test_folders_that_are_stripped_are_told(tmp_path):
+    notes = read(
+        listed(put(tmp_path, "a.png", "p1/a.png"), "p1/a.png", "p3/a.png")
+    ).notes
+    assert "1 rows name their file otherwise: 'p3/a.png' is a.png, ..." in notes
+
+
+def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(put(tmp_path, "a.png"))
+    with pytest.raises(PacxError, match="--images is empty: name a folder"):
+        names.find("", "--images")
+    with pytest.raises(PacxError, match="data.path is empty"):
+        read("")
+    with pytest.raises(PacxError, match="path of the ECGs is empty"):
+        ecg_records.find("")
+    assert prepare.main(["folder", "--source=", "--target=x"]) == 2
+    assert "error: --source is empty: name a folder" in capsys.readouterr().err
+
+
+def test_pipes_are_no_images(tmp_path):
+    put(tmp_path, "a.png")
+    os.mkfifo(tmp_path / "pipe")  # which waits for a writer
+    assert names.find(tmp_path).paths == ["a.png"]
+
+
+@pytest.mark.parametrize("other", ["{}/", "folder:{}", "{}_link", "{}/../set"])
+def test_a_set_of_a_mixture_counts_once_however_it_is_written(tmp_path, other):
+    root = tmp_path / "set"
+    (tmp_path / "set_link").symlink_to(root)
+    with pytest.raises(PacxError, match="stands there twice; name each set once"):
+        mixture.paths(str((str(root), other.format(root))))
+
+
+@pytest.mark.parametrize("text", ["{1, 2}", "'12'", "{1: 2, 3: 4}"])
+def test_weights_have_an_order(text):
+    with pytest.raises(PacxError, match="give size, size\\^0.5 or numbers"):
+        mixture.weights(text, (4, 4))

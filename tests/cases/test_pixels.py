@@ -235,3 +235,28 @@ def test_a_stream_with_an_overlay_in_its_high_bits_is_one_line():
     frame = files.jpeg_2000(STORED + 2**15, 16)
     ds = files.encapsulated(frame, files.J2K_LOSSLESS)
     assert "in BitsStored 12" in refusal(files.data(ds), "x.dcm")
+
+
+def test_zeros_of_an_unfinished_download_are_one_line():
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 90), dtype=np.uint8)
+    for image in (pixels, np.stack([pixels] * 3, -1)):
+        data = images.encode_jpeg(image)
+        half = data[: len(data) // 2]
+        assert "zeros instead of the image's end" in refusal(half + bytes(len(half)))
+        np.testing.assert_array_equal(
+            images.decode(data + bytes(64)), images.decode(data)
+        )
+
+
+@pytest.mark.parametrize("center", [-9000, 90000])
+def test_a_window_beside_all_values_is_one_line(center):
+    # A window that was meant for values before the rescale: a black image.
+    data = files.made(STORED, WindowCenter=center, WindowWidth=10)
+    assert "are one grey level by the window" in refusal(data)
+
+
+def test_compressed_pixels_that_are_called_native_are_one_line():
+    data = files.made(STORED)
+    at = len(data) - 2 * STORED.size
+    data = data[:at] + b"\xfe\xff\x00\xe0" + data[at + 4 :]
+    assert "PixelData is compressed, but TransferSyntaxUID" in refusal(data)

@@ -163,3 +163,18 @@ def test_the_tree_of_mimic_iv_ecg_keeps_its_patients_apart(tmp_path, csv):
             where[patient].add(split)
     assert len(where) == 30 and all(len(splits) == 1 for splits in where.values())
     assert any("90 records, 30 patients" in note for note in plan.notes)
+
+
+def test_the_working_directory_is_a_folder_of_records(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = write(tmp_path).relative_to(tmp_path)
+    assert ecg_records.find(".") == [path]
+
+
+def test_a_missing_sample_of_an_array_of_integers_is_no_voltage(tmp_path):
+    # numpy.save of the digital signal of wfdb: -32768 is its mark
+    array = (1000 * SIGNAL).astype(np.int16)
+    array[7, 3] = -32768
+    np.save(tmp_path / "x.npy", array)
+    (record,) = ecg_records.read(tmp_path / "x.npy")
+    assert np.argwhere(np.isnan(record.ecg)).tolist() == [[7, 3]]

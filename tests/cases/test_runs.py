@@ -265,6 +265,27 @@ def test_what_a_finished_run_cannot_do_is_one_line(fields, force, said, straight
     assert "\n" not in str(error.value)
 
 
+# (a file of the folder, what it is): a run's config.json would replace the encoder's
+FOREIGN = {"model.safetensors": "an encoder", "pacx.json": "a prepared data set"}
+
+
+@pytest.mark.parametrize("file", FOREIGN)
+def test_a_run_writes_into_no_other_folder(tmp_path, file):
+    (tmp_path / file).write_text("{}")
+    with pytest.raises(PacxError, match=f"holds {FOREIGN[file]} .*another --workdir"):
+        main.run(config(), str(tmp_path), force=True)
+    assert [p.name for p in tmp_path.iterdir()] == [file]
+    data = config(data__path=str(tmp_path / "x"), data__source="folder")
+    with pytest.raises(PacxError, match="is data.path too"):
+        main.run(data, str(tmp_path / "y" / ".." / "x"))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_rate_that_is_no_number_is_one_line(tmp_path, value):
+    with pytest.raises(PacxError, match="config.optim.peak_lr is .*: give a finite"):
+        main.run(config(optim__peak_lr=value), str(tmp_path))
+
+
 # jax-ml/jax#14287: another device than the one that was named, or a stack trace
 def test_a_backend_that_is_not_here_is_one_line_and_no_file_is_blamed(tmp_path):
     model_folder.save(tmp_path / "vit", tiny.folder("vit"), card="a test's")

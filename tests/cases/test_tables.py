@@ -421,3 +421,69 @@ def test_an_older_workdir_goes_on_without_the_new_field(tmp_path):
     del old["data"]["label_separator"]
     (tmp_path / "config.json").write_text(json.dumps(old))
     fingerprints.check_config(config, str(tmp_path))
+
+
+# (table, fields, the one line): none of these is what it would be taken for.
+TAKEN_OTHERWISE = {
+    # ThilinaRajapakse/simpletransformers#51: pandas writes lists as Python does
+    "lists of Python": (
+        rows("file,Labels", ["\"['mass', 'edema']\"", "['mass']"]),
+        {},
+        "column 'Labels' has lists in brackets",
+    ),
+    "lists of JSON": (
+        rows("file,Labels", ['"[""mass"",""edema""]"']),
+        {"label_separator": ","},
+        "column 'Labels' has lists in brackets",
+    ),
+    "one label in two cases": (
+        rows("file,label", ["Mass", "mass", "Edema"]),
+        {"label_columns": ("Mass",)},
+        "has both 'Mass' and 'mass'; write one label in one way",
+    ),
+    "slashes between": (
+        rows("file,label", ["Mass", "Edema/Mass"]),
+        {},
+        "seems a list with '/' between",
+    ),
+    "a label twice": (
+        rows("file,A", [0, 1]),
+        {"label_columns": ("A", "A")},
+        "data.label_columns has 'A' twice",
+    ),
+    # Kaggle's Chest_xray_Corona_Metadata.csv
+    "a split of another name": (
+        rows("file,Dataset_type,y", ["TRAIN", "TEST"], [0, 1]),
+        {},
+        "'Dataset_type' seems the split; give data.split_column='Dataset_type', or '-'",
+    ),
+    "a patient that a spreadsheet lost": (
+        rows("file,patient_id", [1, "#REF!"]),
+        {},
+        "row 3: no known id",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TAKEN_OTHERWISE)
+def test_what_would_be_taken_for_something_else_is_one_line(tmp_path, case):
+    table, fields, message = TAKEN_OTHERWISE[case]
+    with pytest.raises(PacxError, match=message) as error:
+        read(draw(tmp_path, table), **fields)
+    assert "\n" not in str(error.value)
+
+
+def test_a_split_of_another_name_is_taken_or_left(tmp_path):
+    root = draw(tmp_path, rows("file,set,y", ["train", "test"], [0, 1]))
+    chosen = read(root, split_column="set", val_fraction=0.0)
+    assert chosen.splits == ["train", "test"] * 3
+    assert "test" not in read(root, split_column="-").splits
+
+
+@pytest.mark.parametrize("cell", ["0_1", "1_0"])
+def test_what_only_python_takes_for_a_number_is_no_label(tmp_path, cell):
+    assert read(draw(tmp_path, rows("file,A", [0, cell]))).label_names == ()
+
+
+def test_signs_of_no_width_around_an_id_do_not_count():
+    assert patients.canonical("P1\u200b") == patients.canonical("\u2060P1") == "P1"
