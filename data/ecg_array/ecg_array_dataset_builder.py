@@ -114,6 +114,10 @@ class _Make:
     def __call__(self, row: tuple) -> dict[str, Any]:
         index, path, patient, labels = row
         record = np.array(open_array(f"{self.source}/ecg.npy")[index])
+        if (record == np.iinfo(np.int16).min).any():  # WFDB's mark, not -32.8 mV
+            raise PacxError(
+                f"{self.name(row)}: holds -32768, the mark of a missing sample"
+            )
         ecg.check(record, self.name(row), self.lead_order)
         example = {"ecg": record, "path": path}
         if "patient_id" in self.entries:
