@@ -7,6 +7,7 @@ import pytest
 import scipy.io
 
 from data import prepare
+from data.ecg_array import ecg_array_dataset_builder
 from data.wfdb import wfdb_dataset_builder as builder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records
@@ -178,3 +179,11 @@ def test_a_missing_sample_of_an_array_of_integers_is_no_voltage(tmp_path):
     np.save(tmp_path / "x.npy", array)
     (record,) = ecg_records.read(tmp_path / "x.npy")
     assert np.argwhere(np.isnan(record.ecg)).tolist() == [[7, 3]]
+    np.save(tmp_path / "ecg.npy", np.stack([SIGNAL, array]))
+    (tmp_path / "labels.csv").write_text("record,patient_id,AF\n0,1,0\n1,2,1\n")
+    options = prepare.parse(["ecg_array", f"--source={tmp_path}", "--target=x"])
+    plan = ecg_array_dataset_builder.make_plan(tmp_path, options)
+    rows = sorted(row for split in plan.splits.values() for row in split)
+    np.testing.assert_array_equal(plan.make(rows[0])["ecg"], SIGNAL)
+    with pytest.raises(PacxError, match=r"ecg.npy\[1\]: holds -32768"):
+        plan.make(rows[1])
