@@ -17,8 +17,6 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
-import tqdm
-
 from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.stores import objects, urls
@@ -152,6 +150,8 @@ def _fetch(store, lacking, folder, index, size) -> None:
     if (folder / "pacx.json").is_file():
         with contextlib.suppress(ValueError, KeyError, TypeError):
             digests = dict(files.read_json(folder / "pacx.json")["sha256"])
+    import tqdm  # a benchmark of the step reads folders without it
+
     bar = tqdm.tqdm(
         total=size, unit="B", unit_scale=True, disable=not sys.stderr.isatty()
     )
