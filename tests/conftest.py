@@ -5,6 +5,7 @@ import gc
 import importlib.metadata
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -25,6 +26,8 @@ if "PYTEST_XDIST_WORKER" not in os.environ:  # workers share the first process's
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 os.environ.pop("JAX_ENABLE_X64", None)
+# A shell has its background jobs, such as a CI, ignore Ctrl-C. The tests hear it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax  # noqa: E402

@@ -30,6 +30,7 @@ predicted_efficiency_no_overlap""".split()
 def run(monkeypatch, flags):
     """plan.py's exit code; ml_collections reads overrides from sys.argv itself."""
     monkeypatch.setattr(sys, "argv", ["plan.py", *flags])
+    monkeypatch.delenv("XLA_FLAGS", False)  # the suite's, which libtpu does not know
     return command.main()
 
 

@@ -260,6 +260,7 @@ def _child(config, workdir, before, devices, flags, number, log):
     os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(
         "device_count=8", f"device_count={devices}"
     )
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # as in conftest.py
     use_patients()
     before(number)
     run = main.run
