@@ -44,7 +44,7 @@ class Preemption:
     def __init__(self, grace_seconds: float, goes_on: Callable[[], str]):
         self.unsaved = False
         self._asked = self._interrupted = False
-        self._raised = threading.Event()
+        self._left = threading.Event()
         self._seconds, self._goes_on = grace_seconds, goes_on
         self._grace = threading.Timer(grace_seconds, self._give_up)
         self._grace.daemon = True
@@ -68,6 +68,7 @@ class Preemption:
         self._before[number] = signal.signal(number, handler)
 
     def __exit__(self, *_) -> None:
+        self._left.set()
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if signal.SIGINT in self._before:
@@ -82,8 +83,7 @@ class Preemption:
 
     def _interrupt(self, *_) -> None:
         if not self.unsaved:
-            self._raised.set()
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt  # ignored where it meets a garbage collection
         _say("stopping: saves after this step; Ctrl-C again ends at once")
         if jax.distributed.is_initialized():
             os.kill(os.getpid(), signal.SIGTERM)  # JAX tells the other processes
@@ -97,7 +97,7 @@ class Preemption:
                 if numbers[0] != signal.SIGINT:
                     continue
                 again, self._interrupted = self._interrupted, True
-                if again or not (self.unsaved or self._raised.wait(UNWINDING_SECONDS)):
+                if again or not (self.unsaved or self._left.wait(UNWINDING_SECONDS)):
                     processes.end_at_once(f"stopped: {self._goes_on()}", INTERRUPTED)
 
     def _give_up(self) -> None:
