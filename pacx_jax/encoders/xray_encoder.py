@@ -129,6 +129,11 @@ def _each(images) -> Iterator[Image]:
         yield images
     elif (shape := getattr(images, "shape", None)) is not None:  # JAX's and torch's too
         # Of 2 or 4 channels it is one image, which is refused: its rows are none.
+        if len(shape) == 3 and shape[0] == 3 and shape[-1] > 4:
+            raise PacxError(
+                f"array of shape {tuple(shape)}: if it is one image, move its channels "
+                "last, (h, w, 3); if it is three grey images, give a list of them"
+            )
         single = len(shape) in (0, 2) or (len(shape) == 3 and shape[-1] <= 4)
         yield from [images] if single else images
     elif isinstance(images, Iterable):

@@ -231,6 +231,8 @@ def test_rows_of_an_image_are_not_taken_for_images(encoder, shape):
 def test_what_is_no_image_no_name_and_no_dtype_is_one_line(encoder):
     with pytest.raises(PacxError, match=r"list: no image \(.*\); give uint8"):
         encoder([[[1], [1, 2]]])
+    with pytest.raises(PacxError, match=r"shape \(3, 40, 30\): if it is one image"):
+        encoder(np.zeros((3, 40, 30), np.uint8))
     with pytest.raises(PacxError, match="no name of a file"):
         encoder("a\0b.png")
     with pytest.raises(PacxError, match="dtype 'fp16': give float32 or bfloat16"):
