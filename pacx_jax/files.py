@@ -179,17 +179,24 @@ def locked(path: str | os.PathLike, refusal: str = "") -> Iterator[None]:
         yield
 
 
-def check_room(folder: str | os.PathLike, size: int, what: str) -> None:
+def check_room(
+    folder: str | os.PathLike,
+    size: int,
+    what: str,
+    otherwise: str = "and the same command goes on from the last checkpoint",
+) -> None:
     """Raises PacxError unless the folder's disk has room for `size` more bytes.
 
     On a full disk each of Orbax's writing threads would print its own error.
+
+    Args:
+      otherwise: the end of the message, after "free some, ".
     """
     free = shutil.disk_usage(folder).free
     if free < size + _MARGIN:
         raise PacxError(
             f"{folder}: no space left for {what}: {free / 2**20:.1f} MiB are free, "
-            f"{(size + _MARGIN) / 2**20:.1f} MiB are needed; free some, and the same "
-            "command goes on from the last checkpoint"
+            f"{(size + _MARGIN) / 2**20:.1f} MiB are needed; free some, {otherwise}"
         )
 
 

@@ -143,7 +143,7 @@ _FORMS: tuple[Callable[[str], str], ...] = (str, nfc, folded, stem, unpadded)
 
 
 class Names:
-    """Files by what tables call them: exactly, else in the nearest form of _FORMS."""
+    """Finds files by the names in a table: exact ones first, then by each of _FORMS."""
 
     def __init__(self, paths: Sequence[str]):
         self._paths = paths

@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -25,7 +24,7 @@ from pacx_jax.stores.failures import Missing
 REMOTE = "remote.json"  # in a local copy: the URL that it is of
 _INDEX = ".staged.json"
 _AT_ONCE = 8  # files
-_MARGIN = 64 * 2**20  # bytes
+_SPARE = 62 * 2**20  # bytes that a copy leaves free, with those of check_room
 
 
 def scratch() -> pathlib.Path:
@@ -120,13 +119,8 @@ def bring(
         or (folder / name).stat().st_size != item.size
     }
     size = sum(item.size for item in lacking.values())
-    free = shutil.disk_usage(folder).free
-    if free < size + _MARGIN:
-        raise PacxError(
-            f"{folder}: no space left for a copy of {store.url}: "
-            f"{free / 2**20:.0f} MiB are free, {(size + _MARGIN) / 2**20:.0f} MiB are "
-            "needed; free some, or set PACX_SCRATCH to a folder on a larger disk"
-        )
+    otherwise = "or set PACX_SCRATCH to a folder on a larger disk"
+    files.check_room(folder, size + _SPARE, f"a copy of {store.url}", otherwise)
     if size > objects.PART:
         print(
             f"copying {store.url}: {len(lacking)} files, {size / 2**20:.0f} MiB, to "
