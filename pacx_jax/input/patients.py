@@ -35,6 +35,7 @@ NOBODY = (
 _BLANK = r"\s'\"\ufeff\u200b-\u200f\u2060"  # some of no width, as web pages have them
 _AROUND = re.compile(f"^[={_BLANK}]+|[{_BLANK}]+$")  # ="00211", of spreadsheets
 _SHORTENED = re.compile(r"[0-9]([.,][0-9]+)?[eE]\+?[0-9]+")  # 1.23E+11, of spreadsheets
+_GROUPED = re.compile("[0-9]{1,3}(,[0-9]{3})+")  # 1,234: a number, or 1 and a part
 _WIDEST = 16  # digits of a zero-padded id in lists of older versions
 
 
@@ -53,7 +54,7 @@ def _written(value: Any) -> str:
     text = _AROUND.sub("", unicodedata.normalize("NFC", str(value)))
     if text.lower() in MISSING:
         return ""
-    number = re.fullmatch("([0-9]+)[.,]0*", text)
+    number = re.fullmatch(r"([0-9]+)(\.0*|,0{0,2})", text)  # 211,000 is no 211
     return number[1] if number else text
 
 
@@ -64,8 +65,9 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
       column: what messages call it: its file and name.
 
     Raises:
-      PacxError: a blank id, one that a spreadsheet shortened (1.23E+11), or two that
-        differ in leading zeros alone: whether these are one patient is not known.
+      PacxError: a blank id, one that a spreadsheet shortened (1.23E+11) or grouped
+        (1,234), or two that differ in leading zeros or capitals alone: whether these
+        are one patient is not known.
     """
     ids, seen = [], {}
     for row, cell in enumerate(cells, start=2):
@@ -80,13 +82,19 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
                 f"{column}, row {row}: {cell!r} is a number that a spreadsheet has "
                 "shortened, which may be several ids; export it again as text"
             )
+        if _GROUPED.fullmatch(written):
+            raise PacxError(
+                f"{column}, row {row}: {cell!r} is a number with commas between its "
+                "digits; export it again as text"
+            )
         ids.append(canonical(written))
-        other = seen.setdefault(ids[-1], written)
+        other = seen.setdefault(ids[-1].casefold(), written)
         if other != written:
+            zeros = canonical(other) == ids[-1]
             raise PacxError(
                 f"{column}, row {row}: has both {other!r} and {written!r}, which "
-                "differ in leading zeros alone; write one patient in one way, and "
-                "others with a letter in front"
+                f"differ in {'leading zeros' if zeros else 'capitals'} alone; write "
+                "one patient in one way, and others with a letter in front"
             )
     return ids
 

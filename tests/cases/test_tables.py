@@ -357,6 +357,16 @@ REFUSED = {
         {},
         "a spreadsheet has shortened",
     ),
+    "an id with commas, which is not 211": (
+        rows("file;patient_id", ["211,000"], separator=";"),
+        {},
+        "row 2: '211,000' is a number with commas between its digits",
+    ),
+    "ids that differ in capitals": (
+        rows("file,patient_id", ["P1", "p1"]),
+        {},
+        "row 3: has both 'P1' and 'p1', which differ in capitals alone",
+    ),
     "a blank id": (rows("file,patient_id", [1, ""]), {}, "row 3: no known id"),
     # tidyverse/vroom#484, JuliaData/CSV.jl#1096: the rows between would be gone
     "a quote too many": (

@@ -132,7 +132,9 @@ def test_what_changes_no_number_may_differ(finished, config):
     other.data.threads, other.num_devices, other.keep = 2, 4, 5
     other.mesh.fsdp, other.accumulate, other.remat = 2, 2, "full"
     other.data.prefetch_to_device = 0
+    before = (finished / "metrics.jsonl").read_bytes()
     main.run(other, str(finished))
+    assert (finished / "metrics.jsonl").read_bytes() == before
 
 
 def test_run_from_before_there_was_a_mesh_is_this_config_s(finished, config, tmp_path):
