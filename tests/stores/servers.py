@@ -2,7 +2,9 @@
 
 moto answers s3:// and fake-gcs-server gs://, both without a network. fake-gcs-server
 takes no writes by Google's XML interface, in which obstore writes: the proxy makes them
-uploads by the JSON interface, with the same preconditions.
+uploads by the JSON interface, with the same preconditions. moto looks whether an object
+is there and then writes it, so two that create it at once may both succeed, which S3
+excludes: the proxy passes writes with preconditions on one by one.
 """
 
 from __future__ import annotations
@@ -101,7 +103,7 @@ class Proxy:
         self.requests: list[tuple[str, str]] = []
         self.faults: dict[str, int] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
-        self.lock = threading.Lock()
+        self.lock, self.conditional = threading.Lock(), threading.Lock()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -214,7 +216,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         headers["Host"] = f"127.0.0.1:{self.proxy.backend}"
         if self.proxy.kind == "gs" and self.command in ("PUT", "POST"):
             return self._translated(body)
-        return self._send(self.command, self.path, body, headers)
+        alone = contextlib.nullcontext()
+        if {"if-match", "if-none-match"} & {name.lower() for name in headers}:
+            alone = self.proxy.conditional
+        with alone:
+            return self._send(self.command, self.path, body, headers)
 
     def _translated(self, body):
         """A write by the XML interface, by the JSON one."""
