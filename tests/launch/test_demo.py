@@ -1,6 +1,5 @@
 """The demonstration as its user meets it, at a size whose numbers mean nothing."""
 
-import concurrent.futures
 import json
 import math
 import os
@@ -178,6 +177,9 @@ def test_other_settings_in_the_same_folder_are_refused_in_one_line(demo):
     assert said.startswith("error: ") and said.count("\n") == 1
 
 
+IN_CI = ("mae_vitb16", "linear_probe", "segment")
+
+
 def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
     """Recipe -> the config fields that say where the demo's data and encoders are."""
     prepared = target / "data" / "prepared"
@@ -194,12 +196,17 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
             "data.path": prepared / "probe",
             "model_init": target / "distill",
         },
-        "segment": {"data.path": masked(target), "model_init": target / "distill"},
+        "segment": {
+            "data.path": target / "masked_set",
+            "model_init": target / "distill",
+        },
     }
 
 
-def masked(target) -> pathlib.Path:
+@pytest.fixture(scope="module")
+def masked(demo) -> None:
     """A small prepared set of images with masks, which the demo does not make."""
+    target, *_ = demo
     source = target / "masked"
     (source / "masks").mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -210,33 +217,24 @@ def masked(target) -> pathlib.Path:
         PIL.Image.fromarray(mask).save(source / "masks" / f"{i}.png")
     flags = ["--masks=masks", "--val_fraction=0.4", f"--source={source}"]
     prepare.prepare(prepare.parse(["folder", *flags, f"--target={target}/masked_set"]))
-    return target / "masked_set"
 
 
-@pytest.fixture(scope="module")
-def recipes(demo):
-    """Recipe -> its workdir and how its command ended, two commands at a time."""
-    target, *_ = demo
-
-    def run(recipe, fields):
-        workdir = target / "recipes" / recipe
-        command = [sys.executable, "-m", "pacx_jax.main", f"--workdir={workdir}"]
-        command += [f"--config=configs/{recipe}.py:runlocal", "--config.total_steps=2"]
-        command += [f"--config.{k}={v}" for k, v in fields.items()]
-        return workdir, subprocess.run(
-            command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
-        )
-
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        found = {r: pool.submit(run, r, f) for r, f in paths_of(target).items()}
-    return {recipe: future.result() for recipe, future in found.items()}
-
-
-@pytest.mark.parametrize("recipe", RECIPES)
+# Three in CI; with --all, each.
+@pytest.mark.parametrize(
+    "recipe",
+    [r if r in IN_CI else pytest.param(r, marks=pytest.mark.full) for r in RECIPES],
+)
 def test_every_recipe_runs_by_its_runlocal_preset_and_the_data_paths_alone(
-    recipes, recipe
+    demo, masked, recipe
 ):
-    workdir, command = recipes[recipe]
+    target, *_ = demo
+    workdir = target / "recipes" / recipe
+    command = [sys.executable, "-m", "pacx_jax.main", f"--workdir={workdir}"]
+    command += [f"--config=configs/{recipe}.py:runlocal", "--config.total_steps=2"]
+    command += [f"--config.{k}={v}" for k, v in paths_of(target)[recipe].items()]
+    command = subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
+    )
     assert command.returncode == 0, command.stderr
     assert f"\n{recipe}: step 2, " in command.stdout
     lines = (workdir / "metrics.jsonl").read_text().splitlines()

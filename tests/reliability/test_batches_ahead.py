@@ -56,7 +56,10 @@ def test_batches_are_the_same_bytes_however_many_are_ahead(devices, tmp_path):
         assert first(1, start) == first(2, start) == straight
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 0), (0, 1)])
+FULL = pytest.mark.full
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 0), pytest.param(0, 1, marks=FULL)])
 def test_stopped_run_goes_on_bit_for_bit_with_any_number_ahead(
     first, then, tmp_path, monkeypatch
 ):
@@ -71,7 +74,9 @@ def test_stopped_run_goes_on_bit_for_bit_with_any_number_ahead(
     runs.assert_same(tmp_path / "run", straight)
 
 
-@pytest.mark.parametrize(("count", "devices"), [(0, 1), (1, 1), (2, 8)])
+@pytest.mark.parametrize(
+    ("count", "devices"), [(0, 1), pytest.param(1, 1, marks=FULL), (2, 8)]
+)
 def test_loop_waits_for_no_copy_of_the_batch_that_it_is_about_to_use(
     count, devices, tmp_path, monkeypatch
 ):
@@ -181,8 +186,8 @@ def test_hidden_copy_to_the_host_would_be_seen(
 @pytest.mark.parametrize(
     "stage_name",
     [
-        *("labs_dae", "classify", "segment"),
-        *(pytest.param(x, marks=pytest.mark.full) for x in ("mae", "ecg", "distill")),
+        *("labs_dae", "classify"),
+        *(pytest.param(x, marks=FULL) for x in ("segment", "mae", "ecg", "distill")),
     ],
 )
 def test_no_stage_has_a_hidden_transfer(stage_name, guarded_to_the_host, tmp_path):
@@ -192,7 +197,9 @@ def test_no_stage_has_a_hidden_transfer(stage_name, guarded_to_the_host, tmp_pat
     assert (tmp_path / "run" / "best.json").exists()
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize(
+    "count", [pytest.param(0, marks=FULL), pytest.param(1, marks=FULL), 2]
+)
 def test_error_of_a_batch_ends_the_run_at_its_step(count, tmp_path, monkeypatch):
     original = pipeline.train_batches
 

@@ -120,6 +120,7 @@ def record(folder, number: int) -> None:
     runs.record_rows(folder / f"rows{number}.json")
 
 
+@FULL  # test_many_processes goes on with another number of processes too
 def test_run_of_8_devices_goes_on_with_two_processes(saved, tmp_path):
     config, origin, metrics, rows = saved("distill")
     workdir = tmp_path / "run"

@@ -54,7 +54,7 @@ def patients(monkeypatch):
         ("mae", 5),
         ("labs_dae", 4),
         pytest.param("distill", 4, marks=pytest.mark.full),  # test_processes has it
-        ("classify", 6),
+        pytest.param("classify", 6, marks=pytest.mark.full),
         pytest.param("segment", 4, marks=pytest.mark.full),
         *[
             pytest.param(stage, k, marks=pytest.mark.full)
@@ -125,7 +125,10 @@ def test_sigterm_during_an_evaluation_gives_it_up_and_does_it_again(
     ("stage", "before", "left"),
     [
         ("labs_dae", functools.partial(runs.at_update, 5, runs.die), ["3"]),
-        ("labs_dae", functools.partial(runs.die_in_a_save, 1), ["3.saving"]),
+        pytest.param(
+            *("labs_dae", functools.partial(runs.die_in_a_save, 1), ["3.saving"]),
+            marks=pytest.mark.full,
+        ),
         ("labs_dae", functools.partial(runs.die_in_a_save, 3), ["3", "6", "9.saving"]),
     ],
     ids=["mid-epoch", "in the first save", "in a later save"],
