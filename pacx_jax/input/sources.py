@@ -87,15 +87,12 @@ def open_source(data: Any, split: str) -> Source:
       PacxError: one line for whatever is missing or wrong.
     """
     kind = getattr(data, "source", "")
-    several = mixture.paths(getattr(data, "path", ""))
-    if several != (getattr(data, "path", ""),):
-        if getattr(data, "namespace", ""):
-            raise PacxError(
-                "data.namespace: each set of a mixture has its own; leave it out"
-            )
-        parts = [open_source(mixture.Part(data, path), split) for path in several]
+    if parts := mixture.parts(data):
+        if all(part.source == "prepared" for part in parts):
+            _refuse_folder_fields(data)
+        opened = [open_source(part, split) for part in parts]
         wanted = getattr(data, "weights", "size")
-        source: Source = mixture.Mixture(parts, several, wanted)
+        source: Source = mixture.Mixture(opened, mixture.paths(data.path), wanted)
         return _limited(source, data)
     if (weights := getattr(data, "weights", "size")) not in ("", "size"):
         raise PacxError(
@@ -145,9 +142,8 @@ def _refuse_folder_fields(data: Any) -> None:
 
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
-    several = mixture.paths(data.path)
-    if several != (data.path,):
-        each = [splits(mixture.Part(data, path)) for path in several]
+    if parts := mixture.parts(data):
+        each = [splits(part) for part in parts]
         return tuple(s for s in each[0] if all(s in other for other in each))
     if getattr(data, "source", "") == "prepared":
         return tuple(prepared.read(staging.local(data.path, _stage(data)))["splits"])

@@ -27,7 +27,7 @@ import jax
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import patients, sources
+from pacx_jax.input import mixture, patients, sources
 from pacx_jax.stores import staging, urls
 from pacx_jax.stores.failures import Missing
 
@@ -181,7 +181,8 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
         try:
             source = sources.open_source(config.data, split)
         except PacxError:
-            if config.data.source == "folder":
+            parts = mixture.parts(config.data) or [config.data]
+            if any(part.source == "folder" for part in parts):
                 continue  # it has no such split; training says what is wrong
             raise
         space, ids = source.namespace, {*(source.patients() or ())}
