@@ -12,8 +12,10 @@ Patients of one namespace (input/patients.py) are one patient in whichever set t
 from __future__ import annotations
 
 import ast
+import bisect
 import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -158,7 +160,7 @@ class Mixture:
 
     def __init__(self, sources: Sequence[Any], names: Sequence[str], weighting: Any):
         self._sources = list(sources)
-        self._starts = np.cumsum([0, *map(len, sources)])
+        self._starts = [0, *itertools.accumulate(map(len, sources))]
         self.sets = _names(names)
         self.split = sources[0].split
         seen: dict[str, str] = {}
@@ -204,7 +206,7 @@ class Mixture:
         )
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         k, j = self._place(i)
@@ -252,8 +254,8 @@ class Mixture:
         return joined
 
     def _place(self, i: int) -> tuple[int, int]:
-        k = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return k, int(i) - int(self._starts[k])
+        k = bisect.bisect_right(self._starts, i) - 1
+        return k, int(i) - self._starts[k]
 
     def _patient(self, k: int, who: str) -> str:
         space = self._sources[k].namespace
