@@ -91,7 +91,8 @@ def open_source(data: Any, split: str) -> Source:
         if all(part.source == "prepared" for part in parts):
             _refuse_folder_fields(data)
         opened = [open_source(part, split) for part in parts]
-        wanted = getattr(data, "weights", "size")
+        trained = split == getattr(data, "train_split", "train")  # others are read once
+        wanted = getattr(data, "weights", "size") if trained else "size"
         source: Source = mixture.Mixture(opened, mixture.paths(data.path), wanted)
         return _limited(source, data)
     if (weights := getattr(data, "weights", "size")) not in ("", "size"):
