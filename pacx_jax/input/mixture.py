@@ -19,7 +19,7 @@ import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
@@ -158,17 +158,17 @@ class Mixture:
       The others are those of `sources.Source`.
     """
 
-    def __init__(self, sources: Sequence[Any], names: Sequence[str], weighting: Any):
-        self._sources = list(sources)
+    def __init__(self, sources: Iterable[Any], names: Sequence[str], weighting: Any):
+        self._sources = sources = list(sources)
         self._starts = [0, *itertools.accumulate(map(len, sources))]
-        self.sets = _names(names)
+        self.sets = tuple(names)
         self.split = sources[0].split
         seen: dict[str, str] = {}
         for name, source in zip(names, sources, strict=True):
             if not len(source):
                 raise PacxError(
-                    f"{name}: the {self.split} split is empty; leave that set out of "
-                    "data.path"
+                    f"data.path: the {self.split} split of {name} is empty; leave that "
+                    "set out"
                 )
             other = seen.setdefault(source.fingerprint, name)
             if other != name:
@@ -264,8 +264,8 @@ class Mixture:
         return patients.key(space, who)
 
 
-def _names(given: Sequence[str]) -> tuple[str, ...]:
-    """The last part of each path; the whole path where two have the same, or none."""
+def names(given: Sequence[str]) -> tuple[str, ...]:
+    """The sets' names: the last part of each path, or the whole where two are alike."""
     short = [pathlib.PurePath(_kind(p)[1]).name for p in given]
     return tuple(
         s if short.count(s) == 1 and s else p for p, s in zip(given, short, strict=True)

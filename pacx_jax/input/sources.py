@@ -41,6 +41,10 @@ _READ_AT_ONCE = 256  # records
 _SCALED = "ecg"  # the entry that is stored as integers
 
 
+class NoSplit(PacxError):
+    """The data have no such split, or no example of it."""
+
+
 class Source(Protocol):
     """What the pipeline reads from.
 
@@ -83,17 +87,31 @@ def open_source(data: Any, split: str) -> Source:
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
 
+    Of a mixture every set must have the split that is trained on; sets without another
+    one are left out of that, and a note says so.
+
     Raises:
+      NoSplit: no set has the split.
       PacxError: one line for whatever is missing or wrong.
     """
     kind = getattr(data, "source", "")
     if parts := mixture.parts(data):
         if all(part.source == "prepared" for part in parts):
             _refuse_folder_fields(data)
-        opened = [open_source(part, split) for part in parts]
+        names, opened = mixture.names(mixture.paths(data.path)), {}
         trained = split == getattr(data, "train_split", "train")  # others are read once
+        lacks = []
+        for name, part in zip(names, parts, strict=True):
+            try:
+                opened[name] = open_source(part, split)
+            except NoSplit:
+                lacks.append(name)
+                if trained or len(lacks) == len(parts):
+                    raise
         wanted = getattr(data, "weights", "size") if trained else "size"
-        source: Source = mixture.Mixture(opened, mixture.paths(data.path), wanted)
+        source: Source = mixture.Mixture(opened.values(), tuple(opened), wanted)
+        if lacks:
+            source.notes += (f"{split}: NOT of {', '.join(lacks)}, without that split",)
         return _limited(source, data)
     if (weights := getattr(data, "weights", "size")) not in ("", "size"):
         raise PacxError(
@@ -104,7 +122,7 @@ def open_source(data: Any, split: str) -> Source:
         source = PreparedSource(data.path, split, _stage(data))
     elif kind == "folder":
         if split not in SPLITS:
-            raise PacxError(f"split {split!r}: a folder has {', '.join(SPLITS)}")
+            raise NoSplit(f"split {split!r}: a folder has {', '.join(SPLITS)}")
         source = FolderSource(folders.FolderSpec.from_config(data), split, _stage(data))
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
@@ -144,8 +162,7 @@ def _refuse_folder_fields(data: Any) -> None:
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
     if parts := mixture.parts(data):
-        each = [splits(part) for part in parts]
-        return tuple(s for s in each[0] if all(s in other for other in each))
+        return tuple(dict.fromkeys(s for part in parts for s in splits(part)))
     if getattr(data, "source", "") == "prepared":
         return tuple(prepared.read(staging.local(data.path, _stage(data)))["splits"])
     return SPLITS
@@ -164,7 +181,7 @@ class FolderSource:
         rows = [i for i, s in enumerate(listing.splits) if s == split]
         if not rows:
             found = ", ".join(f"{s} {listing.splits.count(s)}" for s in SPLITS)
-            raise PacxError(
+            raise NoSplit(
                 f"{spec.path}: the {split} split is empty ({found}); change the split "
                 f"column or data.{split}_fraction"
             )
@@ -223,7 +240,7 @@ class PreparedSource:
         about = prepared.read(folder)
         sizes = about["splits"]
         if split not in sizes:
-            raise PacxError(
+            raise NoSplit(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
         try:

@@ -84,7 +84,10 @@ class Data:
             self._join_embeddings(split, objective.teachers)
         self._mark_missing()
         self.columns = {
-            split: [source.label_names.index(n) for n in config.data.label_columns]
+            split: [
+                source.label_names.index(n) if n in source.label_names else -1
+                for n in config.data.label_columns
+            ]
             for split, source in self.sources.items()
         }
         if "labels" in objective.entries:
@@ -241,5 +244,7 @@ class Data:
             batch[name] = table[index]
         for name in ("labels", "label_mask"):
             if name in batch:
-                batch[name] = batch[name][:, self.columns[split]]
+                # A label of none of the split's sets is the column that this adds.
+                padded = np.pad(batch[name], ((0, 0), (0, 1)))
+                batch[name] = padded[:, self.columns[split]]
         return sharding.put_batch(batch, self.mesh)

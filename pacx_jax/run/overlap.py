@@ -112,11 +112,8 @@ def _open(config, split: str):
     """A split of the data; None where a folder may have none."""
     try:
         return sources.open_source(config.data, split)
-    except PacxError:
-        parts = mixture.parts(config.data) or [config.data]
-        if any(part.source == "folder" for part in parts):
-            return None  # training says what is wrong
-        raise
+    except sources.NoSplit:
+        return None
 
 
 def behind(model_init: str) -> Chain:

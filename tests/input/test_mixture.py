@@ -53,7 +53,7 @@ class Set:
 
 def mixed(weighting="size", sizes=(30, 50, 120)):
     sets = [Set(name, n) for name, n in zip("xyz", sizes, strict=True)]
-    return mixture.Mixture(sets, ("in/x", "in/y", "in/z"), weighting)
+    return mixture.Mixture(sets, "xyz", weighting)
 
 
 def drawn(source, positions, seed=3):
@@ -152,6 +152,28 @@ def test_labels_that_the_sets_do_not_share(columns, whole, message):
     mixture.check_labels(subsets.Subset(source, np.array([0])), ("a b", "c"), "")
     with pytest.raises(PacxError, match=message):
         mixture.check_labels(source, columns, whole)
+
+
+def test_a_set_without_a_split_is_left_out_of_it_but_not_of_training(tmp_path):
+    for name, column in (("one", "a"), ("two", "b")):
+        write_folder(tmp_path / name, 8, [column], len(name))
+    file = tmp_path / "one/labels.csv"
+    lines = file.read_text().splitlines()
+    held = [f"{line},{'val' if i > 4 else 'train'}" for i, line in enumerate(lines)]
+    file.write_text("\n".join([f"{lines[0]},split", *held[1:]]))
+    data = types.SimpleNamespace(source="folder", weights="(1, 1)", val_fraction=0)
+    data.path = f'("{tmp_path}/one", "{tmp_path}/two")'
+    val = sources.open_source(data, "val")
+    assert (val.sets, len(val), val.weights) == (("one",), 4, None)
+    assert "val: NOT of two, without that split" in val.notes
+    data.train_split = "val"
+    with pytest.raises(sources.NoSplit, match="two: the val split is empty"):
+        sources.open_source(data, "val")
+
+
+def test_sets_are_named_by_the_ends_of_their_paths():
+    given = ("a/x", "folder:y/", "folder:z/x", "folder:.")
+    assert mixture.names(given) == ("a/x", "y", "folder:z/x", "folder:.")
 
 
 def test_a_set_has_its_own_share_of_unreadable_samples():
@@ -263,13 +285,14 @@ def test_a_probe_of_two_sets_trains_and_is_measured_by_set(tmp_path, capsys):
         ({"path": '("a", "a")'}, "a stands there twice"),
         ({"path": "()"}, "it names no path"),
         ({"path": '("a", b)'}, "give a path, or several"),
-        ({"path": '("{}/one", "{}/copy")'}, "one and .*/copy are copies of one set"),
+        ({"path": '("{}/one", "{}/copy")'}, "one and copy are copies of one set"),
         ({"path": '("{}/one", "{}/none")'}, "none: no such folder"),
         ({"path": '("{}/one", "prepared:{}/two")'}, "two: not a prepared data set"),
         ({"path": '("{}/one", "{}/grades")'}, "row 4 has '2' in the label column 'G'"),
         ({"namespace": "mine"}, "each set of a mixture has its own"),
         ({"namespace": '("mine",)'}, "each set of a mixture has its own"),
-        ({"split": "test"}, "one: the test split is empty"),
+        ({"split": "test"}, "two: the test split is empty"),
+        ({"train_split": "test", "split": "test"}, "one: the test split is empty"),
         ({"weights": "(1, 0)"}, r"weight 2 is 0, less than 0.2%"),
         ({"weights": "(2, -1)"}, r"weight 2 is -1, less than 0.2%"),
         ({"weights": (1, float("nan"))}, "give size, size\\^0.5 or numbers"),
