@@ -65,7 +65,7 @@ def account(config, workdir: str, train: sources.Source) -> None:
     if config.objective in PROBES:
         held_out = [s for s in sources.splits(config.data) if s != train.split]
         check(config, workdir, held_out, chain)
-    _check_sets(config, held_out)
+    _check_sets(config, train, held_out)
     if jax.process_index() == 0 and not is_listed(config, workdir, train):
         _list_patients(config, workdir, train, chain)
 
@@ -76,22 +76,22 @@ def check_evaluation(config, workdir: str, split: str) -> None:
         own = read(pathlib.Path(workdir))
         chain = Chain(own.key, own.runs[:-1]) if own else behind(config.model_init)
         check(config, workdir, [split], chain)
-        _check_sets(config, [split])
+        _check_sets(config, _open(config, config.data.train_split), [split])
 
 
-def _check_sets(config, held_out: list[str]) -> None:
+def _check_sets(config, train, held_out: list[str]) -> None:
     """Tells of patients that a mixture trains on and holds out; refuses it to probes.
 
     Each set keeps its own splits apart, which those of one archive draw differently.
     """
     if not mixture.parts(config.data):
         return
-    train, *others = (_open(config, s) for s in (config.data.train_split, *held_out))
-    seen = _named(train) if train else set()
-    for source in filter(None, others):
-        shared, n = _named(source) & seen, len(_named(source))
-        text = f"{len(shared)} of {n} {source.split} patients are in {train.split} too"
-        text = f"{config.data.path}: {text}, by another set of their namespace"
+    seen = _named(train)
+    for source in filter(None, (_open(config, split) for split in held_out)):
+        known = _named(source)
+        shared = len(known & seen)
+        text = f"{shared} of {len(known)} {source.split} patients are in {train.split}"
+        text = f"{config.data.path}: {text} too, by another set of their namespace"
         if shared and jax.process_index() == 0:
             print(f"{config.name}: {text}", flush=True)
         if shared and config.objective in PROBES and not config.data.allow_overlap:
