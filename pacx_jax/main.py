@@ -103,8 +103,11 @@ def _refuse_other_folder(config: ml_collections.ConfigDict, path: pathlib.Path) 
     ):
         if (path / file).exists():
             raise PacxError(f"{path} holds {what} ({file}): take another --workdir")
-    if os.path.realpath(path) == os.path.realpath(config.data.path or os.devnull):
-        raise PacxError(f"{path} is data.path too: take another --workdir")
+    from pacx_jax.input import mixture
+
+    for data in mixture.parts(config.data) or [config.data]:
+        if os.path.realpath(path) == os.path.realpath(data.path or os.devnull):
+            raise PacxError(f"{path} is data.path too: take another --workdir")
 
 
 def goes_on(workdir: str) -> str:
@@ -153,11 +156,15 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     result = held_out.evaluate(config, workdir, split)
     if not processes.is_first():
         return
-    for name, row in result.pop("intervals", {}).items():
-        label = "auroc" in row
-        value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
-        print(f"{name}{value} (95% interval {row['low']:.3f} to {row['high']:.3f})")
-    print(", ".join(f"{k} {v}" for k, v in result.items()))
+    sets = result.pop("sets", {})
+    for whose, found in ({"": result} | sets).items():
+        whose = f"{whose}: " if whose else ""
+        for name, row in found.pop("intervals", {}).items():
+            label = "auroc" in row
+            value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
+            interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
+            print(f"{whose}{name}{value} ({interval})")
+        print(whose + ", ".join(f"{k} {v}" for k, v in found.items()))
 
 
 def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -23,6 +23,7 @@ def evaluate(config, workdir: str, split: str) -> dict:
 
     Classifiers also get each label's AUROC, and segmentation its Dice and IoU, with a
     95% interval from 1,000 resamples of patients (of images, where the data name none).
+    Of several sets, each has all of these too, under `sets`.
 
     Raises:
       PacxError: an unfinished run, or data without that split.
@@ -48,11 +49,8 @@ def evaluate(config, workdir: str, split: str) -> dict:
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
     if split in data.left_out:
         result["left_out"] = data.left_out[split]
-    sets = setup.by_set(data.sources[split], outputs, index)
-    if sets:
-        result["sets"] = {k: objective.summarize(v) for k, v in sets.items()}
+    source, spread = data.sources[split], None
     if "logits" in outputs or "hits" in outputs:
-        source = data.sources[split]
         named = source.patients() or [""] * len(source)
         units, unknown = patients.units([named[int(i)] for i in index])
         what = "images" if "image" in source.entries else "records"
@@ -62,13 +60,16 @@ def evaluate(config, workdir: str, split: str) -> dict:
             result["n_patients"] = len(set(units)) - unknown
             if unknown:
                 result[f"n_{what}_without_patient"] = unknown
-        result["intervals"] = (
-            mask_intervals(outputs, np.array(units), config.seed)
-            if "hits" in outputs
-            else intervals(
-                outputs, np.array(units), config.data.label_columns, config.seed
-            )
-        )
+
+        def spread(outputs: dict, rows) -> dict:
+            who, names = np.array(units)[rows], config.data.label_columns
+            if "hits" in outputs:
+                return {"intervals": mask_intervals(outputs, who, config.seed)}
+            return {"intervals": intervals(outputs, who, names, config.seed)}
+
+        result |= spread(outputs, slice(None))
+    if sets := setup.by_set(objective, source, outputs, index, spread):
+        result["sets"] = sets
     processes.check_agreement({f"evaluated {k}": v for k, v in result.items()})
     if processes.is_first():
         files.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)

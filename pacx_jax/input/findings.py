@@ -39,6 +39,7 @@ def read(
     label_columns: Sequence[str] = (),
     separator: str = "|",
     exclude: Iterable[str] = (),
+    some: bool = False,
 ) -> Labels:
     """Reads the labels of all rows.
 
@@ -46,7 +47,8 @@ def read(
     blanks, or one of the values in a column of separated values ("Effusion|Mass"), or
     COLUMN=VALUE. Without names, the labels are all such columns but those of ROLES and
     of bookkeeping; where there are none, all values of the first column of LISTS,
-    sorted, without "No Finding", which is the absence of the others.
+    sorted, without "No Finding", which is the absence of the others. With `some`, names
+    that the table does not have are passed over.
 
     Returns:
       Labels: NaN where the cell is blank, -1 (uncertain), 1 or 0.
@@ -62,9 +64,13 @@ def read(
     names, asked = tuple(label_columns), []
     if twice := [name for name in names if names.count(name) > 1]:
         raise PacxError(f"data.label_columns has {twice[0]!r} twice; name it once")
+    loose = functools.cache(lambda c: _values(table, c) | _values(table, c, separator))
     if not names:
         names, asked, free = _all(table, free, separator)
-    loose = functools.cache(lambda c: _values(table, c) | _values(table, c, separator))
+    elif some:
+        columns = {*table.columns}
+        there = columns.union(*map(loose, free))
+        names = tuple(n for n in names if n in there or n.partition("=")[0] in columns)
     found, told, used = [], [], set()
     for name in names:
         column, value = _origin(table, name, free, separator, loose)

@@ -29,7 +29,7 @@ class FolderSpec:
       csv: the CSV, absolute or relative to `path`; "" = `labels.csv` or
         `metadata.csv` if it is there; "-" = none. With a CSV the examples are its
         rows, and files without a row are left out.
-      label_columns: see `findings.read`.
+      label_columns, some_labels: see `findings.read`.
       label_separator: between the values of one cell.
       patient_column, path_column, split_column: "" = the first of tables.ROLES that is
         there; "-" = none. Without patients, files are split one by one.
@@ -46,6 +46,7 @@ class FolderSpec:
     split_column: str = ""
     val_fraction: float = 0.1
     test_fraction: float = 0.0
+    some_labels: bool = False
 
     @classmethod
     def from_config(cls, data: Any) -> FolderSpec:
@@ -105,7 +106,11 @@ def read_folder(spec: FolderSpec) -> Listing:
     paths, told = match_paths(table, roles["path"], found, root)
     patients = table_patients(table, roles)
     labels = findings.read(
-        table, spec.label_columns, spec.label_separator, exclude=roles.values()
+        table,
+        spec.label_columns,
+        spec.label_separator,
+        exclude=roles.values(),
+        some=spec.some_labels,
     )
     digests = _digests(root, paths)
     splits = table_splits(table, spec, patients, digests)
@@ -134,7 +139,8 @@ def read_folder(spec: FolderSpec) -> Listing:
 
 def _without_csv(root: pathlib.Path, spec: FolderSpec, found: names.Found) -> Listing:
     for field in ("label_columns", "patient_column", "split_column"):
-        if getattr(spec, field) not in ("", "-", ()):
+        passed_over = field == "label_columns" and spec.some_labels
+        if getattr(spec, field) not in ("", "-", ()) and not passed_over:
             raise PacxError(
                 f"{spec.path}: data.{field} is set but there is no CSV; give data.csv"
             )

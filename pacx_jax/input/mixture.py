@@ -12,18 +12,21 @@ Patients of one namespace (input/patients.py) are one patient in whichever set t
 from __future__ import annotations
 
 import ast
+import bisect
+import dataclasses
 import functools
+import itertools
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import patients, subsets
+from pacx_jax.input import folders, patients, subsets
 
 BLOCK = 1024  # positions, within which every set has its share
 _LEAST = 2 / BLOCK
@@ -38,12 +41,8 @@ def paths(path: str) -> tuple[str, ...]:
     """
     if not str(path).lstrip().startswith("("):
         return (path,)
-    try:
-        found = ast.literal_eval(path)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        found = None
-    found = (found,) if isinstance(found, str) else found
-    if not isinstance(found, tuple) or not all(isinstance(p, str) and p for p in found):
+    found = _texts(path)
+    if found is None or not all(found):
         raise PacxError(
             f"data.path {path}: give a path, or several as "
             '\'("prepared/a", "prepared/b", "folder:/data/own")\''
@@ -62,17 +61,46 @@ def _kind(path: str) -> tuple[str, str]:
     return (kind, rest) if kind in ("folder", "prepared") and rest else ("", path)
 
 
-class Part:
-    """`config.data` as one set of a mixture has it: its own path and kind."""
+def _texts(text: str) -> tuple[str, ...] | None:
+    """The texts of a tuple as Python writes it; None for anything else."""
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    found = (found,) if isinstance(found, str) else found
+    good = isinstance(found, tuple) and all(isinstance(x, str) for x in found)
+    return found if good else None
 
-    def __init__(self, data: Any, path: str):
+
+def parts(data: Any) -> list[Part]:
+    """`config.data` as each set of a mixture has it; [] of a single set."""
+    path, space = getattr(data, "path", ""), getattr(data, "namespace", "")
+    if (several := paths(path)) == (path,):
+        return []
+    spaces = _texts(space) if space else ("",) * len(several)
+    if spaces is None or len(spaces) != len(several):
+        raise PacxError(
+            f"data.namespace {space!r}: each set of a mixture has its own; give one "
+            'for each, such as \'("", "mine")\', or leave it out'
+        )
+    return [Part(data, p, s) for p, s in zip(several, spaces, strict=True)]
+
+
+class Part:
+    """`config.data` as one set has it: its own path, kind and namespace."""
+
+    def __init__(self, data: Any, path: str, namespace: str):
         kind, self.path = _kind(path)
         self._data = data
         self.source = kind or data.source
+        self.some_labels = True  # of label_columns: another set may have the others
+        if self.source == "prepared":  # what is set is for the folders
+            for field in dataclasses.fields(folders.FolderSpec):
+                if field.name != "path":
+                    setattr(self, field.name, field.default)
         self.weights = "size"  # of the whole mixture too
-        self.label_columns = ()  # those of the whole mixture are chosen afterwards
         self.limit = 0
-        self.namespace = ""
+        self.namespace = namespace
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._data, name)
@@ -125,17 +153,34 @@ class Mixture:
 
     Attributes:
       sets: the sets' names.
+      set_labels, set_entries: the labels and the entries of each.
       weights: of the sets in training, 1 in all; None: by their sizes.
       The others are those of `sources.Source`.
     """
 
-    def __init__(self, sources: Sequence[Any], names: Sequence[str], weighting: Any):
-        self._sources = list(sources)
-        self._starts = np.cumsum([0, *map(len, sources)])
-        self.sets = _names(names)
-        self.weights = weights(weighting, [len(s) for s in sources])
+    def __init__(self, sources: Iterable[Any], names: Sequence[str], weighting: Any):
+        self._sources = sources = list(sources)
+        self._starts = [0, *itertools.accumulate(map(len, sources))]
+        self.sets = tuple(names)
         self.split = sources[0].split
-        self.label_names = _joined_labels(self._sources, self.sets)
+        seen: dict[str, str] = {}
+        for name, source in zip(names, sources, strict=True):
+            if not len(source):
+                raise PacxError(
+                    f"data.path: the {self.split} split of {name} is empty; leave that "
+                    "set out"
+                )
+            other = seen.setdefault(source.fingerprint, name)
+            if other != name:
+                raise PacxError(
+                    f"data.path: {other} and {name} are copies of one set; name it once"
+                )
+        for name, source in zip(self.sets, sources, strict=True):
+            source.set_name = name  # for its lines in quarantine.jsonl
+        self.weights = weights(weighting, [len(s) for s in sources])
+        self.set_labels = tuple(s.label_names for s in sources)
+        self.set_entries = tuple(s.entries for s in sources)
+        self.label_names = tuple(dict.fromkeys(sum(self.set_labels, ())))
         self._columns = [
             [self.label_names.index(name) for name in s.label_names] for s in sources
         ]
@@ -161,7 +206,7 @@ class Mixture:
         )
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         k, j = self._place(i)
@@ -193,11 +238,11 @@ class Mixture:
         found = [s.patients() for s in self._sources]
         if not any(found):
             return None
-        return [
-            self._patient(k, who)
-            for k, ids in enumerate(found)
-            for who in (ids or [""] * len(self._sources[k]))
-        ]
+        named = []
+        for k, ids in enumerate(found):
+            keys = {who: self._patient(k, who) for who in set(ids or ())}
+            named += [keys[who] for who in ids] if ids else [""] * len(self._sources[k])
+        return named
 
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing, -1 = uncertain."""
@@ -209,8 +254,8 @@ class Mixture:
         return joined
 
     def _place(self, i: int) -> tuple[int, int]:
-        k = int(np.searchsorted(self._starts, i, side="right")) - 1
-        return k, int(i) - int(self._starts[k])
+        k = bisect.bisect_right(self._starts, i) - 1
+        return k, int(i) - self._starts[k]
 
     def _patient(self, k: int, who: str) -> str:
         space = self._sources[k].namespace
@@ -219,32 +264,51 @@ class Mixture:
         return patients.key(space, who)
 
 
-def _names(given: Sequence[str]) -> tuple[str, ...]:
-    """The last part of each path; the whole path where two have the same."""
-    short = [pathlib.PurePath(p).name for p in given]
+def names(given: Sequence[str]) -> tuple[str, ...]:
+    """The sets' names: the last part of each path, or the whole where two are alike."""
+    short = [pathlib.PurePath(_kind(p)[1]).name for p in given]
     return tuple(
-        p if short.count(s) > 1 else s for p, s in zip(given, short, strict=True)
+        s if short.count(s) == 1 and s else p for p, s in zip(given, short, strict=True)
     )
 
 
-def _joined_labels(sources: Sequence[Any], sets: Sequence[str]) -> tuple[str, ...]:
-    """All labels, in the order in which they first occur.
+def check_labels(source: Any, columns: Sequence[str], whole: str) -> None:
+    """Refuses labels to train on that the sets of a mixture do not share as they must.
+
+    Args:
+      source: a mixture, or some of its examples.
+      columns: the labels.
+      whole: the setting by which every set must have every label, "" without one.
 
     Raises:
-      PacxError: a label that two sets spell differently, such as Pleural Effusion and
-        pleural_effusion: whether they mean the same is not known.
+      PacxError: two spellings of one label, such as Pleural Effusion and
+        pleural_effusion: whether they mean the same is not known; a set without any,
+        or, with `whole`, without one.
     """
-    seen: dict[str, tuple[str, str]] = {}
-    for source, owner in zip(sources, sets, strict=True):
-        for name in source.label_names:
-            plain = "".join(c for c in name.lower() if c.isalnum())
-            other, first = seen.setdefault(plain, (name, owner))
-            if other != name:
-                raise PacxError(
-                    f"data.path: {first} has the label {other!r} and {owner} {name!r}; "
-                    "rename one, the same if they mean the same"
-                )
-    return tuple(name for name, _ in seen.values())
+    sets = list(zip(source.sets, source.set_labels, strict=True))
+    owner = {label: name for name, has in sets for label in has}
+    seen: dict[str, str] = {}
+    for name in columns:
+        other = seen.setdefault("".join(c for c in name.lower() if c.isalnum()), name)
+        if other != name:
+            raise PacxError(
+                f"data.path: {owner[other]} has the label {other!r} and {owner[name]} "
+                f"{name!r}; rename one in its CSV if they mean the same, or name those "
+                "to train on in data.label_columns"
+            )
+    for who, has in sets:
+        lacks = [name for name in columns if name not in has]
+        if whole and lacks:
+            raise PacxError(
+                f"data.path: {who} has no label {lacks[0]!r}, and {whole} needs "
+                "every label in every set; leave that set out, or the label of "
+                "data.label_columns"
+            )
+        if len(lacks) == len(columns):
+            raise PacxError(
+                f"data.path: {who} has none of the labels {', '.join(columns)}; "
+                "leave it out, or name one of its own in data.label_columns too"
+            )
 
 
 def order(source: Any, seed: int) -> Callable[[int], int]:
@@ -266,22 +330,33 @@ def order(source: Any, seed: int) -> Callable[[int], int]:
             f"{empty[0]} has no example left in the {source.split} split "
             "(data.label_fraction, data.limit): leave it out of data.path"
         )
+    shuffled = [_Shuffled(rows, seed, k) for k, rows in enumerate(members)]
     bounds = tuple(np.cumsum([0, *shares])[:-1]) + (1.0,)
 
     def at(position: int) -> int:
         block, row = divmod(int(position), BLOCK)
         sets, ranks = _block(seed, block, bounds)
-        k = int(sets[row])
-        epoch, rank = divmod(int(ranks[row]), len(members[k]))
-        return int(members[k][_permutation(seed, k, epoch, len(members[k]))[rank]])
+        return shuffled[sets[row]].at(int(ranks[row]))
 
     return at
 
 
-@functools.lru_cache(maxsize=32)
-def _permutation(seed: int, k: int, epoch: int, n: int) -> np.ndarray:
-    """The order of set k in one of its epochs."""
-    return np.random.default_rng([seed % 2**64, k, epoch]).permutation(n)
+class _Shuffled:
+    """A set's examples without end, in another order each time they are used up."""
+
+    def __init__(self, rows: np.ndarray, seed: int, k: int):
+        self._rows, self._key = rows.astype(np.uint32), (seed % 2**64, k)
+        self._orders: dict[int, np.ndarray] = {}  # of an epoch and its neighbours
+
+    def at(self, rank: int) -> int:
+        epoch, row = divmod(rank, len(self._rows))
+        order = self._orders.get(epoch)
+        if order is None:
+            draws = np.random.default_rng([*self._key, epoch])
+            order = self._rows[draws.permutation(len(self._rows))]
+            near = {e: o for e, o in self._orders.items() if abs(e - epoch) == 1}
+            self._orders = near | {epoch: order}  # as a whole, for other threads
+        return int(order[row])
 
 
 @functools.lru_cache(maxsize=64)

@@ -232,10 +232,15 @@ def _checked_length(source: Any, transform: Transform, global_batch_size: int) -
     entries = getattr(source, "entries", None)
     missing = [] if entries is None else sorted(set(transform.requires) - set(entries))
     if missing:
+        sets = zip(
+            getattr(source, "sets", ()), getattr(source, "set_entries", ()), strict=True
+        )
+        lacking = [name for name, has in sets if missing[0] not in has]
+        where = f" in {', '.join(lacking)}" if lacking else ""
         raise PacxError(
-            f"the data have no {', '.join(missing)}, which the {transform.name!r} "
-            f"transform needs (they have {', '.join(entries)}); check data.path, "
-            "data.csv and data.label_columns"
+            f"the data have no {', '.join(missing)}{where}, which the "
+            f"{transform.name!r} transform needs (they have {', '.join(entries)}); "
+            "check data.path, data.csv and data.label_columns"
         )
     return len(source)
 

@@ -15,11 +15,12 @@ from pacx_jax.errors import PacxError
 class Quarantine:
     """Remembers unreadable samples and lists them in a file, one JSON line each.
 
-    A line has `split`, `index`, `name` and `reason`. Every sample stands there once,
-    sorted, however often the run was resumed and however many processes write: the
-    file is merged and replaced as a whole, under `quarantine.lock` beside it.
+    A line has `split`, `index`, `name` and `reason`, and in a mixture `set`. Every
+    sample stands there once, sorted, however often the run was resumed and however many
+    processes write: the file is merged and replaced as a whole, under
+    `quarantine.lock` beside it.
 
-    `max_share` is the share of a split that may be unreadable. One sample always may,
+    `max_share` is the share of a set's split that may be unreadable. One always may,
     unless the share is 0; what goes beyond raises PacxError. What others listed in the
     file counts too, for the pipeline's worker processes each have a copy of this.
     """
@@ -49,6 +50,9 @@ class Quarantine:
     def record(self, source: Any, index: int, name: str, reason: str) -> None:
         """Lists a sample; PacxError when there are now too many of its split."""
         key = self._key(source, index)
+        origin = _origin(source, index)[0]
+        several = {"set": origin.set_name} if hasattr(origin, "set_name") else {}
+        n = len(origin if several else source)
         with self._lock:
             if key in self._bad:
                 return
@@ -56,30 +60,31 @@ class Quarantine:
             count = sum(other[:2] == key[:2] for other in self._bad)
             if self._path:
                 line = {"split": key[0], "index": key[2], "name": name}
-                count = max(count, self._write(line | {"reason": reason}))
-        if count > allowed(self._max_share, len(source)):
+                count = max(count, self._write(line | several | {"reason": reason}))
+        if count > allowed(self._max_share, n):
+            of = f" of {several['set']}" if several else ""
             listed = f", listed in {self._path}" if self._path else ""
             raise PacxError(
-                f"{count} unreadable samples of {len(source)} in the {key[0]} split, "
+                f"{count} unreadable samples of {n} in the {key[0]} split{of}, "
                 f"more than the share {self._max_share:g} allows{listed}; the last: "
                 f"{reason}"
             )
 
     def _key(self, source: Any, index: int) -> tuple[str, str, int]:
-        while hasattr(source, "origin"):  # one sample, in whatever subset it is met
-            source, index = source.origin(index)
+        source, index = _origin(source, index)
         split = getattr(source, "split", "")
         return split, getattr(source, "fingerprint", ""), int(index)
 
     def _write(self, line: dict[str, Any]) -> int:
-        """Adds a line; returns how many of its split are listed now."""
+        """Adds a line; returns how many of its set's split are listed now."""
         folder = self._path.parent
         with files.locked(folder / "quarantine.lock"):
             # The first reason stays: it was given where the sample itself was read.
             lines = {_order(x): x for x in (line, *self._read())}
             text = "".join(json.dumps(lines[key]) + "\n" for key in sorted(lines))
             files.write(self._path, text)
-        return sum(split == line["split"] for split, *_ in lines)
+        whose = line["split"], line.get("set")
+        return sum((x["split"], x.get("set")) == whose for x in lines.values())
 
     def _read(self) -> list[dict[str, Any]]:
         try:
@@ -111,6 +116,13 @@ def replacement(seed: int, index: int, attempt: int, n: int) -> int:
     """
     digest = hashlib.sha256(f"{seed}/{index}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") % n
+
+
+def _origin(source: Any, index: int) -> tuple[Any, int]:
+    """One sample, in whatever subset or mixture it is met: its source and number."""
+    while hasattr(source, "origin"):
+        source, index = source.origin(index)
+    return source, index
 
 
 def _is_line(line: Any) -> bool:

@@ -41,6 +41,10 @@ _READ_AT_ONCE = 256  # records
 _SCALED = "ecg"  # the entry that is stored as integers
 
 
+class NoSplit(PacxError):
+    """The data have no such split, or no example of it."""
+
+
 class Source(Protocol):
     """What the pipeline reads from.
 
@@ -83,19 +87,31 @@ def open_source(data: Any, split: str) -> Source:
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
 
+    Of a mixture every set must have the split that is trained on; sets without another
+    one are left out of that, and a note says so.
+
     Raises:
+      NoSplit: no set has the split.
       PacxError: one line for whatever is missing or wrong.
     """
     kind = getattr(data, "source", "")
-    several = mixture.paths(getattr(data, "path", ""))
-    if several != (getattr(data, "path", ""),):
-        if getattr(data, "namespace", ""):
-            raise PacxError(
-                "data.namespace: each set of a mixture has its own; leave it out"
-            )
-        parts = [open_source(mixture.Part(data, path), split) for path in several]
-        wanted = getattr(data, "weights", "size")
-        source: Source = mixture.Mixture(parts, several, wanted)
+    if parts := mixture.parts(data):
+        if all(part.source == "prepared" for part in parts):
+            _refuse_folder_fields(data)
+        names, opened = mixture.names(mixture.paths(data.path)), {}
+        trained = split == getattr(data, "train_split", "train")  # others are read once
+        lacks = []
+        for name, part in zip(names, parts, strict=True):
+            try:
+                opened[name] = open_source(part, split)
+            except NoSplit:
+                lacks.append(name)
+                if trained or len(lacks) == len(parts):
+                    raise
+        wanted = getattr(data, "weights", "size") if trained else "size"
+        source: Source = mixture.Mixture(opened.values(), tuple(opened), wanted)
+        if lacks:
+            source.notes += (f"{split}: NOT of {', '.join(lacks)}, without that split",)
         return _limited(source, data)
     if (weights := getattr(data, "weights", "size")) not in ("", "size"):
         raise PacxError(
@@ -106,7 +122,7 @@ def open_source(data: Any, split: str) -> Source:
         source = PreparedSource(data.path, split, _stage(data))
     elif kind == "folder":
         if split not in SPLITS:
-            raise PacxError(f"split {split!r}: a folder has {', '.join(SPLITS)}")
+            raise NoSplit(f"split {split!r}: a folder has {', '.join(SPLITS)}")
         source = FolderSource(folders.FolderSpec.from_config(data), split, _stage(data))
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
@@ -145,10 +161,8 @@ def _refuse_folder_fields(data: Any) -> None:
 
 def splits(data: Any) -> tuple[str, ...]:
     """Names of the splits that there may be; a folder's may be empty."""
-    several = mixture.paths(data.path)
-    if several != (data.path,):
-        each = [splits(mixture.Part(data, path)) for path in several]
-        return tuple(s for s in each[0] if all(s in other for other in each))
+    if parts := mixture.parts(data):
+        return tuple(dict.fromkeys(s for part in parts for s in splits(part)))
     if getattr(data, "source", "") == "prepared":
         return tuple(prepared.read(staging.local(data.path, _stage(data)))["splits"])
     return SPLITS
@@ -167,7 +181,7 @@ class FolderSource:
         rows = [i for i, s in enumerate(listing.splits) if s == split]
         if not rows:
             found = ", ".join(f"{s} {listing.splits.count(s)}" for s in SPLITS)
-            raise PacxError(
+            raise NoSplit(
                 f"{spec.path}: the {split} split is empty ({found}); change the split "
                 f"column or data.{split}_fraction"
             )
@@ -226,7 +240,7 @@ class PreparedSource:
         about = prepared.read(folder)
         sizes = about["splits"]
         if split not in sizes:
-            raise PacxError(
+            raise NoSplit(
                 f"{path}: no split {split!r}; it has {', '.join(sorted(sizes))}"
             )
         try:

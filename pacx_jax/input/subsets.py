@@ -9,6 +9,8 @@ import numpy as np
 
 from pacx_jax.errors import PacxError
 
+_OF_MIXTURES = ("sets", "weights", "fingerprints", "set_labels", "set_entries")
+
 
 class Subset:
     """Some examples of a source, in a given order."""
@@ -22,9 +24,9 @@ class Subset:
         self.namespace = source.namespace
         self.notes = source.notes
         self.fingerprint = digest(source.fingerprint, self._indices.tobytes())
-        if hasattr(source, "sets"):
-            self.sets, self.weights = source.sets, source.weights
-            self.fingerprints = source.fingerprints
+        for name in _OF_MIXTURES:
+            if hasattr(source, name):
+                setattr(self, name, getattr(source, name))
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -53,7 +53,8 @@ class Table:
         """(len(source), d): each example's embedding, -inf where the table has none.
 
         Raises:
-          PacxError: no example of the source is in the table.
+          PacxError: no example of the source is in the table, or examples of two sets
+            of a mixture are one row.
         """
         ids = list(_ids(source, self.by))
         found = np.full((len(ids), self.width), -np.inf, np.float32)
@@ -66,6 +67,15 @@ class Table:
                 f"check config.modalities.{self.name}.by, one of {', '.join(BY)}"
             )
         places, rows = np.array(known).T
+        if hasattr(source, "sets") and self.by != "patient":
+            numbers, first = source.set_numbers(), {}
+            for i in places:
+                if first.setdefault(ids[i], numbers[i]) != numbers[i]:
+                    raise PacxError(
+                        f"{self.path}: id {ids[i]} names examples of several sets, "
+                        f"such as {source.name(int(i))}: train on one of these sets, "
+                        f"or set config.modalities.{self.name}.by=patient"
+                    )
         found[places] = self.embedding[rows]
         return found
 

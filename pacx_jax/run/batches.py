@@ -84,10 +84,26 @@ class Data:
             self._join_embeddings(split, objective.teachers)
         self._mark_missing()
         self.columns = {
-            split: [source.label_names.index(n) for n in config.data.label_columns]
+            split: [
+                source.label_names.index(n) if n in source.label_names else -1
+                for n in config.data.label_columns
+            ]
             for split, source in self.sources.items()
         }
+        if "labels" in objective.entries:
+            self._check_labels()
         self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
+
+    def _check_labels(self) -> None:
+        """PacxError where the sets of a mixture do not share labels as they must."""
+        data, whole = self.config.data, ""
+        if data.uncertain == "reference":  # what is missing would be 0
+            whole = "data.uncertain=reference"
+        if self.config.get("task") == "multiclass":  # what is missing would be a class
+            whole = "config.task=multiclass"
+        for source in self.sources.values():
+            if hasattr(source, "sets"):
+                mixture.check_labels(source, data.label_columns, whole)
 
     def _join_embeddings(self, split: str, teachers: dict) -> None:
         """The teachers' embeddings of a split; what has none at all is left out."""
@@ -228,5 +244,7 @@ class Data:
             batch[name] = table[index]
         for name in ("labels", "label_mask"):
             if name in batch:
-                batch[name] = batch[name][:, self.columns[split]]
+                # A label of none of the split's sets is the column that this adds.
+                padded = np.pad(batch[name], ((0, 0), (0, 1)))
+                batch[name] = padded[:, self.columns[split]]
         return sharding.put_batch(batch, self.mesh)

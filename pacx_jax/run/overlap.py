@@ -27,7 +27,7 @@ import jax
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import patients, sources
+from pacx_jax.input import mixture, patients, sources
 from pacx_jax.stores import staging, urls
 from pacx_jax.stores.failures import Missing
 
@@ -58,12 +58,14 @@ def account(config, workdir: str, train: sources.Source) -> None:
 
     Raises:
       PacxError: patients of the probe's other splits were in the encoder's training,
-        and `config.data.allow_overlap` is not set.
+        or are in another set's training split of its mixture, and
+        `config.data.allow_overlap` is not set.
     """
-    chain = behind(config.model_init)
+    chain, held_out = behind(config.model_init), [config.data.val_split]
     if config.objective in PROBES:
         held_out = [s for s in sources.splits(config.data) if s != train.split]
         check(config, workdir, held_out, chain)
+    _check_sets(config, train, held_out)
     if jax.process_index() == 0 and not is_listed(config, workdir, train):
         _list_patients(config, workdir, train, chain)
 
@@ -74,6 +76,44 @@ def check_evaluation(config, workdir: str, split: str) -> None:
         own = read(pathlib.Path(workdir))
         chain = Chain(own.key, own.runs[:-1]) if own else behind(config.model_init)
         check(config, workdir, [split], chain)
+        _check_sets(config, _open(config, config.data.train_split), [split])
+
+
+def _check_sets(config, train, held_out: list[str]) -> None:
+    """Tells of patients that a mixture trains on and holds out; refuses it to probes.
+
+    Each set keeps its own splits apart, which those of one archive draw differently.
+    """
+    if not mixture.parts(config.data):
+        return
+    seen = _named(train)
+    for source in filter(None, (_open(config, split) for split in held_out)):
+        known = _named(source)
+        shared = len(known & seen)
+        text = f"{shared} of {len(known)} {source.split} patients are in {train.split}"
+        text = f"{config.data.path}: {text} too, by another set of their namespace"
+        if shared and jax.process_index() == 0:
+            print(f"{config.name}: {text}", flush=True)
+        if shared and config.objective in PROBES and not config.data.allow_overlap:
+            raise PacxError(
+                f"{text}. Leave a set out; to go on nevertheless give "
+                "--config.data.allow_overlap=True; if these are other people of the "
+                "same ids, name a namespace for each set in config.data.namespace"
+            )
+
+
+def _named(source) -> set[str]:
+    """The keys of a source's known patients."""
+    ids = {*(source.patients() or ())}
+    return {patients.key(source.namespace, i) for i in ids if patients.canonical(i)}
+
+
+def _open(config, split: str):
+    """A split of the data; None where a folder may have none."""
+    try:
+        return sources.open_source(config.data, split)
+    except sources.NoSplit:
+        return None
 
 
 def behind(model_init: str) -> Chain:
@@ -178,12 +218,8 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
     known = [run for run in chain.runs if "unknown" not in run]
     rows, shared_of, space = {}, [0] * len(known), ""
     for split in held_out:
-        try:
-            source = sources.open_source(config.data, split)
-        except PacxError:
-            if config.data.source == "folder":
-                continue  # it has no such split; training says what is wrong
-            raise
+        if (source := _open(config, split)) is None:
+            continue
         space, ids = source.namespace, {*(source.patients() or ())}
         named = {i for i in ids if patients.canonical(i)}
         if not named:
@@ -254,11 +290,10 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
         "objective": config.objective,
         "start": [train.fingerprint, train.namespace, config.model_init],
     }
-    named = {i for i in {*(train.patients() or ())} if patients.canonical(i)}
-    if not named:
+    everybody = _named(train)
+    if not everybody:
         run["unknown"] = f"{config.data.path}, the data of {workdir}, names no patients"
     else:
-        everybody = {patients.key(train.namespace, i) for i in named}
         run["namespace"], run["patients"] = train.namespace, len(everybody)
         run["canonical"] = True  # by ids in the form of input/patients.py
         # Sorted, so that their order tells nothing.

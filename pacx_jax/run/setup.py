@@ -87,12 +87,7 @@ class Run:
         with jax.transfer_guard("allow"):  # an objective may compute this with JAX
             metrics = self.objective.summarize(outputs)
             source = self.data.sources[self.config.data.val_split]
-            for name, each in by_set(source, outputs, index).items():
-                try:
-                    found = self.objective.summarize(each)
-                except PacxError as e:  # such as a set without a modality
-                    logging.warning("%s: no metrics of its own (%s)", name, e)
-                    continue
+            for name, found in by_set(self.objective, source, outputs, index).items():
                 metrics |= {f"{name}/{k}": v for k, v in found.items()}
         return {f"val/{k}": v for k, v in metrics.items()}
 
@@ -264,16 +259,26 @@ def collect(eval_step, state, val_batches, key, mesh, between=lambda: None):
     return whole, whole.pop("index")
 
 
-def by_set(source, outputs: dict, index: np.ndarray) -> dict[str, dict]:
-    """The outputs of each set of a mixture that has any; {} of another source."""
+def by_set(objective: Objective, source, outputs: dict, index: np.ndarray, more=None):
+    """The metrics of each set of a mixture that has any; {} of another source.
+
+    Args:
+      outputs, index: of `collect`.
+      more: (outputs of a set, which of all they are) -> further ones.
+    """
     if not hasattr(source, "sets"):
         return {}
-    numbers = source.set_numbers()[index]
-    return {
-        name: {k: v[numbers == i] for k, v in outputs.items()}
-        for i, name in enumerate(source.sets)
-        if (numbers == i).any()
-    }
+    numbers, found = source.set_numbers()[index], {}
+    for i, name in enumerate(source.sets):
+        rows = np.flatnonzero(numbers == i)
+        each = {k: v[rows] for k, v in outputs.items()}
+        try:
+            if len(rows):
+                found[name] = objective.summarize(each)
+                found[name] |= more(each, rows) if more else {}
+        except PacxError as e:  # such as a set without a modality
+            logging.warning("%s: no metrics of its own (%s)", name, e)
+    return found
 
 
 @functools.cache

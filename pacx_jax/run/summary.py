@@ -77,7 +77,21 @@ def _labels(run: setup.Run) -> str:
     if isinstance(origin, sources.FolderSource):
         counts = (source.labels() == 1).sum(0)[run.data.columns[split]]
         texts = [f"{name} {n}" for name, n in zip(names, counts, strict=True)]
-    more = len(names) - SHOWN_LABELS
+    return _some(texts) + "".join(
+        f"; {name} lacks {_some(lacks)}: masked there"
+        for name, has in _set_labels(run.data.sources[split])
+        if (lacks := [label for label in names if label not in has])
+    )
+
+
+def _set_labels(source) -> list[tuple[str, tuple[str, ...]]]:
+    """The labels of each set of a mixture; [] of another source."""
+    sets = getattr(source, "sets", ())
+    return list(zip(sets, source.set_labels, strict=True)) if sets else []
+
+
+def _some(texts: list[str]) -> str:
+    more = len(texts) - SHOWN_LABELS
     return ", ".join(texts[:SHOWN_LABELS]) + (f" and {more} more" if more > 0 else "")
 
 

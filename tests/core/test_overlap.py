@@ -97,6 +97,20 @@ def test_allowed_overlap_trains_and_says_so(tmp_path, pretrained, capsys):
     assert "1 of 1 test patients" in capsys.readouterr().out
 
 
+def test_patients_that_two_sets_split_differently_are_told_and_no_probe_is_made(
+    tmp_path, capsys
+):
+    one = draw(tmp_path / "one", {"a": "train", "v": "val"})
+    two = draw(tmp_path / "two", {"b": "train", "a": "val", "w": "test"})
+    data, text = (str(one), str(two)), "1 of 2 val patients are in train too"
+    account(configured("mae_vitb16", data), tmp_path / "mae")
+    assert text in capsys.readouterr().out
+    with pytest.raises(PacxError, match=f"{text}.*config.data.namespace"):
+        account(configured("linear_probe", data), tmp_path / "probe")
+    spaces = {"data__namespace": '("", "mine")'}
+    account(configured("linear_probe", data, **spaces), tmp_path / "probe")
+
+
 def test_chain_outlives_its_first_run(tmp_path, pretrained):
     shutil.rmtree(tmp_path / "mae")
     with pytest.raises(PacxError, match="1 of 1 test patients"):

@@ -99,6 +99,13 @@ def test_folder_of_images_in_a_bucket_is_read_as_from_the_disk(images, tmp_path)
     assert there.fingerprint == here.fingerprint and len(there) == len(here)
     assert there[1] == here[1] and there.name(0).startswith(f"{remote}/")
     assert any(stage.rglob("*.png"))
+    data.path = str((remote, f"folder:{local}"))
+    with pytest.raises(PacxError, match=f"{remote} and folder:{local} are copies"):
+        sources.open_source(data, "train")
+    shutil.copy(local / "0.png", local / "more.png")
+    mixed = sources.open_source(data, "train")
+    assert mixed.sets == (remote, f"folder:{local}") and mixed[1] == there[1]
+    assert mixed.name(len(there)).startswith(f"{local}/")
 
 
 def test_prepared_file_that_is_not_what_pacx_json_says_is_refused(url):
