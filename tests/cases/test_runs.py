@@ -280,6 +280,39 @@ def test_a_run_writes_into_no_other_folder(tmp_path, file):
         main.run(data, str(tmp_path / "y" / ".." / "x"))
 
 
+# MrNeRF/LichtFeld-Studio#599, azavea/raster-vision#756: the path of then is no more
+def test_data_may_be_spelt_otherwise_or_have_moved(tmp_path, monkeypatch, capfd):
+    for i in range(8):
+        path = tmp_path / f"set/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.new("L", (8, 8), 16 * i).save(path)
+    workdir = str(tmp_path / "run")
+
+    def check(path, **fields):
+        c = config(data__source="folder", data__path=str(path), **fields)
+        fingerprints.check_config(c, workdir)
+        return c
+
+    c = config(data__source="folder", data__path=str(tmp_path / "set"))
+    opened = batches.open_sources(c)
+    prints = {f"{split}.fingerprint": s.fingerprint for split, s in opened.items()}
+    fingerprints.record(c, prints, workdir)
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("set")
+    for other in ("set", "./set", f"{tmp_path}/set/", "run/../set", "link"):
+        check(other)
+    assert capfd.readouterr().out == ""
+    (tmp_path / "set").rename(tmp_path / "moved")
+    check("moved")
+    assert "is 'moved': the same data by their fingerprints\n" in capfd.readouterr().out
+    with pytest.raises(PacxError, match="another config: data.path was.*; seed was 0"):
+        check("moved", seed=3)
+    (tmp_path / "moved" / "0.png").unlink()
+    with pytest.raises(PacxError, match="another config: data.path was .*, is 'moved'"):
+        check("moved")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_rate_that_is_no_number_is_one_line(tmp_path, value):
     with pytest.raises(PacxError, match="config.optim.peak_lr is .*: give a finite"):
