@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from launch import demo
 from pacx_jax import cli, main, step
 from pacx_jax.distributed import preemption
 from pacx_jax.encoders import model_folder
@@ -186,6 +187,30 @@ def test_ctrl_c_before_the_first_step_is_done_says_that_nothing_is_saved(
         main.run(config(), str(tmp_path))
     said = "nothing was saved yet: the same command begins at step 0"
     assert main.goes_on(str(tmp_path)) == said
+
+
+def test_ctrl_c_in_the_demo_waits_for_the_stage_to_save(tmp_path, monkeypatch):
+    code = """
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: exit(3))
+try:
+    pathlib.Path("started").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    exit(75)"""
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    run = demo.Demo(tmp_path, [demo.Stage("mae", ["-c", code], ())])
+
+    def stop():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        runs.ctrl_c()
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.preempted() == ["mae"]
 
 
 def interrupted_while_compiling() -> None:
@@ -370,8 +395,9 @@ def test_a_run_says_what_it_trains_on(tmp_path, capfd):
         "devices: 1 cpu, mesh data 1 x fsdp 1 x tensor 1, float32\n",
         "schedule: 9 steps of 16, 12 epochs; learning rate up to 0.001 after 2 steps\n",
         f"writes: {workdir} from step 3 on; saves every 3 steps, keeps 2; evaluates ",
-        "warning: config.global_batch_size 16 is above the 12 training examples: they "
-        "repeat within a batch\n",
+        "warning: config.global_batch_size 16 is above the 12 training examples: each "
+        "batch reads and holds each 1.33 times, and takes as much longer; give at most "
+        "12\n",
     ):
         assert text in said, said
     assert said.isascii()
