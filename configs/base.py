@@ -64,7 +64,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.stage = ""  # folder for the copy of a path in a bucket; "": PACX_SCRATCH
     c.data.train_split = "train"
     c.data.val_split = "val"
-    c.data.csv = ""  # for "folder"; "": labels.csv in path, if present
+    c.data.csv = ""  # for "folder"; "": labels.csv or .tsv in path
     c.data.label_columns = ()
     c.data.label_separator = "|"  # between the values of one cell, for "folder"
     c.data.patient_column = ""

@@ -221,6 +221,9 @@ class Demo:
                 self._measure()
                 for name in list(self.running):
                     self._finish(name)
+        except KeyboardInterrupt:
+            self._interrupt()
+            raise
         finally:
             for _, process, *_ in self.running.values():
                 process.terminate()
@@ -228,6 +231,31 @@ class Demo:
                 process.wait()
             self._save()
             self.bar.close()
+
+    def _interrupt(self) -> None:
+        """Lets the stages that train save and end; a second Ctrl-C ends all at once."""
+        print(
+            f"\nstopping {' and '.join(self.running)}, which may save first; Ctrl-C "
+            "again ends at once",
+            flush=True,
+        )
+        processes = [process for _, process, *_ in self.running.values()]
+        try:
+            for process in processes:
+                process.send_signal(signal.SIGINT)
+            for process in processes:
+                process.wait()
+        except KeyboardInterrupt:
+            for process in processes:
+                process.kill()
+
+    def preempted(self) -> list[str]:
+        """The stages that were stopped and have saved where they stood."""
+        return [
+            name
+            for name, (_, process, *_) in self.running.items()
+            if process.returncode == STOPPED
+        ]
 
     def _start(self, stage: Stage) -> None:
         halves = [self.free.pop(0) for _ in range(stage.cores)]
@@ -243,6 +271,7 @@ class Demo:
             process = subprocess.Popen(
                 [sys.executable, *stage.argv], stdout=log, stderr=log,
                 cwd=ROOT, env=environment, preexec_fn=die_with_parent,
+                start_new_session=True,  # a terminal's Ctrl-C is the demo's to pass on
             )  # fmt: skip
         finally:
             pin(mine)
@@ -321,6 +350,7 @@ def pin(cores: set[int]) -> None:
         os.sched_setaffinity(0, cores)
 
 
+STOPPED = 75  # of pacx_jax.main, when it was asked to stop and saved
 TRAINED = ("mae", "labs", "ecg", "distill", "mae_continued", "shuffled")
 
 
@@ -381,7 +411,8 @@ def main() -> int:
     try:
         demo.run()
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from here")
+        saved = "".join(f"; {name} saved its state" for name in demo.preempted())
+        print(f"stopped{saved}; the same command goes on from here", flush=True)
         return 130
     except OSError as e:  # such as a full disk
         print(f"error: {target}: {e.strerror}: the same command goes on from here",

@@ -286,7 +286,12 @@ def local_rows(global_batch_size: int, mesh: Mesh) -> np.ndarray:
 
 
 def padded_size(n: int, mesh: Mesh) -> int:
-    """The smallest number of rows >= n that the mesh's devices share evenly."""
+    """The smallest number of rows >= n that the mesh's devices share evenly.
+
+    PacxError for an n that is no size of a batch: of 0, nothing would be computed.
+    """
+    if not isinstance(n, int | np.integer) or n < 1:
+        raise PacxError(f"batch_size {n!r}: give a whole number from 1 on")
     devices = batch_shards(mesh)
     return -(-n // devices) * devices
 

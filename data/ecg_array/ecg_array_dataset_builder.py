@@ -1,7 +1,7 @@
 """ECGs in one array with a CSV of labels, for training the ECG encoder.
 
-Layout: `ecg.npy` int16 (n, t, 12) in microvolts at 500 Hz, and `labels.csv` with one
-row a record, in the order of the array. Stored as int16 and read as mV, without loss.
+Layout: `ecg.npy` int16 (n, t, 12) in microvolts at 500 Hz, and `labels.csv` or .tsv
+with one row a record, in the order of the array. Stored as int16 and read as mV.
 Splits come from the CSV's split column, else by patient, else by record. With
 `labs_percentiles.npy` and `labs_missingness.npy` (n, 50) the laboratory values of the
 same rows are stored too.
@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
+import os
 import pathlib
 from typing import Any
 
@@ -43,7 +44,9 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
             "(records, samples, 12) in microvolts"
         )
     spec = folders.FolderSpec.from_config(options)
-    table = tables.read_table(source / (spec.csv or "labels.csv"))
+    known = tables.LABEL_FILES[:2]
+    csv = spec.csv or tables.label_file(source, os.listdir(source), known) or known[0]
+    table = tables.read_table(source / csv)
     if len(table.rows) != len(array):
         raise PacxError(
             f"{table.path}: {len(table.rows)} rows for {len(array)} records in {path}"

@@ -77,8 +77,10 @@ def read_release(
     stay_id.
     """
     stays = tables.read_table(root / STAYS)
-    ids = [float(i) for i in tables.patients(stays, "stay_id", "as MedMod has it")]
-    order = np.argsort(ids, kind="stable")
+    ids = tables.patients(stays, "stay_id", "as MedMod has it")
+    if odd := [i for i in ids if not i.isdecimal()]:
+        raise PacxError(f"{stays.path}: stay_id {odd[0]!r} is no number; correct it")
+    order = np.argsort([int(i) for i in ids], kind="stable")
     stays = dataclasses.replace(stays, rows=[stays.rows[i] for i in order])
     labels = tables.read_table(root / LABELS)
     for name in (*names, stratum):
@@ -96,13 +98,14 @@ def read_release(
     ]
     found = _stays(stays, labels, names, stratum)
     for stay, *cells in zip(found, *times[0], *times[1], strict=True):
-        seconds = [events.seconds(cell.strip()) for cell in cells]
+        named = zip(cells, (*_STARTS, *_ENDS), strict=True)
+        seconds = [events.seconds(cell, stay.origin, name) for cell, name in named]
         starts = [t for t in seconds[:2] if t is not None]
         ends = [t for t in seconds[2:] if t is not None]
         if not starts or not ends:
             raise PacxError(
                 f"{stay.origin}: neither {' nor '.join(_STARTS if ends else _ENDS)} is "
-                "a time such as 2180-05-07 00:10:00"
+                "there; fill one in or remove the row"
             )
         window = (min(starts), max(ends))
         split = official.get(stay.patient, "train") if official else ""
@@ -196,8 +199,11 @@ def _films(path: pathlib.Path, people: set[str]) -> dict[str, list[tuple[float, 
         # 213014.531 is half past nine in the evening; zeros in front are lacking.
         whole, _, fraction = time.partition(".")
         try:
-            day = datetime.datetime.strptime(date + whole.zfill(6), "%Y%m%d%H%M%S")
-            taken = events.seconds(day.isoformat()) + float(f"0.{fraction or 0}")
+            whole = patients.canonical(date) + f"{int(whole):06}"
+            day = datetime.datetime.strptime(whole, "%Y%m%d%H%M%S")
+            taken = events.seconds(day.isoformat(), "", "") + float(
+                f"0.{fraction or 0}"
+            )
         except ValueError:
             raise PacxError(
                 f"{path}: image {dicom} has the StudyDate {date!r} and StudyTime "

@@ -7,12 +7,14 @@ import contextlib
 import csv
 import dataclasses
 import datetime
+import functools
 import gzip
 import hashlib
 import io
 import math
 import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 
@@ -21,10 +23,12 @@ import tqdm
 
 from data.mimic_labs import items
 from pacx_jax.errors import PacxError
+from pacx_jax.input import patients
 
 DAY = 24 * 3600  # seconds
 _ENDS = 65536
 _LONGEST_LINE = 2**20  # characters
+_NO_TIME = patients.MISSING | {"nat"}
 _EPOCH = datetime.datetime(1970, 1, 1)
 
 
@@ -117,6 +121,11 @@ def rows(
             )
             reader = csv.reader(_lines(text))
             header = [cell.strip() for cell in next(reader, [])]
+            twice = [n for n in columns + optional if header.count(n) > 1]
+            if twice:
+                raise PacxError(
+                    f"{path}: two columns are called {twice[0]!r}; rename one"
+                )
             absent = [name for name in columns if name not in header]
             if absent:
                 raise PacxError(
@@ -163,12 +172,37 @@ def _lines(text: io.TextIOBase) -> Iterator[str]:
         yield line
 
 
-def seconds(text: str) -> int | None:
-    """A time of MIMIC ("2180-05-07 00:10:00", or with a T) in seconds, or None."""
-    try:
-        return int((datetime.datetime.fromisoformat(text) - _EPOCH).total_seconds())
-    except (ValueError, TypeError):
+def seconds(text: str, origin: str, field: str) -> int | None:
+    """A time ("2180-05-07 00:10:00", or with a T) in seconds; None where it is blank.
+
+    PacxError for another form, such as a day alone: its hour is not known.
+    """
+    text = text.strip()
+    if text.lower() in _NO_TIME:
         return None
+    try:
+        if len(text) < len("2180-05-07T00"):
+            raise ValueError
+        return int((datetime.datetime.fromisoformat(text) - _EPOCH).total_seconds())
+    except (ValueError, TypeError):  # TypeError: with a time zone
+        raise PacxError(
+            f"{origin} has the {field} {text!r}; it must be such as 2180-05-07 00:10:00"
+        ) from None
+
+
+def number(text: str, origin: str, field: str) -> float:
+    """A cell's number; NaN for a blank and for words. PacxError for one with commas."""
+    try:
+        return (
+            math.nan if "_" in text else float(text)
+        )  # 1_0, which Python takes for 10
+    except ValueError:
+        if re.fullmatch(r"\s*[-+]?[0-9.]*,[0-9.,]+\s*", text):
+            raise PacxError(
+                f"{origin} has the {field} {text!r}; write numbers with a point and "
+                "without commas"
+            ) from None
+        return math.nan
 
 
 def read_stays(
@@ -179,33 +213,33 @@ def read_stays(
 ) -> Stays:
     """All stays; PacxError for one without patient, id or time, or named twice.
 
+    Ids have the form of `patients.canonical`.
+
     Args:
       what: names a stay in messages.
       key, start: the columns of its id and of its time.
     """
-    stays: dict[str, tuple[str, int]] = {}
     columns = ("subject_id", key, start)
-    for number, (row, places) in enumerate(rows(path, columns), start=2):
-        patient, stay_id, time = (row[i].strip() for i in places)
-        for name, value in (("patient (subject_id)", patient), (key, stay_id)):
-            if not value or value.lower() in ("nan", "na", "none", "null", "?"):
-                raise PacxError(
-                    f"{path}: row {number} is an {what} without {name} ({value!r}); "
-                    "fill it in or remove the row"
-                )
-        stay = (patient, seconds(time))
-        if stay[1] is None:
+    cells = [[row[i] for i in places] for row, places in rows(path, columns)]
+    if not cells:
+        raise PacxError(f"{path}: the CSV has no rows under a header")
+    people, keys, times = zip(*cells, strict=True)
+    people = patients.canonical_column(people, f"{path}, column 'subject_id'")
+    keys = patients.canonical_column(keys, f"{path}, column {key!r}")
+    stays: dict[str, tuple[str, int]] = {}
+    found = zip(keys, people, times, strict=True)
+    for row, (stay_id, patient, text) in enumerate(found, start=2):
+        time = seconds(text, f"{path}: row {row}", start)
+        if time is None:
             raise PacxError(
-                f"{path}: row {number} ({what} {stay_id}) has the {start} {time!r}; it "
-                "must be such as 2180-05-07 00:10:00"
+                f"{path}: row {row} is an {what} without {start}; fill it in or remove "
+                "the row"
             )
-        if stays.setdefault(stay_id, stay) != stay:
+        if stays.setdefault(stay_id, (patient, time)) != (patient, time):
             raise PacxError(
                 f"{path}: {what} {stay_id} is in it twice, with other patients or "
-                f"times (row {number}); keep one"
+                f"times (row {row}); keep one"
             )
-    if not stays:
-        raise PacxError(f"{path}: the CSV has no rows under a header")
     ids = sorted(stays)  # so that the file's order is no matter
     return Stays(ids, [stays[i][0] for i in ids], [stays[i][1] for i in ids])
 
@@ -215,7 +249,7 @@ def read_labels(path: pathlib.Path) -> dict[str, tuple[str, str]]:
     found = {}
     for row, places in rows(path, ("itemid", "label", "fluid")):
         item, label, fluid = (row[i].strip() for i in places)
-        found[item] = (label, fluid)
+        found[patients.canonical(item)] = (label, fluid)
     return found
 
 
@@ -249,35 +283,34 @@ def earliest(
     offsets = np.full(shape, DAY + 1, np.int32)  # of the value, from admission
     dropped, units = collections.Counter(), collections.Counter()
     right: dict[tuple[int, str], bool] = {}
+    # A patient's events follow each other.
+    canonical = functools.lru_cache(4096)(patients.canonical)
     columns = ("subject_id", "itemid", "charttime", "valuenum", "valueuom")
     read, last, time = 0, "", None
     for row, (patient_at, item_at, time_at, value_at, unit_at) in rows(
         path, columns, progress=True
     ):
         read += 1
-        item = index.get(row[item_at])
+        item = index.get(canonical(row[item_at]))
         if item is None:
             dropped["item not in d_labitems"] += 1
             continue
         if item < 0:
             continue
-        mine = stays.get(row[patient_at])
+        mine = stays.get(canonical(row[patient_at]))
         if mine is None:
             dropped["patient without admission"] += 1
             continue
         if row[time_at] != last:  # events of one specimen follow each other
             last = row[time_at]
-            time = seconds(last)
+            time = seconds(last, f"{path}: row {read + 1}", "charttime")
         if time is None:
             dropped["no charttime"] += 1
             continue
         near = [(time - t, i) for t, i in mine if -DAY <= time - t <= DAY]
         if not near:
             continue
-        try:
-            value = float(row[value_at])
-        except ValueError:
-            value = math.nan
+        value = number(row[value_at], f"{path}: row {read + 1}", "valuenum")
         if not math.isfinite(value):
             dropped["no number in valuenum"] += 1
             continue

@@ -60,11 +60,6 @@ class Signs:
         return found
 
 
-def number(text: str) -> str:
-    """An id of MIMIC as text: 10000032.0 is 10000032."""
-    return patients.key("mimic", text).removeprefix("mimic/")
-
-
 def paths(source: pathlib.Path) -> dict[str, pathlib.Path]:
     """The tables, plain or gzipped, in the source or in ed/; PacxError without one."""
     return {name: events.table(source, name, "ed", "MIMIC-IV-ED") for name in TABLES}
@@ -90,8 +85,8 @@ def read(found: Mapping[str, pathlib.Path]) -> Signs:
     rows = {stay: i for i, stay in enumerate(stays.ids)}
     hadm_ids = [""] * len(rows)
     for row, places in events.rows(found["edstays"], ("stay_id", "hadm_id")):
-        stay, admission = (row[i].strip() for i in places)
-        hadm_ids[rows[stay]] = number(admission) if admission else ""
+        stay, admission = (patients.canonical(row[i]) for i in places)
+        hadm_ids[rows[stay]] = admission
     values = np.full((len(rows), len(SIGNS)), np.nan)
     taken = np.full(values.shape, np.inf)  # when, in seconds
     dropped: collections.Counter = collections.Counter()
@@ -120,28 +115,28 @@ def _measured(
     before = ("stay_id", "charttime") if timed else ("stay_id",)
     required = tuple(c for c, _, _ in COLUMNS.values() if c not in _OPTIONAL)
     table = events.rows(path, before + required, progress=True, optional=_OPTIONAL)
-    for row, places in table:
-        stay = stays.get(row[places[0]].strip())
-        time = events.seconds(row[places[1]].strip()) if timed else -math.inf
+    for number, (row, places) in enumerate(table, start=2):
+        origin = f"{path}: row {number}"
+        stay, time = stays.get(patients.canonical(row[places[0]])), -math.inf
+        if timed:
+            time = events.seconds(row[places[1]], origin, "charttime")
         if stay is None or time is None:
             dropped["stay not in edstays" if stay is None else "no charttime"] += 1
             continue
         cells = [row[i].strip() if i >= 0 else "" for i in places[len(before) :]]
-        yield stay, time, list(_plausible(cells, dropped))
+        yield stay, time, list(_plausible(cells, origin, dropped))
 
 
 def _plausible(
-    cells: Sequence[str], dropped: collections.Counter
+    cells: Sequence[str], origin: str, dropped: collections.Counter
 ) -> Iterator[tuple[int, float]]:
     """(sign, value) of the cells, one a sign, that have a plausible one."""
-    limits = ((sign, low, high) for sign, (_, low, high) in COLUMNS.items())
-    for j, (cell, (sign, low, high)) in enumerate(zip(cells, limits, strict=True)):
+    limits = COLUMNS.items()
+    for j, (cell, (sign, known)) in enumerate(zip(cells, limits, strict=True)):
         if not cell:
             continue
-        try:
-            value = float(cell)
-        except ValueError:
-            value = math.nan
+        column, low, high = known
+        value = events.number(cell, origin, column)
         if math.isnan(value):
             dropped[f"{sign}: no number"] += 1
         elif not low < value <= high:

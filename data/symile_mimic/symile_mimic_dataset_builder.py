@@ -263,5 +263,5 @@ def _rows(
         values = findings.read(table, names)[1]
     keep = range(len(patients))
     if "label" in table.columns:
-        keep = [i for i, c in enumerate(table.column("label", "")) if float(c) == 1]
+        keep = np.flatnonzero(findings.read(table, ("label",))[1][:, 0] == 1).tolist()
     return [(split, i, patients[i], arrays[i], values[i]) for i in keep]

@@ -162,7 +162,7 @@ def _samples_digest(path: pathlib.Path, files: list[str]) -> str:
     """
     digest, found = hashlib.sha256(), False
     for name in files:
-        if name.startswith("."):
+        if name.startswith(".") or names.waits(path.parent / name):
             continue
         try:
             with (path.parent / name).open("rb") as file:
@@ -180,12 +180,12 @@ def _samples_digest(path: pathlib.Path, files: list[str]) -> str:
 
 
 def _table(source: pathlib.Path, spec: folders.FolderSpec) -> tables.Table | None:
-    """The CSV of --csv, else labels.csv of the source, else none."""
+    """The CSV of --csv, else labels.csv or .tsv of the source, else none."""
     if spec.csv == "-":
         return None
     if not spec.csv:
-        path = source / "labels.csv"
-        return tables.read_table(path) if path.is_file() else None
+        name = tables.label_file(source, os.listdir(source), tables.LABEL_FILES[:2])
+        return tables.read_table(source / name) if name else None
     inside = source / spec.csv
     return tables.read_table(inside if inside.is_file() else spec.csv)
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import ecg
+
+_WANTED = f"give windows of ecg.windows, each ({ecg.WINDOW}, {len(ecg.LEADS)}) numbers"
 
 
 class EcgEncoder:
@@ -46,15 +48,32 @@ class EcgEncoder:
         self._forward = forward.arrays(folder.module(dtype), self.mesh)
 
     def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
-        """Embeds windows (5000, 12), an array of them or any iterable."""
+        """Embeds windows (5000, 12), an array of them or any iterable.
+
+        Raises:
+          PacxError: anything else, such as a record of another length.
+        """
+        if not isinstance(windows, Iterable):
+            raise PacxError(f"{type(windows).__name__}: {_WANTED}")
         return forward.in_batches(
             self._forward,
             self._params,
-            (ecg.decimate(window, self._decimate) for window in windows),
+            (ecg.decimate(_checked(window), self._decimate) for window in windows),
             (self.width,),
             self.batch_size,
             self.mesh,
         )
+
+
+def _checked(window) -> np.ndarray:
+    """The window as float32; PacxError if it is none."""
+    try:
+        window = np.asarray(window, np.float32)
+    except (TypeError, ValueError) as error:
+        raise PacxError(f"no ECG ({one_line(error)}): {_WANTED}") from None
+    if window.shape != (ecg.WINDOW, len(ecg.LEADS)):
+        raise PacxError(f"ECG of shape {window.shape}: {_WANTED}")
+    return window
 
 
 def load_ecg_encoder(

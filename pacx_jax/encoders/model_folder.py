@@ -55,9 +55,11 @@ class ModelFolder:
     def module(self, dtype: str = "float32"):
         """The linen module that takes these parameters; PacxError for no dtype."""
         try:
-            parsed = jnp.dtype(dtype)
+            parsed = jnp.dtype(str if dtype is None else dtype)  # None would be float64
         except TypeError:
-            raise PacxError(f"dtype {dtype!r}: give float32 or bfloat16") from None
+            parsed = jnp.dtype(str)
+        if parsed.name not in ("float32", "bfloat16", "float16"):
+            raise PacxError(f"dtype {dtype!r}: give float32 or bfloat16")
         return kinds.of(self.kind).module(self.architecture, parsed)
 
     @property
@@ -190,6 +192,8 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
     A remote one's local copy, without the states that a workdir has.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise PacxError(f"{path!r} is no path; give a model folder or a workdir")
     if urls.is_remote(path):
         path = staging.local(path, wanted=_is_of_model)
     path = pathlib.Path(path)

@@ -23,7 +23,7 @@ import numpy as np
 from pacx_jax import files
 from pacx_jax.errors import PacxError, install, one_line
 from pacx_jax.input import ecg, ecg_arrays
-from pacx_jax.input.names import hidden
+from pacx_jax.input.names import hidden, waits
 
 MV = {"mv": 1.0, "uv": 1e-3, "v": 1e3}
 # Bytes a sample, of the WFDB formats whose length can be told from the header.
@@ -58,7 +58,7 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     header of their name (`read` refuses these .mat files). Hidden files do not count.
 
     Raises:
-      PacxError: nothing is there.
+      PacxError: nothing is there, or a pipe or device among the records.
     """
     if not os.fspath(path):  # which would be the working directory
         raise PacxError("the path of the ECGs is empty: name records or a folder")
@@ -83,6 +83,8 @@ def find(path: str | os.PathLike) -> list[pathlib.Path]:
     ]
     if not found:
         raise PacxError(f"{path} holds no .hea or .npy files: name ECG records")
+    if odd := [p for p in found if waits(p)]:
+        raise PacxError(f"{odd[0]}: a pipe, socket or device, no file; remove it")
     return found
 
 

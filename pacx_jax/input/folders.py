@@ -16,7 +16,7 @@ from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import findings, names, tables
 from pacx_jax.input import patients as ids
 
-DEFAULT_CSVS = ("labels.csv", "metadata.csv")
+_TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl")
 _SAMPLE_BYTES = 4096
 
 
@@ -26,8 +26,8 @@ class FolderSpec:
 
     Attributes:
       path: root of the tree.
-      csv: the CSV, absolute or relative to `path`; "" = `labels.csv` or
-        `metadata.csv` if it is there; "-" = none. With a CSV the examples are its
+      csv: the CSV, absolute or relative to `path`; "" = the first of
+        tables.LABEL_FILES that is there; "-" = none. With a CSV the examples are its
         rows, and files without a row are left out.
       label_columns, some_labels: see `findings.read`.
       label_separator: between the values of one cell.
@@ -154,7 +154,16 @@ def _without_csv(root: pathlib.Path, spec: FolderSpec, found: names.Found) -> Li
         (),
         np.zeros((len(files), 0), np.float32),
         _fingerprint(files, digests, b""),
-        tuple(filter(None, [_told_splits(files), _copies(digests), found.told()])),
+        tuple(
+            one_line(note, 3000)
+            for note in (
+                _told_tables(spec, found),
+                _told_splits(files),
+                _copies(digests),
+                found.told(),
+            )
+            if note
+        ),
     )
 
 
@@ -162,15 +171,16 @@ def _csv_path(root: pathlib.Path, csv: str, others: list[str]) -> pathlib.Path |
     if csv == "-":
         return None
     if not csv:
-        here = sorted(f for f in others if f.lower() in DEFAULT_CSVS)
-        inside = [f for f in others if f.lower().rsplit("/", 1)[-1] in DEFAULT_CSVS]
+        here = tables.label_file(root, others)
+        known = tables.LABEL_FILES
+        inside = [f for f in others if f.lower().rsplit("/", 1)[-1] in known]
         if not here and inside:
             raise PacxError(
-                f"{root}: no {' or '.join(DEFAULT_CSVS)} in it but in its sub-folders "
+                f"{root}: no {' or '.join(known)} in it but in its sub-folders "
                 f"({', '.join(sorted(inside)[:3])}); give one of these folders as "
                 "data.path or one file as data.csv, or data.csv='-' to use none"
             )
-        return root / here[0] if here else None
+        return root / here if here else None
     for candidate in (root / csv, pathlib.Path(csv)):
         if candidate.is_file():
             return candidate
@@ -316,6 +326,20 @@ def _digests(root: pathlib.Path, paths: list[str]) -> list[str]:
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         return list(pool.map(digest, paths))
+
+
+def _told_tables(spec: FolderSpec, found: names.Found) -> str:
+    """A line on tables that may have been meant as the labels; "" without any."""
+    like = [p for p in found.passed if p.lower().endswith(_TABLES)]
+    like = [] if spec.csv else [p for p in like if not p.startswith(".")]
+    if not like:
+        return ""
+    more = f" and {len(like) - 5} more" if len(like) > 5 else ""
+    return (
+        f"NO LABELS are read: {', '.join(like[:5])}{more} is none of "
+        f"{', '.join(tables.LABEL_FILES)}; name a CSV by data.csv, a workbook saved as "
+        "CSV first"
+    )
 
 
 def _told_splits(paths: list[str]) -> str:

@@ -66,6 +66,11 @@ def decode(
         return data if data.ndim == 2 else to_rgb(data)
     in_memory = isinstance(data, Image.Image)
     if not in_memory and not isinstance(data, bytes | bytearray | memoryview):
+        if not isinstance(data, str | os.PathLike):  # a number would be an open file's
+            raise PacxError(
+                f"{type(data).__name__}: no image; give a file's path or bytes, a PIL "
+                "image or uint8 pixels (h, w) or (h, w, 3)"
+            )
         name, data = name or str(data), files.read_bytes(data)
     name = name or (f"PIL image of mode {data.mode}" if in_memory else "image")
     if not in_memory and not data:

@@ -47,12 +47,22 @@ def paths(path: str) -> tuple[str, ...]:
             f"data.path {path}: give a path, or several as "
             '\'("prepared/a", "prepared/b", "folder:/data/own")\''
         )
-    real = [os.path.realpath(_kind(p)[1]) for p in found]  # a/, folder:a and a link too
+    real = [form[1] for form in map(_real, found)]  # a/, folder:a and a link too
     twice = [p for i, p in enumerate(found) if real[i] in real[:i]]
     if twice or not found:
         problem = f"{twice[0]} stands there twice" if twice else "it names no path"
         raise PacxError(f"data.path {path}: {problem}; name each set once")
     return found
+
+
+def real(path: str) -> tuple[tuple[str, str], ...]:
+    """The kind and folder of each set, the same for all spellings of `data.path`."""
+    return tuple(map(_real, paths(path)))
+
+
+def _real(path: str) -> tuple[str, str]:
+    kind, folder = _kind(path)
+    return kind, os.path.realpath(folder)
 
 
 def _kind(path: str) -> tuple[str, str]:

@@ -79,13 +79,18 @@ def hidden(name: str) -> bool:
     return name.startswith(".") or name == "__MACOSX"
 
 
+def waits(path: str | os.PathLike) -> bool:
+    """Whether it is a pipe, socket or device, whose reader may wait for ever."""
+    return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
+
+
 def _is_image(path: str) -> bool:
     name = os.path.basename(path)
-    if hidden(name) or name.upper() == "DICOMDIR":  # an index, no image
+    if hidden(name) or name.upper() == "DICOMDIR" or waits(path):  # DICOM's index
         return False
     if name.lower().endswith(EXTENSIONS):
         return True
-    if _SUFFIX.search(name) or not os.path.isfile(path):  # a pipe would wait
+    if _SUFFIX.search(name):
         return False
     try:
         with open(path, "rb") as file:
@@ -99,6 +104,8 @@ def _kind(path: str) -> str:
     name = path.rsplit("/", 1)[-1]
     if hidden(name):
         return "hidden"
+    if name.lower().endswith(EXTENSIONS):  # a file of that name would be an image
+        return "pipe, socket or device"
     suffix = _SUFFIX.search(name)
     return suffix[0].lower() if suffix else "without extension"
 

@@ -15,7 +15,7 @@ import itertools
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pacx_jax.errors import PacxError
 from pacx_jax.input import names
@@ -45,6 +45,7 @@ SPLIT_NAMES = {
     "validate": "val",
     "test": "test",
 }
+LABEL_FILES = ("labels.csv", "labels.tsv", "metadata.csv", "metadata.tsv")
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
@@ -65,6 +66,23 @@ class Table:
             )
         index = self.columns.index(name)
         return [row[index] for row in self.rows]
+
+
+def label_file(
+    folder: str | os.PathLike, names: Iterable[str], known: Sequence[str] = LABEL_FILES
+) -> str:
+    """Which of a folder's files has its labels, by its name; "" for none.
+
+    PacxError where it may be two: labels.csv and labels.tsv.
+    """
+    here = sorted((n for n in names if n.lower() in known), key=str.lower)
+    same = [n for n in here if n.lower()[:-4] == here[0].lower()[:-4]]
+    if len(same) > 1:
+        raise PacxError(
+            f"{folder}: the labels may be in {same[0]} or {same[1]}; give one as "
+            "data.csv (--csv), or remove it"
+        )
+    return same[0] if same else ""
 
 
 def read_table(path: str | os.PathLike) -> Table:
@@ -104,6 +122,8 @@ def read_table(path: str | os.PathLike) -> Table:
 
 
 def _decoded(path: pathlib.Path) -> str:
+    if names.waits(path):
+        raise PacxError(f"{path}: a pipe, socket or device, no CSV; check data.csv")
     try:
         data = path.read_bytes()
     except FileNotFoundError:

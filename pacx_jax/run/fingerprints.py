@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import pathlib
 import sys
 
@@ -18,6 +19,7 @@ import numpy as np
 from pacx_jax import files, optim, sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
+from pacx_jax.input import mixture
 from pacx_jax.run import older
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
@@ -55,6 +57,8 @@ HARMLESS = frozenset(
         "watchdog_seconds",
     )
 )
+# Fields that name the data: others of the same fingerprints are a copy of these.
+_PLACES = {"data.path", "data.csv"}
 FORCE = "--force goes on all the same, and the run is no longer what its records say"
 
 
@@ -82,12 +86,13 @@ def check_config(config, workdir: str, *, force: bool = False) -> None:
     """A workdir belongs to one config: refuses another, and lists what differs.
 
     A finished run goes on with more `total_steps`, by force where that changes the
-    learning rate of the steps that it has.
+    learning rate of the steps that it has. Data may have been moved.
     """
     path = pathlib.Path(workdir) / CONFIG
     old = flat(older.upgrade(files.read_own_json(path, "restore it from a copy")))
     new = flat(json.loads(json.dumps(config.to_dict())))
-    harmless, remedy = HARMLESS, FORCE
+    same = {k for k in new if _place(k, old.get(k)) == _place(k, new[k])}
+    harmless, remedy = HARMLESS | same, FORCE
     done, steps = steps_done(workdir), (old.get("total_steps"), config.total_steps)
     if done > steps[1]:
         raise PacxError(too_few(workdir, done, steps[1]))
@@ -96,14 +101,43 @@ def check_config(config, workdir: str, *, force: bool = False) -> None:
     elif steps[0] != steps[1] and isinstance(steps[0], int):
         was, now = (_rates(config, total, min(steps)) for total in steps)
         if (was[:-1] == now[:-1]).all():
-            harmless = HARMLESS | {"total_steps"}
+            harmless |= {"total_steps"}
         else:
             remedy = (
                 f"the learning rate follows total_steps: after step {min(steps)} it "
                 f"would be {now[-1]:.3g}, not {was[-1]:.3g}; another --workdir with "
                 f"--config.model_init={workdir} has a schedule of its own; {FORCE}"
             )
+    moved = differences(old, new, harmless | (set(old) | set(new)) - _PLACES)
+    if moved and not differences(old, new, harmless | _PLACES):
+        if _same_data(config, workdir):
+            harmless |= _PLACES
+            if processes.is_first():
+                told = f"{workdir}: {'; '.join(moved)}"
+                print(f"{told}: the same data by their fingerprints", flush=True)
     refuse(old, new, harmless, workdir, "config", force, remedy)
+
+
+def _place(name: str, value):
+    """A field's value; of a path the form that all its spellings have."""
+    if not isinstance(value, str) or not value:
+        return value
+    if name == "data.path":
+        return mixture.real(value)
+    is_path = name in ("data.csv", "model_init") or name.endswith(".init")
+    return os.path.realpath(value) if is_path else value
+
+
+def _same_data(config, workdir: str) -> bool:
+    """Whether the data are by their fingerprints those that the run began with."""
+    from pacx_jax.run import batches  # which imports this module
+
+    path = pathlib.Path(workdir) / DATA
+    if not path.is_file():
+        return False
+    old = files.read_own_json(path, "restore it from a copy")
+    found = batches.open_sources(config).items()
+    return all(old.get(f"{k}.fingerprint") == s.fingerprint for k, s in found)
 
 
 def _rates(config, total_steps: int, done: int) -> np.ndarray:

@@ -37,10 +37,12 @@ def say_start(run: setup.Run, workdir: str, step: int) -> None:
         f"{config.log_every}",
     }
     lines = [f"  {name}: {text}" for name, text in said.items()]
-    if config.global_batch_size > len(train):
+    b, n = config.global_batch_size, len(train)
+    if b > n:
         lines.append(
-            f"warning: config.global_batch_size {config.global_batch_size} is above "
-            f"the {len(train)} training examples: they repeat within a batch"
+            f"warning: config.global_batch_size {b:,} is above the {n:,} training "
+            f"examples: each batch reads and holds each {b / n:.3g} times, and takes "
+            f"as much longer; give at most {n:,}"
         )
     print("\n".join([f"{config.name}:", *lines]), flush=True)
 

@@ -14,7 +14,9 @@ from pacx_jax import load_encoder
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.convert import files, kinds
 from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.ecg_encoder import load_ecg_encoder
 from pacx_jax.errors import PacxError
+from pacx_jax.input import images
 from tests import tiny
 from tests.convert.test_kinds import folder
 
@@ -235,5 +237,31 @@ def test_what_is_no_image_no_name_and_no_dtype_is_one_line(encoder):
         encoder(np.zeros((3, 40, 30), np.uint8))
     with pytest.raises(PacxError, match="no name of a file"):
         encoder("a\0b.png")
-    with pytest.raises(PacxError, match="dtype 'fp16': give float32 or bfloat16"):
-        model_folder.ModelFolder("vit", tiny.VIT, {}, {}).module("fp16")
+    for dtype in ("fp16", "int32", None):  # None would be float64
+        with pytest.raises(PacxError, match=f"dtype {dtype!r}: give float32 or bf"):
+            model_folder.ModelFolder("vit", tiny.VIT, {}, {}).module(dtype)
+
+
+@pytest.mark.parametrize("path", [None, 3, ["a"], b"vit"])
+def test_what_is_no_path_of_an_encoder_is_one_line(path):
+    for load in (load_encoder, load_ecg_encoder):
+        with pytest.raises(PacxError, match="is no path; give a model folder or a"):
+            load(path)
+
+
+def test_what_is_no_image_no_ecg_and_no_batch_is_one_line(encoder, tmp_path):
+    for given in (None, 0, [1, 2], {"a": 1}):  # 0 would be the open file of that number
+        with pytest.raises(PacxError, match="no image; give a file's path or bytes"):
+            images.decode(given)
+    with pytest.raises(PacxError, match="NoneType: give uint8 arrays, paths or images"):
+        encoder(None)
+    with pytest.raises(PacxError, match=r"image array of dtype int64 and shape \(\)"):
+        encoder([1, 2])
+    model_folder.save(tmp_path / "ecg", tiny.folder("ecg_net1d"), "")
+    ecgs = load_ecg_encoder(tmp_path / "ecg")
+    for given in (None, [1, 2], "a", [None], np.zeros((5000, 12)), [np.zeros((9, 12))]):
+        with pytest.raises(PacxError, match=r"give windows of ecg.windows, each"):
+            ecgs(given)
+    for size in (0, -1, 2.5, "32", None):  # of 0, nothing was embedded
+        with pytest.raises(PacxError, match=f"batch_size {size!r}: give a whole"):
+            load_ecg_encoder(tmp_path / "ecg", batch_size=size)

@@ -185,6 +185,21 @@ def test_the_table_is_found_in_any_case_and_others_are_told(tmp_path):
     assert "passed over as no images: 1 .csv" in listing.notes
 
 
+# huggingface/datasets#4814: which files are tables of labels
+def test_labels_in_other_tables_are_read_or_named(tmp_path):
+    put(tmp_path / "tsv", "a.png")
+    (tmp_path / "tsv/LABELS.tsv").write_text("file\ty\na.png\t1\n")
+    put(tmp_path / "tsv", "Metadata.csv", data=b"file,z\na.png,1\n")
+    assert read(tmp_path / "tsv").label_names == ("y",)
+    listed(tmp_path / "tsv", "a.png")
+    with pytest.raises(PacxError, match="in labels.csv or LABELS.tsv; give one as"):
+        read(tmp_path / "tsv")
+    put(tmp_path / "x", "a.png", "labels.xlsx", "data/train.csv", "._labels.csv")
+    told = read(tmp_path / "x").notes[0]
+    assert told.startswith("NO LABELS are read: data/train.csv, labels.xlsx is none")
+    assert "NO LABELS" not in " ".join(read(tmp_path / "x", csv="-").notes)
+
+
 def test_copies_are_told(tmp_path):
     # huggingface/datasets#6494: everything twice
     put(tmp_path, "a.png", "x/a.png")
@@ -235,10 +250,17 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, capsy
     assert "error: --source is empty: name a folder" in capsys.readouterr().err
 
 
-def test_pipes_are_no_images(tmp_path):
-    put(tmp_path, "a.png")
-    os.mkfifo(tmp_path / "pipe")  # which waits for a writer
-    assert names.find(tmp_path).paths == ["a.png"]
+def test_pipes_are_no_files(tmp_path):
+    put(tmp_path, "a.png", "b.hea")
+    for name in ("pipe", "b.png", "c.dcm", "labels.csv", "d.hea"):
+        os.mkfifo(tmp_path / name)  # which waits for a writer
+    (tmp_path / "e.png").symlink_to("/dev/zero")
+    found = names.find(tmp_path)
+    assert found.paths == ["a.png"] and "3 pipe, socket or device" in found.told()
+    with pytest.raises(PacxError, match="labels.csv: a pipe, socket or device, no CSV"):
+        read(tmp_path)
+    with pytest.raises(PacxError, match="d.hea: a pipe, socket or device, no file"):
+        ecg_records.find(tmp_path)
 
 
 @pytest.mark.parametrize("other", ["{}/", "folder:{}", "{}_link", "{}/../set"])

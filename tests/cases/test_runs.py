@@ -18,6 +18,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from launch import demo
 from pacx_jax import cli, main, step
 from pacx_jax.distributed import preemption
 from pacx_jax.encoders import model_folder
@@ -188,6 +189,30 @@ def test_ctrl_c_before_the_first_step_is_done_says_that_nothing_is_saved(
     assert main.goes_on(str(tmp_path)) == said
 
 
+def test_ctrl_c_in_the_demo_waits_for_the_stage_to_save(tmp_path, monkeypatch):
+    code = """
+import pathlib, signal, time
+signal.signal(signal.SIGTERM, lambda *_: exit(3))
+try:
+    pathlib.Path("started").touch()
+    time.sleep(60)
+except KeyboardInterrupt:
+    time.sleep(1)
+    exit(75)"""
+    monkeypatch.setattr(demo, "ROOT", tmp_path)
+    run = demo.Demo(tmp_path, [demo.Stage("mae", ["-c", code], ())])
+
+    def stop():
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        runs.ctrl_c()
+
+    threading.Thread(target=stop, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run.run()
+    assert run.preempted() == ["mae"]
+
+
 def interrupted_while_compiling() -> None:
     threading.Timer(0.5, runs.ctrl_c).start()
     runs.compile_for_long()
@@ -280,6 +305,39 @@ def test_a_run_writes_into_no_other_folder(tmp_path, file):
         main.run(data, str(tmp_path / "y" / ".." / "x"))
 
 
+# MrNeRF/LichtFeld-Studio#599, azavea/raster-vision#756: the path of then is no more
+def test_data_may_be_spelt_otherwise_or_have_moved(tmp_path, monkeypatch, capfd):
+    for i in range(8):
+        path = tmp_path / f"set/{i}.png"
+        path.parent.mkdir(exist_ok=True)
+        PIL.Image.new("L", (8, 8), 16 * i).save(path)
+    workdir = str(tmp_path / "run")
+
+    def check(path, **fields):
+        c = config(data__source="folder", data__path=str(path), **fields)
+        fingerprints.check_config(c, workdir)
+        return c
+
+    c = config(data__source="folder", data__path=str(tmp_path / "set"))
+    opened = batches.open_sources(c)
+    prints = {f"{split}.fingerprint": s.fingerprint for split, s in opened.items()}
+    fingerprints.record(c, prints, workdir)
+    capfd.readouterr()
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to("set")
+    for other in ("set", "./set", f"{tmp_path}/set/", "run/../set", "link"):
+        check(other)
+    assert capfd.readouterr().out == ""
+    (tmp_path / "set").rename(tmp_path / "moved")
+    check("moved")
+    assert "is 'moved': the same data by their fingerprints\n" in capfd.readouterr().out
+    with pytest.raises(PacxError, match="another config: data.path was.*; seed was 0"):
+        check("moved", seed=3)
+    (tmp_path / "moved" / "0.png").unlink()
+    with pytest.raises(PacxError, match="another config: data.path was .*, is 'moved'"):
+        check("moved")
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_rate_that_is_no_number_is_one_line(tmp_path, value):
     with pytest.raises(PacxError, match="config.optim.peak_lr is .*: give a finite"):
@@ -337,8 +395,9 @@ def test_a_run_says_what_it_trains_on(tmp_path, capfd):
         "devices: 1 cpu, mesh data 1 x fsdp 1 x tensor 1, float32\n",
         "schedule: 9 steps of 16, 12 epochs; learning rate up to 0.001 after 2 steps\n",
         f"writes: {workdir} from step 3 on; saves every 3 steps, keeps 2; evaluates ",
-        "warning: config.global_batch_size 16 is above the 12 training examples: they "
-        "repeat within a batch\n",
+        "warning: config.global_batch_size 16 is above the 12 training examples: each "
+        "batch reads and holds each 1.33 times, and takes as much longer; give at most "
+        "12\n",
     ):
         assert text in said, said
     assert said.isascii()

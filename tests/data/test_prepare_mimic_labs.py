@@ -286,7 +286,7 @@ BAD = {
     ),
     "no patient": (
         lambda r: _rewrite(r, "admissions", lambda x: x.replace(b"\n3,103", b"\n,103")),
-        "row 5 is an admission without patient",
+        r"column 'subject_id', row 5: no known id \(''\); fill it in",
     ),
     "no time": (
         lambda r: _rewrite(r, "admissions", lambda x: x.replace(b"2180", b"soon", 1)),

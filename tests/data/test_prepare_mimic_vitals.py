@@ -152,11 +152,11 @@ BAD = {
     ),
     "no patient": (
         lambda r: _change(r, "edstays", lambda x: x.replace(b"\n3,", b"\n,")),
-        "row 5 is an emergency stay without patient",
+        r"column 'subject_id', row 5: no known id \(''\); fill it in",
     ),
     "no time": (
         lambda r: _change(r, "edstays", lambda x: x.replace(b"2180", b"soon", 1)),
-        r"row 2 \(emergency stay 300\) has the intime 'soon",
+        "row 2 has the intime 'soon",
     ),
     "other release": (
         lambda r: _change(r, "triage", lambda x: x.replace(b",30", b",90")),
