@@ -17,7 +17,8 @@ LISTS = ("labels", "findinglabels", "label")  # columns of separated values
 # A column with one of these words in its name is no label unless it is asked for.
 _BOOKKEEPING = (
     "age sex gender male female visit follow followup index id row fold series "
-    "instance number year offset width height spacing unnamed"
+    "instance number year offset width height spacing unnamed exclude excluded "
+    "include included duplicate quality train test val validation split"
 ).split()
 _LABEL_WORDS = dict.fromkeys(("true", "yes", "y", "t"), 1.0)
 _LABEL_WORDS |= dict.fromkeys(("false", "no", "n", "f"), 0.0)
