@@ -82,6 +82,7 @@ def read(
     more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     notes = [f"labels: {', '.join(told[:_SHOWN]) or 'none'}{more}"]
     other = [c for c in table.columns if c and c not in used | {*exclude}]
+    other += ["one without a name"] if "" in table.columns else []
     notes += [f"columns that are not used: {', '.join(other)}"] if other else []
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")

@@ -158,6 +158,14 @@ def test_units_of_the_bootstrap_are_patients_else_examples():
     )
 
 
+def test_what_is_no_table_of_embeddings_is_one_line(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    np.savez(tmp_path / "b.npz", id=np.array([b"M\xfc"]), embedding=np.ones((1, 3)))
+    for name in ("a.npy", "b.npz"):
+        with pytest.raises(PacxError, match=f"{name}: no table of embeddings"):
+            embeddings.load("teacher", str(tmp_path / name), "patient")
+
+
 def test_ids_of_a_table_of_embeddings_have_the_one_form(tmp_path):
     file = str(tmp_path / "teacher.npz")
     np.savez(file, id=np.array(["00211", " 7.0"]), embedding=np.ones((2, 3)))
