@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -51,6 +52,7 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
+        print_any_letter()
         try:
             return main(*args, **kwargs) or 0
         except KeyboardInterrupt:
@@ -64,6 +66,12 @@ def command(main: Callable[..., int | None]) -> Callable[..., int]:
         return FAILED
 
     return wrapped
+
+
+def print_any_letter() -> None:
+    """Lets stdout escape letters that its encoding lacks, such as those of a path."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def describe(error: BaseException) -> str:

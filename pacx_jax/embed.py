@@ -208,6 +208,8 @@ def main(argv: list[str] | None = None) -> None:
     out = pathlib.Path(args.out)
     if out.suffix != ".npz":
         raise PacxError(f"--out {out}: name a file that ends in .npz")
+    if out.is_dir():
+        raise PacxError(f"--out {out}: a folder; name a file")
     urls.absolute(args.out)  # refuses a URL that is none, before hours of work
     if args.batch_size < 1:
         raise PacxError(f"--batch_size {args.batch_size}: give at least 1")

@@ -96,7 +96,9 @@ def run(
 
 
 def _refuse_other_folder(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
-    """PacxError for a folder whose own files a run would write over."""
+    """PacxError for a file, or a folder whose own files a run would write over."""
+    if path.exists() and not path.is_dir():
+        raise PacxError(f"{path} is a file: take another --workdir")
     for file, what in (
         ("model.safetensors", "an encoder"),
         ("pacx.json", "a prepared data set"),
@@ -246,6 +248,7 @@ def main() -> None:
     """
     threading.excepthook = _thread_failed
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
+    cli.print_any_letter()
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
     _ending_well(lambda: app.run(from_flags, flags_parser=recipe_flags.parse))
 

@@ -48,6 +48,7 @@ class Header:
         unreadable record is tried, and told of.
       diagnoses: values of `#Dx`; None without any.
       patient: as it stands there, such as in `# <subject_id>: 1`; "" without one.
+      others: what else it calls the patient, of another form.
       group: digest of the recording's samples, the same for copies.
       text: digest of the header.
     """
@@ -58,6 +59,7 @@ class Header:
     patient: str
     group: str
     text: str
+    others: tuple[str, ...] = ()
 
 
 def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
@@ -128,15 +130,17 @@ def read_header(source: pathlib.Path, path: str) -> Header:
     fields = [(re.sub(r"[\W_]", "", key).lower(), value) for key, value in comments]
     values = {part.strip() for k, v in fields if k == "dx" for part in v.split(",")}
     values = frozenset(x for x in values if x.lower() not in ids.MISSING)
-    patients = (v for k, v in fields if tables.role(k) == "patient")
+    named = [v for k, v in fields if tables.role(k) == "patient" and ids.canonical(v)]
+    patient = (named or [""])[0]
     files = sorted({words[0].rpartition("/")[2] for words in signals[1:]})
     return Header(
         path,
         _count(source / path, signals),
         values or None,
-        next(filter(ids.canonical, patients), ""),
+        patient,
         _samples_digest(source / path, files),
         hashlib.sha256(data).hexdigest(),
+        tuple(v for v in named if ids.canonical(v) != ids.canonical(patient)),
     )
 
 
@@ -264,6 +268,13 @@ def _patients(headers: list[Header], spec: folders.FolderSpec) -> list[str]:
     without = [h.path for h in headers if not h.patient]
     if len(without) == len(headers) or spec.patient_column == "-":
         return []
+    for header in headers:
+        if header.others:
+            raise PacxError(
+                f"{header.path}: names the patients {header.patient!r} and "
+                f"{header.others[0]!r}; correct it, or give --patient_column=- to "
+                "split by recording"
+            )
     if without:
         raise PacxError(
             f"{without[0]}: names no patient, as {len(without)} of {len(headers)} "

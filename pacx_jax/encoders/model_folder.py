@@ -192,7 +192,7 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
     A remote one's local copy, without the states that a workdir has.
     """
-    if not isinstance(path, str | os.PathLike):
+    if not isinstance(path, str | os.PathLike) or not str(path):
         raise PacxError(f"{path!r} is no path; give a model folder or a workdir")
     if urls.is_remote(path):
         path = staging.local(path, wanted=_is_of_model)

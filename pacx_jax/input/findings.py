@@ -17,7 +17,8 @@ LISTS = ("labels", "findinglabels", "label")  # columns of separated values
 # A column with one of these words in its name is no label unless it is asked for.
 _BOOKKEEPING = (
     "age sex gender male female visit follow followup index id row fold series "
-    "instance number year offset width height spacing unnamed"
+    "instance number year offset width height spacing unnamed exclude excluded "
+    "include included duplicate quality train test val validation split"
 ).split()
 _LABEL_WORDS = dict.fromkeys(("true", "yes", "y", "t"), 1.0)
 _LABEL_WORDS |= dict.fromkeys(("false", "no", "n", "f"), 0.0)
@@ -87,6 +88,7 @@ def read(
     more = f" and {len(told) - _SHOWN} more" if len(told) > _SHOWN else ""
     notes = [f"labels: {', '.join(told[:_SHOWN]) or 'none'}{more}"]
     other = [c for c in table.columns if c and c not in used | {*exclude}]
+    other += ["one without a name"] if "" in table.columns else []
     notes += [f"columns that are not used: {', '.join(other)}"] if other else []
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")

@@ -28,6 +28,9 @@ SIMULATED = "simulated"  # the embedded cohort, which numbers everybody once
 BETWEEN = "+"  # namespaces of a mixture, whose ids say which they are of
 MISSING = {"", "nan", "na", "n/a", "none", "null", "unknown", "?", "<na>"}
 MISSING |= {"#n/a", "#ref!", "#value!", "#name?"}  # spreadsheets'
+# Of ids alone: as a label, a dash may say that nothing was found.
+_NO_ID = MISSING | {"-", "--", "\u2013", "\u2014", ".", "anonymous"}
+_NO_ID |= {"anonymized", "anonymised"}
 NOBODY = (
     "NO PATIENTS are known: splits and intervals are by {what}, and one patient's may "
     "be in several splits"
@@ -52,9 +55,9 @@ def canonical(value: Any) -> str:
 def _written(value: Any) -> str:
     """The id with its leading zeros."""
     text = _AROUND.sub("", unicodedata.normalize("NFC", str(value)))
-    if text.lower() in MISSING:
+    if text.lower() in _NO_ID:
         return ""
-    number = re.fullmatch(r"([0-9]+)(\.0*|,0{0,2})", text)  # 211,000 is no 211
+    number = re.fullmatch(r"(-?[0-9]+)(\.0*|,0{0,2})", text)  # 211,000 is no 211
     return number[1] if number else text
 
 
@@ -66,8 +69,8 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
 
     Raises:
       PacxError: a blank id, one that a spreadsheet shortened (1.23E+11) or grouped
-        (1,234), or two that differ in leading zeros or capitals alone: whether these
-        are one patient is not known.
+        (1,234), or two that look alike, or differ in leading zeros or capitals alone:
+        whether these are one patient is not known.
     """
     ids, seen = [], {}
     for row, cell in enumerate(cells, start=2):
@@ -88,15 +91,24 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
                 "digits; export it again as text"
             )
         ids.append(canonical(written))
-        other = seen.setdefault(ids[-1].casefold(), written)
+        other = seen.setdefault(_look(ids[-1]), written)
         if other != written:
-            zeros = canonical(other) == ids[-1]
+            what = "leading zeros" if canonical(other) == ids[-1] else "capitals"
+            if other.casefold() != written.casefold() and what == "capitals":
+                what = "blanks, dashes, quotes or the width of letters"
             raise PacxError(
                 f"{column}, row {row}: has both {other!r} and {written!r}, which "
-                f"differ in {'leading zeros' if zeros else 'capitals'} alone; write "
-                "one patient in one way, and others with a letter in front"
+                f"differ in {what} alone; write one patient in one way, and others "
+                "with a letter in front"
             )
     return ids
+
+
+def _look(text: str) -> str:
+    """What an id looks like: in any case, width, dashes and quotes, with one blank."""
+    text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub("[\u2010-\u2015\u2212]", "-", text)
+    return " ".join(re.sub("[\"'\u2018-\u201f`\u00b4]", "", text).split())
 
 
 def as_written(cells: Sequence[str], ids: Sequence[str]) -> list[str]:

@@ -46,6 +46,9 @@ SPLIT_NAMES = {
     "test": "test",
 }
 LABEL_FILES = ("labels.csv", "labels.tsv", "metadata.csv", "metadata.tsv")
+_A_SPLIT = re.compile(
+    "(is|in)?(train|training|val|valid|validation|test|holdout)(set)?"
+)
 _DELIMITERS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 
 
@@ -143,7 +146,7 @@ def _decoded(path: pathlib.Path) -> str:
         return data.decode(encoding)
     except UnicodeDecodeError as error:
         raise PacxError(
-            f"{path}: no {encoding.upper()} at byte {error.start} "
+            f"{path}: no {encoding.upper().removesuffix('-SIG')} at byte {error.start} "
             f"({data[error.start : error.start + 1]}); save it as UTF-8"
         ) from None
 
@@ -202,6 +205,12 @@ def _refuse_other_split(table: Table) -> None:
     """PacxError for a publisher's split under another name, which would be lost."""
     for column in table.columns:
         cells = {cell.strip().lower() for cell in table.column(column, "")}
+        if _A_SPLIT.fullmatch(plain(column)) and len(cells - {""}) <= 2:
+            raise PacxError(
+                f"{table.path}: column {column!r} seems to mark one split; put all "
+                "into one column, split, of train, val and test, or give "
+                "data.split_column='-' to draw another"
+            )
         found = set(map(SPLIT_NAMES.get, cells))
         if len(found) > 1 and None not in found:
             raise PacxError(

@@ -93,7 +93,12 @@ def load(name: str, path: str, by: str) -> Table:
         with np.load(path, allow_pickle=False) as file:
             key = "id" if "id" in file else "path"
             ids, embedding = file[key], file["embedding"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as e:
+        if ids.dtype.kind == "S":
+            ids = np.char.decode(ids, "utf-8")
+    except (
+        *(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile),
+        TypeError,  # a .npy file
+    ) as e:
         reason = " ".join(str(e).split())[:200]
         raise PacxError(
             f"{path}: no table of embeddings ({reason}): give an .npz of id (n,) and "
@@ -109,13 +114,11 @@ def load(name: str, path: str, by: str) -> Table:
             f"{path}: id of shape {ids.shape} and embedding of shape "
             f"{embedding.shape}: give (n,) and (n, d)"
         )
-    if ids.dtype.kind not in "iuUS" or embedding.dtype.kind not in "fiu":
+    if ids.dtype.kind not in "iuU" or embedding.dtype.kind not in "fiu":
         raise PacxError(
             f"{path}: id of dtype {ids.dtype} and embedding of dtype "
             f"{embedding.dtype}: give text or integers, and numbers"
         )
-    if ids.dtype.kind == "S":
-        ids = np.char.decode(ids, "utf-8")
     form = str.strip if by == "image" else patients.canonical
     names = [form(str(i)) for i in ids]
     if "" in names:

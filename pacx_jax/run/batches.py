@@ -163,6 +163,25 @@ class Data:
                 tables[flag] = (~rows).astype(np.float32)
                 tables[name] = np.where(rows[:, None], 0, tables[name])
 
+    def _check_labels(self) -> None:
+        """PacxError if no training image of a folder has a label: nothing to learn.
+
+        A prepared set's labels would have to be read for this.
+        """
+        split, data = self.config.data.train_split, self.config.data
+        source = origin = self.sources[split]
+        while hasattr(origin, "origin"):
+            origin = origin.origin(0)[0]
+        if not isinstance(origin, sources.FolderSource):
+            return
+        labels = source.labels()[:, self.columns[split]]
+        if not subsets.known_labels(labels, data.uncertain)[1].any():
+            raise PacxError(
+                f"{data.path}: no image of the {split} split has a known label of "
+                f"{', '.join(data.label_columns) or '(none)'}; check the table of "
+                "labels, data.label_columns and data.uncertain"
+            )
+
     def fingerprints(self) -> dict[str, str | int]:
         """What identifies the data: of each split its hash and size, and the tables."""
         found = {}

@@ -242,7 +242,7 @@ def test_what_is_no_image_no_name_and_no_dtype_is_one_line(encoder):
             model_folder.ModelFolder("vit", tiny.VIT, {}, {}).module(dtype)
 
 
-@pytest.mark.parametrize("path", [None, 3, ["a"], b"vit"])
+@pytest.mark.parametrize("path", [None, 3, ["a"], b"vit", ""])
 def test_what_is_no_path_of_an_encoder_is_one_line(path):
     for load in (load_encoder, load_ecg_encoder):
         with pytest.raises(PacxError, match="is no path; give a model folder or a"):

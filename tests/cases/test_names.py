@@ -1,5 +1,6 @@
 """Files and folders as archives, PACS and spreadsheets name them: read, or one line."""
 
+import io
 import os
 import shutil
 import unicodedata
@@ -248,6 +249,17 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, capsy
         ecg_records.find("")
     assert prepare.main(["folder", "--source=", "--target=x"]) == 2
     assert "error: --source is empty: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_names_that_a_terminal_cannot_show_are_escaped(tmp_path, monkeypatch, encoding):
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+    monkeypatch.setattr("sys.stdout", out)
+    source = put(tmp_path / "s\u0142", "a.png", "b.png")
+    argv = ["folder", f"--source={source}", f"--target={tmp_path}/\u0142"]
+    assert prepare.main(argv) == 0
+    out.seek(0)
+    assert "\\u0142: " in out.read()
 
 
 def test_pipes_are_no_files(tmp_path):

@@ -187,3 +187,14 @@ def test_a_missing_sample_of_an_array_of_integers_is_no_voltage(tmp_path):
     np.testing.assert_array_equal(plan.make(rows[0])["ecg"], SIGNAL)
     with pytest.raises(PacxError, match=r"ecg.npy\[1\]: holds -32768"):
         plan.make(rows[1])
+
+
+def test_a_header_that_names_two_patients_is_refused(tmp_path, capsys):
+    write(tmp_path, comments=["# <subject_id>: 7", "# patient: 07.0"])
+    header = builder.read_header(tmp_path, "E07835.hea")
+    assert header.patient == "7" and not header.others
+    write(tmp_path, comments=["# <subject_id>: 7", "# patient: 8"])
+    argv = ["wfdb", f"--source={tmp_path}", f"--target={tmp_path}/out"]
+    assert prepare.main(argv) == 2
+    said = "E07835.hea: names the patients '7' and '8'; correct it, or give --patient"
+    assert said in capsys.readouterr().err

@@ -18,7 +18,6 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from launch import demo
 from pacx_jax import cli, main, step
 from pacx_jax.distributed import preemption
 from pacx_jax.encoders import model_folder
@@ -189,28 +188,57 @@ def test_ctrl_c_before_the_first_step_is_done_says_that_nothing_is_saved(
     assert main.goes_on(str(tmp_path)) == said
 
 
-def test_ctrl_c_in_the_demo_waits_for_the_stage_to_save(tmp_path, monkeypatch):
-    code = """
-import pathlib, signal, time
+def test_a_run_without_labels_and_a_workdir_that_is_a_file_are_one_line(tmp_path):
+    rows = ["path,split,Edema"]
+    for i in range(4):
+        PIL.Image.new("L", (32, 32), i).save(tmp_path / f"{i}.png")
+        rows.append(f"{i}.png,{'train' if i < 2 else 'val'},{'' if i < 2 else i % 2}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows) + "\n")
+    probe = runs.config("classify", tiny.write_folders(tmp_path / "models"))
+    probe.data.update(source="folder", path=str(tmp_path))
+    with pytest.raises(PacxError, match="no image of the train split has a known lab"):
+        setup.prepare(probe, str(tmp_path / "run"), batches.open_sources(probe))
+    with pytest.raises(PacxError, match="labels.csv is a file: take another --workdir"):
+        main.run(probe, str(tmp_path / "labels.csv"))
+
+
+STAGE = """
+import signal, sys, time
 signal.signal(signal.SIGTERM, lambda *_: exit(3))
 try:
-    pathlib.Path("started").touch()
+    open("started", "w").close()
     time.sleep(60)
 except KeyboardInterrupt:
     time.sleep(1)
     exit(75)"""
-    monkeypatch.setattr(demo, "ROOT", tmp_path)
-    run = demo.Demo(tmp_path, [demo.Stage("mae", ["-c", code], ())])
 
-    def stop():
-        while not (tmp_path / "started").exists():
-            time.sleep(0.05)
-        runs.ctrl_c()
 
-    threading.Thread(target=stop, daemon=True).start()
-    with pytest.raises(KeyboardInterrupt):
-        run.run()
-    assert run.preempted() == ["mae"]
+def test_ctrl_c_in_the_demo_waits_for_the_stage_to_save(tmp_path):
+    code = f"""
+import pathlib, signal
+from launch import demo
+signal.signal(signal.SIGINT, signal.default_int_handler)
+demo.ROOT = pathlib.Path.cwd()
+run = demo.Demo(demo.ROOT, [demo.Stage("mae", ["-c", {STAGE!r}], ())])
+try:
+    run.run()
+except KeyboardInterrupt:
+    print("saved", *run.preempted())"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "started").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal sends it
+    said, _ = process.communicate(timeout=60)
+    assert "stopping mae, which may save first; Ctrl-C again ends at once" in said
+    assert said.endswith("saved mae\n")
 
 
 def interrupted_while_compiling() -> None:

@@ -75,6 +75,7 @@ def test_ids_that_are_no_numbers_stay():
     for cell in ("p211", "211a", "2.11", "0", "1-2", "sub-S03067"):
         assert patients.canonical(cell) == cell
     assert patients.canonical(np.float64(10000032.0)) == "10000032"
+    assert patients.canonical("-7.0") == patients.canonical("-7") == "-7"
     assert patients.canonical("Mun\u0303oz") == patients.canonical("Mu\u00f1oz")
 
 
@@ -155,6 +156,14 @@ def test_units_of_the_bootstrap_are_patients_else_examples():
         ["patient 1", "patient 1", "#2", "#3", "patient 2"],
         2,
     )
+
+
+def test_what_is_no_table_of_embeddings_is_one_line(tmp_path):
+    np.save(tmp_path / "a.npy", np.ones((2, 3)))
+    np.savez(tmp_path / "b.npz", id=np.array([b"M\xfc"]), embedding=np.ones((1, 3)))
+    for name in ("a.npy", "b.npz"):
+        with pytest.raises(PacxError, match=f"{name}: no table of embeddings"):
+            embeddings.load("teacher", str(tmp_path / name), "patient")
 
 
 def test_ids_of_a_table_of_embeddings_have_the_one_form(tmp_path):
@@ -475,12 +484,38 @@ TAKEN_OTHERWISE = {
 }
 
 
+# Of one hospital's export: one patient in two spellings, or everybody in one.
+for one, two in (
+    ("211", "\uff12\uff11\uff11"),  # as East Asian keyboards write digits
+    ("A B", "A  B"),
+    ("s-1", "s\u20111"),
+    ("s1", "\u201cs1\u201d"),
+):
+    table = rows("file,patient_id", [one, two])
+    TAKEN_OTHERWISE[f"alike, {two}"] = (table, {}, "row 3: has both .* in blanks, dash")
+for word in ("-", ".", "ANONYMOUS", "Anonymized"):
+    table = rows("file,patient_id", [word, 2])
+    TAKEN_OTHERWISE[f"nobody, {word}"] = (table, {}, f"2: no known id .'{word}'.; fill")
+for name in ("is_test", "Train", "inValidationSet"):
+    table = rows(f"file,{name},A", [0, 1], [0, 1])
+    TAKEN_OTHERWISE[f"split {name}"] = (table, {}, f"'{name}' seems to mark one split")
+
+
 @pytest.mark.parametrize("case", TAKEN_OTHERWISE)
 def test_what_would_be_taken_for_something_else_is_one_line(tmp_path, case):
     table, fields, message = TAKEN_OTHERWISE[case]
     with pytest.raises(PacxError, match=message) as error:
         read(draw(tmp_path, table), **fields)
     assert "\n" not in str(error.value)
+
+
+def test_flags_of_quality_and_splits_are_no_labels(tmp_path):
+    names = ("exclude", "is_duplicate", "image_quality", "is_test", "A")
+    root = draw(tmp_path, rows(f"file,{','.join(names)}", *[[0, 1]] * 5))
+    assert read(root, split_column="-").label_names == ("A",)
+    asked = ("is_test", "A")
+    chosen = read(root, split_column="-", label_columns=asked)
+    assert chosen.label_names == asked
 
 
 def test_a_split_of_another_name_is_taken_or_left(tmp_path):
