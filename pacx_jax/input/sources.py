@@ -150,7 +150,9 @@ def splits(data: Any) -> tuple[str, ...]:
         each = [splits(mixture.Part(data, path)) for path in several]
         return tuple(s for s in each[0] if all(s in other for other in each))
     if getattr(data, "source", "") == "prepared":
-        return tuple(prepared.read(staging.local(data.path, _stage(data)))["splits"])
+        wanted = {prepared.FILE}.__contains__  # of a remote set, no records
+        near = staging.local(data.path, _stage(data), wanted)
+        return tuple(prepared.read(near, not urls.is_remote(data.path))["splits"])
     return SPLITS
 
 
