@@ -82,8 +82,11 @@ def send(url: str, local: pathlib.Path, mine: lock.Lock) -> None:
     except (OSError, ValueError):
         sent = {}
     there = store.list()
-    arrived = {k: [sums.get(k), *item] for k, item in there.items()}
-    lacking = [name for name in sums if sent.get(name) != arrived.get(name, "")]
+    lacking = [
+        name
+        for name, digest in sums.items()
+        if name not in sent or sent[name] != [digest, *(store.head(name) or ())]
+    ]
     size = sum((local / name).stat().st_size for name in lacking)
     with tqdm.tqdm(
         total=size, desc="upload", unit="B", unit_scale=True,

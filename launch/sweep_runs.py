@@ -210,13 +210,14 @@ def collect(runs: list[Run], target: pathlib.Path, metrics: list[str]) -> list[d
 
 
 def _state(run: Run, target: pathlib.Path) -> str:
-    if not run.todo():
+    done = run.result("done") is not None
+    if done and not run.todo():
         return "finished"
     record = target / "sweep" / f"{run.name}.exit"
     code = int(record.read_text()) if record.exists() else None
     if code not in (None, 0, STOPPED):
         return f"failed ({code})"
-    if run.result("done"):
+    if done:
         return "trained"
     return "stopped" if code == STOPPED else "not finished"
 
