@@ -31,6 +31,7 @@ from pacx_jax import cli  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.input import folders, patients, sources  # noqa: E402
 from pacx_jax.input import prepared as manifests  # noqa: E402
+from pacx_jax.stores import staging  # noqa: E402
 
 KINDS = ("patients", "studies", "identical", "near")
 _EXAMPLES = 3  # of a pair of splits
@@ -95,7 +96,7 @@ def _open(argument: str) -> tuple[str, dict[str, sources.Source]]:
     if "=" in argument and not pathlib.Path(argument).exists():
         space, _, path = argument.partition("=")
         space = patients.namespace(space)
-    folder = pathlib.Path(path)
+    folder = staging.local(path)
     if not folder.is_dir():
         raise PacxError(f"{path}: no such folder; give prepared sets or image folders")
     prepared = (folder / manifests.FILE).is_file()
@@ -215,7 +216,7 @@ def _print(report: dict) -> None:
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; returns its exit code."""
-    parser = cli.Parser(prog="data/audit.py", description=__doc__)
+    parser = cli.Parser(prog="data/audit.py", description=__doc__, remote=("sets",))
     parser.add_argument("sets", nargs="+", metavar="[NAME=]DIR")
     parser.add_argument("--workers", type=int, default=0, help="0 = one for each core")
     parser.add_argument("--fail", action="store_true", help="exit 1 with findings")

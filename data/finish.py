@@ -21,6 +21,7 @@ def finish(
     preparation: shards.Preparation,
     plan: records.Plan,
     target: pathlib.Path,
+    shown: str,
     name: str,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
@@ -30,6 +31,7 @@ def finish(
       preparation: all of whose shards are finished.
       plan: what they were made of.
       target: the set's place: nothing, or an empty folder.
+      shown: what the summary calls it.
       name: of the builder, in data/prepare.py.
       settings: what decides the contents, apart from the source's.
 
@@ -53,7 +55,7 @@ def finish(
         what = "image" if "image" in plan.entries else "record"
         notes.append(patients.NOBODY.format(what=what))
     summary = {
-        "target": str(target),
+        "target": shown,
         "status": "prepared",
         "fingerprint": fingerprint,
         "counts": counts,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from data import splits
+from pacx_jax import cli
 from pacx_jax.errors import PacxError
 
 NAMES = (
@@ -31,6 +32,8 @@ _TABLES = ("folder", "ecg_array", "wfdb")  # with a CSV of the user's
 _MIMIC = ("mimic_labs", "mimic_vitals")
 _IMAGES = tuple(n for n in NAMES if n not in ("ecg_array", "wfdb", *_MIMIC))
 _LISTED = tuple(n for n in _IMAGES if n != "symile_mimic")
+# Flags that name what is read, which may lie in a bucket.
+FOLDERS = ("source", "csv", "images", "symile", "vitals", "percentiles")
 # The data sets for which a flag means something; those not named here it does for all.
 APPLIES = {
     "size": _IMAGES,
@@ -54,18 +57,10 @@ APPLIES = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        self.exit(2, f"error: {message}; see --help\n")
-
-
 def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     """The command's flags; those of folders stand under their config names."""
-    parser = _Parser(
-        prog="data/prepare.py",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+    parser = cli.Parser(
+        prog="data/prepare.py", description=description, remote=("target", *FOLDERS)
     )
     add = parser.add_argument
     add("name", nargs="?", choices=NAMES)

@@ -6,7 +6,9 @@
 
 data/README.md describes what each NAME expects in --source. A finished target is left
 alone; of one whose preparation was cut off the finished shards are kept, in
-.TARGET.partial beside it, and the same command goes on from there. What cannot be read
+.TARGET.partial beside it, and the same command goes on from there. A target in a bucket
+(gs:// or s3://) is prepared under PACX_SCRATCH and then sent; a source there, or
+another folder that is read, is copied to PACX_SCRATCH first. What cannot be read
 is left out and listed in `quarantine.jsonl`; beyond --max_bad_share of a split it
 stops, and the list is TARGET.quarantine.jsonl. The last line printed is JSON; where
 counts differ from the published ones, lines before it say so. Bad input is one line on
@@ -43,10 +45,12 @@ from data import (  # noqa: E402
     published,
     records,
     shards,
+    upload,
 )
 from pacx_jax import cli, files  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.input import prepared as manifests  # noqa: E402
+from pacx_jax.stores import staging, urls  # noqa: E402
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -70,7 +74,6 @@ def prepare(options: argparse.Namespace) -> dict:
     for flag in ("source", "target"):
         if not getattr(options, flag):  # which would be the working directory
             raise PacxError(f"--{flag} is empty: name a folder")
-    target = pathlib.Path(options.target)
     if options.size < 0:
         raise PacxError(f"--size {options.size}: give pixels, or 0 for no shrinking")
     if options.workers < 0:
@@ -81,10 +84,34 @@ def prepare(options: argparse.Namespace) -> dict:
         raise PacxError(
             f"--max_bad_share {options.max_bad_share:g}: give a number in [0, 1]"
         )
+    if not urls.is_remote(options.target):
+        target = pathlib.Path(options.target)
+        return _make(options, target, _finished(target, options))
+    url = options.target.rstrip("/")
+    target = upload.folder(url)
+    with contextlib.ExitStack() as stack:
+        found = upload.finished(url)
+        if not found:
+            lock = stack.enter_context(upload.held(url))
+            found = upload.finished(url)  # by another, meanwhile
+        if not found:
+            made = _make(options, target, _finished(target, options))
+            upload.send(url, target, lock)
+            return made | {"status": "prepared"}
+    shutil.rmtree(target, ignore_errors=True)
+    return _make(options, target, _of_settings(found, url, options), url)
+
+
+def _make(
+    options: argparse.Namespace,
+    target: pathlib.Path,
+    finished: dict | None,
+    shown: str = "",
+) -> dict:
+    """Writes a local target, unless it is `finished`, which `shown` names."""
     # All is written beside the target and renamed at the end, so that a target is
     # either whole or not there.
     work = target.resolve().with_name(f".{target.name}.partial")
-    finished = _finished(target, options)
     if finished:  # a process may have been killed when that was done
         shutil.rmtree(work, ignore_errors=True)
     module = importlib.import_module(
@@ -96,7 +123,10 @@ def prepare(options: argparse.Namespace) -> dict:
             f"--task {options.task}: {options.name}: give one of {', '.join(tasks)}"
         )
     try:
-        plan = module.make_plan(pathlib.Path(options.source), options)
+        given = {k: v for k in flags.FOLDERS if (v := getattr(options, k))}
+        near = {k: str(staging.local(v)) for k, v in given.items()}
+        options_here = argparse.Namespace(**vars(options) | near)
+        plan = module.make_plan(pathlib.Path(options_here.source), options_here)
     except PacxError:
         # A source may go when its preparation is done.
         if finished and not pathlib.Path(options.source).is_dir():
@@ -105,8 +135,8 @@ def prepare(options: argparse.Namespace) -> dict:
     if finished:
         if finished["source_fingerprint"] != plan.fingerprint:
             raise PacxError(
-                f"{target}: was prepared when {options.source} had other contents; "
-                "delete it or choose another --target"
+                f"{shown or target}: was prepared when {options.source} had other "
+                "contents; delete it or choose another --target"
             )
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan
@@ -114,7 +144,7 @@ def prepare(options: argparse.Namespace) -> dict:
         plan = records.with_raw_images(plan)
     records.tfds.disable_progress_bar()
     builder = module.Builder(plan=plan, data_dir=str(work))
-    return _prepare(builder, work, options)
+    return _prepare(builder, work, target, options)
 
 
 def _settings(options: argparse.Namespace) -> dict:
@@ -133,7 +163,11 @@ def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
         raise PacxError(
             f"{target}: exists and is not a prepared data set; choose another --target"
         )
-    manifest = manifests.read(target)
+    return _of_settings(manifests.read(target), target, options)
+
+
+def _of_settings(manifest: dict, target, options: argparse.Namespace) -> dict:
+    """The manifest; PacxError if the target was prepared with other settings."""
     settings = _settings(options)
     # Options that came later had their defaults.
     made = _settings(parse([options.name, "--source=", "--target="]))
@@ -148,10 +182,12 @@ def _finished(target: pathlib.Path, options: argparse.Namespace) -> dict | None:
 
 
 def _prepare(
-    builder: records.RecordBuilder, work: pathlib.Path, options: argparse.Namespace
+    builder: records.RecordBuilder,
+    work: pathlib.Path,
+    target: pathlib.Path,
+    options: argparse.Namespace,
 ) -> dict:
     """Writes the target, going on from what an earlier call finished of it."""
-    target = pathlib.Path(options.target)
     # A target that is not made has no folder for the list: it stands beside.
     beside = target.with_name(f"{target.name}.quarantine.jsonl")
     workers = options.workers or parallel.cores()
@@ -171,8 +207,11 @@ def _prepare(
             start = time.monotonic()
             preparation.write(workers, options.max_bad_share)
             seconds = time.monotonic() - start
+            shown = options.target
+            shown = shown.rstrip("/") if urls.is_remote(shown) else str(target)
+            settings = _settings(options)
             summary = finish.finish(
-                preparation, builder.plan, target, options.name, _settings(options)
+                preparation, builder.plan, target, shown, options.name, settings
             )
             beside.unlink(missing_ok=True)
             shutil.rmtree(work, ignore_errors=True)
@@ -231,7 +270,12 @@ def _print(summary: dict) -> None:
 
 def _check(options: argparse.Namespace) -> int:
     workers = options.workers or parallel.cores()
-    found = check.check(pathlib.Path(options.target), workers, options.name or "")
+    target = staging.local(options.target)
+    with staging.named(target, options.target):
+        return _say_checked(check.check(target, workers, options.name or ""))
+
+
+def _say_checked(found: dict) -> int:
     for problem in found["problems"]:
         print(f"error: {problem}", file=sys.stderr)
     print(f"{found['target']}: {found['status']}, {found['files']} files")

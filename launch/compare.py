@@ -9,7 +9,6 @@ patients.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import importlib.metadata
@@ -369,18 +368,16 @@ def write(target: pathlib.Path, split: str) -> None:
 @cli.command
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--target", required=True, type=pathlib.Path)
+    parser = cli.Parser(description=__doc__)
+    parser.add_argument("--target", required=True)
     parser.add_argument("--split", default="test", choices=("val", "test"))
     parser.add_argument("--ceiling", action="store_true")
     args = parser.parse_args()
     host_memory.keep_freed()
     if args.ceiling:
-        ceiling(args.target)
+        ceiling(pathlib.Path(args.target))
     else:
-        write(args.target, args.split)
+        write(pathlib.Path(args.target), args.split)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ stays finished: an interrupted demo goes on where it stopped.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import dataclasses
 import fcntl
@@ -32,7 +31,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import compile_cache  # noqa: E402
-from pacx_jax import files  # noqa: E402
+from pacx_jax import cli, files  # noqa: E402
 
 # Studies of the cohort, training steps, further config overrides, and the seconds that
 # stages took on two cores, for the progress bar (10 where none are given). The settings
@@ -354,11 +353,10 @@ STOPPED = 75  # of pacx_jax.main, when it was asked to stop and saved
 TRAINED = ("mae", "labs", "ecg", "distill", "mae_continued", "shuffled")
 
 
+@cli.command
 def main() -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = cli.Parser(description=__doc__)
     parser.add_argument("--target", help="folder (runs/demo; runs/full with --full)")
     parser.add_argument("--full", action="store_true", help="an hour or two")
     parser.add_argument("--tiny", action="store_true", help="a test of the machinery")
@@ -371,7 +369,6 @@ def main() -> int:
     )
     parser.add_argument(
         "--imagenet",
-        type=lambda path: str(pathlib.Path(path).absolute()),
         help="a converted ImageNet ViT (pacx_jax.convert) as a further arm",
     )
     args = parser.parse_args()
@@ -383,6 +380,7 @@ def main() -> int:
     target = pathlib.Path(args.target or f"runs/{name}")
     identity = {"plan": plan, "seed": args.seed, "split": args.split}
     if args.imagenet:
+        args.imagenet = str(pathlib.Path(args.imagenet).absolute())
         if not (pathlib.Path(args.imagenet) / "model.safetensors").is_file():
             print(
                 f"error: --imagenet {args.imagenet}: no model folder", file=sys.stderr

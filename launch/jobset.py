@@ -1,7 +1,7 @@
 """Starts one run as a JobSet on GKE, from launch/gke_jobset.yaml.
 
   python launch/jobset.py --accelerator=tpu --name=mae --image=IMAGE --topology=4x4 \\
-      --config=configs/mae_vitb16.py --workdir=/pacx/runs/mae
+      --config=configs/mae_vitb16.py --workdir=gs://BUCKET/runs/mae
   python launch/jobset.py --accelerator=gpu --name=mae --image=IMAGE --hosts=2 ...
 
 Arguments that are not listed by --help are the run's. --dry-run prints the manifest.
@@ -37,7 +37,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add("--hosts", type=int, default=2, help="GPU nodes")
     add("--chips_per_host", type=int, help="4 TPU chips or 8 GPUs where not given")
     add("--type", help="the nodes' accelerator, such as tpu-v6e-slice, nvidia-l4")
-    add("--claim", default="pacx", help="the claim that is mounted at /pacx")
+    add("--claim", default="pacx", help="mounted at /pacx, for a --workdir there")
+    add("--service_account", help="the pods', which may read and write the bucket")
 
 
 def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict:
@@ -53,8 +54,13 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
         raise PacxError(
             f"name {name!r}: give at most 40 of a-z, 0-9, -; a letter first"
         )
-    if not any(a.startswith("--workdir=/pacx/") for a in arguments):
-        raise PacxError("give --workdir=/pacx/...: all else is lost with its pod")
+    on_claim = any(a.startswith("--workdir=/pacx/") for a in arguments)
+    buckets = ("--workdir=gs://", "--workdir=s3://")
+    if not on_claim and not any(a.startswith(buckets) for a in arguments):
+        raise PacxError(
+            "give --workdir=gs://BUCKET/..., s3://... or /pacx/...: all else is lost "
+            "with its pod"
+        )
     path = ROOT / "launch" / "gke_jobset.yaml"
     found = {
         d["metadata"]["labels"]["accelerator"]: d
@@ -68,7 +74,11 @@ def manifest(flags: argparse.Namespace, name: str, arguments: list[str]) -> dict
     container = pod["containers"][0]
     barrier = pod["initContainers"][0]
     barrier["image"] = container["image"] = flags.image
-    pod["volumes"][0]["persistentVolumeClaim"]["claimName"] = flags.claim
+    if on_claim:
+        claim = {"claimName": flags.claim}
+        pod["volumes"][0] = {"name": "pacx", "persistentVolumeClaim": claim}
+    if flags.service_account:
+        pod["serviceAccountName"] = flags.service_account
     if flags.accelerator == "tpu":
         hosts, chips = _tpu_hosts(flags, pod["nodeSelector"])
         launch, resource = ["--distributed=auto"], "google.com/tpu"

@@ -9,7 +9,8 @@
 #   --port=N            the coordinator's; the default is a free one
 #   --grace=60          seconds from a stop or a failure until what still runs is killed
 #   --dry-run           print the commands, run none
-# Process 0 writes to the terminal, process I to WORKDIR/logs/process_I.log. TERM, INT and
+# Process 0 writes to the terminal, process I to WORKDIR/logs/process_I.log; of a WORKDIR
+# in a bucket (gs://, s3://) to a temporary folder that is printed. TERM, INT and
 # HUP are passed on as TERM. When one process fails, the others are stopped. The exit code
 # is that of the first that failed, 75 (stopped: the same command goes on from the last
 # checkpoint) only if none did otherwise. 134 is a process that lost another: 75 too.
@@ -46,7 +47,12 @@ for argument in "$@"; do
       fail "$argument: local.sh's own options go before those of pacx_jax.main" ;;
   esac
 done
-[ -n "$workdir" ] || fail "give --workdir=DIR"
+logs=$workdir/logs
+case $workdir in
+  "") fail "give --workdir=DIR" ;;
+  gs://* | s3://*) logs="" ;;
+  [A-Za-z]*:/*) fail "--workdir=$workdir: give a folder, gs://BUCKET/... or s3://..." ;;
+esac
 
 case $platform in
   cpu) ;;
@@ -107,7 +113,10 @@ trap stop TERM INT HUP
 
 JAX_COMPILATION_CACHE_DIR=$(python launch/compile_cache.py)
 export JAX_COMPILATION_CACHE_DIR
-logs=$workdir/logs
+if [ -z "$logs" ]; then
+  logs=$(mktemp -d)
+  echo "logs of the other processes: $logs"
+fi
 mkdir -p "$logs"
 for ((i = 0; i < num_processes; i++)); do
   command_of "$i" "$@"

@@ -73,6 +73,7 @@ def main() -> None:
         print(given.get_help())
         return
     rest = recipe_flags.parse(sys.argv, given)[1:]
+    cli.refuse_remote("--plans", given.plans)
     if rest:
         raise PacxError(f"unknown argument {rest[0]!r}: flags start with --")
     cache = ROOT / given.plans

@@ -13,8 +13,9 @@ listed by --help are every run's. A run lies in TARGET/NAME.
 The same command goes on: finished runs are skipped, others resume. With
 --evaluate=SPLIT a finished run is measured there, on SLURM and GKE when the command is
 given again. TARGET/results.md and results.json hold one row a run; --collect only
-writes them. The last line of a failed run's log is printed at the end. Exit code: 0, 1
-where runs failed, 75 where the sweep was stopped.
+writes them. TARGET may be gs:// or s3://, but on SLURM. The last line of a failed run's
+log is printed at the end. Exit code: 0, 1 where runs failed, 75 where the sweep was
+stopped.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ from launch.sweep_runs import (  # noqa: E402
     check_split,
     claim,
     collect,
+    fetch,
     plan,
+    send,
 )
 from pacx_jax import cli  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
+from pacx_jax.stores import staging, urls  # noqa: E402
 
 PROGRAM = (sys.executable, "-m", "pacx_jax.main")
 
@@ -179,11 +183,7 @@ def create_jobsets(runs: list[Run], flags) -> int:
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    parser = cli.Parser(description=__doc__, remote=("target",))
     add = parser.add_argument
     add("--config", required=True, help="the recipe")
     add("--target", required=True, help="folder of the sweep")
@@ -211,6 +211,13 @@ def main(argv: list[str] | None = None) -> int:
         if getattr(flags, name) < least:
             raise PacxError(f"--{name}={getattr(flags, name)}: give at least {least}")
     runs, target = plan(flags, common), pathlib.Path(flags.target)
+    if remote := urls.is_remote(flags.target):
+        if flags.on == "slurm":
+            raise PacxError(
+                f"--target={flags.target}: on SLURM give a folder that all nodes see"
+            )
+        target = staging.copy_of(flags.target, staging.scratch() / "sweeps")
+        fetch(flags.target, target)
     if flags.evaluate:
         check_split(runs)
     columns = [m for m in flags.metrics.split(",") if m]
@@ -222,6 +229,8 @@ def main(argv: list[str] | None = None) -> int:
         if flags.dry_run:
             return 0
     rows = collect(runs, target, columns)
+    if remote:
+        send(target, flags.target)
     print((target / "results.md").read_text(), end="")
     for row in rows:
         if row["state"].startswith("failed"):

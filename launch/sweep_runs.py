@@ -11,7 +11,10 @@ import pathlib
 import re
 
 from pacx_jax.errors import PacxError
+from pacx_jax.stores import objects, staging, urls
+from pacx_jax.stores.failures import Missing
 
+RESULTS = ("results.json", "results.md")
 STOPPED = 75  # what pacx_jax.main ends with when it was asked to stop and saved
 
 
@@ -23,26 +26,38 @@ class Run:
       name: its folder in the target.
       fields: what sets it apart, field -> value as text.
       arguments: of pacx_jax.main.
-      workdir: where it writes.
+      workdir: where it writes, which may be in a bucket.
       evaluate: the split that it is to be measured on, or "".
     """
 
     name: str
     fields: dict[str, str]
     arguments: tuple[str, ...]
-    workdir: pathlib.Path
+    workdir: str
     evaluate: str
 
     def todo(self) -> tuple[str, ...]:
         """Arguments of what is to run next; none when all is done."""
-        if not (self.workdir / "done.json").exists():
+        if self.result("done") is None:
             return self.arguments
-        if self.evaluate and not self.evaluation().exists():
+        if self.evaluate and self.result(f"evaluation_{self.evaluate}") is None:
             return (*self.arguments, f"--evaluate={self.evaluate}")
         return ()
 
-    def evaluation(self) -> pathlib.Path:
-        return self.workdir / f"evaluation_{self.evaluate}.json"
+    def begun(self) -> bool:
+        """Whether its workdir holds anything."""
+        if urls.is_remote(self.workdir):
+            return bool(objects.Store(self.workdir).list())
+        return pathlib.Path(self.workdir).exists()
+
+    def result(self, name: str) -> dict | None:
+        """What the run left in the JSON file of this name, if it has."""
+        try:
+            if urls.is_remote(self.workdir):
+                return json.loads(objects.Store(self.workdir).read(f"{name}.json")[0])
+            return json.loads((pathlib.Path(self.workdir) / f"{name}.json").read_text())
+        except (Missing, FileNotFoundError):
+            return None
 
 
 def plan(flags: argparse.Namespace, common: list[str]) -> list[Run]:
@@ -53,7 +68,8 @@ def plan(flags: argparse.Namespace, common: list[str]) -> list[Run]:
     """
     arms = {"": {}} if not flags.arms else _read_arms(pathlib.Path(flags.arms))
     axes = [_axis(text) for text in flags.grid]
-    target, runs = pathlib.Path(flags.target), {}
+    target, runs = urls.absolute(flags.target), {}
+    target = target if urls.is_remote(target) else str(pathlib.Path(flags.target))
     for (arm, fixed), *values in itertools.product(arms.items(), *axes):
         varied = dict(values)
         both = sorted(set(fixed) & set(varied))
@@ -67,12 +83,12 @@ def plan(flags: argparse.Namespace, common: list[str]) -> list[Run]:
         fields = {**fixed, **varied}
         arguments = (
             f"--config={flags.config}",
-            f"--workdir={target / name}",
+            f"--workdir={target}/{name}",
             *common,
             *(f"--config.{k}={v}" for k, v in fields.items()),
         )
         shown = ({"arm": arm} if arm else {}) | fields
-        runs[name] = Run(name, shown, arguments, target / name, flags.evaluate)
+        runs[name] = Run(name, shown, arguments, f"{target}/{name}", flags.evaluate)
     return list(runs.values())
 
 
@@ -137,7 +153,7 @@ def claim(runs: list[Run], state: pathlib.Path) -> None:
     for run in runs:
         record = state / f"{run.name}.args"
         text = "".join(f"{a}\n" for a in run.arguments)
-        if record.exists() and run.workdir.exists() and record.read_text() != text:
+        if record.exists() and record.read_text() != text and run.begun():
             differing = set(record.read_text().splitlines()) ^ set(run.arguments)
             raise PacxError(
                 f"{run.workdir} was run with other arguments: "
@@ -149,17 +165,35 @@ def claim(runs: list[Run], state: pathlib.Path) -> None:
         (state / f"{run.name}.args").write_text(text, encoding="utf-8")
 
 
+def fetch(url: str, target: pathlib.Path) -> None:
+    """Makes a folder hold what a sweep in a bucket has beside its runs."""
+    store = objects.Store(url)
+    there = {k: v for k, v in store.list().items() if _is_sweeps(k)}
+    staging.bring(store, there, target, _is_sweeps)
+
+
+def send(target: pathlib.Path, url: str) -> None:
+    """Sends that to the bucket."""
+    store = objects.Store(url)
+    for file in sorted(p for p in target.rglob("*") if p.is_file()):
+        name = file.relative_to(target).as_posix()
+        if _is_sweeps(name):
+            staging.send(store, name, file)
+
+
+def _is_sweeps(name: str) -> bool:
+    return name.startswith(("sweep/", "logs/")) or name in RESULTS
+
+
 def collect(runs: list[Run], target: pathlib.Path, metrics: list[str]) -> list[dict]:
     """Writes results.json and results.md, one row a run, and returns the rows."""
     rows = []
     for run in runs:
         row = {"run": run.name, "fields": run.fields, "state": _state(run, target)}
         values = {}
-        if (run.workdir / "done.json").exists():
-            done = json.loads((run.workdir / "done.json").read_text())
+        if done := run.result("done"):
             row["step"], values = done["step"], dict(done["metrics"])
-        if run.evaluate and run.evaluation().exists():
-            measured = json.loads(run.evaluation().read_text())
+        if run.evaluate and (measured := run.result(f"evaluation_{run.evaluate}")):
             values |= {
                 f"{run.evaluate}/{k}": v
                 for k, v in measured.items()
@@ -176,13 +210,14 @@ def collect(runs: list[Run], target: pathlib.Path, metrics: list[str]) -> list[d
 
 
 def _state(run: Run, target: pathlib.Path) -> str:
-    if (run.workdir / "done.json").exists() and not run.todo():
+    done = run.result("done") is not None
+    if done and not run.todo():
         return "finished"
     record = target / "sweep" / f"{run.name}.exit"
     code = int(record.read_text()) if record.exists() else None
     if code not in (None, 0, STOPPED):
         return f"failed ({code})"
-    if (run.workdir / "done.json").exists():
+    if done:
         return "trained"
     return "stopped" if code == STOPPED else "not finished"
 
@@ -190,7 +225,7 @@ def _state(run: Run, target: pathlib.Path) -> str:
 def _error(run: Run, target: pathlib.Path) -> str:
     """What a failed run said last, and the file where it did."""
     logs = [target / "logs" / f"{run.name}.log"]  # here; else that of each process
-    logs += sorted((run.workdir / "logs").glob("*.log"))
+    logs += sorted(pathlib.Path(run.workdir, "logs").glob("*.log"))
     said = {log: line for log in logs if (line := _last_line(log))}
     if not said:
         return f"it said nothing (see {run.workdir})"

@@ -2,12 +2,12 @@
 # A Cloud TPU slice, from a queued request to a trained run, one step a subcommand:
 #   bash launch/tpu_pod.sh create  --name=N --zone=Z --type=v5litepod-16 [--spot]
 #                                       # again, if it ended while the request waits
-#   bash launch/tpu_pod.sh install --name=N --zone=Z --nfs=SERVER:/SHARE
+#   bash launch/tpu_pod.sh install --name=N --zone=Z
 #   bash launch/tpu_pod.sh run     --name=N --zone=Z -- --config=RECIPE \
-#       --workdir=/mnt/pacx/runs/mae ...
+#       --workdir=gs://BUCKET/runs/mae --config.data.path=gs://BUCKET/prepared/chexpert
 #   bash launch/tpu_pod.sh wait    --name=N --zone=Z      # again, if the line dropped
 #   bash launch/tpu_pod.sh stop    --name=N --zone=Z      # saves and ends the run
-#   bash launch/tpu_pod.sh collect --name=N --zone=Z --workdir=/mnt/... --target=runs/mae
+#   bash launch/tpu_pod.sh collect --name=N --zone=Z --workdir=gs://... --target=runs/mae
 #   bash launch/tpu_pod.sh delete  --name=N --zone=Z
 # A slice costs money from the moment it is active until it is deleted.
 # Options:
@@ -15,11 +15,12 @@
 #   --runtime=V          the TPU software version of --type where not given
 #   --spot               cheaper, may be taken away at any time
 #   --valid_until=6h     how long the request may wait
-#   --nfs=SERVER:/SHARE  mounted at /mnt/pacx on every worker; the workdir lies there
+#   --nfs=SERVER:/SHARE  mounted at /mnt/pacx on every worker, for a --workdir there
 #   --dry-run            print the commands, run none
 # `run` and `wait` end with 0 when all workers did, 75 when the run was stopped, a worker
 # was lost or the slice was taken away (create, install and run again: it goes on), else
-# with the error's code. Logs: WORKDIR/logs/worker_HOST.log.
+# with the error's code. Logs: WORKDIR/logs/worker_HOST.log; of a WORKDIR in a bucket
+# ~/pacx_logs/worker_HOST.log on each worker.
 # `create` and `wait` ask every PACX_POLL_SECONDS (15), and end with a line after
 # PACX_MAX_FAILURES (10) questions in a row without an answer.
 set -euo pipefail
@@ -151,18 +152,22 @@ create() {
 }
 
 install() {
-  [[ $nfs =~ ^[A-Za-z0-9._-]+:/[A-Za-z0-9._/-]*$ ]] ||
-    fail "--nfs=$nfs: give SERVER:/SHARE, which every worker can mount"
+  local mount=""
+  if [ -n "$nfs" ]; then
+    [[ $nfs =~ ^[A-Za-z0-9._-]+:/[A-Za-z0-9._/-]*$ ]] ||
+      fail "--nfs=$nfs: give SERVER:/SHARE, which every worker can mount"
+    mount="sudo mkdir -p /mnt/pacx
+if ! mountpoint -q /mnt/pacx; then
+  command -v mount.nfs >/dev/null || sudo apt-get install -y -qq nfs-common
+  sudo mount -t nfs -o hard,nconnect=8 $nfs /mnt/pacx
+fi"
+  fi
   do_it git archive --format=tar.gz --output="$scratch/pacx.tar.gz" HEAD
   do_it gcloud compute tpus tpu-vm scp "$scratch/pacx.tar.gz" "$name:pacx.tar.gz" \
     "${place[@]}" --worker=all
   # The workers' own Python is older than 3.11: uv brings one.
   on_workers "set -e
-sudo mkdir -p /mnt/pacx
-if ! mountpoint -q /mnt/pacx; then
-  command -v mount.nfs >/dev/null || sudo apt-get install -y -qq nfs-common
-  sudo mount -t nfs -o hard,nconnect=8 $nfs /mnt/pacx
-fi
+$mount
 rm -rf pacx && mkdir pacx && tar -xzf pacx.tar.gz -C pacx && cd pacx
 python3 -m pip install --quiet --user uv==0.13.9
 uv=\$HOME/.local/bin/uv
@@ -175,9 +180,13 @@ run() {
   for argument in "$@"; do
     case $argument in --workdir=*) workdir=${argument#*=} ;; esac
   done
-  [[ $workdir == /mnt/pacx/* ]] ||
-    fail "run: give -- --workdir=/mnt/pacx/...: all workers write to it"
-  local arguments
+  local arguments logs
+  case $workdir in
+    gs://* | s3://*) logs="\$HOME/pacx_logs" ;;
+    /mnt/pacx/*) logs=$(printf %q "$workdir")/logs ;;
+    *) fail "run: give -- --workdir=gs://BUCKET/..., s3://... or, with --nfs," \
+      "/mnt/pacx/...: all workers write to it" ;;
+  esac
   arguments=$(printf '%q ' "$@")
   # Detached, so that a lost connection stops nothing. Python gets the worker's signals;
   # the shell around it stays to note the exit code. Its number is there before we leave:
@@ -188,11 +197,11 @@ if [ -e ~/pacx.pid ] && kill -0 \$(cat ~/pacx.pid) 2>/dev/null; then
   echo 'error: a run is under way here: wait for it, or stop it' >&2; exit 2
 fi
 rm -f ~/pacx.exit ~/pacx.pid
-mkdir -p $(printf %q "$workdir")/logs
+mkdir -p $logs
 export JAX_COMPILATION_CACHE_DIR=\$(.venv/bin/python launch/compile_cache.py)
 setsid nohup bash -c '.venv/bin/python -m pacx_jax.main --distributed=auto \"\$@\" &
 echo \$! >~/pacx.pid; wait \$!; echo \$? >~/pacx.exit' pacx $arguments \
-  >>$(printf %q "$workdir")/logs/worker_\$(hostname).log 2>&1 </dev/null &
+  >>$logs/worker_\$(hostname).log 2>&1 </dev/null &
 for _ in \$(seq 100); do [ ! -s ~/pacx.pid ] || break; sleep 0.1; done"
   [ -n "$dry_run" ] || wait_for
 }
@@ -266,6 +275,16 @@ case $step in
   collect)
     [ -n "$workdir" ] && [ -n "$target" ] || fail "collect: give --workdir and --target"
     [ ! -e "$target" ] || fail "--target=$target exists: give a new folder"
+    case $workdir in
+      gs://*) copy=(gcloud storage rsync --recursive) ;;
+      s3://*) copy=(aws s3 cp --recursive) ;;
+      *) copy=() ;;
+    esac
+    if [ ${#copy[@]} -gt 0 ]; then
+      do_it mkdir -p "$target"
+      do_it "${copy[@]}" "$workdir" "$target"
+      exit
+    fi
     do_it mkdir -p "$(dirname "$target")"
     do_it gcloud compute tpus tpu-vm scp --recurse "$name:$workdir" "$target" \
       "${place[@]}" --worker=0

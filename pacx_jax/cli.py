@@ -7,20 +7,26 @@ import functools
 import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NoReturn
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError
+from pacx_jax.stores import urls
 
 FAILED = 2  # exit code of an error that the user can mend
 INTERRUPTED = 130  # by Ctrl-C
 
 
 class Parser(argparse.ArgumentParser):
-    """Flags in full, described by the module's docstring."""
+    """Flags in full, described by the module's docstring.
 
-    def __init__(self, **kwargs):
+    Args:
+      remote: names of the flags that take gs:// and s3://; others refuse them.
+    """
+
+    def __init__(self, *, remote: Collection[str] = (), **kwargs):
+        self._remote = remote
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -29,11 +35,27 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args
-        return super().parse_known_args(list(map(at_home, args)), namespace)
+        found, rest = super().parse_known_args(list(map(at_home, args)), namespace)
+        for name, value in vars(found).items():
+            for text in value if isinstance(value, list) else [value]:
+                if isinstance(text, str) and name not in self._remote:
+                    refuse_remote(f"--{name}", text)
+                elif isinstance(text, str):
+                    urls.is_remote(text)  # refuses what is nearly a URL
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Ends the command; argparse would print its usage too."""
         self.exit(FAILED, f"error: {' '.join(message.split())}; see --help\n")
+
+
+def refuse_remote(flag: str, path: str) -> None:
+    """PacxError for gs:// and s3:// where only a local path goes."""
+    if urls.is_remote(path):
+        raise PacxError(
+            f"{flag}={path}: give a local path; `gcloud storage cp -r` and `aws s3 cp "
+            "--recursive` copy from and to buckets"
+        )
 
 
 def at_home(argument: str) -> str:

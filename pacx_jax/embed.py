@@ -23,7 +23,7 @@ from pacx_jax.encoders.xray_encoder import load_encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records, names
 from pacx_jax.run import host_memory
-from pacx_jax.stores import staging, urls
+from pacx_jax.stores import staging
 
 
 def embed_folder(
@@ -73,7 +73,7 @@ def embed_ecgs(
     which = "first" if args.windows == "first" else "all"
 
     def readable():
-        files = ecg_records.find(where)
+        files = ecg_records.find(root)
         for file in tqdm.tqdm(
             files, desc="embed", unit="file", disable=not sys.stderr.isatty()
         ):
@@ -160,7 +160,11 @@ def _check(arrays: dict[str, np.ndarray], skipped: list[str], source: str) -> No
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(prog="pacx_jax.embed", description=__doc__)
+    parser = cli.Parser(
+        prog="pacx_jax.embed",
+        description=__doc__,
+        remote=("encoder", "images", "ecgs", "out"),
+    )
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", help="folder of JPEG, PNG or DICOM files")
@@ -210,7 +214,6 @@ def main(argv: list[str] | None = None) -> None:
         raise PacxError(f"--out {out}: name a file that ends in .npz")
     if out.is_dir():
         raise PacxError(f"--out {out}: a folder; name a file")
-    urls.absolute(args.out)  # refuses a URL that is none, before hours of work
     if args.batch_size < 1:
         raise PacxError(f"--batch_size {args.batch_size}: give at least 1")
     if args.ecgs is not None:

@@ -127,7 +127,11 @@ def _export(args: argparse.Namespace) -> None:
 @cli.command
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = cli.Parser(prog="pacx_jax.export", description=__doc__)
+    parser = cli.Parser(
+        prog="pacx_jax.export",
+        description=__doc__,
+        remote=("workdir", "encoder", "images", "out"),
+    )
     add = parser.add_argument
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--workdir", help="a finished run")
@@ -155,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     url = args.workdir.rstrip("/")
     args.out = args.out or f"{url}/export"
     args.workdir = str(remote_run.finished(url, mirror.STEPS))
-    with remote_run.named(args.workdir, url):
+    with staging.named(args.workdir, url):
         _export(args)
 
 

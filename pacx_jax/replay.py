@@ -112,7 +112,9 @@ def _as_logged(rows: list[dict], n: int, loss: float) -> bool | None:
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; the last line printed is JSON."""
-    parser = cli.Parser(prog="python -m pacx_jax.replay", description=__doc__)
+    parser = cli.Parser(
+        prog="python -m pacx_jax.replay", description=__doc__, remote=("workdir",)
+    )
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the update, from 1")
     args = parser.parse_args(argv)

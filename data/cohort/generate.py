@@ -10,6 +10,7 @@ the same parameters and refused with others. README describes model and files.
 
 import argparse
 import pathlib
+import re
 import sys
 
 if not __package__:  # run as a script: the package is two folders up
@@ -84,6 +85,8 @@ def _check(args) -> None:
         )
     if args.masks > probe:
         raise write.CohortError(f"--masks is {args.masks}, but probe/ has {probe}")
+    if re.match(r"\w+:/", str(args.target)):
+        raise write.CohortError(f"--target {args.target}: give a local folder")
     if args.target.exists() and not args.target.is_dir():
         raise write.CohortError(f"--target {args.target} is not a folder")
 

@@ -12,6 +12,7 @@ and --config.model_init. A FILE named .safetensors needs no PyTorch.
 from __future__ import annotations
 
 import csv
+import functools
 import pathlib
 import sys
 
@@ -24,7 +25,8 @@ from pacx_jax.convert.sizes import Options
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
-from pacx_jax.run import finished
+from pacx_jax.run import finished, mirror, remote_run
+from pacx_jax.stores import objects, staging, urls
 
 # Options of one direction alone.
 OPTIONS = ("num_heads", "decoder_num_heads", "ln_eps", "alpha", "mean", "std",
@@ -189,7 +191,9 @@ def _labels(text: str) -> tuple[str, ...]:
 
 def parser() -> cli.Parser:
     """The command line."""
-    parser = cli.Parser(prog="pacx_jax.convert", description=__doc__)
+    parser = cli.Parser(
+        prog="pacx_jax.convert", description=__doc__, remote=("source", "target")
+    )
     add = parser.add_argument
     add("--kind", required=True, choices=KINDS)
     add("--source", required=True, help="checkpoint; with --to=torch a folder or run")
@@ -238,7 +242,16 @@ def main(argv: list[str] | None = None) -> None:
     for name in wrong:
         if getattr(args, name) is not None:
             raise PacxError(f"--{name} is for --to={other} alone: leave it away")
-    way(args)
+    source, target = args.source, args.target
+    if urls.is_remote(target) and way is from_torch and objects.Store(target).list():
+        raise PacxError(f"{target} exists: give another --target, or delete it")
+    if urls.is_remote(source):
+        run = functools.partial(remote_run.finished, kinds=mirror.STEPS)
+        args.source = str((staging.local if way is from_torch else run)(source))
+    with staging.named(args.source, source), staging.output(target) as local:
+        args.target = str(local) if urls.is_remote(target) else target
+        with staging.named(local, target):
+            way(args)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder
 from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import images as imageio
+from pacx_jax.stores import staging
 
 Image = np.ndarray | str | os.PathLike | PIL.Image.Image
 
@@ -105,7 +106,7 @@ class Encoder:
     def preprocess(self, image: Image) -> np.ndarray:
         """One image as the model sees it before normalisation: uint8 (s, s, 3)."""
         if isinstance(image, (str, os.PathLike)):
-            image = imageio.decode(image, name=str(image))
+            image = imageio.decode(staging.local(image), name=str(image))
         elif isinstance(image, PIL.Image.Image):
             image = imageio.decode(image)
         try:

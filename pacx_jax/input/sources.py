@@ -164,7 +164,9 @@ def splits(data: Any) -> tuple[str, ...]:
     if parts := mixture.parts(data):
         return tuple(dict.fromkeys(s for part in parts for s in splits(part)))
     if getattr(data, "source", "") == "prepared":
-        return tuple(prepared.read(staging.local(data.path, _stage(data)))["splits"])
+        wanted = {prepared.FILE}.__contains__  # of a remote set, no records
+        near = staging.local(data.path, _stage(data), wanted)
+        return tuple(prepared.read(near, not urls.is_remote(data.path))["splits"])
     return SPLITS
 
 

@@ -2,7 +2,8 @@
 
 A cache file is named by a hash of everything its content depends on: the encoder's
 weights and description, the data's fingerprint, the batch size. Another encoder or
-other data means another file, so that a stale cache is never read.
+other data means another file, so that a stale cache is never read. It may lie in a
+bucket.
 
 A row of NaN is of an example that cannot be used, a row of -inf of one that lacks the
 modality.
@@ -16,6 +17,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,10 +25,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from pacx_jax import files, sharding
+from pacx_jax.distributed import processes
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import arrays, pipeline, transforms
 from pacx_jax.modalities import table, teachers
+from pacx_jax.stores import objects, staging, urls
 
 CACHE_VERSION = 1  # raise when preprocessing or an encoder's arithmetic changes
 
@@ -65,19 +69,40 @@ def embeddings(
 
 def _cached(source, teacher, data, mesh, cache_dir, batch_size, quarantine):
     key = cache_key(source, teacher.folder, batch_size)
-    path = pathlib.Path(cache_dir) / f"{teacher.name}_{key[:24]}.npy"
+    name, shape = f"{teacher.name}_{key[:24]}.npy", (len(source), teacher.width)
+    if urls.is_remote(cache_dir):
+        return _in_bucket(
+            f"{str(cache_dir).rstrip('/')}/{name}",
+            shape,
+            lambda: compute(source, teacher, data, mesh, batch_size, quarantine),
+        )
+    path = pathlib.Path(cache_dir) / name
     with contextlib.ExitStack() as stack:
         # If two runs start at once, one computes and the other waits. The processes
         # of one run compute together: none of them may wait for another.
         if jax.process_count() == 1 and not path.is_file():
             stack.enter_context(files.locked(path.with_suffix(".lock")))
         if path.is_file():
-            return read(path, (len(source), teacher.width))
+            return read(path, shape)
         found = compute(source, teacher, data, mesh, batch_size, quarantine)
         if jax.process_index() == 0:
             with files.whole(path, "wb") as file:
                 np.save(file, found)
         return found
+
+
+def _in_bucket(url: str, shape: tuple[int, int], make: Callable) -> np.ndarray:
+    """The table at a URL, made and written there where there is none."""
+    there = objects.Store(url).head() is not None
+    if processes.agreed(int(there)):  # else some processes would wait for others
+        local = staging.local(url)
+        with staging.named(local, url):
+            return read(local, shape)
+    found = make()
+    if processes.is_first():
+        with staging.output(url) as local, files.whole(local, "wb") as file:
+            np.save(file, found)
+    return found
 
 
 def read(path: pathlib.Path, shape: tuple[int, int]) -> np.ndarray:

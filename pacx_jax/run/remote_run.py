@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from pacx_jax import files
 from pacx_jax.distributed import processes
@@ -19,7 +16,7 @@ def train(run: Callable, config, url: str, force: bool) -> None:
     """`run(config, copy, force=, mirrored=)`, for a remote workdir."""
     mirrored, done = mirror.Mirror(url), False
     try:
-        with named(mirrored.local, mirrored.url):
+        with staging.named(mirrored.local, mirrored.url):
             mirrored.open()
             run(config, str(mirrored.local), force=force, mirrored=mirrored)
         done = True
@@ -37,7 +34,7 @@ def train(run: Callable, config, url: str, force: bool) -> None:
 def measure(run: Callable, config, url: str, split: str) -> None:
     """`run(config, copy, split)`, for a finished run in a store."""
     path = finished(url, mirror.STEPS)
-    with named(path, url.rstrip("/")):
+    with staging.named(path, url.rstrip("/")):
         run(config, str(path), split)
         store = objects.Store(url)
         for file in sorted(path.glob(f"evaluation_{split}*.json")):
@@ -67,27 +64,3 @@ def finished(path: str, kinds=("checkpoints",), every: bool = False) -> pathlib.
                 if not every:
                     break
     return folder
-
-
-class _Renaming:
-    """A text stream in which a local copy has the name of what it is a copy of."""
-
-    def __init__(self, stream, local: str, url: str):
-        self._stream, self._local, self._url = stream, local, url
-
-    def write(self, text: str) -> int:
-        return self._stream.write(text.replace(self._local, self._url))
-
-    def __getattr__(self, name: str):
-        return getattr(self._stream, name)
-
-
-@contextlib.contextmanager
-def named(local: str | os.PathLike, url: str) -> Iterator[None]:
-    """What is printed or raised within calls the local copy by its URL."""
-    out, err = (_Renaming(s, str(local), url) for s in (sys.stdout, sys.stderr))
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            yield
-    except PacxError as e:
-        raise type(e)(str(e).replace(str(local), url)) from e

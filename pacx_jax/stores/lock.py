@@ -35,14 +35,21 @@ class Lock:
     Args:
       url: the folder.
       lost: called with a line, in a thread, when another run has taken it.
+      remedy: the end of the line for who does not get it.
 
     Attributes:
       session: a name of this holder's.
       previous: that of the holder before, "" without one.
     """
 
-    def __init__(self, url: str, lost: Callable[[str], None]):
-        self._url, self._lost, self._seconds = url, lost, SECONDS
+    def __init__(
+        self,
+        url: str,
+        lost: Callable[[str], None],
+        remedy: str = "take another --workdir",
+    ):
+        self._url, self._lost, self._remedy = url, lost, remedy
+        self._seconds = SECONDS
         self._store = Store(url, patience=SECONDS / 4)
         self._owner = f"{socket.gethostname()}, process {os.getpid()}"
         self.session, self.previous = secrets.token_hex(8), ""
@@ -98,7 +105,7 @@ class Lock:
                 raise PacxError(self._refusal(owner))
 
     def _refusal(self, owner: str) -> str:
-        return f"{self._url}: {owner} is writing here: take another --workdir"
+        return f"{self._url}: {owner} is writing here: {self._remedy}"
 
     def _content(self, state: str) -> bytes:
         self._beat += 1

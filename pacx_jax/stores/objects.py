@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -242,14 +243,20 @@ class Store:
                     parts.append(hashlib.md5(piece).digest())
                     yield piece
 
-            made = obstore.put(
-                self._bucket,
-                self._path(name),
-                sent(),
-                attributes={"sha256": digest} if digest else {},
-                chunk_size=part,
-                max_concurrency=_PARTS_AT_ONCE,
-            )
+            try:
+                made = obstore.put(
+                    self._bucket,
+                    self._path(name),
+                    sent(),
+                    attributes={"sha256": digest} if digest else {},
+                    chunk_size=part,
+                    max_concurrency=_PARTS_AT_ONCE,
+                )
+            except FileNotFoundError as e:
+                if "NoSuchUpload" not in str(e):
+                    raise
+                # It was completed, that answer was lost, and it was asked again.
+                return False, whole.digest()
             together = hashlib.md5(b"".join(parts)).digest()
             return _is_md5(made.get("e_tag"), together, len(parts)), whole.digest()
 
@@ -258,8 +265,9 @@ class Store:
             if arrived:
                 return
             found = hashlib.sha256()
-            for piece in self.stream(name, size):
-                found.update(piece)
+            with contextlib.suppress(Missing):
+                for piece in self.stream(name, size):
+                    found.update(piece)
             if found.digest() == whole:
                 return
         raise StoreError(

@@ -29,8 +29,10 @@ _SPARE = 62 * 2**20  # bytes that a copy leaves free, with those of check_room
 
 def scratch() -> pathlib.Path:
     """The folder of local copies, which only its owner may enter."""
-    root = os.environ.get("PACX_SCRATCH")
-    folder = pathlib.Path(root or tempfile.gettempdir()) / f"pacx_jax_{os.getuid()}"
+    root = os.environ.get("PACX_SCRATCH") or tempfile.gettempdir()
+    if urls.is_remote(root):
+        raise PacxError(f"PACX_SCRATCH={root}: set it to a folder of this machine")
+    folder = pathlib.Path(root) / f"pacx_jax_{os.getuid()}"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise PacxError(f"{folder} belongs to somebody else: set PACX_SCRATCH")
@@ -69,6 +71,8 @@ def local(
     Raises:
       PacxError: no such object or folder, or no room.
     """
+    if root and urls.is_remote(root):
+        raise PacxError(f"data.stage={root}: name a folder of this machine")
     if not urls.is_remote(path):
         return pathlib.Path(path)
     url = str(path).rstrip("/")
@@ -217,3 +221,30 @@ def pieces(paths: list[pathlib.Path]) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(2**20):
                 yield piece
+
+
+class _Renaming:
+    """A text stream in which a local copy has the name of what it is a copy of."""
+
+    def __init__(self, stream, local: str, url: str):
+        self._stream, self._local, self._url = stream, local, url
+
+    def write(self, text: str) -> int:
+        return self._stream.write(text.replace(self._local, self._url))
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+@contextlib.contextmanager
+def named(local: str | os.PathLike, url: str) -> Iterator[None]:
+    """What is printed or raised within calls the local copy by its URL."""
+    if not urls.is_remote(url):
+        yield
+        return
+    out, err = (_Renaming(s, str(local), url) for s in (sys.stdout, sys.stderr))
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield
+    except PacxError as e:
+        raise type(e)(str(e).replace(str(local), url)) from e

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from data.cohort import generate
 from pacx_jax import cli, export, replay
 from pacx_jax.errors import PacxError
 
@@ -46,6 +47,25 @@ def test_an_interrupted_command_ends_with_130():
 def test_a_command_returns_what_its_main_returns():
     assert cli.command(lambda: None)() == 0
     assert cli.command(lambda code: code)(1) == 1
+
+
+def test_a_bucket_is_refused_by_flags_that_take_local_paths(capsys, monkeypatch):
+    @cli.command
+    def main(argv):
+        parser = cli.Parser(remote=("out",))
+        parser.add_argument("--out")
+        parser.add_argument("--target")
+        parser.parse_args(argv)
+
+    assert main(["--out=s3://bucket/a", "--target=a/s3:"]) == 0
+    for flag, text in (
+        ("--target=s3://bucket/a", "--target=s3://bucket/a: give a local path; `gcl"),
+        ("--out=gcs://bucket/a", "gcs://bucket/a: did you mean gs://bucket/a?"),
+    ):
+        assert main([flag]) == cli.FAILED
+        assert capsys.readouterr().err.startswith(f"error: {text}")
+    assert generate.main(["--target=gs://bucket/cohort"]) == 2
+    assert "gs:/bucket/cohort: give a local folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

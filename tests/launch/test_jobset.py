@@ -39,6 +39,7 @@ POD = {
     "restartPolicy": {"Never"},  # OnFailure excludes a podFailurePolicy
     "terminationGracePeriodSeconds": int,
     "automountServiceAccountToken": bool,
+    "serviceAccountName": str,
     "nodeSelector": dict[str, str],
     "securityContext": {
         "runAsNonRoot": bool,
@@ -148,7 +149,11 @@ def documents():
 
 @pytest.mark.parametrize(
     "document",
-    [*documents(), make("tpu"), make("gpu")],
+    [
+        *documents(),
+        make("tpu"),
+        make("gpu", "mae", "--service_account=pacx", workdir="gs://bucket/runs/mae"),
+    ],
     ids=["tpu_file", "gpu_file", "tpu_made", "gpu_made"],
 )
 def test_a_jobset_has_the_schema_s_fields_and_no_privileges(document):
@@ -186,7 +191,16 @@ def test_the_jobs_of_a_jobset_are_valid_by_kubernetes_schemas(accelerator):
         kubernetes_validate.validate(job, "1.37", strict=True)
 
 
-def test_pods_keep_compiled_programs_on_the_claim():
+def test_a_claim_is_mounted_for_a_workdir_on_it_alone():
+    volumes = pod_of(make("tpu", "mae", "--claim=c"))["volumes"]
+    assert volumes[0] == {"name": "pacx", "persistentVolumeClaim": {"claimName": "c"}}
+    flags = ["--service_account=pacx"]
+    pod = pod_of(make("tpu", "mae", *flags, workdir="s3://bucket/mae"))
+    assert pod["volumes"][0] == {"name": "pacx", "emptyDir": {}}
+    assert pod["serviceAccountName"] == "pacx"
+
+
+def test_pods_keep_compiled_programs_where_the_claim_is_mounted():
     for document in documents():
         container = pod_of(document)["containers"][0]
         env = {e["name"]: e.get("value") for e in container["env"]}
@@ -258,9 +272,10 @@ def test_a_jobset_that_cannot_be_is_refused(arguments, error):
         make(*arguments)
 
 
-def test_a_workdir_that_ends_with_its_pod_is_refused():
-    with pytest.raises(PacxError, match="give --workdir=/pacx/"):
-        make("tpu", workdir="runs/mae")
+@pytest.mark.parametrize("workdir", ["runs/mae", "gcs://bucket/mae"])
+def test_a_workdir_that_ends_with_its_pod_is_refused(workdir):
+    with pytest.raises(PacxError, match="give --workdir=gs://BUCKET/"):
+        make("tpu", workdir=workdir)
 
 
 def test_jobset_hands_the_manifest_to_the_cluster_once(tmp_path, monkeypatch, capsys):

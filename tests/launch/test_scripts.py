@@ -283,10 +283,13 @@ def test_tpu_pod_ends_with_what_gcloud_says_of_a_refused_request(tmp_path):
     assert (code, output) == (1, "ERROR: (gcloud) no quota\n")
 
 
-def test_tpu_pod_installs_on_all_workers_by_hash(tmp_path):
-    code, output = pod(tmp_path, "install", "--nfs=10.0.0.2:/share")
+@pytest.mark.parametrize("nfs", [[], ["--nfs=10.0.0.2:/share"]])
+def test_tpu_pod_installs_on_all_workers_by_hash(tmp_path, nfs):
+    code, output = pod(tmp_path, "install", *nfs)
     assert code == 0, output
     calls = (tmp_path / "gcloud.calls").read_text()
+    assert ("nconnect=8 10.0.0.2:/share /mnt/pacx" in calls) == ("mount" in calls)
+    assert ("mount" in calls) == bool(nfs)
     assert "pod:pacx.tar.gz --zone=z --project=p --worker=all" in calls
     assert (
         "--require-hashes -r requirements.lock -r launch/requirements.tpu.lock" in calls
@@ -312,6 +315,24 @@ def test_tpu_pod_runs_on_all_workers_and_ends_as_they_do(workers, behaviour, exp
     assert caches(workers) == [compile_cache.cpu()] * 2
     logs = workers / "mnt" / "runs" / "a b" / "logs"
     assert len(list(logs.iterdir())) == 1  # both stand-ins have this machine's name
+
+
+def test_launchers_make_no_folder_of_a_bucket(workers):
+    bucket = "--workdir=gs://bucket/runs/mae"
+    assert pod(workers, "run", "--", bucket)[0] == 0
+    assert seen(workers, 0)[-1] == bucket
+    assert list((workers / "worker_1/pacx_logs").glob("worker_*.log"))
+    assert run(workers, "local.sh", bucket)[0] == 0
+    job = {"SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "mae"}
+    code, output = run(workers, "slurm.sbatch", "--dry-run", bucket, **job)
+    assert code == 0 and "--output=slurm-mae-7/process_%t.log" in output
+    code, output = pod(
+        workers, "collect", bucket, f"--target={workers}/got", "--dry-run"
+    )
+    assert code == 0
+    copy = f"gcloud storage rsync --recursive {bucket[10:]} {workers}/got"
+    assert copy in output.replace(" \n", "\n")
+    assert not (ROOT / "gs:").exists()
 
 
 def test_tpu_pod_stops_a_run_that_is_under_way(workers):
@@ -446,6 +467,8 @@ def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
         (["local.sh", "--platform=tpu", "--workdir=w"], "--platform=tpu: choose cpu"),
         (["local.sh", "--workdir=w", "--devices=2"], "options go before those of"),
         (["local.sh"], "give --workdir=DIR"),
+        (["local.sh", "--workdir=gcs://b/w"], "--workdir=gcs://b/w: give a folder, gs"),
+        (["slurm.sbatch", "--workdir=s3:/b"], "--workdir=s3:/b: give a folder, gs://"),
         (["slurm.sbatch", "--config=c"], "give --workdir=DIR, on a file system"),
         (["slurm.sbatch", "--workdir=w", "--dry-run"], "--dry-run goes before all"),
         (["slurm.sbatch", "--workdir=no/such"], "this is no SLURM job: submit it by"),
@@ -453,7 +476,7 @@ def test_a_dry_run_prints_commands_and_runs_none(tmp_path, command):
         (["tpu_pod.sh", "destroy", "--name=n", "--zone=z"], "not 'destroy'"),
         (["tpu_pod.sh", "run", "--name=A", "--zone=z"], "--name=A: give a name of"),
         (["tpu_pod.sh", "run", "--name=n", "--zone=z", "--", "--workdir=runs/x"],
-         "give -- --workdir=/mnt/pacx/"),
+         "give -- --workdir=gs://BUCKET/"),
         (["tpu_pod.sh", "create", "--name=n", "--zone=z", "--type=v9-8"],
          "--type=v9-8: give --runtime too"),
     ],

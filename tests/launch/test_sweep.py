@@ -168,7 +168,7 @@ def test_a_split_that_the_prepared_data_lack_is_refused_before_any_run(
     stand_in, monkeypatch, capsys
 ):
     names = {"a": {"train": 9, "val": 2, "test": 3}, "b": {"train": 9, "val": 2}}
-    monkeypatch.setattr(prepared, "read", lambda path: {"splits": names[str(path)]})
+    monkeypatch.setattr(prepared, "read", lambda path, _: {"splits": names[str(path)]})
     assert run(stand_in, *GRID[:1], "--evaluate=test", "--config.data.path=a") == 0
     (stand_in / "sweep").rename(stand_in / "before")
     assert run(stand_in, "--grid=data.path=a;b", "--evaluate=test") == 2

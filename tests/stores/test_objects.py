@@ -82,6 +82,23 @@ def test_large_object_goes_in_parts_and_a_cut_off_copy_goes_on(
     )
 
 
+def test_upload_whose_last_answer_is_lost_is_not_lost(
+    url, proxy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(objects, "PART", 6 * 2**20)
+    (tmp_path / "a").write_bytes(random.Random(0).randbytes(13 * 2**20))
+    left = ["lost"]
+
+    def fault(method, path):
+        last = method == "POST" and "uploadId" in path
+        return left.pop() if last and left else ""
+
+    proxy.fault = fault
+    staging.send(objects.Store(url), "a", tmp_path / "a")
+    assert not left
+    assert objects.Store(url).read("a")[0] == (tmp_path / "a").read_bytes()
+
+
 def test_what_is_read_is_what_was_written_under_faults_of_every_kind(url, proxy):
     proxy.fault = servers.seeded(1, share=0.2)
     store, drawn, there = objects.Store(url), random.Random(2), {}

@@ -9,12 +9,13 @@ import signal
 import threading
 from urllib.parse import unquote
 
+import numpy as np
 import pytest
 
 from pacx_jax import main, step
 from pacx_jax.distributed import preemption
 from pacx_jax.errors import PacxError
-from pacx_jax.run import remote_run, remote_steps
+from pacx_jax.run import mirror, remote_run, remote_steps, saved_steps
 from pacx_jax.stores import lock, objects
 from tests.reliability import runs
 from tests.stores import servers
@@ -121,6 +122,28 @@ def test_run_that_is_stopped_killed_and_damaged_goes_on_elsewhere_bit_exact(
     assert f"{url} is finished, nothing to do" in capsys.readouterr().out
 
 
+def test_requests_of_a_save_are_those_of_its_parts_and_a_few(url, proxy, monkeypatch):
+    real, most = objects.PART, 20
+    monkeypatch.setattr(objects, "PART", 5 * 2**20)  # the least that S3 takes
+    mirrored = mirror.Mirror(url)
+    mirrored.open()
+    steps = saved_steps.Steps(mirrored.local / "checkpoints", 2, mirrored)
+    rng = np.random.default_rng(0)
+    state = {f"w{i}": rng.random(2**19, np.float32) for i in range(6)}
+    for i in range(1, 5):
+        before = len(proxy.requests)
+        steps.save(state, i, {})
+        steps.settle()
+        count = len(proxy.requests) - before
+    steps.close()
+    mirrored.close(True)
+    assert remote_steps.numbers(objects.Store(url), "checkpoints") == [3, 4]
+    times = {"s3": 1, "gs": 2}[proxy.kind]  # gs:// is read back, as its tag is no MD5
+    assert 0 < count <= times * -(-12 * 2**20 // objects.PART) + most
+    vitb = 1_340_000_000  # bytes of a ViT-B MAE with Adam's moments
+    assert times * -(-vitb // real) + most <= 200
+
+
 @pytest.mark.parametrize("port", ["gs"], indirect=True)
 def test_faults_of_every_kind_lose_and_change_nothing(url, proxy, straight):
     proxy.fault = servers.seeded(3, share=0.15)
@@ -136,12 +159,12 @@ def test_what_could_not_be_sent_is_kept_and_sent_by_the_same_command(
 ):
     monkeypatch.setattr(objects, "PATIENCE", 0.2)
     monkeypatch.setattr(lock, "SECONDS", 60.0)
-    runs.at_update(10, lambda: setattr(proxy, "fault", lambda method, path: "503"))
+    runs.at_update(10, lambda: setattr(proxy, "fault", lambda *_: "expired"))
     with pytest.raises(
         PacxError, match="What is not sent is kept in .*-0of1: the same"
     ):
         main.run(config(), url)
-    assert "it answers 503 Service Unavailable" in capsys.readouterr().err
+    assert "the credentials have expired: renew them" in capsys.readouterr().err
     proxy.fault = lambda method, path: ""
     assert remote_steps.numbers(objects.Store(url), "checkpoints")[-1] < 12
     monkeypatch.setattr(lock.Lock, "_watch", lambda *args: None)  # it is not released

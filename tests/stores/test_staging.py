@@ -11,13 +11,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+import pacx_jax
 from pacx_jax import embed, export
+from pacx_jax.convert import __main__ as conversion
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import prepared, sources
-from pacx_jax.run import overlap
+from pacx_jax.run import embedding_cache, overlap
 from pacx_jax.stores import objects, staging
 from tests import tiny
+from tests.reliability import runs
 
 
 @pytest.fixture
@@ -77,6 +80,63 @@ def test_embeddings_of_a_bucket_in_a_bucket_are_those_of_the_disk(
     assert objects.Store(f"{url}/z.npz").read()[0] == out.read_bytes()
 
 
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_encoder_reads_images_and_ecgs_of_a_bucket(url, encoder, images, tmp_path):
+    encoder = pacx_jax.load_encoder(encoder[1])
+    near = encoder.preprocess(images[1] / "3.png")
+    np.testing.assert_array_equal(encoder.preprocess(f"{images[0]}/3.png"), near)
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(5000, 12)))
+    staging.send(objects.Store(f"{url}/ecgs"), "b/a.npy", tmp_path / "a.npy")
+    about = types.SimpleNamespace(windows="first", fs=500, lead_order="standard")
+    about.pad_short = about.skip_unreadable = False
+
+    def count(windows):
+        return np.zeros((len(list(windows)), 2))
+
+    found, _ = embed.embed_ecgs(count, f"{url}/ecgs", about)
+    assert found["path"] == ["b/a.npy"]
+
+
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_encoder_in_a_bucket_is_converted_there_and_back(encoder, url, capsys):
+    convert = ["--kind=vit_timm", f"--source={encoder[0]}", "--to=torch"]
+    file, back = f"{url}/vit.safetensors", f"{url}/back"
+    assert conversion.main([*convert, f"--target={file}"]) == 0
+    flags = ["--kind=vit_timm", f"--source={file}", "--num_heads=2"]
+    assert conversion.main([*flags, f"--target={back}"]) == 0
+    assert back in capsys.readouterr().out
+    params = [model_folder.load(path).params for path in (back, encoder[1])]
+    assert tiny.worst(*(tree["cls_token"] for tree in params)) == 0
+    assert conversion.main([*flags, f"--target={back}"]) == 2
+    assert f"{back} exists: give another --target" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", ["gs"], indirect=True)
+def test_embeddings_cached_in_a_bucket_are_computed_once(url, monkeypatch):
+    made, want = [], np.arange(40, dtype=np.float32).reshape(20, 2)
+    teacher = types.SimpleNamespace(name="labs", width=2, folder=tiny.folder("vit"))
+
+    def embed():
+        return embedding_cache.embeddings(
+            runs.Patients("train"),
+            teacher,
+            None,
+            None,
+            cache_dir=f"{url}/cache",
+            batch_size=4,
+            quarantine=None,
+        )
+
+    monkeypatch.setattr(embedding_cache, "compute", lambda *_: made.append(1) or want)
+    for _ in range(2):
+        np.testing.assert_array_equal(embed(), want)
+    assert len(made) == 1
+    (name,) = objects.Store(f"{url}/cache").list()
+    objects.Store(f"{url}/cache").write(name, b"damaged")
+    with pytest.raises(PacxError, match=f"{url}/cache/{name} is damaged: delete it"):
+        embed()
+
+
 @pytest.mark.parametrize("port", ["gs"], indirect=True)
 def test_export_to_a_bucket_leaves_other_folders_alone(encoder, images, url, capsys):
     flags = [f"--encoder={encoder[0]}", f"--images={images[0]}"]
@@ -134,6 +194,15 @@ def test_patients_behind_a_remote_encoder_are_found(url, tmp_path):
     for init in (f"{url}/run", f"{url}/run/export"):
         assert overlap.behind(init).runs == (run,)
     assert "unknown" in overlap.behind(f"{url}/another").runs[0]
+
+
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_copies_in_a_bucket_are_refused(images, monkeypatch):
+    with pytest.raises(PacxError, match="data.stage=s3://b1b: name a folder of this"):
+        staging.local(images[0], "s3://b1b")
+    monkeypatch.setenv("PACX_SCRATCH", "s3://b1b")
+    with pytest.raises(PacxError, match="PACX_SCRATCH=s3://b1b: set it to a folder"):
+        staging.local(images[0])
 
 
 def test_copies_lie_in_a_folder_for_their_owner_alone(images):
