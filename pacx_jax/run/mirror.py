@@ -198,6 +198,7 @@ class Mirror:
                 fetch_step(self._store, folder, number)
                 return number
             except manifest.Damaged as e:
+                self._lock.check()  # what is missing may be what another run removed
                 saved_steps.warn(
                     f"{self.url}/{folder.name}/{number} is damaged ({e}): it is marked "
                     "as such"

@@ -160,10 +160,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with proxy.lock:
             fault = proxy.fault(self.command, self.path)
             proxy.requests.append((self.command, self.path))
+            if fault == "hold":
+                proxy.held.set()
             if fault:
                 proxy.faults[fault] = proxy.faults.get(fault, 0) + 1
         if fault == "hold":
-            proxy.held.set()
             proxy.resumed.wait(60)
         if fault == "reset":
             return self._reset()

@@ -7,6 +7,7 @@ has a row a step.
 import itertools
 import threading
 import time
+from urllib.parse import unquote
 
 import pytest
 
@@ -51,11 +52,17 @@ def rows(last: int, of: str) -> bytes:
 
 
 def opened(url: str, of="run") -> tuple[mirror.Mirror, int]:
-    """A run that goes on, and the step from which; both are as they were saved."""
+    """A run that goes on, and the step from which; both are as they were saved.
+
+    Args:
+      of: who saved it; "" does not look.
+    """
     run = mirror.Mirror(url)
     run.open()
     folder = run.local / "checkpoints"
     run.fetch(folder, KEEP)
+    if not of:
+        return run, 0
     number, _, _ = saved_steps.newest(folder)
     if number is None:
         return run, 0
@@ -115,7 +122,7 @@ def test_a_hundred_faults_lose_and_change_nothing(url, proxy, monkeypatch):
     drawn, number = servers.seeded(5, 0.25, kinds), 0
 
     def fault(method, path):
-        return "" if lock.NAME in path else drawn(method, path)
+        return "" if lock.NAME in unquote(path) else drawn(method, path)
 
     while sum(proxy.faults.values()) < 110:
         proxy.fault = fault
@@ -159,8 +166,7 @@ def damaged_workdir(url: str) -> dict[str, bytes]:
 def owner(url: str, said: list) -> None:
     """A run that goes on from step 1, and is then outlived."""
     try:
-        run, number = opened(url)
-        assert number == 1
+        run, _ = opened(url, of="")
         save(run, 2)
         save(run, 3)
         run.close(False)
@@ -176,7 +182,7 @@ def test_owner_that_sleeps_through_its_lock_does_no_harm(
 
     The other's states and rows differ, as if it had been started with --force.
     """
-    content = damaged_workdir(url)
+    content, told = damaged_workdir(url), 0
     for k in itertools.count():
         monkeypatch.setattr(lock, "time", Clock())
         place, said = f"{url}_{k}", []
@@ -186,10 +192,12 @@ def test_owner_that_sleeps_through_its_lock_does_no_harm(
         with servers.Proxy(*port) as asleep, monkeypatch.context() as patched:
             writes = itertools.count()
 
-            def fault(method, path, writes=writes, k=k):
-                if method in ("PUT", "POST", "DELETE"):
-                    return "hold" if next(writes) >= k else ""
-                return ""
+            def fault(method, path, asleep=asleep, writes=writes, k=k):
+                if asleep.held.is_set():
+                    return "hold"
+                if method in ("GET", "HEAD") or lock.NAME in unquote(path):
+                    return ""
+                return "hold" if next(writes) == k else ""
 
             asleep.fault = fault
             for name, value in asleep.environment().items():
@@ -210,10 +218,11 @@ def test_owner_that_sleeps_through_its_lock_does_no_harm(
                 save(second, number, "another")
             asleep.resumed.set()
             first.join()
-        (text,) = said
-        assert "has taken over this run" in text or "is writing here" in text, text
+        assert all("has taken over this run" in text for text in said)
+        told += len(said)
         second.close(False)
         third, number = opened(place, "another")
-        assert number == 4 and remote_steps.numbers(store, "checkpoints") == [3, 4]
+        save(third, 5, "another")
+        assert number == 4 and remote_steps.numbers(store, "checkpoints") == [4, 5]
         third.close(False)
-    assert k > 10 and not said
+    assert told > 10 and told >= k - 1  # nothing is left to write after the last one
