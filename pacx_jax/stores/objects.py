@@ -26,6 +26,7 @@ from pacx_jax.stores.failures import Missing, StoreError
 PART = 16 * 2**20  # bytes of a request's body; four are in memory at once
 PATIENCE = 45.0  # more than a request may take, so that one is made again
 _PARTS_AT_ONCE = 4
+_PIECE = 2**18  # bytes
 _MOST_PARTS = 9000  # stores take 10,000
 _TRIES = 4  # of a body that arrives changed
 
@@ -76,7 +77,7 @@ class Store:
             try:
                 return request()
             except Exception as e:
-                if _is_condition(e):
+                if _is_condition(e) or getattr(e, "errno", None):  # of the local disk
                     raise
                 error, helps = failures.explained(
                     self._shown(name), e, write, self._endpoint
@@ -279,10 +280,10 @@ class Store:
             f"{self._shown(name)} arrives changed, however often it is sent"
         )
 
-    def stream(self, name: str, size: int, start: int = 0) -> Iterator[bytes]:
-        """The bytes of an object from `start` on, a part at a time; unchecked."""
+    def stream(self, name: str, size: int) -> Iterator[memoryview]:
+        """The bytes of an object, a part at a time; unchecked."""
 
-        def fetch(offset: int) -> bytes:
+        def fetch(offset: int) -> memoryview:
             def get():
                 import obstore
 
@@ -291,13 +292,13 @@ class Store:
                 data = obstore.get_range(self._bucket, path, start=offset, end=end)
                 if len(data) != end - offset:
                     raise ConnectionError("cut off")
-                return bytes(data)
+                return memoryview(data)
 
             return self._ask(name, get)
 
         with concurrent.futures.ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
             waiting: collections.deque = collections.deque()
-            for offset in range(start, size, PART):
+            for offset in range(0, size, PART):
                 waiting.append(pool.submit(fetch, offset))
                 if len(waiting) == _PARTS_AT_ONCE:
                     yield waiting.popleft().result()
@@ -325,19 +326,35 @@ class Store:
         partial = target.with_name(f".{target.name}.{tag}.part")
         digest = digest or self._digest(name)
         for _ in range(_TRIES):
-            start = partial.stat().st_size // PART * PART if partial.exists() else 0
-            with partial.open("r+b" if start else "wb") as file:
-                file.truncate(start)
-                file.seek(start)
-                for piece in self.stream(name, item.size, start):
-                    file.write(piece)
-            with partial.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest in ("", found):
+            whole = hashlib.sha256()
+            with partial.open("a+b") as file:
+                file.seek(0)
+                while piece := file.read(_PIECE):
+                    whole.update(piece)
+                for end in (*range(file.tell() + PART, item.size, PART), item.size):
+                    self._receive(name, file, end, whole)
+            if digest in ("", whole.hexdigest()):
                 os.replace(partial, target)
                 return
             partial.unlink()
         raise StoreError(f"{self._shown(name)} is damaged: its sha256 differs")
+
+    def _receive(self, name: str, file, end: int, whole) -> None:
+        """Appends the bytes up to `end` to a file, and hashes them, as they come."""
+
+        def get():
+            import obstore
+
+            span = {"range": (file.tell(), end)}
+            if file.tell() < end:  # an answer that was cut off is gone on with
+                got = obstore.get(self._bucket, self._path(name), options=span)
+                for piece in got.stream(min_chunk_size=_PIECE):
+                    file.write(piece)
+                    whole.update(piece)
+            if file.tell() != end:
+                raise ConnectionError("cut off")
+
+        self._ask(name, get)
 
     def _digest(self, name: str) -> str:
         """The sha256 that an object was written with, or ""."""

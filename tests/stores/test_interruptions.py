@@ -4,6 +4,7 @@ A run is played here without training: its states are two small files, and metri
 has a row a step.
 """
 
+import contextlib
 import itertools
 import threading
 import time
@@ -25,6 +26,7 @@ from pacx_jax.stores import lock, objects, urls
 from tests.stores import servers
 
 KEEP = 2
+MORE = [("gs", False), ("s3", True), ("s3", False)]
 _FOLDERS = itertools.count()
 
 
@@ -52,17 +54,11 @@ def rows(last: int, of: str) -> bytes:
 
 
 def opened(url: str, of="run") -> tuple[mirror.Mirror, int]:
-    """A run that goes on, and the step from which; both are as they were saved.
-
-    Args:
-      of: who saved it; "" does not look.
-    """
+    """A run that goes on, and the step from which; both are as they were saved."""
     run = mirror.Mirror(url)
     run.open()
     folder = run.local / "checkpoints"
     run.fetch(folder, KEEP)
-    if not of:
-        return run, 0
     number, _, _ = saved_steps.newest(folder)
     if number is None:
         return run, 0
@@ -102,6 +98,7 @@ def test_run_that_is_killed_between_any_two_requests_goes_on(url, proxy, monkeyp
             break
         except PacxError:
             assert len(proxy.requests) == before + k + 1
+            run.close(False)  # which is denied too
         proxy.fault = lambda *_: ""
         objects.Store(url).delete([lock.NAME])  # rather than wait until it is stale
         read, _, _ = saved_steps.newest(remote_run.finished(url) / "checkpoints")
@@ -165,16 +162,23 @@ def damaged_workdir(url: str) -> dict[str, bytes]:
 
 def owner(url: str, said: list) -> None:
     """A run that goes on from step 1, and is then outlived."""
+    run = mirror.Mirror(url)
     try:
-        run, _ = opened(url, of="")
+        run.open()
+        run.fetch(run.local / "checkpoints", KEEP)
         save(run, 2)
         save(run, 3)
-        run.close(False)
     except PacxError as e:
         said.append(str(e))
+    with contextlib.suppress(PacxError):
+        run.close(False)
 
 
-@pytest.mark.parametrize("late", [True, False], ids=["late", "early"])
+@pytest.mark.parametrize(
+    ("port", "late"),
+    [("gs", True)] + [pytest.param(*x, marks=pytest.mark.full) for x in MORE],
+    indirect=["port"],
+)
 def test_owner_that_sleeps_through_its_lock_does_no_harm(
     late, url, proxy, port, monkeypatch, capsys
 ):
