@@ -5,17 +5,22 @@
   URL/metrics.jsonl, export/... everything else, as it is on the local disk
 
 Small files are sent before the manifest of the checkpoint that they belong to, and when
-the run ends. They are written by compare-and-swap, so that a run that has lost its lock
-without knowing changes nothing that its successor has written. What could not be sent
-stays in the local copy, and the same command on the same machine goes on from it,
-unless another run came in between.
+the run ends. What could not be sent stays in the local copy, and the same command on
+the same machine goes on from it, unless another run came in between.
+
+A run that was stopped for longer than its lock lasts asks for the lock before it writes
+on. A request of its that arrives after all does no harm: small files and manifests are
+written by compare-and-swap, a state's data under names of their own, and what it
+removes is what was there when it had the lock.
 
 Several processes have a copy each: every one sends its own files of a state.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import mmap
 import pathlib
 import secrets
 import shutil
@@ -46,17 +51,19 @@ class Mirror:
 
     def __init__(self, url: str):
         self.url = url.rstrip("/")
-        self._store = objects.Store(self.url)
         count, index = jax.process_count(), jax.process_index()
         mark = f"-{index}of{count}"
         self.local = staging.copy_of(self.url, staging.scratch() / "runs", mark)
         end = functools.partial(processes.end_at_once, code=2)
         self._lock = lock.Lock(self.url, lambda text: end(f"error: {text}"))
+        fence = self._lock.check if processes.is_first() else lambda: None
+        self._store = objects.Store(self.url, fence=fence)
         self._versions: dict[str, objects.Version] = {}
         self._sent: dict[str, tuple] = {}
         self._attempt = ""
         self._steps: set[tuple[str, int]] = set()
         self.failure: StoreError | None = None
+        self._alone = contextlib.ExitStack()
 
     def open(self) -> None:
         """Takes the lock, in process 0, and makes the copy what the store holds."""
@@ -64,6 +71,9 @@ class Mirror:
         together(self._fetch)
 
     def _take(self) -> None:
+        file = self.local.with_name(f".{self.local.name}.lock")
+        refusal = f"{self.url}: another run of this machine is writing here: take "
+        self._alone.enter_context(files.locked(file, f"{refusal}another --workdir"))
         if processes.is_first():
             self._lock.acquire()
 
@@ -87,7 +97,6 @@ class Mirror:
         """Sends the small files that have changed, and removes those that are gone."""
         if not processes.is_first():
             return
-        self._lock.check()
         found = (p for p in self.local.rglob("*") if p.is_file())
         names = {p.relative_to(self.local).as_posix() for p in found}
         names = {name for name in names if is_small(name)}
@@ -96,28 +105,16 @@ class Mirror:
             stamp = _stamp(file)
             if self._sent.get(name) == stamp:
                 continue
-            if stamp[0] > objects.PART:
-                staging.send(self._store, name, file)
-            else:
-                self._replace(name, file.read_bytes())
+            known = self._versions.get(name, {})
+            self._versions[name] = remote_steps.replace(
+                self._store, name, _bytes(file), known, self._lock.renew
+            )
             self._sent[name] = stamp
         gone = set(self._sent) - names
         self._store.delete(gone)
         for name in gone:
             del self._sent[name]
             self._versions.pop(name, None)
-
-    def _replace(self, name: str, data: bytes) -> None:
-        """Writes an object that nobody but this run has written since it last did."""
-        version = self._versions.get(name)
-        if version:
-            made = self._store.swap(name, data, version)
-        else:
-            made = self._store.create(name, data)
-        if made is None:  # of an earlier holder, unless the lock is lost
-            self._lock.renew()
-            made = self._store.write(name, data)
-        self._versions[name] = made
 
     def begin(self) -> None:
         """Before a state is saved: one name for what all processes send of it."""
@@ -133,13 +130,10 @@ class Mirror:
         attempt, count = self._attempt, jax.process_count()
         try:
             self.push()
-            if processes.is_first():  # such as a damaged one
-                remote_steps.remove(store, kind, number, but=attempt)
             remote_steps.upload(store, folder, attempt, jax.process_index())
             if not processes.is_first():
                 return
-            self._lock.check()
-            remote_steps.commit(store, folder, attempt, count)
+            remote_steps.commit(store, folder, attempt, count, self._lock.renew)
             there = remote_steps.numbers(store, kind)
             for old in saved_steps.retired(there, keep, number):
                 remote_steps.remove(store, kind, old)
@@ -204,14 +198,15 @@ class Mirror:
                 fetch_step(self._store, folder, number)
                 return number
             except manifest.Damaged as e:
+                self._lock.check()  # what is missing may be what another run removed
                 saved_steps.warn(
                     f"{self.url}/{folder.name}/{number} is damaged ({e}): it is marked "
                     "as such"
                 )
-                reason = f"{e}\n".encode()
-                place = f"{folder.name}/{number}/{remote_steps.DAMAGED}"
-                self._store.write(place, reason)
-        bad = any(remote_steps.DAMAGED in n for n in self._store.list(folder.name))
+                remote_steps.mark_damaged(self._store, folder.name, number, str(e))
+        bad = any(
+            f"/{remote_steps.DAMAGED}" in n for n in self._store.list(folder.name)
+        )
         if bad and folder.name == "checkpoints":
             raise PacxError(
                 f"{self.url}/{folder.name}: none of the saved steps holds what was "
@@ -232,12 +227,14 @@ class Mirror:
 
     def close(self, finished: bool) -> None:
         """Sends what is left and lets others have the lock."""
-        if not processes.is_first():
+        with self._alone:
+            if processes.is_first():
+                finished = self._lock.held and self._send_rest(finished)
             if finished:
                 shutil.rmtree(self.local, ignore_errors=True)
-            return
-        if not self._lock.held:
-            return
+
+    def _send_rest(self, finished: bool) -> bool:
+        """Whether nothing of a finished run is here alone."""
         try:
             self.push()
         except StoreError as e:
@@ -247,11 +244,9 @@ class Mirror:
                     "command on this machine sends it"
                 ) from None
             saved_steps.warn(f"{e}. What is not sent stays in {self.local}")
-            finished = False
         finally:
             self._lock.release()
-        if finished:
-            shutil.rmtree(self.local, ignore_errors=True)
+        return finished
 
 
 def fetch_step(store: objects.Store, folder: pathlib.Path, number: int) -> None:
@@ -268,6 +263,14 @@ def is_small(name: str) -> bool:
     first, _, _ = name.partition("/")
     hidden = any(part.startswith(".") for part in name.split("/"))
     return not hidden and first not in _OWN
+
+
+def _bytes(file: pathlib.Path) -> bytes | mmap.mmap:
+    """A file's bytes, which stay on the disk where they are many."""
+    if file.stat().st_size <= objects.PART:
+        return file.read_bytes()
+    with file.open("rb") as opened:
+        return mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
 
 
 def _stamp(file: pathlib.Path) -> tuple[int, int]:

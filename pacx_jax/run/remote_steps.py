@@ -3,36 +3,56 @@
   KIND/N/ATTEMPT-I.pack   the files that process I wrote, one after the other
   KIND/N/ATTEMPT-I.json   what these are; where several processes save
   KIND/N/manifest.json    as in saved steps, and what each pack holds; written last
-  KIND/N/damaged.json     a step that is not what its manifest says
+  KIND/N/damaged-TAG      says that the manifest of this tag is not true
 
-A step is there only if its manifest is. A manifest is created, never overwritten, and
-removed first. KIND is "checkpoints" or "best".
+A step is there only if its manifest is. A manifest is created, or takes the place of
+the one of an earlier run, by compare-and-swap; it is removed first. KIND is
+"checkpoints" or "best".
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pathlib
 import shutil
 import time
+from collections.abc import Callable
 from typing import Any
 
 from pacx_jax import files
 from pacx_jax.run import manifest
 from pacx_jax.stores import staging
 from pacx_jax.stores.failures import Missing, StoreError
-from pacx_jax.stores.objects import Store
+from pacx_jax.stores.objects import Store, Version
 
-DAMAGED = "damaged.json"
+DAMAGED = "damaged-"
 OTHERS_SECONDS = 600  # for the other processes' packs
+_TRIES = 3  # of a write that finds something else there
 
 
 def numbers(store: Store, kind: str) -> list[int]:
-    """The steps that are there, whole or not, from the oldest on."""
-    parts = [name.split("/") for name in store.list(kind)]
-    named = {p[1] for p in parts if len(p) == 3 and p[2] == manifest.NAME}
-    bad = {p[1] for p in parts if len(p) == 3 and p[2] == DAMAGED}
-    return sorted(int(name) for name in named - bad if name.isdecimal())
+    """The steps that are there and not known to be damaged, from the oldest on."""
+    found = []
+    items = store.list(kind)
+    for name, item in items.items():
+        place, _, last = name.rpartition("/")
+        number = place.removeprefix(f"{kind}/")
+        if last == manifest.NAME and number.isdecimal():
+            if f"{place}/{_mark(item.tag)}" not in items:
+                found.append(int(number))
+    return sorted(found)
+
+
+def mark_damaged(store: Store, kind: str, number: int, reason: str) -> None:
+    """Marks what is in the step's place now, and nothing that comes there later."""
+    place = f"{kind}/{number}"
+    if item := store.list(place).get(f"{place}/{manifest.NAME}"):
+        store.write(f"{place}/{_mark(item.tag)}", f"{reason}\n".encode())
+
+
+def _mark(tag: str) -> str:
+    return DAMAGED + hashlib.sha256(tag.encode()).hexdigest()[:16]
 
 
 def upload(store: Store, folder: pathlib.Path, attempt: str, index: int) -> None:
@@ -46,8 +66,18 @@ def upload(store: Store, folder: pathlib.Path, attempt: str, index: int) -> None
         store.write(f"{name}.json", json.dumps(about["files"]).encode())
 
 
-def commit(store: Store, folder: pathlib.Path, attempt: str, count: int) -> None:
-    """In process 0: waits for the others' packs, and writes the manifest."""
+def commit(
+    store: Store,
+    folder: pathlib.Path,
+    attempt: str,
+    count: int,
+    renew: Callable[[], None],
+) -> None:
+    """In process 0: waits for the others' packs, and writes the manifest.
+
+    Args:
+      renew: of the run's lock; raises when another run has it.
+    """
     about = files.read_json(folder / manifest.NAME)
     place = f"{folder.parent.name}/{folder.name}"
     listed = [about["files"]]
@@ -62,8 +92,31 @@ def commit(store: Store, folder: pathlib.Path, attempt: str, count: int) -> None
     }
     content = {"format": manifest.FORMAT, "files": union, "about": about["about"]}
     data = json.dumps(manifest.sealed(content | {"packs": packs})).encode()
-    if store.create(f"{place}/{manifest.NAME}", data) is None:
-        raise StoreError(f"{store.url}/{place}: another run has written this step")
+    replace(store, f"{place}/{manifest.NAME}", data, {}, renew)
+    left = [n for n in store.list(place) if not n.startswith(f"{place}/{attempt}-")]
+    store.delete(n for n in left if n != f"{place}/{manifest.NAME}")
+
+
+def replace(
+    store: Store, name: str, data, version: Version, renew: Callable[[], None]
+) -> Version:
+    """Writes an object over what is there, unless a later holder of the lock wrote it.
+
+    Args:
+      version: of what is there as far as this run knows; {} = nothing is.
+      renew: of the run's lock; raises when another run has it.
+    """
+    for _ in range(_TRIES):
+        if version:
+            made = store.swap(name, data, version)
+        else:
+            made = store.create(name, data)
+        if made is not None:
+            return made
+        # This order: what is there was written before the lock was still this run's.
+        version = store.version(name)
+        renew()
+    raise StoreError(f"{store.url}/{name}: something else writes it too")
 
 
 def _others(store: Store, name: str) -> dict[str, Any]:
@@ -77,19 +130,16 @@ def _others(store: Store, name: str) -> dict[str, Any]:
         time.sleep(0.3)
 
 
-def remove(store: Store, kind: str, number: int, but: str = "-") -> None:
-    """Removes a step, its manifest first; what an attempt, `but`, has sent stays."""
-    place = f"{kind}/{number}"
-    there = sorted(n for n in store.list(place) if not n.startswith(f"{place}/{but}"))
-    store.delete([n for n in there if n.endswith(f"/{manifest.NAME}")])
-    store.delete([n for n in there if not n.endswith(f"/{manifest.NAME}")])
+def remove(store: Store, kind: str, number: int) -> None:
+    """Removes a step, its manifest first."""
+    there = store.list(f"{kind}/{number}")
+    store.delete(sorted(there, key=lambda n: not n.endswith(f"/{manifest.NAME}")))
 
 
 def remove_unfinished(store: Store, kind: str) -> None:
     """Removes what saves and removals have left that were cut off."""
     names = store.list(kind)
     held = {n.rpartition("/")[0] for n in names if n.endswith(f"/{manifest.NAME}")}
-    held |= {n.rpartition("/")[0] for n in names if n.endswith(f"/{DAMAGED}")}
     store.delete([name for name in names if name.rpartition("/")[0] not in held])
 
 

@@ -23,6 +23,8 @@ from pacx_jax.stores.objects import Store, Version
 
 NAME = "lock.json"
 SECONDS = 60.0  # without a renewal, after which a lock is stale
+# It goes on while a machine sleeps, where there is one that does.
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
 class Lost(PacxError):
@@ -50,7 +52,7 @@ class Lock:
     ):
         self._url, self._lost, self._remedy = url, lost, remedy
         self._seconds = SECONDS
-        self._store = Store(url, patience=SECONDS / 4)
+        self._store = Store(url, patience=SECONDS / 4, seconds=SECONDS / 6)
         self._owner = f"{socket.gethostname()}, process {os.getpid()}"
         self.session, self.previous = secrets.token_hex(8), ""
         self._version: Version = {}
@@ -65,7 +67,7 @@ class Lock:
           PacxError: another run has it.
         """
         while not self._version:
-            began = time.monotonic()
+            began = _now()
             found = self._store.create(NAME, self._content("held"))
             if found is None:
                 try:
@@ -75,7 +77,7 @@ class Lock:
                 about = _parsed(data)
                 if about.get("state") != "free":
                     self._watch(about, version)
-                began = time.monotonic()
+                began = _now()
                 found = self._store.swap(NAME, self._content("held"), version)
                 if found is None:
                     raise PacxError(self._refusal("another run"))
@@ -88,14 +90,14 @@ class Lock:
         owner = str(about.get("owner", "another run"))
         seconds = about.get("seconds")
         seconds = seconds if isinstance(seconds, (int, float)) else self._seconds
-        end = time.monotonic() + 1.25 * seconds
+        end = _now() + 1.25 * seconds
         print(
             f"{self._url}: {owner} holds its lock; waiting up to "
             f"{1.25 * seconds:.0f} s to see whether that run still lives",
             file=sys.stderr,
             flush=True,
         )
-        while time.monotonic() < end:
+        while _now() < end:
             time.sleep(min(seconds / 8, 2.0))
             try:
                 _, now = self._store.read(NAME)
@@ -134,7 +136,7 @@ class Lock:
         """
         with self._guard:
             for _ in range(2):
-                began, content = time.monotonic(), self._content("held")
+                began, content = _now(), self._content("held")
                 found = self._store.swap(NAME, content, self._version)
                 if found is not None:
                     self._version, self._renewed = found, began
@@ -151,8 +153,12 @@ class Lock:
             raise StoreError(f"{self._url}: its lock cannot be renewed")
 
     def check(self) -> None:
-        """Before anything is written: as `renew`, unless it was just renewed."""
-        if time.monotonic() - self._renewed > 0.7 * self._seconds:
+        """Before anything is written: as `renew`, unless it was just renewed.
+
+        A request on its way may still arrive after another has taken the lock: it must
+        be one that does no harm then.
+        """
+        if _now() - self._renewed > 0.7 * self._seconds:
             self.renew()
 
     @property
@@ -170,6 +176,10 @@ class Lock:
                 self._store.swap(NAME, self._content("free"), self._version)
             except StoreError:
                 pass
+
+
+def _now() -> float:
+    return time.clock_gettime(_CLOCK)
 
 
 def _parsed(data: bytes) -> dict:

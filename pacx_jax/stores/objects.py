@@ -13,6 +13,7 @@ import collections
 import concurrent.futures
 import contextlib
 import hashlib
+import mmap
 import os
 import pathlib
 import random
@@ -24,8 +25,9 @@ from pacx_jax.stores import failures, urls
 from pacx_jax.stores.failures import Missing, StoreError
 
 PART = 16 * 2**20  # bytes of a request's body; four are in memory at once
-PATIENCE = 30.0
+PATIENCE = 45.0  # more than a request may take, so that one is made again
 _PARTS_AT_ONCE = 4
+_PIECE = 2**18  # bytes
 _MOST_PARTS = 9000  # stores take 10,000
 _TRIES = 4  # of a body that arrives changed
 
@@ -46,12 +48,20 @@ class Store:
       url: gs://BUCKET/PREFIX or s3://BUCKET/PREFIX.
       patience: seconds in which a request is tried again, where that may help; by
         default PATIENCE.
+      seconds: for a request to end; by default urls.SECONDS.
+      fence: called before each request that writes; raises where none may.
     """
 
-    def __init__(self, url: str, patience: float | None = None):
-        self.url = url.rstrip("/")
+    def __init__(
+        self,
+        url: str,
+        patience: float | None = None,
+        seconds: float | None = None,
+        fence: Callable[[], None] = lambda: None,
+    ):
+        self.url, self._fence = url.rstrip("/"), fence
         self._patience = PATIENCE if patience is None else patience
-        self._bucket, self._key, self._endpoint = urls.connect(self.url)
+        self._bucket, self._key, self._endpoint = urls.connect(self.url, seconds)
 
     def _path(self, name: str) -> str:
         return "/".join(part for part in (self._key, name) if part)
@@ -63,10 +73,12 @@ class Store:
         """Makes a request, again while that may help."""
         end, pause = time.monotonic() + self._patience, 0.1
         while True:
+            if write:
+                self._fence()
             try:
                 return request()
             except Exception as e:
-                if _is_condition(e):
+                if _is_condition(e) or getattr(e, "errno", None):  # of the local disk
                     raise
                 error, helps = failures.explained(
                     self._shown(name), e, write, self._endpoint
@@ -89,13 +101,13 @@ class Store:
                 return data, version
         raise StoreError(f"{self._shown(name)} is damaged: its sha256 differs")
 
-    def _get(self, name: str) -> tuple[bytes, Version, str]:
+    def _get(self, name: str, bucket=None) -> tuple[bytes, Version, str]:
         """Bytes, version, and the sha256 that the object was written with, or ""."""
 
         def get():
             import obstore
 
-            found = obstore.get(self._bucket, self._path(name))
+            found = obstore.get(bucket or self._bucket, self._path(name))
             data = bytes(found.bytes())
             if len(data) != found.meta["size"]:
                 raise ConnectionError("cut off")
@@ -147,43 +159,45 @@ class Store:
 
     def delete(self, names: Iterable[str]) -> None:
         """Removes objects; those that are not there count as removed."""
-        names = list(names)
+        for name in names:
 
-        def delete():
-            import obstore
+            def delete():
+                import obstore
 
-            for name in names:
                 try:
                     obstore.delete(self._bucket, self._path(name))
                 except FileNotFoundError as e:
                     if "NoSuchBucket" in str(e):
                         raise
 
-        if names:
-            self._ask(names[0], delete, write=True)
+            self._ask(name, delete, write=True)
 
     def write(self, name: str, data: bytes) -> Version:
         """Writes an object, whatever was there."""
         return self._put(name, data, "overwrite")
 
-    def create(self, name: str, data: bytes) -> Version | None:
+    def create(self, name: str, data: bytes | mmap.mmap) -> Version | None:
         """Writes an object where there is none; None where there is another one."""
         return self._put(name, data, "create")
 
-    def swap(self, name: str, data: bytes, version: Version) -> Version | None:
+    def swap(
+        self, name: str, data: bytes | mmap.mmap, version: Version
+    ) -> Version | None:
         """Writes an object in place of this version; None where that is not there."""
         return self._put(name, data, version)
 
-    def _put(self, name: str, data: bytes, mode) -> Version | None:
+    def _put(self, name: str, data, mode) -> Version | None:
         """Writes, and reads back unless the store's own tag says what arrived."""
-        digest = _sha256(data)
+        digest, bucket = _sha256(data), self._bucket
+        if len(data) > PART:  # in parts there are no conditions
+            bucket, *_ = urls.connect(self.url, urls.SECONDS * len(data) / PART)
         for _ in range(_TRIES):
 
             def put(mode=mode):
                 import obstore
 
                 return obstore.put(
-                    self._bucket,
+                    bucket,
                     self._path(name),
                     data,
                     mode=mode,
@@ -201,12 +215,12 @@ class Store:
                     raise
             # Whose it is: an answer may have been lost, and the write met itself.
             try:
-                found, there, written_as = self._get(name)
+                found, there, written_as = self._get(name, bucket)
             except Missing:
                 return None
             if written_as != digest:
                 return None
-            if found == data:
+            if _sha256(found) == digest:
                 return there
             # It is this write, and arrived changed.
             mode = mode if mode == "overwrite" else there
@@ -274,10 +288,10 @@ class Store:
             f"{self._shown(name)} arrives changed, however often it is sent"
         )
 
-    def stream(self, name: str, size: int, start: int = 0) -> Iterator[bytes]:
-        """The bytes of an object from `start` on, a part at a time; unchecked."""
+    def stream(self, name: str, size: int) -> Iterator[memoryview]:
+        """The bytes of an object, a part at a time; unchecked."""
 
-        def fetch(offset: int) -> bytes:
+        def fetch(offset: int) -> memoryview:
             def get():
                 import obstore
 
@@ -286,13 +300,13 @@ class Store:
                 data = obstore.get_range(self._bucket, path, start=offset, end=end)
                 if len(data) != end - offset:
                     raise ConnectionError("cut off")
-                return bytes(data)
+                return memoryview(data)
 
             return self._ask(name, get)
 
         with concurrent.futures.ThreadPoolExecutor(_PARTS_AT_ONCE) as pool:
             waiting: collections.deque = collections.deque()
-            for offset in range(start, size, PART):
+            for offset in range(0, size, PART):
                 waiting.append(pool.submit(fetch, offset))
                 if len(waiting) == _PARTS_AT_ONCE:
                     yield waiting.popleft().result()
@@ -320,19 +334,35 @@ class Store:
         partial = target.with_name(f".{target.name}.{tag}.part")
         digest = digest or self._digest(name)
         for _ in range(_TRIES):
-            start = partial.stat().st_size // PART * PART if partial.exists() else 0
-            with partial.open("r+b" if start else "wb") as file:
-                file.truncate(start)
-                file.seek(start)
-                for piece in self.stream(name, item.size, start):
-                    file.write(piece)
-            with partial.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-            if digest in ("", found):
+            whole = hashlib.sha256()
+            with partial.open("a+b") as file:
+                file.seek(0)
+                while piece := file.read(_PIECE):
+                    whole.update(piece)
+                for end in (*range(file.tell() + PART, item.size, PART), item.size):
+                    self._receive(name, file, end, whole)
+            if digest in ("", whole.hexdigest()):
                 os.replace(partial, target)
                 return
             partial.unlink()
         raise StoreError(f"{self._shown(name)} is damaged: its sha256 differs")
+
+    def _receive(self, name: str, file, end: int, whole) -> None:
+        """Appends the bytes up to `end` to a file, and hashes them, as they come."""
+
+        def get():
+            import obstore
+
+            span = {"range": (file.tell(), end)}
+            if file.tell() < end:  # an answer that was cut off is gone on with
+                got = obstore.get(self._bucket, self._path(name), options=span)
+                for piece in got.stream(min_chunk_size=_PIECE):
+                    file.write(piece)
+                    whole.update(piece)
+            if file.tell() != end:
+                raise ConnectionError("cut off")
+
+        self._ask(name, get)
 
     def _digest(self, name: str) -> str:
         """The sha256 that an object was written with, or ""."""
@@ -358,7 +388,7 @@ def _in_parts(pieces: Iterator[bytes], size: int) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def _sha256(data: bytes) -> str:
+def _sha256(data: bytes | mmap.mmap) -> str:
     return hashlib.sha256(data).hexdigest()
 
 

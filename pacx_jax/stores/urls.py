@@ -20,7 +20,7 @@ _SCHEMES = {"gs": "gs", "s3": "s3", "gcs": "gs", "s3a": "s3", "s3n": "s3"}
 _OTHERS = ("az", "abfs", "abfss", "hdfs", "http", "https", "file")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9]*):/+(.*)", re.DOTALL)
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
-_SECONDS = 60  # for a request to end
+SECONDS = 30.0  # for a request with its answer, of one part; then it is made again
 
 
 def is_remote(path: str | os.PathLike) -> bool:
@@ -58,10 +58,14 @@ def parent(path: str | os.PathLike) -> str:
     return str(path).rstrip("/").rpartition("/")[0]
 
 
-def connect(url: str):
+def connect(url: str, seconds: float | None = None):
     """(obstore's store of the bucket, the key in it, its endpoint if not the vendor's).
 
     Nothing is asked of the store yet.
+
+    Args:
+      seconds: for a request to end, by default SECONDS. obstore's time-outs include the
+        sending, so they bound how slow an upload may be.
     """
     try:
         from obstore import store
@@ -81,7 +85,8 @@ def connect(url: str):
             "base": 2,
         },
     }
-    client = {"timeout": f"{_SECONDS}s", "read_timeout": "20s", "connect_timeout": "5s"}
+    seconds = SECONDS if seconds is None else seconds
+    client = {"timeout": f"{1000 * seconds:.0f}ms", "connect_timeout": "5s"}
     if scheme == "gs":
         endpoint = os.environ.get("STORAGE_EMULATOR_HOST", "")
         config = {}

@@ -32,6 +32,7 @@ FOLDER = os.environ.get("PACX_STORES", "")
 WHY = "PACX_STORES names no environment with moto_server and fake-gcs-server"
 needs_stores = pytest.mark.skipif(not FOLDER, reason=WHY)
 BUCKET = "bucket"
+OF_ANSWERS = ("truncated", "flipped", "stall amid")
 ANSWERS = {
     "503": (503, "SlowDown"),
     "429": (429, "SlowDown"),
@@ -39,6 +40,7 @@ ANSWERS = {
     "expired": (400, "ExpiredToken"),
 }
 FAULTS = ("503", "429", "reset", "lost", "truncated", "flipped", "flipped up")
+STALLS = ("stall", "stall after", "stall amid")  # before, after and in an answer
 
 
 def free_port() -> int:
@@ -92,7 +94,8 @@ class Proxy:
     """Passes requests on to a store, and answers some of them badly.
 
     Attributes:
-      fault: (method, path) -> one of FAULTS, or "" to pass the request on.
+      fault: (method, path) -> one of FAULTS, STALLS or ANSWERS, "hold" to pass the
+        request on once `resumed` is set, or "" to pass it on now.
       requests: (method, path) of those that came.
       faults: how many were answered badly, by kind.
     """
@@ -104,9 +107,11 @@ class Proxy:
         self.faults: dict[str, int] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.lock, self.conditional = threading.Lock(), threading.Lock()
+        self.held, self.resumed = threading.Event(), threading.Event()
         handler = type("Handler", (_Handler,), {"proxy": self})
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
+        self._server.handle_error = lambda *_: None  # such as a client that is gone
         self.port = self._server.server_address[1]
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
@@ -129,13 +134,15 @@ class Proxy:
         }
 
 
-def seeded(seed: int, share: float) -> Callable[[str, str], str]:
-    """Faults of every kind for a share of the requests, drawn by a seed."""
+def seeded(seed: int, share: float, kinds=FAULTS) -> Callable[[str, str], str]:
+    """Faults of these kinds for a share of the requests, drawn by a seed."""
     drawn, lock = random.Random(seed), threading.Lock()
+    only = {"flipped up": "PUT"} | dict.fromkeys(OF_ANSWERS, "GET")
 
     def fault(method: str, path: str) -> str:
+        possible = [kind for kind in kinds if only.get(kind, method) == method]
         with lock:
-            return drawn.choice(FAULTS) if drawn.random() < share else ""
+            return drawn.choice(possible) if drawn.random() < share else ""
 
     return fault
 
@@ -154,10 +161,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with proxy.lock:
             fault = proxy.fault(self.command, self.path)
             proxy.requests.append((self.command, self.path))
+            if fault == "hold":
+                proxy.held.set()
             if fault:
                 proxy.faults[fault] = proxy.faults.get(fault, 0) + 1
+        if fault == "hold":
+            proxy.resumed.wait(60)
         if fault == "reset":
             return self._reset()
+        if fault == "stall":
+            return self._say_nothing()
         if fault in ANSWERS:
             status, code = ANSWERS[fault]
             return self._answer(
@@ -168,13 +181,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         status, headers, content = self._forward(body)
         if fault == "lost":
             return self._reset()
-        # What the store says of itself is not what is damaged.
-        damaged = fault in ("truncated", "flipped") and content and status < 300
-        if damaged and self.command == "GET" and "list-type" not in self.path:
-            if fault == "flipped":
+        if fault == "stall after":
+            return self._say_nothing()
+        if fault in OF_ANSWERS and content and status < 300 and self.command == "GET":
+            if fault != "flipped":
+                self._answer(status, headers, content, len(content) // 2)
+                return fault == "truncated" or self._say_nothing()
+            if "list-type" not in self.path:  # what the store says of itself is true
                 content = _flipped(content)
-            else:
-                return self._answer(status, headers, content, len(content) // 2)
         self._answer(status, headers, content)
 
     do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = _serve
@@ -184,6 +198,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         linger = struct.pack("ii", 1, 0)
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
         self.close_connection = True
+
+    def _say_nothing(self):
+        """Returns when the client has given up."""
+        self.close_connection = True
+        with contextlib.suppress(OSError):
+            self.wfile.flush()
+            self.connection.recv(1)
 
     def _answer(self, status, headers, content, sent=None):
         self.send_response(status)

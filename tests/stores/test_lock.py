@@ -1,6 +1,8 @@
 """One writer: on real stores, by threads that race."""
 
 import concurrent.futures
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -58,12 +60,13 @@ def test_stale_lock_is_taken_over_once_and_its_owner_learns_it(url):
     winner.release()
 
 
-def test_renewal_whose_answer_is_lost_keeps_the_lock(url, proxy):
+@pytest.mark.parametrize("fault", ["lost", "stall after"])
+def test_renewal_whose_answer_is_lost_keeps_the_lock(fault, url, proxy):
     told = []
     owner = lock.Lock(url, told.append)
     owner.acquire()
-    proxy.fault = lambda method, path: "lost" if method == "PUT" else ""
-    with pytest.raises(failures.StoreError, match="it cannot be reached"):
+    proxy.fault = lambda method, path: fault if method == "PUT" else ""
+    with pytest.raises(failures.StoreError, match="it (cannot be reached|did not)"):
         owner.renew()
     proxy.fault = lambda method, path: ""
     owner.renew()
@@ -71,3 +74,48 @@ def test_renewal_whose_answer_is_lost_keeps_the_lock(url, proxy):
     assert not told and b'"held"' in objects.Store(url).read(lock.NAME)[0]
     owner.release()
     assert b'"free"' in objects.Store(url).read(lock.NAME)[0]
+
+
+ONE_OF_MANY = """
+import sys
+from pacx_jax.errors import PacxError
+from pacx_jax.stores import lock
+
+lock.SECONDS = 2.0
+found = lock.Lock(sys.argv[1], lambda text: None)
+print("ready", flush=True)
+input()
+try:
+    found.acquire()
+    print("won", found.previous, flush=True)
+except PacxError as e:
+    print(e, flush=True)
+input()
+assert "jax" not in sys.modules
+"""
+
+
+def race_of_processes(url, count: int):
+    """The processes that got the lock, and what the others said; killed at the end."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [sys.executable, "-c", ONE_OF_MANY, url]
+    started = [subprocess.Popen(command, **pipes) for _ in range(count)]
+    try:
+        assert {process.stdout.readline() for process in started} == {"ready\n"}
+        for process in started:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        return [process.stdout.readline() for process in started]
+    finally:
+        for process in started:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.full
+def test_one_of_sixteen_processes_wins_and_its_stale_lock_is_taken_once(url):
+    for _ in range(3):  # the first one free, the others stale
+        said = race_of_processes(url, 16)
+        assert sum(text.startswith("won") for text in said) == 1, said
+        lost = [text for text in said if "is writing here: take another" in text]
+        assert len(lost) == 15, said

@@ -17,22 +17,30 @@ from pacx_jax.distributed import preemption
 from pacx_jax.errors import PacxError
 from pacx_jax.run import mirror, remote_run, remote_steps, saved_steps
 from pacx_jax.stores import lock, objects
+from tests import tiny
 from tests.reliability import runs
 from tests.stores import servers
 
 FULL = pytest.mark.full
+STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory):
-    """stage -> the workdir of a local run that nothing stopped."""
+def folders(tmp_path_factory):
+    """The encoders that distillation begins with."""
+    return tiny.write_folders(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory, folders):
+    """stage, devices -> the workdir of a local run that nothing stopped."""
 
     @functools.cache
-    def run(stage="labs_dae"):
+    def run(stage="labs_dae", devices=1):
         workdir = tmp_path_factory.mktemp("straight") / stage
         with pytest.MonkeyPatch.context() as patched:
             runs.use_patients(patched)
-            main.run(config(stage), str(workdir))
+            main.run(config(stage, folders, num_devices=devices), str(workdir))
         return workdir
 
     return run
@@ -45,9 +53,10 @@ def patients(monkeypatch):
     monkeypatch.setattr(lock, "SECONDS", 2.0)
 
 
-def config(stage="labs_dae", **fields):
-    fields = {"num_devices": 1, "best": "val/loss"} | fields
-    return runs.config(stage, {}, **fields)
+def config(stage="labs_dae", folders=None, **fields):
+    few = {"total_steps": STEPS, "save_every": 4, "eval_every": 6}
+    fields = few | {"num_devices": 1, "best": "val/loss"} | fields
+    return runs.config(stage, folders or {}, **fields)
 
 
 def in_bucket(url: str, scratch: str, environment: dict, number: int) -> None:
@@ -62,10 +71,27 @@ def in_bucket(url: str, scratch: str, environment: dict, number: int) -> None:
     main.run = remote
 
 
+def twice(url: str, scratch: str, environment: dict, number: int) -> None:
+    """The same for a run that is asked to end at step 5, and begun again."""
+    in_bucket(url, scratch, environment, number)
+    run = main.run
+    if number == 1:
+        runs.at_update(5, runs.ask_to_end)
+
+    def again(config, workdir, **more):
+        if more.get("mirrored"):
+            return run(config, workdir, **more)
+        with pytest.raises(preemption.Preempted, match="saved at step"):
+            run(config, workdir, **more)
+        return run(config, workdir, **more)
+
+    main.run = again
+
+
 def start(url, proxy, tmp_path, **more):
     """Processes of a run in a bucket, with copies in one folder."""
     where = (url, str(tmp_path / "scratch"), proxy.environment())
-    before = functools.partial(in_bucket, *where)
+    before = functools.partial(more.pop("before", in_bucket), *where)
     chosen = config(**more.pop("fields", {}))
     return runs.start(chosen, tmp_path / "run", before, **more)
 
@@ -80,27 +106,39 @@ def flip_a_byte(url: str, number: int) -> None:
 
 
 def assert_same(url, straight) -> None:
-    runs.assert_same(remote_run.finished(url), straight)
+    runs.assert_same(remote_run.finished(url), straight, STEPS)
     names = objects.Store(url).list()
     assert {"done.json", "config.json", "export/model.safetensors"} <= set(names)
     steps = remote_steps.numbers(objects.Store(url), "checkpoints")
-    assert steps[-1] == 20 and len(steps) == 2
+    assert steps[-1] == STEPS and len(steps) == 2
 
 
-@pytest.mark.parametrize("stage", ["labs_dae", pytest.param("mae", marks=FULL)])
+@pytest.mark.parametrize(
+    ("port", "stage", "stopped"),
+    [
+        ("gs", "mae", True),
+        ("s3", "distill", False),
+        pytest.param("s3", "mae", True, marks=FULL),
+        pytest.param("gs", "distill", True, marks=FULL),
+    ],
+    indirect=["port"],
+)
 def test_run_that_is_stopped_killed_and_damaged_goes_on_elsewhere_bit_exact(
-    stage, url, proxy, straight, tmp_path, monkeypatch, capsys
+    stage, stopped, url, proxy, straight, folders, tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patched:
         patched.setattr(step, "make_train_step", step.make_train_step)
         runs.at_update(5, runs.ask_to_end)
-        with pytest.raises(preemption.Preempted, match="saved at step 5"):
-            main.run(config(stage), url)
-    # Killed when the pack of step 9 has come and its manifest has not.
-    (process,) = start(url, proxy, tmp_path, fields={"stage": stage})
+        if stopped:
+            with pytest.raises(preemption.Preempted, match="saved at step 5"):
+                main.run(config(stage, folders), url)
+    # Killed when the pack of step 8 has come and its manifest has not.
+    (process,) = start(
+        url, proxy, tmp_path, fields={"stage": stage, "folders": folders}
+    )
 
     def fault(method, path):
-        if method == "PUT" and unquote(path).endswith("checkpoints/9/manifest.json"):
+        if method == "PUT" and unquote(path).endswith("checkpoints/8/manifest.json"):
             os.kill(process.pid, signal.SIGKILL)
             return "reset"
         return ""
@@ -109,16 +147,19 @@ def test_run_that_is_stopped_killed_and_damaged_goes_on_elsewhere_bit_exact(
     process.join(120)
     assert process.exitcode == -signal.SIGKILL, runs.said(tmp_path / "run")
     proxy.fault = lambda method, path: ""
-    assert remote_steps.numbers(objects.Store(url), "checkpoints") == [5, 6]
-    flip_a_byte(url, 6)
+    assert (
+        remote_steps.numbers(objects.Store(url), "checkpoints") == [4, 5][: 1 + stopped]
+    )
+    if stopped:
+        flip_a_byte(url, 5)
     monkeypatch.setenv("PACX_SCRATCH", str(tmp_path / "another machine"))
-    main.run(config(stage), url)
+    main.run(config(stage, folders), url)
     assert_same(url, straight(stage))
     said = capsys.readouterr()
     assert f"encoder: {url}/export" in said.out and "another machine" not in said.out
     assert "holds its lock; waiting up to" in said.err
-    assert f"{url}/checkpoints/6 is damaged" in said.err
-    main.run(config(stage), url)
+    assert (f"{url}/checkpoints/5 is damaged" in said.err) == stopped
+    main.run(config(stage, folders), url)
     assert f"{url} is finished, nothing to do" in capsys.readouterr().out
 
 
@@ -159,14 +200,14 @@ def test_what_could_not_be_sent_is_kept_and_sent_by_the_same_command(
 ):
     monkeypatch.setattr(objects, "PATIENCE", 0.2)
     monkeypatch.setattr(lock, "SECONDS", 60.0)
-    runs.at_update(10, lambda: setattr(proxy, "fault", lambda *_: "expired"))
+    runs.at_update(7, lambda: setattr(proxy, "fault", lambda *_: "expired"))
     with pytest.raises(
         PacxError, match="What is not sent is kept in .*-0of1: the same"
     ):
         main.run(config(), url)
     assert "the credentials have expired: renew them" in capsys.readouterr().err
     proxy.fault = lambda method, path: ""
-    assert remote_steps.numbers(objects.Store(url), "checkpoints")[-1] < 12
+    assert remote_steps.numbers(objects.Store(url), "checkpoints")[-1] < STEPS
     monkeypatch.setattr(lock.Lock, "_watch", lambda *args: None)  # it is not released
     main.run(config(), url)
     assert_same(url, straight())
@@ -189,6 +230,36 @@ def test_run_that_has_lost_its_lock_ends_with_one_line(url, proxy, tmp_path):
     assert said.splitlines()[-1] == f"error: {url}: thief has taken over this run"
 
 
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_two_processes_stop_and_go_on_without_a_shared_folder(
+    url, proxy, straight, tmp_path
+):
+    started = start(url, proxy, tmp_path, before=twice, count=2)
+    for process in started:
+        process.join(300)
+    said = [runs.said(tmp_path / "run", i) for i in range(2)]
+    assert [process.exitcode for process in started] == [0, 0], said
+    assert_same(url, straight(devices=2))
+
+
+@FULL
+@pytest.mark.parametrize("port", ["gs"], indirect=True)
+def test_run_that_sleeps_through_its_lock_ends_and_harms_nothing(
+    url, proxy, straight, tmp_path, monkeypatch
+):
+    (process,) = start(url, proxy, tmp_path)
+    while not remote_steps.numbers(objects.Store(url), "checkpoints"):
+        threading.Event().wait(0.05)
+    os.kill(process.pid, signal.SIGSTOP)
+    monkeypatch.setenv("PACX_SCRATCH", str(tmp_path / "another machine"))
+    main.run(config(), url)
+    os.kill(process.pid, signal.SIGCONT)
+    process.join(120)
+    assert process.exitcode == 2, runs.said(tmp_path / "run")
+    assert "has taken over this run" in runs.said(tmp_path / "run")
+    assert_same(url, straight())
+
+
 @FULL
 @pytest.mark.parametrize("fields", [{}, {"mesh__fsdp": 2}], ids=["data", "fsdp"])
 def test_two_processes_without_a_shared_folder_train_what_one_trains(
@@ -200,7 +271,7 @@ def test_two_processes_without_a_shared_folder_train_what_one_trains(
     for stop in (True, False):
         started = start(url, proxy, tmp_path, count=2, fields=fields)
         if stop:
-            while 9 not in remote_steps.numbers(objects.Store(url), "checkpoints"):
+            while 8 not in remote_steps.numbers(objects.Store(url), "checkpoints"):
                 threading.Event().wait(0.2)
             os.kill(started[1].pid, signal.SIGTERM)
         for process in started:
