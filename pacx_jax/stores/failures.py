@@ -13,8 +13,9 @@ class Missing(StoreError):
     """No such object."""
 
 
+_NO_BUCKET = "there is no such bucket (check its name, or make it)"
 _REASONS = (  # words in an error, what they mean, whether trying again may help
-    (("NoSuchBucket", "bucket does not exist"), "there is no such bucket", False),
+    (("NoSuchBucket", "bucket does not exist"), _NO_BUCKET, False),
     (
         ("ExpiredToken", "TokenRefreshRequired", "InvalidToken", "token has expired"),
         "the credentials have expired: renew them, and give the command again",
@@ -45,11 +46,12 @@ def explained(shown: str, error: Exception, write: bool, endpoint: str):
             return StoreError(f"{shown}: {reason}{where}"), helps
     if isinstance(error, FileNotFoundError):
         if write:
-            return StoreError(f"{shown}: there is no such bucket{where}"), False
+            return StoreError(f"{shown}: {_NO_BUCKET}{where}"), False
         return Missing(f"{shown}: no such object{where}"), False
     if kind in ("PermissionDeniedError", "UnauthenticatedError"):
         what = "written" if write else "read"
-        return StoreError(f"{shown}: your credentials do not let it be {what}"), False
+        text = f"{shown}: your credentials do not let it be {what}: give others"
+        return StoreError(f"{text}, or another bucket"), False
     text = text.partition("Debug source")[0]
     code = text.partition("status code: ")[2].partition(":")[0]
     reason = f"it answers {code}" if code else " ".join(text.split())[-200:]

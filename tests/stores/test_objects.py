@@ -138,7 +138,7 @@ def test_refusal_is_one_line(fault, text, url, proxy):
 
 
 def test_no_bucket_and_no_server_are_one_line_each(proxy, monkeypatch):
-    with pytest.raises(PacxError, match="there is no such bucket"):
+    with pytest.raises(PacxError, match="no such bucket .check its name, or make it"):
         objects.Store(f"{proxy.kind}://another/x").write("a", b"1")
     closed = f"http://127.0.0.1:{servers.free_port()}"
     monkeypatch.setenv("AWS_ENDPOINT_URL", closed)
@@ -147,17 +147,19 @@ def test_no_bucket_and_no_server_are_one_line_each(proxy, monkeypatch):
         objects.Store(f"{proxy.kind}://bucket/x", patience=0).read("a")
 
 
-def test_no_credentials_are_one_line(monkeypatch, tmp_path):
+@pytest.mark.parametrize("kind", ["s3", "gs"])
+def test_no_credentials_are_one_line(kind, monkeypatch, tmp_path):
     pytest.importorskip("obstore")
-    for name in [n for n in os.environ if n.startswith(("AWS_", "GOOGLE_"))]:
+    ours = ("AWS_", "GOOGLE_", "STORAGE_")
+    for name in [n for n in os.environ if n.startswith(ours)]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    closed = f"http://127.0.0.1:{servers.free_port()}"
-    monkeypatch.setenv("AWS_METADATA_ENDPOINT", closed)
-    with pytest.raises(
-        PacxError, match="s3://bucket/a: no credentials: set AWS_ACCESS"
-    ):
-        objects.Store("s3://bucket", patience=0).read("a")
+    closed = f"127.0.0.1:{servers.free_port()}"
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://{closed}")
+    for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
+        monkeypatch.setenv(name, closed)
+    with pytest.raises(PacxError, match="://bucket/a: no credentials: set AWS_ACCESS"):
+        objects.Store(f"{kind}://bucket", patience=0).read("a")
 
 
 @pytest.mark.parametrize("port", ["s3"], indirect=True)

@@ -63,7 +63,7 @@ def test_set_is_prepared_into_a_bucket_staged_and_trained_from(
     proxy.fault = fault
     code, _, err = run(*flags, f"--target={target}/")
     line = f"error: {target}/features.json: your credentials do not let it be written"
-    assert (code, err.splitlines()[-1]) == (2, line)
+    assert code == 2 and err.splitlines()[-1].startswith(line)
     assert "pacx.json" not in sent(proxy)
     began, proxy.fault = len(proxy.requests), lambda method, path: ""
     code, summary, _ = run(*flags, f"--target={target}")
