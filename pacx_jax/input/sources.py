@@ -98,6 +98,7 @@ def open_source(data: Any, split: str) -> Source:
     if parts := mixture.parts(data):
         if all(part.source == "prepared" for part in parts):
             _refuse_folder_fields(data)
+        staging.check_room([part.path for part in parts], _stage(data))
         names, opened = mixture.names(mixture.paths(data.path)), {}
         trained = split == getattr(data, "train_split", "train")  # others are read once
         lacks = []

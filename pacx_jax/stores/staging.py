@@ -14,7 +14,7 @@ import os
 import pathlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError
@@ -24,6 +24,7 @@ from pacx_jax.stores.failures import Missing
 REMOTE = "remote.json"  # in a local copy: the URL that it is of
 _INDEX = ".staged.json"
 _AT_ONCE = 8  # files
+_OTHERWISE = "or set PACX_SCRATCH to a folder on a larger disk"
 _SPARE = 62 * 2**20  # bytes that a copy leaves free, with those of check_room
 
 
@@ -71,14 +72,11 @@ def local(
     Raises:
       PacxError: no such object or folder, or no room.
     """
-    if root and urls.is_remote(root):
-        raise PacxError(f"data.stage={root}: name a folder of this machine")
-    if not urls.is_remote(path):
+    if not urls.is_remote(path) and not urls.is_remote(root):
         return pathlib.Path(path)
+    base = _base(root)
     url = str(path).rstrip("/")
-    store = objects.Store(url)
-    base = pathlib.Path(root) if root else scratch() / "staged"
-    folder = copy_of(url, base)
+    store, folder = objects.Store(url), copy_of(url, base)
     base.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.with_name(f".{folder.name}.lock")):
         items = {k: v for k, v in store.list().items() if wanted(k)}
@@ -91,6 +89,48 @@ def local(
         name = url.rpartition("/")[2]
         bring(objects.Store(urls.parent(url)), {name: found}, folder)
         return folder / name
+
+
+def check_room(paths: Sequence[str], root: str = "") -> None:
+    """Refuses folders whose copies do not fit on the disk together; see `local`."""
+    remote = [path.rstrip("/") for path in paths if urls.is_remote(path)]
+    if not remote:
+        return
+    base, size = _base(root), 0
+    for url in remote:
+        items, folder = objects.Store(url).list(), copy_of(url, base)
+        size += _size(_lacking(items, folder, _index(folder)))
+    base.mkdir(parents=True, exist_ok=True)
+    copies = f"copies of {', '.join(remote)}"
+    files.check_room(base, size + _SPARE, copies, _OTHERWISE)
+
+
+def _base(root: str) -> pathlib.Path:
+    if root and urls.is_remote(root):
+        raise PacxError(f"data.stage={root}: name a folder of this machine")
+    return pathlib.Path(root) if root else scratch() / "staged"
+
+
+def _index(folder: pathlib.Path) -> dict[str, list]:
+    """What was copied into a folder: name -> item."""
+    try:
+        return files.read_json(folder / _INDEX)
+    except (OSError, ValueError):
+        return {}
+
+
+def _lacking(items, folder: pathlib.Path, index) -> dict[str, objects.Item]:
+    return {
+        name: item
+        for name, item in items.items()
+        if index.get(name) != list(item)
+        or not (folder / name).is_file()
+        or (folder / name).stat().st_size != item.size
+    }
+
+
+def _size(items: dict[str, objects.Item]) -> int:
+    return sum(item.size for item in items.values())
 
 
 def bring(
@@ -108,23 +148,13 @@ def bring(
     for name in items:
         if any(part in ("", ".", "..") for part in name.split("/")):
             raise PacxError(f"{store.url}/{name}: no name that a file can have")
-    try:
-        index = files.read_json(folder / _INDEX)
-    except (OSError, ValueError):
-        index = {}
+    index = _index(folder)
     for name in filter(wanted, set(index) - set(items)):
         (folder / name).unlink(missing_ok=True)
         del index[name]
-    lacking = {
-        name: item
-        for name, item in items.items()
-        if index.get(name) != list(item)
-        or not (folder / name).is_file()
-        or (folder / name).stat().st_size != item.size
-    }
-    size = sum(item.size for item in lacking.values())
-    otherwise = "or set PACX_SCRATCH to a folder on a larger disk"
-    files.check_room(folder, size + _SPARE, f"a copy of {store.url}", otherwise)
+    lacking = _lacking(items, folder, index)
+    size = _size(lacking)
+    files.check_room(folder, size + _SPARE, f"a copy of {store.url}", _OTHERWISE)
     if size > objects.PART:
         print(
             f"copying {store.url}: {len(lacking)} files, {size / 2**20:.0f} MiB, to "

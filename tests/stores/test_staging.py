@@ -185,6 +185,20 @@ def test_no_room_is_found_before_anything_is_read(images, proxy, monkeypatch):
     assert not gets(proxy)
 
 
+def test_room_is_looked_for_once_for_all_sets_of_a_mixture(url, proxy, monkeypatch):
+    sets = [f"{url}/a", f"{url}/b"]
+    for each in sets:
+        objects.Store(each).write("film.png", bytes(2**20))
+    one = 2**20 + 64 * 2**20  # what a set takes, and what stays free
+    enough = shutil.disk_usage("/")._replace(free=one + 2**20 // 2)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: enough)
+    staging.check_room(sets[:1])
+    data = types.SimpleNamespace(path=str(tuple(sets)), source="folder")
+    with pytest.raises(PacxError, match=f"no space left for copies of {url}/a, {url}"):
+        sources.open_source(data, "train")
+    assert not gets(proxy)
+
+
 def test_patients_behind_a_remote_encoder_are_found(url, tmp_path):
     store = objects.Store(f"{url}/run")
     run = {"run": f"{url}/run", "namespace": "n", "patients": 1, "hashes": ["ab"]}
