@@ -275,9 +275,9 @@ case $step in
   collect)
     [ -n "$workdir" ] && [ -n "$target" ] || fail "collect: give --workdir and --target"
     [ ! -e "$target" ] || fail "--target=$target exists: give a new folder"
-    case $workdir in
-      gs://*) copy=(gcloud storage rsync --recursive) ;;
-      s3://*) copy=(aws s3 cp --recursive) ;;
+    case $workdir in # without the states, whose form is a bucket's own
+      gs://*) copy=(gcloud storage rsync --recursive --exclude='(checkpoints|best)/.*') ;;
+      s3://*) copy=(aws s3 cp --recursive --exclude='checkpoints/*' --exclude='best/*') ;;
       *) copy=() ;;
     esac
     if [ ${#copy[@]} -gt 0 ]; then
