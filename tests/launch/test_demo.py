@@ -53,7 +53,7 @@ def processes_of(target) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds=120):
+def wait_for(condition, seconds=600):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -71,11 +71,11 @@ def demo(tmp_path_factory):
     process = start(target, given)
     wait_for(lambda: done(target))
     process.send_signal(signal.SIGINT)
-    first, _ = process.communicate(timeout=60)
+    first, _ = process.communicate(timeout=600)
     process = start(target, given)
     wait_for(lambda: (target / "mae" / "config.json").exists())
     process.kill()
-    process.communicate(timeout=60)
+    process.communicate(timeout=600)
     wait_for(lambda: not processes_of(target))  # or two would write one workdir
     process = start(target, given)
     second, _ = process.communicate(timeout=600)
@@ -163,7 +163,7 @@ def test_finished_demo_is_left_as_it_is(demo):
     before = {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")}
     report = (target / "report.html").read_bytes()
     process = start(target, f"--imagenet={target.parent / 'imagenet'}")
-    process.communicate(timeout=120)
+    process.communicate(timeout=600)
     assert process.returncode == 0
     assert {p: p.stat().st_mtime_ns for p in target.rglob("metrics.jsonl")} == before
     assert (target / "report.html").read_bytes() == report
@@ -172,7 +172,7 @@ def test_finished_demo_is_left_as_it_is(demo):
 def test_other_settings_in_the_same_folder_are_refused_in_one_line(demo):
     target, *_ = demo
     process = start(target, "--seed=7")
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert said.startswith("error: ") and said.count("\n") == 1
 
