@@ -144,7 +144,7 @@ class Clock:
         return time.clock_gettime(clock) + self.skipped
 
     def sleep(self, seconds: float) -> None:
-        self.skipped += seconds
+        self.skipped += 10 * seconds
 
 
 def damaged_workdir(url: str) -> dict[str, bytes]:

@@ -1,5 +1,6 @@
 """Objects of real stores on loopback, with and without faults."""
 
+import mmap
 import os
 import random
 
@@ -97,6 +98,23 @@ def test_upload_whose_last_answer_is_lost_is_not_lost(
     staging.send(objects.Store(url), "a", tmp_path / "a")
     assert not left
     assert objects.Store(url).read("a")[0] == (tmp_path / "a").read_bytes()
+
+
+@pytest.mark.parametrize("fault", ["", "lost", "flipped up"])
+def test_file_larger_than_a_part_is_swapped_in_one(
+    fault, url, proxy, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(objects, "PART", 1000)
+    file = tmp_path / "a"
+    file.write_bytes(b"row\n" * 1000)
+    with file.open("rb") as opened:
+        data = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    store = objects.Store(url)
+    old = store.create("a", b"old")
+    hits = iter([fault])
+    proxy.fault = lambda method, path: next(hits, "") if method == "PUT" else ""
+    assert store.swap("a", data, old) and store.swap("a", data[:-4], old) is None
+    assert store.read("a")[0] == file.read_bytes()
 
 
 def test_what_is_read_is_what_was_written_under_faults_of_every_kind(url, proxy):

@@ -235,18 +235,21 @@ def test_run_that_has_lost_its_lock_ends_with_one_line(url, proxy, tmp_path):
     assert said.splitlines()[-1] == f"error: {url}: thief has taken over this run"
 
 
+@pytest.mark.parametrize(
+    "stage",
+    ["labs_dae", pytest.param("mae", marks=FULL), pytest.param("distill", marks=FULL)],
+)
 @pytest.mark.parametrize("port", ["s3"], indirect=True)
 def test_two_processes_stop_and_go_on_without_a_shared_folder(
-    url, proxy, straight, tmp_path
+    stage, url, proxy, straight, folders, tmp_path
 ):
-    started = start(
-        url, proxy, tmp_path, before=twice, count=2, fields={"num_devices": 0}
-    )
+    fields = {"stage": stage, "folders": folders, "num_devices": 0}
+    started = start(url, proxy, tmp_path, before=twice, count=2, fields=fields)
     for process in started:
         process.join(300)
     said = [runs.said(tmp_path / "run", i) for i in range(2)]
     assert [process.exitcode for process in started] == [0, 0], said
-    assert_same(url, straight(devices=2))
+    assert_same(url, straight(stage, devices=2))
 
 
 @FULL
@@ -268,11 +271,10 @@ def test_run_that_sleeps_through_its_lock_ends_and_harms_nothing(
 
 
 @FULL
-@pytest.mark.parametrize("fields", [{}, {"mesh__fsdp": 2}], ids=["data", "fsdp"])
-def test_two_processes_without_a_shared_folder_train_what_one_trains(
-    fields, url, proxy, tmp_path, capfd
+def test_two_processes_with_a_state_of_each_train_what_one_trains(
+    url, proxy, tmp_path, capfd
 ):
-    fields |= {"stage": "mae", "num_devices": 0}
+    fields = {"stage": "mae", "num_devices": 0, "mesh__fsdp": 2}
     local = tmp_path / "local"
     main.run(config(**fields | {"num_devices": 2}), str(local))
     for stop in (True, False):
