@@ -33,14 +33,15 @@ def folders(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(tmp_path_factory, folders):
-    """stage, devices -> the workdir of a local run that nothing stopped."""
+    """stage, devices, fsdp -> the workdir of a local run that nothing stopped."""
 
     @functools.cache
-    def run(stage="labs_dae", devices=1):
+    def run(stage="labs_dae", devices=1, fsdp=1):
         workdir = tmp_path_factory.mktemp("straight") / stage
         with pytest.MonkeyPatch.context() as patched:
             runs.use_patients(patched)
-            main.run(config(stage, folders, num_devices=devices), str(workdir))
+            fields = {"num_devices": devices, "mesh__fsdp": fsdp}
+            main.run(config(stage, folders, **fields), str(workdir))
         return workdir
 
     return run
@@ -236,20 +237,24 @@ def test_run_that_has_lost_its_lock_ends_with_one_line(url, proxy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "stage",
-    ["labs_dae", pytest.param("mae", marks=FULL), pytest.param("distill", marks=FULL)],
+    ("stage", "fsdp"),
+    [
+        ("labs_dae", 1),
+        *(pytest.param(*x, marks=FULL) for x in (("mae", 2), ("distill", 1))),
+    ],
 )
 @pytest.mark.parametrize("port", ["s3"], indirect=True)
 def test_two_processes_stop_and_go_on_without_a_shared_folder(
-    stage, url, proxy, straight, folders, tmp_path
+    stage, fsdp, url, proxy, straight, folders, tmp_path
 ):
     fields = {"stage": stage, "folders": folders, "num_devices": 0}
+    fields |= {"mesh__fsdp": fsdp}
     started = start(url, proxy, tmp_path, before=twice, count=2, fields=fields)
     for process in started:
         process.join(300)
     said = [runs.said(tmp_path / "run", i) for i in range(2)]
     assert [process.exitcode for process in started] == [0, 0], said
-    assert_same(url, straight(stage, devices=2))
+    assert_same(url, straight(stage, 2, fsdp))
 
 
 @FULL
@@ -268,23 +273,3 @@ def test_run_that_sleeps_through_its_lock_ends_and_harms_nothing(
     assert process.exitcode == 2, runs.said(tmp_path / "run")
     assert "has taken over this run" in runs.said(tmp_path / "run")
     assert_same(url, straight())
-
-
-@FULL
-def test_two_processes_with_a_state_of_each_train_what_one_trains(
-    url, proxy, tmp_path, capfd
-):
-    fields = {"stage": "mae", "num_devices": 0, "mesh__fsdp": 2}
-    local = tmp_path / "local"
-    main.run(config(**fields | {"num_devices": 2}), str(local))
-    for stop in (True, False):
-        started = start(url, proxy, tmp_path, count=2, fields=fields)
-        if stop:
-            while 8 not in remote_steps.numbers(objects.Store(url), "checkpoints"):
-                threading.Event().wait(0.2)
-            os.kill(started[1].pid, signal.SIGTERM)
-        for process in started:
-            process.join(300)
-        codes = [process.exitcode for process in started]
-        assert codes == [75 if stop else 0] * 2, runs.said(tmp_path / "run")
-    assert_same(url, local)
