@@ -128,7 +128,9 @@ def read_header(source: pathlib.Path, path: str) -> Header:
     signals = [x.split() for x in lines if x and not x.startswith("#")]
     comments = ecg_records.comments(text)
     fields = [(re.sub(r"[\W_]", "", key).lower(), value) for key, value in comments]
-    values = {part.strip() for k, v in fields if k == "dx" for part in v.split(",")}
+    values = {
+        part.strip() for k, v in fields if k == "dx" for part in re.split("[,;]", v)
+    }
     values = frozenset(x for x in values if x.lower() not in ids.MISSING)
     named = [v for k, v in fields if tables.role(k) == "patient" and ids.canonical(v)]
     patient = (named or [""])[0]
