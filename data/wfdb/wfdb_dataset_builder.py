@@ -28,6 +28,7 @@ from pacx_jax.input import patients as ids
 
 SCALE = 1e-3  # mV a step
 _SUFFIXES = (".hea", ".mat", ".dat")
+_TABLES = (".csv", ".tsv")
 _ENDS = 4096
 
 
@@ -85,6 +86,11 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     if table:
         headers, labels, patients, where, notes = _join(table, spec, headers, source)
         label_names, labels = labels.names, labels.values
+    if not table and spec.csv != "-":
+        lie = [n for n in sorted(os.listdir(source)) if n.lower()[-4:] in _TABLES]
+        notes = (f"NO CSV is read, {', '.join(lie[:5])}: name one by --csv",) * bool(
+            lie
+        )
     if not label_names:
         label_names, labels = _diagnoses(headers, spec, str(source))
     patients = patients or _patients(headers, spec)

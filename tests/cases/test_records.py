@@ -167,6 +167,17 @@ def test_the_tree_of_mimic_iv_ecg_keeps_its_patients_apart(tmp_path, csv):
     assert any("90 records, 30 patients" in note for note in plan.notes)
 
 
+def test_a_csv_of_another_name_is_told(tmp_path):
+    # PTB-XL's patients stand in ptbxl_database.csv alone
+    write(tmp_path)
+    (tmp_path / "ptbxl_database.csv").write_text("patient_id\n1\n")
+    for csv, told in (("", True), ("-", False)):
+        argv = ["wfdb", f"--source={tmp_path}", "--target=x", f"--csv={csv}"]
+        notes = builder.make_plan(tmp_path, prepare.parse(argv)).notes
+        said = "NO CSV is read, ptbxl_database.csv: name one by --csv"
+        assert (said in notes) == told
+
+
 def test_the_working_directory_is_a_folder_of_records(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path).relative_to(tmp_path)
