@@ -103,7 +103,7 @@ def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
     except PacxError:
         return "", "", None
     patient = patients.canonical(example.get("patient_id", ""))
-    patient = patients.key(source.namespace, patient) if patient else ""
+    patient = patients.key(source.namespace, patient).casefold() if patient else ""
     study = _study(example, source.namespace)
     if not has_image:
         return patient, study, None

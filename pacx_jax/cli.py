@@ -59,7 +59,15 @@ def refuse_remote(flag: str, path: str) -> None:
 
 
 def at_home(argument: str) -> str:
-    """A flag whose value begins with ~/, which shells do not expand after `--x=`."""
+    """A flag whose value begins with ~/, which shells do not expand after `--x=`.
+
+    PacxError for one that ends in a carriage return, which would be of a file's name.
+    """
+    if argument.endswith("\r"):
+        raise PacxError(
+            f"flag {argument!r}: it ends in a carriage return, as a script with "
+            "Windows' line ends has it; mend that by sed -i 's/\\r$//' SCRIPT"
+        )
     name, equals, value = argument.partition("=")
     if equals and name.startswith("-") and (value + "/").startswith("~/"):
         return f"{name}={os.path.expanduser(value)}"

@@ -63,6 +63,16 @@ def read_bytes(path: str | os.PathLike, longest: int = -1) -> bytes:
         raise unreadable(path, error) from None
 
 
+def other_kind(data: bytes) -> str:
+    """What a file is that stands where another should, and the remedy; else ""."""
+    begin = bytes(data[:256]).lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if begin.startswith(b"version https://git-lfs"):
+        return "a git-lfs pointer: get the file by git lfs pull"
+    if begin.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "HTML or XML, such as a page that asks to log in: get the file again"
+    return ""
+
+
 def unreadable(path: str | os.PathLike, error: OSError) -> PacxError:
     """One line for a file that cannot be read."""
     if isinstance(error, FileNotFoundError) and os.path.islink(path):

@@ -22,6 +22,7 @@ from data import records
 from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.input import arrays, ecg, findings, folders, tables
+from pacx_jax.input import patients as ids
 
 LABS = "labs_percentiles.npy"
 LABS_MASK = "labs_missingness.npy"
@@ -51,6 +52,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         raise PacxError(
             f"{table.path}: {len(table.rows)} rows for {len(array)} records in {path}"
         )
+    _check_order(table)
     roles = folders.table_roles(table, spec)
     patients = folders.table_patients(table, roles)
     names, values, notes = findings.read(
@@ -83,6 +85,25 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         lead_order=options.lead_order,
         notes=(folders.described(table, roles), *notes),
     )
+
+
+def _check_order(table: tables.Table) -> None:
+    """PacxError where a column numbers the rows otherwise than the array does."""
+    for name in table.columns:
+        if tables.plain(name) not in ("record", "index", "row", "unnamed0", ""):
+            continue
+        cells = list(map(ids.canonical, table.column(name, "")))
+        if not all(map(str.isdecimal, cells)):
+            continue
+        numbers = list(map(int, cells))
+        first = min(numbers)
+        if sorted(numbers) == list(range(first, first + len(cells))) != numbers:
+            row = next(i for i, x in enumerate(numbers) if x != first + i)
+            raise PacxError(
+                f"{table.path}: row {row + 2} has {cells[row]} in column {name!r}, but "
+                f"stands for ecg.npy[{row}]; sort the rows as the array's, or remove "
+                "the column"
+            )
 
 
 @functools.lru_cache(maxsize=32)

@@ -28,6 +28,7 @@ from pacx_jax.input import patients as ids
 
 SCALE = 1e-3  # mV a step
 _SUFFIXES = (".hea", ".mat", ".dat")
+_TABLES = (".csv", ".tsv")
 _ENDS = 4096
 
 
@@ -85,6 +86,11 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     if table:
         headers, labels, patients, where, notes = _join(table, spec, headers, source)
         label_names, labels = labels.names, labels.values
+    if not table and spec.csv != "-":
+        lie = [n for n in sorted(os.listdir(source)) if n.lower()[-4:] in _TABLES]
+        notes = (f"NO CSV is read, {', '.join(lie[:5])}: name one by --csv",) * bool(
+            lie
+        )
     if not label_names:
         label_names, labels = _diagnoses(headers, spec, str(source))
     patients = patients or _patients(headers, spec)
@@ -128,7 +134,9 @@ def read_header(source: pathlib.Path, path: str) -> Header:
     signals = [x.split() for x in lines if x and not x.startswith("#")]
     comments = ecg_records.comments(text)
     fields = [(re.sub(r"[\W_]", "", key).lower(), value) for key, value in comments]
-    values = {part.strip() for k, v in fields if k == "dx" for part in v.split(",")}
+    values = {
+        part.strip() for k, v in fields if k == "dx" for part in re.split("[,;]", v)
+    }
     values = frozenset(x for x in values if x.lower() not in ids.MISSING)
     named = [v for k, v in fields if tables.role(k) == "patient" and ids.canonical(v)]
     patient = (named or [""])[0]

@@ -14,7 +14,7 @@ import safetensors.numpy
 
 from pacx_jax.convert import pickles
 from pacx_jax.errors import PacxError
-from pacx_jax.files import whole
+from pacx_jax.files import other_kind, whole
 
 # Names of weights in a folder of Hugging Face's or timm's.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -144,6 +144,11 @@ def find(path: str | os.PathLike) -> pathlib.Path:
             f"{path} holds its weights in several files: save them as one, by "
             "save_pretrained(DIR, max_shard_size='100GB')"
         )
+    if (path / "adapter_model.safetensors").is_file():
+        raise PacxError(
+            f"{path} holds an adapter without its model: merge them, by "
+            "PeftModel.merge_and_unload().save_pretrained(DIR)"
+        )
     raise PacxError(f"{path} is a folder without {' or '.join(WEIGHTS)}: give the file")
 
 
@@ -156,8 +161,8 @@ def _beginning(path: pathlib.Path) -> bytes:
         raise PacxError(f"{path} cannot be read: {e.strerror or e}") from None
     if not begin:
         raise PacxError(f"{path} is empty: get the file again")
-    if begin.startswith(b"version https://git-lfs"):
-        raise PacxError(f"{path} is a git-lfs pointer: get the file by git lfs pull")
+    if other := other_kind(begin):
+        raise PacxError(f"{path} is {other}")
     return begin
 
 

@@ -288,6 +288,8 @@ def _read(file: pathlib.Path) -> dict[str, np.ndarray]:
     try:
         return safetensors.numpy.load_file(file)
     except Exception as e:  # a header may claim what NumPy then refuses in its way
+        if other := files.other_kind(files.read_bytes(file, 256)):
+            raise PacxError(f"{file}: {other}") from None
         raise PacxError(f"{file} is unreadable: {e}; get the file again") from None
 
 

@@ -18,7 +18,8 @@ LISTS = ("labels", "findinglabels", "label")  # columns of separated values
 _BOOKKEEPING = (
     "age sex gender male female visit follow followup index id row fold series "
     "instance number year offset width height spacing unnamed exclude excluded "
-    "include included duplicate quality train test val validation split"
+    "include included duplicate quality train test val validation split view site "
+    "opinion report validated"
 ).split()
 _LABEL_WORDS = dict.fromkeys(("true", "yes", "y", "t"), 1.0)
 _LABEL_WORDS |= dict.fromkeys(("false", "no", "n", "f"), 0.0)
@@ -90,6 +91,12 @@ def read(
     other = [c for c in table.columns if c and c not in used | {*exclude}]
     other += ["one without a name"] if "" in table.columns else []
     notes += [f"columns that are not used: {', '.join(other)}"] if other else []
+    only = [n for n, x in zip(names, found, strict=True) if 1.0 in x and 0.0 not in x]
+    if only:
+        notes.append(
+            f"NO NEGATIVES of {', '.join(only)}: blanks are unknown and are masked; "
+            "write 0 where a finding is absent"
+        )
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")
     values = np.array(found, np.float32).reshape(len(names), len(table.rows))
@@ -104,6 +111,14 @@ def _all(
     names = tuple(c for c in like if not _is_bookkeeping(c))
     others = [c for c in free if c not in like]
     lists = [c for n in LISTS for c in others if tables.plain(c) == n]
+    alike: dict[str, str] = {}
+    for name in names:
+        other = alike.setdefault(patients.look(name.replace("_", " ")), name)
+        if other != name:
+            raise PacxError(
+                f"{table.path}: columns {other!r} and {name!r} seem one label; remove "
+                "or rename one, or say by data.label_columns which are labels"
+            )
     if names and lists:
         raise PacxError(
             f"{table.path}: column {lists[0]!r} has words and {', '.join(names[:5])} "
@@ -133,6 +148,9 @@ def _origin(
     places = [column] if column else [c for c in free if name in loose(c)]
     places = [c for c in places if tables.plain(c) in LISTS] or places
     if not places:
+        for c in free:
+            if any(f"'{value}'" in x or f'"{value}"' in x for x in table.column(c, "")):
+                _check_words(table, c, value, _values(table, c, separator))
         raise PacxError(
             f"{table.path}: data.label_columns has {name!r}, which is neither a "
             f"column ({', '.join(table.columns)}) nor a value in a column of "
@@ -168,10 +186,11 @@ def _check_words(table: tables.Table, column: str, value: str, whole: set[str]) 
                 f"{table.path}: column {column!r} has lists in brackets, {other!r}; "
                 "write the values alone, such as Effusion|Mass"
             )
-        if other != value and other.casefold() == value.casefold():
+        if other != value and patients.look(other) == patients.look(value):
+            what = "" if ascii(other) == repr(other) else f" ({ascii(other)})"
             raise PacxError(
-                f"{table.path}: column {column!r} has both {value!r} and {other!r}; "
-                "write one label in one way"
+                f"{table.path}: column {column!r} has both {value!r} and {other!r}"
+                f"{what}; write one label in one way"
             )
 
 

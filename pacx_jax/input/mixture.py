@@ -37,10 +37,13 @@ def paths(path: str) -> tuple[str, ...]:
     """The paths that `data.path` names; one that is no tuple is itself alone.
 
     Raises:
-      PacxError: a tuple that cannot be read, is empty or names a path twice.
+      PacxError: a tuple that cannot be read, is empty or names a path twice, or paths
+        with commas between and no tuple.
     """
     if not str(path).lstrip().startswith("("):
-        return (path,)
+        parts = [_kind(part)[1] for part in str(path).split(",")]
+        if len(parts) == 1 or not all(map(os.path.exists, parts)):
+            return (path,)
     found = _texts(path)
     if found is None or not all(found):
         raise PacxError(

@@ -17,6 +17,8 @@ from pacx_jax.input.images import EXTENSIONS
 
 _SUFFIX = re.compile(r"\.[A-Za-z][A-Za-z0-9]{0,4}$")  # .txt, not that of 1.2.840.113
 _HEAD = 132  # bytes that tell a DICOM file
+# macOS's in archives; thumbnails and bins of Synology's, QNAP's and Windows' shares.
+_SYSTEMS = {"__MACOSX", "@eaDir", "#recycle", "@Recycle", "$RECYCLE.BIN", "lost+found"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,8 @@ def find(root: str | os.PathLike, setting: str = "data.path") -> Found:
     if not os.fspath(root):  # which would be the working directory
         raise PacxError(f"{setting} is empty: name a folder")
     root = pathlib.Path(root)
+    if root.is_file():
+        raise PacxError(f"{root}: a file; unpack an archive, and name its folder")
     if not root.is_dir():
         raise PacxError(f"{root}: no such folder; check {setting}")
     found, passed, visited = [], [], set()
@@ -75,8 +79,8 @@ def find(root: str | os.PathLike, setting: str = "data.path") -> Found:
 
 
 def hidden(name: str) -> bool:
-    """Whether a file or folder is hidden, or one that macOS puts into archives."""
-    return name.startswith(".") or name == "__MACOSX"
+    """Whether a file or folder is hidden, or one that a system made for itself."""
+    return name.startswith(".") or name in _SYSTEMS
 
 
 def waits(path: str | os.PathLike) -> bool:

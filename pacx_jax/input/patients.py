@@ -38,7 +38,11 @@ NOBODY = (
 _BLANK = r"\s'\"\ufeff\u200b-\u200f\u2060"  # some of no width, as web pages have them
 _AROUND = re.compile(f"^[={_BLANK}]+|[{_BLANK}]+$")  # ="00211", of spreadsheets
 _SHORTENED = re.compile(r"[0-9]([.,][0-9]+)?[eE]\+?[0-9]+")  # 1.23E+11, of spreadsheets
-_GROUPED = re.compile("[0-9]{1,3}(,[0-9]{3})+")  # 1,234: a number, or 1 and a part
+# 1,234, 10.000.032 or 10 000 032: numbers as tables show them. 1.234 may be an id.
+_GROUPED = re.compile(
+    "[0-9]{1,3}(([,'\u2019\u00a0\u2009\u202f][0-9]{3})+|([. ][0-9]{3}){2,})"
+)
+_EXACT = 15  # digits of a number that spreadsheets keep; the others become 0
 _WIDEST = 16  # digits of a zero-padded id in lists of older versions
 
 
@@ -68,9 +72,9 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
       column: what messages call it: its file and name.
 
     Raises:
-      PacxError: a blank id, one that a spreadsheet shortened (1.23E+11) or grouped
-        (1,234), or two that look alike, or differ in leading zeros or capitals alone:
-        whether these are one patient is not known.
+      PacxError: a blank id, one that a spreadsheet shortened (1.23E+11), rounded or
+        grouped (1,234), or two that look alike, or differ in leading zeros or capitals
+        alone: whether these are one patient is not known.
     """
     ids, seen = [], {}
     for row, cell in enumerate(cells, start=2):
@@ -87,11 +91,11 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
             )
         if _GROUPED.fullmatch(written):
             raise PacxError(
-                f"{column}, row {row}: {cell!r} is a number with commas between its "
-                "digits; export it again as text"
+                f"{column}, row {row}: {cell!r} is a number with commas, points or "
+                "blanks between its digits; export it again as text"
             )
         ids.append(canonical(written))
-        other = seen.setdefault(_look(ids[-1]), written)
+        other = seen.setdefault(look(ids[-1]), written)
         if other != written:
             what = "leading zeros" if canonical(other) == ids[-1] else "capitals"
             if other.casefold() != written.casefold() and what == "capitals":
@@ -101,12 +105,21 @@ def canonical_column(cells: Sequence[str], column: str) -> list[str]:
                 f"differ in {what} alone; write one patient in one way, and others "
                 "with a letter in front"
             )
+    ends = {i: i[_EXACT:] for i in ids if i.isdecimal() and i[_EXACT:]}
+    if len("".join(ends.values())) >= 4 and not "".join(ends.values()).strip("0"):
+        raise PacxError(
+            f"{column}: all ids of more than {_EXACT} digits end in zeros, such as "
+            f"{next(iter(ends))}: a spreadsheet has rounded them, and several may have "
+            "become one; export them again as text (or, if they are right, with a "
+            "letter in front)"
+        )
     return ids
 
 
-def _look(text: str) -> str:
-    """What an id looks like: in any case, width, dashes and quotes, with one blank."""
+def look(text: str) -> str:
+    """What a text looks like: in any case, width, dashes and quotes, with one blank."""
     text = unicodedata.normalize("NFKC", text).casefold()
+    text = re.sub("[\u200b-\u200f\u2060\ufeff]", "", text)
     text = re.sub("[\u2010-\u2015\u2212]", "-", text)
     return " ".join(re.sub("[\"'\u2018-\u201f`\u00b4]", "", text).split())
 

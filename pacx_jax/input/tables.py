@@ -17,9 +17,11 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.input import names
 from pacx_jax.input import patients as ids
+from pacx_jax.input.images import EXTENSIONS
 
 # What a column is by its name, in any case and without blanks and signs. The second
 # names count where a table has none of the first.
@@ -110,6 +112,17 @@ def read_table(path: str | os.PathLike) -> Table:
     if len(rows) < 2:
         raise PacxError(f"{path}: the CSV has no rows under a header")
     columns = tuple(cell.strip() for cell in rows[0])
+    file = next((c for c in columns if c.lower().endswith((*EXTENSIONS, ".hea"))), "")
+    if file:
+        raise PacxError(
+            f"{path}: its first row has the file {file!r}, so it is no header; put "
+            "the columns' names above it, such as path,patient_id,label"
+        )
+    if len(columns) == 1 and len(columns[0].split()) > 1 and not role(columns[0]):
+        raise PacxError(
+            f"{path}: its header {columns[0]!r} has no comma, semicolon, tab or bar; "
+            "write one of them, not blanks, between the columns"
+        )
     for number, row in enumerate(rows[1:], start=2):
         while len(row) > len(columns) and not row[-1].strip():
             row.pop()  # NIH's rows end in a comma where the header may not
@@ -137,6 +150,8 @@ def _decoded(path: pathlib.Path) -> str:
         raise PacxError(
             f"{path}: a workbook or an archive, no CSV; save its table as CSV (UTF-8)"
         )
+    if other := files.other_kind(data):
+        raise PacxError(f"{path}: {other}")
     encoding = "utf-8-sig"
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         encoding = "utf-16"
@@ -153,7 +168,8 @@ def _decoded(path: pathlib.Path) -> str:
 
 def _delimiter(text: str) -> str:
     """The separator that divides the header most."""
-    header = re.match(r"[\r\n]*([^\r\n]*)", text)[1]
+    cell = r'(?<![^,;\t|\r\n ])"[^"]*"'  # which may have several lines
+    header = re.match(rf"[\r\n]*((?:{cell}|[^\r\n])*)", text)[1]
     return max(_DELIMITERS, key=re.sub('"[^"]*"', "", header).count)
 
 

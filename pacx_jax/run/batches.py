@@ -175,6 +175,12 @@ class Data:
         if not isinstance(origin, sources.FolderSource):
             return
         labels = source.labels()[:, self.columns[split]]
+        if not labels.shape[1]:
+            raise PacxError(
+                f"{data.path}: no labels: a folder's own have to stand in a CSV, such "
+                "as labels.csv with the columns path,patient_id,label (names of "
+                "folders are none)"
+            )
         if not subsets.known_labels(labels, data.uncertain)[1].any():
             raise PacxError(
                 f"{data.path}: no image of the {split} split has a known label of "

@@ -103,9 +103,14 @@ def _check_sets(config, train, held_out: list[str]) -> None:
 
 
 def _named(source) -> set[str]:
-    """The keys of a source's known patients."""
+    """The keys of a source's known patients, as they are compared."""
     ids = {*(source.patients() or ())}
-    return {patients.key(source.namespace, i) for i in ids if patients.canonical(i)}
+    return {_folded(source.namespace, i) for i in ids if patients.canonical(i)}
+
+
+def _folded(space: str, patient: str) -> str:
+    """The patient's key in any case: one program writes a UUID large, another small."""
+    return patients.key(space, patient).casefold()
 
 
 def _open(config, split: str):
@@ -228,7 +233,7 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
             continue
         if named != ids:
             unknown.append(f"{config.data.path} names no patient of some images")
-        everybody = {patients.key(space, i): i for i in named}
+        everybody = {_folded(space, i): i for i in named}
         seen = [_seen(run, chain.key, space, everybody) for run in known]
         rows[split] = {"patients": len(everybody), "shared": len(set().union(*seen))}
         shared_of = [a + len(b) for a, b in zip(shared_of, seen, strict=True)]
@@ -260,15 +265,15 @@ def _compare(config, held_out: list[str], chain: Chain) -> dict:
 
 
 def _seen(run: dict, key: bytes, space: str, everybody: dict[str, str]) -> set[str]:
-    """Which of the patients (by `patients.key`, and as written) a run has seen."""
-    hashes = set(run["hashes"])
-    if run.get("canonical"):
-        return {who for who in everybody if _hash(key, who) in hashes}
-    return {  # a list from before ids had one form
-        who
-        for who, written in everybody.items()
-        if any(_hash(key, n) in hashes for n in patients.older_keys(space, written))
-    }
+    """Which of the patients (by `_folded`, and as written) a run has seen."""
+    hashes, seen = set(run["hashes"]), set()
+    for who, written in everybody.items():
+        forms = {who, patients.key(space, written)}  # lists once had capitals
+        if not run.get("canonical"):  # from before ids had one form
+            forms |= patients.older_keys(space, written)
+        if any(_hash(key, form) in hashes for form in forms):
+            seen.add(who)
+    return seen
 
 
 def is_listed(config, workdir: str, train: sources.Source) -> bool:

@@ -165,6 +165,19 @@ def test_weights_side_by_side_in_safetensors_are_chosen_too(tmp_path, raw, half)
     assert set(found.state) == set(under("ema.", half)) and found.others == ["model"]
 
 
+def test_a_pointer_and_an_adapter_are_no_encoder(tmp_path):
+    # a clone without git-lfs; huggingface/peft's save_pretrained
+    model_folder.save(tmp_path / "vit", tiny.folder("vit"), "")
+    file = tmp_path / "vit/model.safetensors"
+    file.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:4d\n")
+    for load in (load_encoder, files.read):
+        with pytest.raises(PacxError, match="git-lfs pointer: get the file by git lfs"):
+            load(tmp_path / "vit")
+    file.rename(tmp_path / "vit/adapter_model.safetensors")
+    with pytest.raises(PacxError, match="an adapter without its model: merge them"):
+        files.read(tmp_path / "vit")
+
+
 def test_no_hint_names_a_package_that_nobody_registered():
     """A name that is in no registry could be registered by anybody."""
     own = ("pacx_jax", "configs", "data", "docs", "launch")

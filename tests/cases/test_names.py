@@ -146,6 +146,20 @@ def test_images_are_found_by_extension_in_any_case_else_by_their_bytes(tmp_path)
     assert set(read(tmp_path).paths) == set(found.paths)
 
 
+def test_what_shares_make_for_themselves_is_passed_over(tmp_path):
+    # Synology's thumbnails, and bins
+    put(tmp_path, "a.png", "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/b.png")
+    put(tmp_path, "$RECYCLE.BIN/c.png", "lost+found/d.png")
+    found = names.find(tmp_path)
+    assert found.paths == ["a.png"] and "4 hidden" in found.told()
+
+
+def test_an_archive_is_no_folder(tmp_path):
+    put(tmp_path, "images.zip")
+    with pytest.raises(PacxError, match="images.zip: a file; unpack an archive, and"):
+        read(tmp_path / "images.zip")
+
+
 def test_nothing_but_other_files_is_one_line_that_counts_them(tmp_path):
     put(tmp_path, "a.tif", "b.tif", "._c.png", data=b"x")
     with pytest.raises(PacxError, match="no JPEG.*passed over.*1 hidden|2 .tif"):
@@ -281,6 +295,15 @@ def test_a_set_of_a_mixture_counts_once_however_it_is_written(tmp_path, other):
     (tmp_path / "set_link").symlink_to(root)
     with pytest.raises(PacxError, match="stands there twice; name each set once"):
         mixture.paths(str((str(root), other.format(root))))
+
+
+def test_sets_with_a_comma_between_are_no_path(tmp_path):
+    for name in ("a", "b", "c,d"):
+        (tmp_path / name).mkdir()
+    text = f"{tmp_path}/a,folder:{tmp_path}/b"
+    with pytest.raises(PacxError, match="give a path, or several as '\\(\"prepared/a"):
+        mixture.paths(text)
+    assert mixture.paths(f"{tmp_path}/c,d") == (f"{tmp_path}/c,d",)
 
 
 @pytest.mark.parametrize("text", ["{1, 2}", "'12'", "{1: 2, 3: 4}"])

@@ -124,6 +124,7 @@ COMMENTS = {
         None,
     ),
     "challenge": (["#Rx: Unknown", "#Dx: 1,2", "#Age: 71"], "", {"1", "2"}),
+    "semicolons": (["#Dx: 1; 2,, "], "", {"1", "2"}),
     "other order": (["#PatientID:7", "# Dx: 2", "#Dx: 1"], "7", {"1", "2"}),
     "PTB": (["# age: 81", "# Diagnose:", "# Subject ID : 0081"], "0081", None),
     "unknown": (["# <subject_id>: Unknown", "# note: 3"], "", None),
@@ -166,6 +167,17 @@ def test_the_tree_of_mimic_iv_ecg_keeps_its_patients_apart(tmp_path, csv):
     assert any("90 records, 30 patients" in note for note in plan.notes)
 
 
+def test_a_csv_of_another_name_is_told(tmp_path):
+    # PTB-XL's patients stand in ptbxl_database.csv alone
+    write(tmp_path)
+    (tmp_path / "ptbxl_database.csv").write_text("patient_id\n1\n")
+    for csv, told in (("", True), ("-", False)):
+        argv = ["wfdb", f"--source={tmp_path}", "--target=x", f"--csv={csv}"]
+        notes = builder.make_plan(tmp_path, prepare.parse(argv)).notes
+        said = "NO CSV is read, ptbxl_database.csv: name one by --csv"
+        assert (said in notes) == told
+
+
 def test_the_working_directory_is_a_folder_of_records(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = write(tmp_path).relative_to(tmp_path)
@@ -187,6 +199,21 @@ def test_a_missing_sample_of_an_array_of_integers_is_no_voltage(tmp_path):
     np.testing.assert_array_equal(plan.make(rows[0])["ecg"], SIGNAL)
     with pytest.raises(PacxError, match=r"ecg.npy\[1\]: holds -32768"):
         plan.make(rows[1])
+
+
+def test_rows_in_another_order_than_the_array_are_refused(tmp_path):
+    # numbers sorted as text: 0, 1, 10, 2, as other people's labels
+    np.save(tmp_path / "ecg.npy", np.stack([SIGNAL] * 11))
+    options = prepare.parse(["ecg_array", f"--source={tmp_path}", "--target=x"])
+    for numbers in (range(11), range(1, 12), [7] * 11, sorted(range(11), key=str)):
+        rows = "".join(f"{i},{k},{k % 2}\n" for k, i in enumerate(numbers))
+        (tmp_path / "labels.csv").write_text(f"record,patient_id,AF\n{rows}")
+        if len({*numbers}) == 1 or sorted(numbers) == [*numbers]:
+            ecg_array_dataset_builder.make_plan(tmp_path, options)
+            continue
+        said = r"row 4 has 10 in column 'record', but stands for ecg.npy\[2\]; sort"
+        with pytest.raises(PacxError, match=said):
+            ecg_array_dataset_builder.make_plan(tmp_path, options)
 
 
 def test_a_header_that_names_two_patients_is_refused(tmp_path, capsys):

@@ -107,6 +107,8 @@ def test_a_wrong_flag_is_one_line_with_a_remedy(flag, said, parsed):
             "configs/none.py: no such file; run from the",
         ),
         (["--config=configs/mae_vitb16.py:small"], "'small'"),
+        # a script with Windows' line ends
+        (["--workdir=runs/a\r"], r"'--workdir=runs/a\\r': it ends in a carriage ret"),
     ],
 )
 def test_a_recipe_that_is_not_there_is_one_line(recipe, said, parsed):
@@ -197,6 +199,9 @@ def test_a_run_without_labels_and_a_workdir_that_is_a_file_are_one_line(tmp_path
     probe = runs.config("classify", tiny.write_folders(tmp_path / "models"))
     probe.data.update(source="folder", path=str(tmp_path))
     with pytest.raises(PacxError, match="no image of the train split has a known lab"):
+        setup.prepare(probe, str(tmp_path / "run"), batches.open_sources(probe))
+    probe.data.csv = "-"
+    with pytest.raises(PacxError, match="no labels: .*names of folders are none"):
         setup.prepare(probe, str(tmp_path / "run"), batches.open_sources(probe))
     with pytest.raises(PacxError, match="labels.csv is a file: take another --workdir"):
         main.run(probe, str(tmp_path / "labels.csv"))

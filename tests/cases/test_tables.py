@@ -129,6 +129,25 @@ def test_the_guard_holds_between_all_spellings(tmp_path, seen, older):
     assert '"status": "none"' in (tmp_path / "clean" / "overlap.json").read_text()
 
 
+@pytest.mark.parametrize("older", [False, True])
+def test_the_guard_holds_between_capitals_and_small_letters(tmp_path, older):
+    # SQL Server writes a UUID large, Python small
+    one, two = "a1b2c3d4-0000-4000-8000-00000000000f", "B1"
+    mae = _account(tmp_path, "mae_vitb16", "mae", [one.upper(), two], ["train"] * 2)
+    if older:  # a list from when capitals counted
+        file = mae / overlap.PATIENTS
+        content = json.loads(file.read_text())
+        key = bytes.fromhex((mae / overlap.KEY).read_text())
+        names = [f"folder/{i}".encode() for i in (one.upper(), two)]
+        hashes = [hmac.new(key, n, "sha256").hexdigest()[:32] for n in names]
+        content["runs"][0]["hashes"] = hashes
+        file.write_text(json.dumps(content))
+    for test in [two] if older else [one, two.lower()]:
+        ids, splits = ["5", test], ["train", "test"]
+        with pytest.raises(PacxError, match="1 of 1 test patients were"):
+            _account(tmp_path, "linear_probe", test, ids, splits, model_init=str(mae))
+
+
 def _account(tmp_path, recipe, name, ids, splits, **fields):
     table = rows("file,patient_id,split", ids, splits).splitlines()[: len(ids) + 1]
     root = draw(tmp_path / f"data_{name}", "\n".join(table), n=len(ids))
@@ -249,6 +268,13 @@ LABELS = {
         {},
         {"A": 3},
     ),
+    # pandas.get_dummies and PTB-XL's ptbxl_database.csv
+    "beside columns of 0 and 1": (
+        "View Position_AP,site,second_opinion,validated_by_human,A",
+        ([0, 1], [0, 1], [1, 0], ["True", "False"], [0, 1]),
+        {},
+        {"A": 3},
+    ),
     "asked for": ("male,A", ([1], [0, 1]), {"label_columns": ("male",)}, {"male": 6}),
     # Lightning-Universe/lightning-flash#728
     "separated": (
@@ -320,6 +346,9 @@ FORMS = {
     .replace("0\n", '0,"a\nb, c"\n')
     .replace("1\n", '1,"x ""y"" z"\n')
     .encode(),
+    "a newline in the header": SEMICOLONS.replace(
+        "patient_id", '"Patient,\nId"'
+    ).encode(),  # Alt-Enter in a cell
     "a comma at the end": PLAIN.replace("0\n", "0,\n").encode(),
     "an index": ("," + PLAIN.replace("\n", "\n0,")).removesuffix("0,").encode(),
 }
@@ -369,7 +398,7 @@ REFUSED = {
     "an id with commas, which is not 211": (
         rows("file;patient_id", ["211,000"], separator=";"),
         {},
-        "row 2: '211,000' is a number with commas between its digits",
+        "row 2: '211,000' is a number with commas",
     ),
     "ids that differ in capitals": (
         rows("file,patient_id", ["P1", "p1"]),
@@ -404,6 +433,37 @@ REFUSED = {
         rows("file,label,A", ["x", "y"], [0, 1]),
         {},
         "column 'label' has words and A 0 and 1: say by data.label_columns which",
+    ),
+    "rounded ids": (
+        rows("file,patient_id", ["123456789012345000", "123456789012346000"]),
+        {},
+        "all ids of more than 15 digits end in zeros",
+    ),
+    "no header": (
+        rows("0.png,1", [2, 3]),
+        {},
+        "first row has the file '0.png', so it is no header; put",
+    ),
+    # COVIDx's train.txt
+    "blanks between": (
+        PLAIN.replace(",", " "),
+        {},
+        "its header 'file patient_id A' has no comma, semicolon, tab or bar",
+    ),
+    "a pointer": (
+        "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9\n",
+        {},
+        "a git-lfs pointer: get the file by git lfs pull",
+    ),
+    "two columns of one label": (
+        rows("file,Pleural Effusion,pleural_effusion", [0, 1], [1, 0]),
+        {},
+        "'Pleural Effusion' and 'pleural_effusion' seem one label; remove or rename",
+    ),
+    "codes of PTB-XL": (
+        rows("file,scp_codes", ["\"{'NORM': 100.0, 'SR': 0.0}\""]),
+        {"label_columns": ("NORM",)},
+        "column 'scp_codes' has lists in brackets",
     ),
     "no label": (
         rows("file,A", ["maybe"]),
@@ -493,6 +553,13 @@ for one, two in (
 ):
     table = rows("file,patient_id", [one, two])
     TAKEN_OTHERWISE[f"alike, {two}"] = (table, {}, "row 3: has both .* in blanks, dash")
+# Thousands as German, French and Swiss spreadsheets show them.
+for cell in ("10.000.032", "10 000 032", "10\u202f032", "10\u00a0032", "10'032"):
+    table = rows("file,patient_id", [cell], separator=";")
+    TAKEN_OTHERWISE[f"grouped, {cell}"] = (table, {}, "commas, points or blanks betw")
+for other in ("Mass  A", "Mass\u00a0A", "Mass A\u200b", "\uff2dass A"):
+    table = rows("file,label", ["Mass A", other])
+    TAKEN_OTHERWISE[f"label {ascii(other)}"] = (table, {}, "; write one label in one w")
 for word in ("-", ".", "ANONYMOUS", "Anonymized"):
     table = rows("file,patient_id", [word, 2])
     TAKEN_OTHERWISE[f"nobody, {word}"] = (table, {}, f"2: no known id .'{word}'.; fill")
@@ -523,6 +590,18 @@ def test_a_split_of_another_name_is_taken_or_left(tmp_path):
     chosen = read(root, split_column="set", val_fraction=0.0)
     assert chosen.splits == ["train", "test"] * 3
     assert "test" not in read(root, split_column="-").splits
+
+
+def test_labels_without_a_negative_are_told(tmp_path):
+    # a survey's ticks: masked blanks leave nothing to tell apart
+    listing = read(draw(tmp_path, rows("file,A,B", [1, ""], [1, 0])))
+    assert any(note.startswith("NO NEGATIVES of A: ") for note in listing.notes)
+
+
+@pytest.mark.parametrize("cell", ["2.11", "12.345", "1.2.840", "p 10 000"])
+def test_ids_with_points_and_blanks_are_ids(tmp_path, cell):
+    listing = read(draw(tmp_path, rows("file,patient_id", [cell, "x"])))
+    assert set(listing.patients) == {cell, "x"}
 
 
 @pytest.mark.parametrize("cell", ["0_1", "1_0"])

@@ -342,7 +342,7 @@ def test_learned_positions_of_a_mae_are_told(tmp_path, capsys, state):
 
 def test_a_page_or_a_pointer_is_not_accused_of_running_code(tmp_path, capsys):
     for name, content, says in (
-        ("page.pth", b"<!DOCTYPE html>", "begins with b'<!DOCTYPE html>'"),
+        ("page.pth", b"<!DOCTYPE html>", "HTML or XML, such as a page that asks"),
         ("lfs.pth", b"version https://git-lfs.github.com/spec/v1", "git lfs pull"),
     ):
         (tmp_path / name).write_bytes(content)
