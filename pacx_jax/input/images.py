@@ -42,9 +42,9 @@ def decode(
 
     Which file it is, is read from its bytes. DICOM: see dicom.py. 16-bit images are
     scaled by the full range of 16 bits, round(x / 257), whatever range the image uses,
-    so that one grey level means the same in every file; one of 12 bits, without a value
-    above 4095, is refused. Palettes and other colours are converted, one-bit images
-    become 0 and 255. Alpha and colour profiles are dropped, as by PIL's
+    so that one grey level means the same in every file; one of 12 or 14 bits, without a
+    value above 16383, is refused. Palettes and other colours are converted, one-bit
+    images become 0 and 255. Alpha and colour profiles are dropped, as by PIL's
     `convert("RGB")`; EXIF orientation is applied. An animated PNG or a JPEG of several
     pictures is its first, a PIL image the frame that it is at.
 
@@ -249,7 +249,7 @@ def _to_uint8(image: Image.Image, wide: bytes = b"") -> np.ndarray:
 
 def _from_16_bits(image: np.ndarray) -> np.ndarray:
     low, high = int(image.min()), int(image.max())
-    if low < 0 or high > 65535 or 0 < high < 4096:
+    if low < 0 or high > 65535 or 0 < high < 2**14:
         raise ValueError(f"values {low} to {high} in 16 bits; scale them to 0 to 65535")
     out = np.empty(image.shape, np.uint8)
     for start in range(0, len(image), 256):  # wider numbers of a few rows at a time

@@ -92,6 +92,7 @@ REFUSED = {
     # Pillow 5403: values of 8 bits in 16 would be black.
     "8 in 32": (raw(LEVELS, "i4"), "values 0 to 251 in 16 bits"),
     "12 in 16": (saved(raw(LEVELS * 16.0, "u2")), "values 0 to 4016 in 16 bits"),
+    "14 in 16": (saved(raw(LEVELS * 64.0, "u2")), "values 0 to 16064 in 16 bits"),
     "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     # PhysioNet, without a login
     "page": (b"\n<!DOCTYPE html>\n<html>", "HTML or XML, such as a page that asks"),
