@@ -99,8 +99,8 @@ def read_folder(spec: FolderSpec) -> Listing:
     roles = table_roles(table, spec)
     if not roles["path"]:
         raise PacxError(
-            f"{table.path}: no column of paths ({tables.ROLES['path'][0]}); give "
-            f"data.path_column, one of {', '.join(table.columns)}, or data.csv='-' to "
+            f"{table.path}: no column of paths ({tables.ROLES['path'][0]}) in its first "
+            f"row, the header; give data.path_column, one of {', '.join(table.columns)}, or data.csv='-' to "
             "use no CSV"
         )
     paths, told = match_paths(table, roles["path"], found, root)
