@@ -135,6 +135,8 @@ def test_refusal_is_one_line(fault, text, url, proxy):
     proxy.fault = lambda method, path: fault
     with pytest.raises(PacxError, match=f"^{url}/a: {text}"):
         objects.Store(url).write("a", b"1")
+    with pytest.raises(PacxError, match=text.replace("written", "read")):
+        objects.Store(url).list()
 
 
 def test_no_bucket_and_no_server_are_one_line_each(proxy, monkeypatch):
