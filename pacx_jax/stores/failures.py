@@ -44,7 +44,7 @@ def explained(shown: str, error: Exception, write: bool, endpoint: str):
     if isinstance(error, StoreError):
         return error, False
     text, kind = str(error), type(error).__name__
-    where = f" at {endpoint}" if endpoint else ""
+    where = f" (at {endpoint})" if endpoint else ""
     for words, reason, helps in _REASONS:
         if any(word in text for word in words):
             return StoreError(f"{shown}: {reason}{where}"), helps

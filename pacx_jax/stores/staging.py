@@ -270,7 +270,7 @@ class _Renaming:
         self._stream, self._local, self._url = stream, local, url
 
     def write(self, text: str) -> int:
-        return self._stream.write(text.replace(self._local, self._url))
+        return self._stream.write(_renamed(text, self._local, self._url))
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -287,4 +287,9 @@ def named(local: str | os.PathLike, url: str) -> Iterator[None]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
     except PacxError as e:
-        raise type(e)(str(e).replace(str(local), url)) from e
+        raise type(e)(_renamed(str(e), str(local), url)) from e
+
+
+def _renamed(text: str, local: str, url: str) -> str:
+    # What has no room is the disk of the copy.
+    return text if "no space left" in text else text.replace(local, url)
