@@ -30,6 +30,7 @@ from pacx_jax import cli, files, target
 from pacx_jax.distributed import preemption, processes
 from pacx_jax.errors import PacxError
 from pacx_jax.run import fingerprints, host_memory, recipe_flags
+from pacx_jax.stores import staging
 from pacx_jax.stores.urls import absolute, is_remote
 
 _CONFIG = config_flags.DEFINE_config_file(
@@ -304,7 +305,8 @@ def _thread_failed(failure: threading.ExceptHookArgs) -> None:
 
 def _stop_on_full_disk() -> None:
     """Ends at once: closing files that cannot be written would raise again."""
-    processes.end_at_once(f"error: {files.full_disk(_WORKDIR.value)}", cli.FAILED)
+    full = staging.scratch() if is_remote(_WORKDIR.value) else _WORKDIR.value
+    processes.end_at_once(f"error: {files.full_disk(full)}", cli.FAILED)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from pacx_jax.run import (
     saved_steps,
     setup,
 )
+from pacx_jax.stores import staging
 
 
 def replay(workdir: str, n: int) -> dict:
@@ -43,7 +44,6 @@ def replay(workdir: str, n: int) -> dict:
       logged), `samples`, and `not_finite`: names of the batch's arrays that hold what
       is not a number.
     """
-    workdir = remote_run.finished(workdir, every=True)
     config = finished.read_config(workdir)
     if not 1 <= n <= config.total_steps:
         raise PacxError(f"--step {n}: {workdir} has steps 1 to {config.total_steps}")
@@ -118,7 +118,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the update, from 1")
     args = parser.parse_args(argv)
-    result = replay(args.workdir, args.step)
+    local = remote_run.finished(args.workdir, every=True)
+    with staging.named(local, args.workdir.rstrip("/")):
+        result = replay(str(local), args.step)
     told = {None: "was not logged", True: "is the logged one, bit for bit"}
     told[False] = (
         f"is NOT the logged one: other devices ({jax.device_count()} here), another "

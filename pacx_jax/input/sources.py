@@ -35,6 +35,7 @@ from pacx_jax.input import (
     subsets,
 )
 from pacx_jax.stores import staging, urls
+from pacx_jax.stores.failures import Missing
 
 SPLITS = ("train", "val", "test")
 _READ_AT_ONCE = 256  # records
@@ -165,10 +166,20 @@ def splits(data: Any) -> tuple[str, ...]:
     if parts := mixture.parts(data):
         return tuple(dict.fromkeys(s for part in parts for s in splits(part)))
     if getattr(data, "source", "") == "prepared":
-        wanted = {prepared.FILE}.__contains__  # of a remote set, no records
-        near = staging.local(data.path, _stage(data), wanted)
+        near = _manifest_alone(data.path, _stage(data))
         return tuple(prepared.read(near, not urls.is_remote(data.path))["splits"])
     return SPLITS
+
+
+def _manifest_alone(path: str, stage: str) -> pathlib.Path:
+    """The folder of a prepared set; of a remote one a copy that may lack records."""
+    try:
+        return staging.local(path, stage, {prepared.FILE}.__contains__)
+    except Missing:
+        raise PacxError(
+            f"{path}: no prepared data set (no {prepared.FILE}); check data.path, or "
+            "give data.source=folder"
+        ) from None
 
 
 class FolderSource:
@@ -237,10 +248,12 @@ class PreparedSource:
         # Importing TFDS takes a second, which a folder of images need not pay.
         import tensorflow_datasets as tfds
 
+        _manifest_alone(path, stage)  # before a bucket of other things is copied
         folder = staging.local(path, stage)
         if not folder.is_dir():
             raise PacxError(f"{path}: no such folder; check data.path")
-        about = prepared.read(folder)
+        with staging.named(folder, path):
+            about = prepared.read(folder)
         sizes = about["splits"]
         if split not in sizes:
             raise NoSplit(

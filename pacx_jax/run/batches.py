@@ -91,10 +91,11 @@ class Data:
             for split, source in self.sources.items()
         }
         if "labels" in objective.entries:
+            self._check_sets()
             self._check_labels()
         self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
 
-    def _check_labels(self) -> None:
+    def _check_sets(self) -> None:
         """PacxError where the sets of a mixture do not share labels as they must."""
         data, whole = self.config.data, ""
         if data.uncertain == "reference":  # what is missing would be 0

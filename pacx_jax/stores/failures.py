@@ -28,7 +28,11 @@ _REASONS = (  # words in an error, what they mean, whether trying again may help
         "for gs://",
         False,
     ),
-    (("InvalidAccessKeyId", "SignatureDoesNotMatch"), "wrong credentials", False),
+    (
+        ("InvalidAccessKeyId", "SignatureDoesNotMatch"),
+        "wrong credentials: give others",
+        False,
+    ),
     (("PermanentRedirect", "301 "), "it lies in another region: set AWS_REGION", False),
     (("timed out", "TimedOut", "kind: Timeout"), "it did not answer in time", True),
     (("error sending request",), "it cannot be reached", True),
@@ -40,7 +44,7 @@ def explained(shown: str, error: Exception, write: bool, endpoint: str):
     if isinstance(error, StoreError):
         return error, False
     text, kind = str(error), type(error).__name__
-    where = f" at {endpoint}" if endpoint else ""
+    where = f" (at {endpoint})" if endpoint else ""
     for words, reason, helps in _REASONS:
         if any(word in text for word in words):
             return StoreError(f"{shown}: {reason}{where}"), helps
@@ -48,12 +52,13 @@ def explained(shown: str, error: Exception, write: bool, endpoint: str):
         if write:
             return StoreError(f"{shown}: {_NO_BUCKET}{where}"), False
         return Missing(f"{shown}: no such object{where}"), False
-    if kind in ("PermissionDeniedError", "UnauthenticatedError"):
+    text = text.partition("Debug source")[0]
+    code = text.partition("status code: ")[2].partition(":")[0]
+    refused = kind in ("PermissionDeniedError", "UnauthenticatedError")
+    if refused or code[:3] in ("401", "403"):  # of listings it has no kind
         what = "written" if write else "read"
         text = f"{shown}: your credentials do not let it be {what}: give others"
         return StoreError(f"{text}, or another bucket"), False
-    text = text.partition("Debug source")[0]
-    code = text.partition("status code: ")[2].partition(":")[0]
     reason = f"it answers {code}" if code else " ".join(text.split())[-200:]
     helps = not code or code[:1] == "5" or code[:3] in ("408", "429")
     return StoreError(f"{shown}: {reason}{where}"), helps

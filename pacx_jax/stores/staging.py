@@ -34,11 +34,20 @@ def scratch() -> pathlib.Path:
     if urls.is_remote(root):
         raise PacxError(f"PACX_SCRATCH={root}: set it to a folder of this machine")
     folder = pathlib.Path(root) / f"pacx_jax_{os.getuid()}"
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _make(folder, f"PACX_SCRATCH={root}", 0o700)
     if folder.stat().st_uid != os.getuid():
         raise PacxError(f"{folder} belongs to somebody else: set PACX_SCRATCH")
     folder.chmod(0o700)
     return folder
+
+
+def _make(folder: pathlib.Path, setting: str, mode: int = 0o777) -> None:
+    try:
+        folder.mkdir(mode=mode, parents=True, exist_ok=True)
+    except OSError as e:
+        raise PacxError(
+            f"{setting}: cannot be written to ({e.strerror}): name another folder"
+        ) from None
 
 
 def copy_of(url: str, root: pathlib.Path, mark: str = "") -> pathlib.Path:
@@ -77,7 +86,6 @@ def local(
     base = _base(root)
     url = str(path).rstrip("/")
     store, folder = objects.Store(url), copy_of(url, base)
-    base.mkdir(parents=True, exist_ok=True)
     with files.locked(folder.with_name(f".{folder.name}.lock")):
         items = {k: v for k, v in store.list().items() if wanted(k)}
         if items:
@@ -100,7 +108,6 @@ def check_room(paths: Sequence[str], root: str = "") -> None:
     for url in remote:
         items, folder = objects.Store(url).list(), copy_of(url, base)
         size += _size(_lacking(items, folder, _index(folder)))
-    base.mkdir(parents=True, exist_ok=True)
     copies = f"copies of {', '.join(remote)}"
     files.check_room(base, size + _SPARE, copies, _OTHERWISE)
 
@@ -108,7 +115,10 @@ def check_room(paths: Sequence[str], root: str = "") -> None:
 def _base(root: str) -> pathlib.Path:
     if root and urls.is_remote(root):
         raise PacxError(f"data.stage={root}: name a folder of this machine")
-    return pathlib.Path(root) if root else scratch() / "staged"
+    base = pathlib.Path(root) if root else scratch() / "staged"
+    if not base.is_dir():
+        _make(base, f"data.stage={base}")
+    return base
 
 
 def _index(folder: pathlib.Path) -> dict[str, list]:
@@ -260,7 +270,7 @@ class _Renaming:
         self._stream, self._local, self._url = stream, local, url
 
     def write(self, text: str) -> int:
-        return self._stream.write(text.replace(self._local, self._url))
+        return self._stream.write(_renamed(text, self._local, self._url))
 
     def __getattr__(self, name: str):
         return getattr(self._stream, name)
@@ -277,4 +287,9 @@ def named(local: str | os.PathLike, url: str) -> Iterator[None]:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
     except PacxError as e:
-        raise type(e)(str(e).replace(str(local), url)) from e
+        raise type(e)(_renamed(str(e), str(local), url)) from e
+
+
+def _renamed(text: str, local: str, url: str) -> str:
+    # What has no room is the disk of the copy.
+    return text if "no space left" in text else text.replace(local, url)

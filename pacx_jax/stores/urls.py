@@ -107,7 +107,7 @@ def connect(url: str, seconds: float | None = None):
         make = store.GCSStore if scheme == "gs" else store.S3Store
         found = make(bucket, config=config, client_options=client, retry_config=retry)
     except Exception as e:  # such as a key file that is none
-        reason = " ".join(str(e).split())[:200]
+        reason = " ".join(str(e).partition("Debug source")[0].split())[:200]
         raise PacxError(f"{url}: bad credentials or settings ({reason})") from None
     return found, key, endpoint
 

@@ -277,6 +277,9 @@ def test_a_probe_of_two_sets_trains_and_is_measured_by_set(tmp_path, capsys):
     assert "two: b: AUROC" in capsys.readouterr().out
     with pytest.raises(PacxError, match="one is data.path too"):
         main.run(config, str(tmp_path / "one"))
+    config.data.label_columns = ("a",)
+    with pytest.raises(PacxError, match="two has none of the labels a; leave it out"):
+        main.run(config, str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize(

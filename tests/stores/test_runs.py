@@ -5,6 +5,7 @@
 
 import functools
 import os
+import shutil
 import signal
 import threading
 from urllib.parse import unquote
@@ -12,7 +13,7 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from pacx_jax import main, step
+from pacx_jax import main, replay, step
 from pacx_jax.distributed import preemption
 from pacx_jax.errors import PacxError
 from pacx_jax.run import mirror, remote_run, remote_steps, saved_steps
@@ -167,6 +168,8 @@ def test_run_that_is_stopped_killed_and_damaged_goes_on_elsewhere_bit_exact(
     assert (f"{url}/checkpoints/5 is damaged" in said.err) == stopped
     main.run(config(stage, folders), url)
     assert f"{url} is finished, nothing to do" in capsys.readouterr().out
+    assert replay.main([f"--workdir={url}", f"--step={STEPS + 1}"]) == 2
+    assert f"{url} has steps 1 to {STEPS}" in capsys.readouterr().err
 
 
 def test_requests_of_a_save_are_those_of_its_parts_and_a_few(url, proxy, monkeypatch):
@@ -217,6 +220,22 @@ def test_what_could_not_be_sent_is_kept_and_sent_by_the_same_command(
     monkeypatch.setattr(lock.Lock, "_watch", lambda *args: None)  # it is not released
     main.run(config(), url)
     assert_same(url, straight())
+
+
+@pytest.mark.parametrize("port", ["s3"], indirect=True)
+def test_full_disk_is_named_and_not_the_bucket(
+    url, proxy, tmp_path, monkeypatch, capsys
+):
+    full = shutil.disk_usage("/")._replace(free=0)
+
+    def fill():
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+
+    runs.at_update(7, fill)
+    with pytest.raises(PacxError, match=f"{url}: step 12 could not be saved"):
+        main.run(config(), url)
+    said = capsys.readouterr().err
+    assert f"warning: {tmp_path}/scratch/" in said and "no space left" in said
 
 
 @pytest.mark.parametrize("port", ["s3"], indirect=True)

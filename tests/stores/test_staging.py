@@ -177,6 +177,17 @@ def test_prepared_file_that_is_not_what_pacx_json_says_is_refused(url):
         staging.local(url)
 
 
+def test_what_is_no_prepared_set_is_refused_before_it_is_copied(images, proxy):
+    remote, local = images
+    data = types.SimpleNamespace(source="prepared", path=remote)
+    with pytest.raises(PacxError, match=f"^{remote}: no prepared data set .no pacx"):
+        sources.open_source(data, "train")
+    data.stage = f"{local}/0.png/stage"
+    with pytest.raises(PacxError, match=f"data.stage={data.stage}: cannot be written"):
+        sources.open_source(data, "train")
+    assert not gets(proxy)
+
+
 def test_no_room_is_found_before_anything_is_read(images, proxy, monkeypatch):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
