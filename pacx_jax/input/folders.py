@@ -99,9 +99,10 @@ def read_folder(spec: FolderSpec) -> Listing:
     roles = table_roles(table, spec)
     if not roles["path"]:
         raise PacxError(
-            f"{table.path}: no column of paths ({tables.ROLES['path'][0]}) in its first "
-            f"row, the header; give data.path_column, one of {', '.join(table.columns)}, or data.csv='-' to "
-            "use no CSV"
+            f"{table.path}: its first row names no column of paths "
+            f"({tables.ROLES['path'][0]}); give data.path_column, one of "
+            f"{', '.join(table.columns)}, remove rows above the header, or use no CSV "
+            "by data.csv='-'"
         )
     paths, told = match_paths(table, roles["path"], found, root)
     patients = table_patients(table, roles)

@@ -222,7 +222,7 @@ BAD = {
     "no path column": (
         lambda r: _bad_rows(r, "what,y", "sub0/im000.png,1"),
         {},
-        "no column of paths.*one of what, y",
+        "no column of paths.*one of what, y, remove",
     ),
     "no patient column": (
         lambda r: _bad_rows(r, "path,y", "sub0/im000.png,1"),
