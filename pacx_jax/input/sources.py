@@ -134,6 +134,13 @@ def open_source(data: Any, split: str) -> Source:
     return _limited(source, data)
 
 
+def open_splits(data: Any) -> dict[str, Source]:
+    """The splits that a run trains on and validates on, by name; see `open_source`."""
+    opened = {s: open_source(data, s) for s in (data.train_split, data.val_split)}
+    train = opened[data.train_split]
+    return opened | {data.train_split: subsets.few_labels(train, data)}
+
+
 def _limited(source: Source, data: Any) -> Source:
     """At most `data.limit` examples, drawn once and for all."""
     limit = int(getattr(data, "limit", 0))

@@ -26,14 +26,11 @@ from pacx_jax.types import Objective
 
 def open_sources(config) -> dict[str, sources.Source]:
     """The train and validation splits of `config.data`, by name."""
-    data = config.data
-    splits = (data.train_split, data.val_split)
-    opened = {split: sources.open_source(data, split) for split in splits}
+    opened = sources.open_splits(config.data)
     if processes.is_first():
         notes = dict.fromkeys(note for s in opened.values() for note in s.notes)
         print(*notes, sep="\n", end="\n" if notes else "", flush=True)
-    train = opened[data.train_split]
-    return opened | {data.train_split: subsets.few_labels(train, data)}
+    return opened
 
 
 def with_label_names(config, opened):

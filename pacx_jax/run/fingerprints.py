@@ -19,7 +19,7 @@ import numpy as np
 from pacx_jax import files, optim, sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
-from pacx_jax.input import mixture
+from pacx_jax.input import mixture, sources
 from pacx_jax.run import older
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
@@ -130,13 +130,11 @@ def _place(name: str, value):
 
 def _same_data(config, workdir: str) -> bool:
     """Whether the data are by their fingerprints those that the run began with."""
-    from pacx_jax.run import batches  # which imports this module
-
     path = pathlib.Path(workdir) / DATA
     if not path.is_file():
         return False
     old = files.read_own_json(path, "restore it from a copy")
-    found = batches.open_sources(config).items()
+    found = sources.open_splits(config.data).items()
     return all(old.get(f"{k}.fingerprint") == s.fingerprint for k, s in found)
 
 
