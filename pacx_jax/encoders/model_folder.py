@@ -58,7 +58,8 @@ class ModelFolder:
             parsed = jnp.dtype(str if dtype is None else dtype)  # None would be float64
         except TypeError:
             parsed = jnp.dtype(str)
-        if parsed.name not in ("float32", "bfloat16", "float16"):
+        widest = jax.dtypes.canonicalize_dtype("float64").name  # float64 if JAX has it
+        if parsed.name not in ("float32", "bfloat16", "float16", widest):
             raise PacxError(f"dtype {dtype!r}: give float32 or bfloat16")
         return kinds.of(self.kind).module(self.architecture, parsed)
 

@@ -19,7 +19,6 @@ import numpy as np
 from pacx_jax import files, optim, sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
-from pacx_jax.input import mixture, sources
 from pacx_jax.run import older
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
@@ -123,6 +122,8 @@ def _place(name: str, value):
     if not isinstance(value, str) or not value:
         return value
     if name == "data.path":
+        from pacx_jax.input import mixture  # a benchmark of the step has no grain
+
         return mixture.real(value)
     is_path = name in ("data.csv", "model_init") or name.endswith(".init")
     return os.path.realpath(value) if is_path else value
@@ -130,6 +131,8 @@ def _place(name: str, value):
 
 def _same_data(config, workdir: str) -> bool:
     """Whether the data are by their fingerprints those that the run began with."""
+    from pacx_jax.input import sources  # see `_place`
+
     path = pathlib.Path(workdir) / DATA
     if not path.is_file():
         return False
