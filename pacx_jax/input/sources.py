@@ -88,8 +88,8 @@ def open_source(data: Any, split: str) -> Source:
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
 
-    Of a mixture every set must have the split that is trained on; sets without another
-    one are left out of that, and a note says so.
+    Every set of a mixture must have the split that is trained on. A set that lacks
+    another split is left out of that split, and a note says so.
 
     Raises:
       NoSplit: no set has the split.
