@@ -8,6 +8,8 @@ messages. Entries, each only where the data set has it:
   labels      float32 (c,), NaN = missing, -1 = uncertain
   patient_id  str
   path        str, relative to the data set's root
+  study_id    str; view, view_origin  str, see `views`; of studies with several images
+  findings    str, a section of the study's report, "" where it has none;  impression
   ecg         float32 (5000, 12), mV or scaled to [-1, 1]; lead_order says the order
   lead_order  "standard" or "mimic"
   labs        float32 (50,), percentiles;  labs_mask  float32 (50,), 1 = observed
