@@ -28,8 +28,8 @@ ORIGINS = ("listed", "DICOM", "guessed")
 _WORDS = {
     "PA": "pa, postero anterior, posteroanterior, posterior anterior, pa lld, pa rld, "
     "pa erect, chest pa",
-    "AP": "ap, antero posterior, anteroposterior, anterior posterior, ap axial, ap lld, "
-    "ap rld, ap erect, ap upright, ap portable, portable, chest ap, ap sitting",
+    "AP": "ap, antero posterior, anteroposterior, anterior posterior, ap axial, "
+    "ap lld, ap rld, ap erect, ap upright, ap portable, portable, chest ap, ap sitting",
     "AP supine": "ap supine, ap horizontal, supine, ap lying",
     "LL": "ll, l, left lateral, lateral left, l lateral, lat l",
     "RL": "rl, r, right lateral, lateral right, r lateral, lat r",
