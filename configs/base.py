@@ -77,7 +77,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.label_fraction = 1.0  # of the training examples (D27)
     c.data.label_draw = "positives"  # one per label, then any; or stratified
     c.data.label_seed = 42
+    c.data.group = "image"  # or "study": an example has all images of a visit
+    c.data.max_views = 3  # of a study's images in a batch
     c.data.image_size = 224
+    c.data.channels = 3  # grey is repeated; or 1
     c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
     c.data.transform = ""
     c.data.hflip = 0.0  # probability of a mirror image, with the heart on the right

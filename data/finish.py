@@ -16,6 +16,8 @@ from pacx_jax.errors import one_line
 from pacx_jax.input import patients
 from pacx_jax.input import prepared as manifests
 
+_STUDY = ("study_id", "view")
+
 
 def finish(
     preparation: shards.Preparation,
@@ -42,6 +44,7 @@ def finish(
     preparation.describe()
     list_unreadable(built / "quarantine.jsonl", preparation.unreadable)
     patient_files = _write_patients(preparation, plan)
+    study_files = _write_studies(preparation, plan)
     for file, data in plan.files.items():
         (built / file).write_bytes(data)
     counts = {s: sum(n) for s, n in preparation.by_split("examples").items()}
@@ -85,6 +88,7 @@ def finish(
         "files": {path.name: path.stat().st_size for path in written},
         "sha256": dict(sorted(sums.items())),
         "patients": patient_files,
+        "studies": study_files,
         "entries": plan.entries,
         "label_names": plan.label_names,
         "ecg_scale": plan.ecg_scale,
@@ -112,6 +116,21 @@ def _write_patients(
     for split, found in preparation.by_split("patients").items():
         names[split] = f"patients-{split}.json"
         text = json.dumps(list(itertools.chain.from_iterable(found)))
+        (preparation.set / names[split]).write_text(text)
+    return names
+
+
+def _write_studies(
+    preparation: shards.Preparation, plan: records.Plan
+) -> dict[str, str]:
+    """split -> the file of its images' studies and views; {} where there are none."""
+    if "study_id" not in plan.entries:
+        return {}
+    names = {}
+    for split, found in preparation.by_split("studies").items():
+        names[split] = f"studies-{split}.json"
+        rows = list(itertools.chain.from_iterable(found))
+        text = json.dumps({k: [r[i] for r in rows] for i, k in enumerate(_STUDY)})
         (preparation.set / names[split]).write_text(text)
     return names
 

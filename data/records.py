@@ -66,12 +66,13 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """An example to write: its bytes, digest, which labels are 1, and patient."""
+    """An example to write: its bytes, digest, which labels are 1, patient, study."""
 
     data: bytes
     digest: bytes
     positive: np.ndarray
     patient: str
+    study: tuple[str, str]  # study_id and view
 
 
 class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -139,6 +140,7 @@ class RecordBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             _digest(example),
             np.asarray(example.get("labels", np.zeros(0))) == 1,
             example.get("patient_id", ""),
+            (example.get("study_id", ""), example.get("view", "unknown")),
         )
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator]:

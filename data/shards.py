@@ -78,8 +78,8 @@ class Preparation:
     Attributes:
       done: finished shard -> what its JSON says: `source`, which identifies its rows;
         `file` and its `sha256`; `examples`, `record_bytes`; `positives` of each label;
-        `digest` over the examples; `patients` (None without); `unreadable`, a list of
-        {"split", "index", "name", "reason"}.
+        `digest` over the examples; `patients` and `studies` (None without);
+        `unreadable`, a list of {"split", "index", "name", "reason"}.
       unreadable: the rows left out, in order; when it failed, those so far.
       made: how many examples this process made.
     """
@@ -205,7 +205,7 @@ class Preparation:
         file = shard.file(self._builder.name)
         temporary = self.set / f"{file}.tmp"
         digest, positives = hashlib.sha256(), np.zeros(len(plan.label_names), np.int64)
-        patients, unreadable, size = [], [], 0
+        patients, studies, unreadable, size = [], [], [], 0
         source = self._source(shard)  # before it is read: later changes are seen
         # Decompressing pixels takes 80 us an image, in which no other thread runs.
         form = "group_size:1,uncompressed" if plan.raw_images else "group_size:1"
@@ -225,6 +225,7 @@ class Preparation:
             digest.update(record.digest)
             positives += record.positive
             patients.append(record.patient)
+            studies.append(record.study)
         writer.close()
         files.sync(temporary)
         done = {
@@ -236,6 +237,7 @@ class Preparation:
             "positives": positives.tolist(),
             "digest": digest.hexdigest(),
             "patients": patients if "patient_id" in plan.entries else None,
+            "studies": studies if "study_id" in plan.entries else None,
             "unreadable": unreadable,
         }
         temporary.replace(self.set / file)

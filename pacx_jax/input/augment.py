@@ -25,6 +25,15 @@ def tripled(image: np.ndarray) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
 
 
+def shaped(image: np.ndarray, channels: int) -> np.ndarray:
+    """(s, s) or (s, s, 3) -> (s, s, channels), 1 or 3; colour to grey by PIL's luma."""
+    if channels == 3:
+        return tripled(image)
+    if image.ndim == 3:
+        image = np.asarray(Image.fromarray(image).convert("L"))
+    return image[..., None]
+
+
 def random_flip(
     image: np.ndarray, probability: float, rng: np.random.Generator
 ) -> np.ndarray:
@@ -148,9 +157,11 @@ def random_affine(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.asarray(turned)
 
 
-def jitter(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Brightness and contrast, in random order, each by a factor of 0.8 to 1.2."""
-    brightness, contrast = rng.uniform(0.8, 1.2, 2)
+def jitter(
+    image: np.ndarray, rng: np.random.Generator, amount: float = 0.2
+) -> np.ndarray:
+    """Brightness and contrast, in random order, each by a factor of 1 +- `amount`."""
+    brightness, contrast = rng.uniform(1 - amount, 1 + amount, 2)
     x = image.astype(np.float32)
     for step in rng.permutation(2):
         if step == 0:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -86,6 +87,8 @@ class Listing:
     labels: np.ndarray
     fingerprint: str
     notes: tuple[str, ...] = ()
+    studies: Sequence[str] = ()
+    views: Sequence[str] = ()
 
 
 def read_folder(spec: FolderSpec) -> Listing:

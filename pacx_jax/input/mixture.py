@@ -26,11 +26,12 @@ import grain
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, patients, subsets
+from pacx_jax.input import folders, patients, studies, subsets
 
 BLOCK = 1024  # positions, within which every set has its share
 _LEAST = 2 / BLOCK
-_OPTIONAL = ("patient_id", "labels")  # entries that a set of a mixture may lack
+# Entries that a set of a mixture may lack; sections of reports are then empty.
+_OPTIONAL = ("patient_id", "labels", *studies.SECTIONS)
 
 
 def paths(path: str) -> tuple[str, ...]:
@@ -200,6 +201,9 @@ class Mixture:
         shared = [e for e in sources[0].entries if e not in _OPTIONAL]
         shared = [e for e in shared if all(e in s.entries for s in sources)]
         self.entries = (*shared, *(("labels",) if self.label_names else ()))
+        has = set().union(*self.set_entries)
+        self._sections = tuple(s for s in studies.SECTIONS if s in has)
+        self.entries += self._sections
         spaces = sorted({s.namespace for s in sources})
         self.namespace = patients.BETWEEN.join(spaces)
         if all("patient_id" in s.entries for s in sources):
@@ -229,6 +233,8 @@ class Mixture:
             if self._columns[k]:
                 labels[self._columns[k]] = example["labels"]
             example["labels"] = labels
+        for section in self._sections:
+            example.setdefault(section, "")
         if "patient_id" in example:
             example["patient_id"] = self._patient(k, example["patient_id"])
         return example

@@ -19,6 +19,7 @@ from pacx_jax.errors import PacxError
 NAMESPACES = {
     "symile_mimic": "mimic",
     "medmod": "mimic",
+    "mimic_cxr": "mimic",
     "cxlseg": "mimic",
     "mimic_labs": "mimic",
     "mimic_vitals": "mimic",

@@ -74,10 +74,15 @@ def _check_fields(folder: pathlib.Path, manifest: dict[str, Any]) -> None:
     )
     # Nothing outside of the folder is looked at.
     files = [manifest[k] for k in ("sha256", "patients", "settings", "summary")]
+    files.append(manifest.get("studies", {}))  # not in older sets
     good = good and all(isinstance(found, dict) for found in files)
     good = good and all(
         isinstance(f, str) and pathlib.PurePath(f).name == f
-        for f in (*manifest["files"], *manifest["patients"].values())
+        for f in (
+            *manifest["files"],
+            *manifest["patients"].values(),
+            *manifest.get("studies", {}).values(),
+        )
     )
     if not good:
         raise PacxError(

@@ -34,7 +34,9 @@ from pacx_jax.input import (
     patients,
     prepared,
     records,
+    studies,
     subsets,
+    views,
 )
 from pacx_jax.stores import staging, urls
 from pacx_jax.stores.failures import Missing
@@ -75,7 +77,12 @@ class Source(Protocol):
 
     def patients(self) -> list[str] | None: ...
 
+    def studies(self) -> studies.Index | None: ...  # a source of images alone
+
     def labels(self) -> np.ndarray: ...
+
+
+GROUPS = ("image", "study")
 
 
 def open_source(data: Any, split: str) -> Source:
@@ -86,7 +93,8 @@ def open_source(data: Any, split: str) -> Source:
         data/prepare.py wrote) or "folder" (a tree of JPEG, PNG and DICOM files);
         `path`, which may be remote, and `stage`, the folder of its local copy.
         `limit`: at most so many examples, drawn once and for all; 0 = all.
-        `namespace`: whose ids the patients' are; "" = the prepared data set's. For
+        `namespace`: whose ids the patients' are; "" = the prepared data set's.
+        `group`: an example is an "image" or a "study" (studies.Studies). For
         "folder" also the fields of `folders.FolderSpec`.
       split: "train", "val" or "test", or another one of a prepared set.
 
@@ -133,6 +141,10 @@ def open_source(data: Any, split: str) -> Source:
     if getattr(data, "simulated", False):
         source.namespace = patients.SIMULATED
     source.namespace = getattr(data, "namespace", "") or source.namespace
+    if (group := getattr(data, "group", "image")) not in GROUPS:
+        raise PacxError(f"data.group {group!r}: choose {' or '.join(GROUPS)}")
+    if group == "study":
+        source = studies.Studies(source, data.path)
     return _limited(source, data)
 
 
@@ -191,6 +203,14 @@ def _manifest_alone(path: str, stage: str) -> pathlib.Path:
         ) from None
 
 
+def _read_json(path: pathlib.Path) -> Any:
+    """What a file holds; None where that cannot be read."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+
+
 class FolderSource:
     """A tree of JPEG, PNG and DICOM files, with or without a CSV of labels."""
 
@@ -211,6 +231,10 @@ class FolderSource:
         self._paths = [listing.paths[i] for i in rows]
         self._patients = [listing.patients[i] for i in rows] if listing.patients else []
         self._labels = listing.labels[rows]
+        self._studies = None
+        if listing.studies:
+            named = [listing.views[i] if listing.views else "unknown" for i in rows]
+            self._studies = studies.Index([listing.studies[i] for i in rows], named)
         self.label_names = listing.label_names
         self.split = split
         self.namespace = patients.FOLDER
@@ -222,6 +246,7 @@ class FolderSource:
         self.entries = ("image", "path")
         self.entries += ("labels",) if self.label_names else ()
         self.entries += ("patient_id",) if self._patients else ()
+        self.entries += ("study_id", "view") if self._studies else ()
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -236,6 +261,9 @@ class FolderSource:
             example["labels"] = self._labels[i]
         if self._patients:
             example["patient_id"] = self._patients[i]
+        if self._studies:
+            example["study_id"] = self._studies.ids[i]
+            example["view"] = self._studies.views[i]
         return example
 
     def name(self, i: int) -> str:
@@ -244,6 +272,10 @@ class FolderSource:
     def patients(self) -> list[str] | None:
         """The patient of each example; None where the data name none."""
         return list(self._patients) or None
+
+    def studies(self) -> studies.Index | None:
+        """The study and view of each image; None where the table names none."""
+        return self._studies
 
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing, -1 = uncertain."""
@@ -288,6 +320,8 @@ class PreparedSource:
         self._path = path
         file = about["patients"].get(split)
         self._patients = folder / file if file else None
+        file = about.get("studies", {}).get(split)  # not in older sets
+        self._studies = folder / file if file else None
         self._scale = float(about.get("ecg_scale", 1.0))
         self._lead_order = about.get("lead_order", "standard")
         self.label_names = tuple(about["label_names"])
@@ -328,16 +362,27 @@ class PreparedSource:
         """The patient of each example, from a file of their own; None without any."""
         if not self._patients:
             return None
-        try:
-            found = json.loads(self._patients.read_text())
-        except (OSError, ValueError):
-            found = None
+        found = _read_json(self._patients)
         if not isinstance(found, list) or len(found) != len(self):
-            raise PacxError(
-                f"{self._patients}: damaged (not the patients of {len(self)} "
-                f"examples); delete {self._path} and prepare it again"
-            )
+            raise self._damaged(self._patients, "patients")
         return found
+
+    def studies(self) -> studies.Index | None:
+        """The study and view of each image, from a file of their own, or None."""
+        if not self._studies:
+            return None
+        found = _read_json(self._studies)
+        lists = [found.get(k) for k in ("study_id", "view")] if found else [None]
+        good = all(type(x) is list and len(x) == len(self) for x in lists)
+        if not good or not all(name in views.FINE for name in lists[1]):
+            raise self._damaged(self._studies, "studies")
+        return studies.Index(*lists)
+
+    def _damaged(self, file: pathlib.Path, what: str) -> PacxError:
+        return PacxError(
+            f"{file}: damaged (not the {what} of {len(self)} examples); delete "
+            f"{self._path} and prepare it again"
+        )
 
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing or unreadable, -1 = uncertain."""

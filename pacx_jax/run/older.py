@@ -22,6 +22,9 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and "label_columns" in data:
         data.setdefault("label_separator", "|")
         data.setdefault("weights", "size")
+        data.setdefault("group", "image")
+        data.setdefault("max_views", 3)
+        data.setdefault("channels", 3)
     if config.get("objective") == "labs_dae":
         config.setdefault("modality", _ONCE[1])
     loss = config.get("loss", {})

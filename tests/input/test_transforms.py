@@ -209,7 +209,7 @@ def test_unknown_modalities_are_one_line_with_the_nearest():
 def test_bad_fields_are_one_line():
     for name, fields, message in (
         ("mea", {}, "transform 'mea'"),
-        ("distill", {"entries": ("x",)}, "entries x: give image, mask, labels"),
+        ("distill", {"entries": ("x",)}, "entries x: give image, images, mask, labels"),
         ("mae", {"crop_scale": (0.9, 0.2)}, "data.crop_scale"),
         ("mae", {"image_size": 0}, "data.image_size 0"),
         ("probe", {"uncertain": "perhaps"}, "data.uncertain 'perhaps'"),
