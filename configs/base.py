@@ -30,7 +30,7 @@ def get_config() -> ml_collections.ConfigDict:
     """Fields that every recipe has."""
     c = ml_collections.ConfigDict()
     c.name = ""
-    c.objective = ""  # mae, labs_dae, ecg, distill, classify or segment
+    c.objective = ""  # mae, mvmae, labs_dae, ecg, distill, classify or segment
     c.seed = 0
     c.dtype = "float32"  # of matrix products; parameters and losses stay float32
     c.num_devices = 0  # 0: all
@@ -100,6 +100,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch size and scales (D19)
     c.optim.warmup_steps = 0
     c.optim.warmup_from_zero = False
+    c.optim.warmup_start = 0.0  # the share of peak_lr that it starts from
     c.optim.min_ratio = 0.0  # of peak_lr, at the end
     c.optim.steps_per_epoch = 0  # > 0: the rate changes once an epoch
     c.optim.b1 = 0.9

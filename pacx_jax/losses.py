@@ -176,6 +176,6 @@ def masked_bce(logits: Array, labels: Array, mask: Array) -> Array:
     return (loss * mask).sum() / known(mask)
 
 
-def known(mask: Array) -> Array:
-    """Number of entries whose mask is 1, at least 1."""
-    return jnp.maximum(mask.sum(), 1)
+def known(mask: Array, axis: int | None = None) -> Array:
+    """Number of entries, along `axis` or in all, whose mask is 1; at least 1."""
+    return jnp.maximum(mask.sum(axis), 1)

@@ -35,7 +35,8 @@ def schedule(optim, total_steps: int) -> optax.Schedule:
 
     With `steps_per_epoch` > 0 the rate changes once an epoch, like the reference:
     (e + 1) / warm-up epochs, then 0.5 (1 + cos(pi (e - w) / (E - w))). Otherwise the
-    same formula runs on steps. `warmup_from_zero` starts at 0 (the reference's DAE).
+    same formula runs on steps. `warmup_from_zero` starts at 0 (the reference's DAE),
+    `warmup_start` at that share of the peak.
     """
     if optim.warmup_steps >= total_steps:
         logging.warning(  # fine for a short trial of a recipe
@@ -48,10 +49,13 @@ def schedule(optim, total_steps: int) -> optax.Schedule:
     warmup = optim.warmup_steps / unit
     total = total_steps / unit
     offset = 0.0 if optim.warmup_from_zero else 1.0
+    low = optim.get("warmup_start", 0.0)  # not in older workdirs
 
     def lr(step):
         t = jnp.floor(step / unit)
         rising = (t + offset) / max(warmup, 1.0)
+        if low:
+            rising = low + (1 - low) * rising
         progress = (t - warmup) / max(total - warmup, 1e-9)
         cosine = 0.5 * (1 + jnp.cos(jnp.pi * jnp.clip(progress, 0, 1)))
         ratio = jnp.where(t < warmup, rising, jnp.maximum(cosine, optim.min_ratio))

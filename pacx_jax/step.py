@@ -79,10 +79,11 @@ def make_train_step(
 
     def train_step(state, batch, key):
         rng = jax.random.fold_in(key, state.step)
+        by_step = {"step": state.step} if objective.by_step else {}
 
         def loss_fn(params, batch, share):
             everything = merge_params(params, state.frozen)
-            found = objective.loss(everything, batch, rng, train=True)
+            found = objective.loss(everything, batch, rng, train=True, **by_step)
             return jax.tree.map(lambda x: share * x, found)
 
         def gradient(batch, share=1.0):

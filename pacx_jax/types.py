@@ -28,14 +28,16 @@ class Objective:
         off structurally: no gradient, no optimizer state.
       loss: (params, batch, key, train) -> (scalar loss, dict of scalar metrics).
         `params` is the whole tree; `train` is a keyword and turns dropout on.
+      by_step: the loss also takes `step`, the number of updates before this one, by
+        which a weight may rise.
       outputs: (params, batch, key) -> dict of arrays with leading axis b, the
         evaluation-mode outputs of each example; the loop gathers them over the
         validation set, dropping padding.
       summarize: dict of (n, ...) numpy arrays from `outputs`, over the whole
         validation set -> dict of floats, logged as `val/<name>`.
       pretrained: names of top-level parameter subtrees -> folder to load them from.
-      entries: entries of an example to read besides modalities: "image", "mask",
-        "labels".
+      entries: entries of an example to read besides modalities: "image" or "images"
+        (of a study), "mask", "labels".
       readers: readers of the modalities whose arrays a batch holds, see
         `modalities.Reader`.
       teachers: modality -> frozen embeddings, one per example. A batch holds them as
@@ -54,6 +56,7 @@ class Objective:
     loss: Callable[..., tuple[Array, Metrics]]
     outputs: Callable[[Params, Batch, jax.Array], dict[str, Array]]
     summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    by_step: bool = False
     pretrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
     entries: tuple[str, ...] = ("image",)
     readers: tuple[Any, ...] = ()

@@ -25,6 +25,9 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
         data.setdefault("group", "image")
         data.setdefault("max_views", 3)
         data.setdefault("channels", 3)
+    optim = config.get("optim", {})
+    if isinstance(optim, dict) and "warmup_from_zero" in optim:
+        optim.setdefault("warmup_start", 0.0)
     if config.get("objective") == "labs_dae":
         config.setdefault("modality", _ONCE[1])
     loss = config.get("loss", {})
