@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.models import vit
+from pacx_jax.models import embeddings, vit
 from pacx_jax.models.dense import Dense
 from pacx_jax.types import Array
 
@@ -43,7 +43,18 @@ def random_masking(key: jax.Array, rows: Array, n: int, mask_ratio: float):
 
 
 class Decoder(nn.Module):
-    """Lightweight transformer that predicts the pixels of every patch."""
+    """Lightweight transformer that predicts the pixels of every patch.
+
+    Attributes:
+      patch_pixels: numbers that a patch has.
+      width, depth, num_heads, ln_eps, dtype, remat, attention: as in `vit.ViT`.
+      qk_norm, final_ln_eps: as in `vit.ViT`.
+      posemb_grid: empty for fixed sin-cos positions, CLS without one. Else positions
+        are parameters of a grid, with one of the CLS token's.
+      views: number of views with an embedding, added to all tokens; 0: none.
+      project: whether a dense layer takes the encoder's tokens to `width`, which is
+        otherwise the encoder's own.
+    """
 
     patch_pixels: int
     width: int = 512
@@ -53,6 +64,11 @@ class Decoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention: str = "auto"
+    qk_norm: bool = False
+    posemb_grid: tuple[int, ...] = ()
+    views: int = 0
+    project: bool = True
+    final_ln_eps: float = 0.0
 
     @nn.compact
     def __call__(
@@ -61,29 +77,27 @@ class Decoder(nn.Module):
         ids_restore: Array,
         grid: tuple[int, int],
         masked_only: bool = False,
+        view: Array | None = None,
     ) -> Array:
         """Encoder tokens (b, 1 + k, d), ids_restore (b, n) -> pixels (b, n, p).
 
         With `masked_only`, returns (b, n - k, p): the patches `masked_ids`, in its
-        order, which is all that the loss needs.
+        order, which is all that the loss needs. `view` as in `vit.ViT`.
         """
-        x = Dense(self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed")(
-            tokens
-        )
+        x = self._projected(tokens)
         b, n = ids_restore.shape
         mask_token = self.param(
             "mask_token", nn.initializers.normal(0.02), (1, 1, self.width)
         )
-        # Tokens stay in [CLS, kept, masked] order. Blocks ignore it, and gathering
-        # positions, which are constants, needs no scatter in the backward pass. CLS has
-        # no position: it takes the table's row of zeros.
+        # Tokens stay in [CLS, kept, masked] order: blocks ignore it.
         k = tokens.shape[1] - 1
-        table = np.pad(vit.posemb_sincos_2d(grid, self.width), ((1, 0), (0, 0)))
-        order = jnp.pad(1 + jnp.argsort(ids_restore, axis=1), ((0, 0), (1, 0)))
         masked = jnp.arange(1 + n)[:, None] > k
         x = jnp.pad(x, ((0, 0), (0, n - k), (0, 0)))
         x = jnp.where(masked, mask_token.astype(x.dtype), x)
-        x += jnp.take(jnp.asarray(table, x.dtype), order, axis=0, mode="clip")
+        x += self._posemb(ids_restore, grid, x.dtype)
+        view_embed = embeddings.of_view(self, self.views, self.width, b, view)
+        if view_embed is not None:
+            x += view_embed.astype(x.dtype)
         x = vit.stack(
             x,
             self.depth,
@@ -93,6 +107,8 @@ class Decoder(nn.Module):
             self.remat,
             self.attention,
             (1 + k if masked_only else 1, 1 + n),
+            self.qk_norm,
+            self.final_ln_eps,
         )
         x = Dense(
             self.patch_pixels, kernel_init=vit.xavier, dtype=self.dtype, name="pred"
@@ -100,6 +116,31 @@ class Decoder(nn.Module):
         if masked_only:
             return x
         return jnp.take_along_axis(x, ids_restore[..., None], axis=1, mode="clip")
+
+    def _projected(self, tokens: Array) -> Array:
+        if self.project:
+            return Dense(
+                self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed"
+            )(tokens)
+        if tokens.shape[-1] != self.width:
+            raise PacxError(
+                f"a decoder of width {self.width} without a projection takes tokens of "
+                f"that width, and the encoder's have {tokens.shape[-1]}: set "
+                "config.model.decoder.width to that, or config.model.decoder.project"
+            )
+        return tokens.astype(self.dtype)
+
+    def _posemb(self, ids_restore: Array, grid: tuple[int, int], dtype) -> Array:
+        """Positions in [CLS, kept, masked] order, (b, 1 + n, d)."""
+        if self.posemb_grid:
+            learned = vit.learned_posemb(self, self.posemb_grid, grid, cls=True)
+            place = jnp.pad(1 + ids_restore, ((0, 0), (1, 0)))
+            return embeddings.permuted(learned[0].astype(dtype), place)
+        # Gathering constants needs no scatter in the backward pass. CLS has no
+        # position: it takes the table's row of zeros.
+        table = np.pad(vit.posemb_sincos_2d(grid, self.width), ((1, 0), (0, 0)))
+        order = jnp.pad(1 + jnp.argsort(ids_restore, axis=1), ((0, 0), (1, 0)))
+        return jnp.take(jnp.asarray(table, dtype), order, axis=0, mode="clip")
 
 
 class MAE(nn.Module):
@@ -114,30 +155,63 @@ class MAE(nn.Module):
         ids_keep: Array,
         ids_restore: Array,
         masked_only: bool = False,
+        view: Array | None = None,
     ) -> Array:
-        """Normalised images (b, h, w, c) -> pixels that `Decoder` predicts."""
+        """Normalised images (b, h, w, c) -> pixels that `Decoder` predicts.
+
+        `view` (b,) as in `vit.ViT`.
+        """
         size = self.encoder.patch_size
         grid = (images.shape[1] // size, images.shape[2] // size)
-        tokens = self.encoder(images, ids_keep)
-        return self.decoder(tokens, ids_restore, grid, masked_only)
+        tokens = self.encoder(images, ids_keep, view=view)
+        return self.decoder(tokens, ids_restore, grid, masked_only, view)
 
 
-def from_config(model, dtype: str = "float32", ways: dict | None = None) -> MAE:
-    """The MAE that `config.model` describes; `ways` as from `vit.ways`."""
+def from_config(
+    model, dtype: str = "float32", ways: dict | None = None, image_size: int = 0
+) -> MAE:
+    """The MAE that `config.model` describes.
+
+    Args:
+      ways: as from `vit.ways`.
+      image_size: pixels a side; learned positions need it.
+    """
     ways = ways or {}
-    encoder = vit.from_config(model, dtype).clone(**ways)
-    return MAE(
-        encoder=encoder,
-        decoder=Decoder(
-            patch_pixels=3 * model.patch_size**2,
-            width=model.decoder.width,
-            depth=model.decoder.depth,
-            num_heads=model.decoder.num_heads,
-            ln_eps=model.ln_eps,
-            dtype=encoder.dtype,
-            **ways,
-        ),
-    )
+    encoder = vit.from_config(model, dtype, image_size).clone(**ways)
+    fields = decoder_architecture(model, image_size)
+    del fields["encoder_width"]
+    return MAE(encoder, decoder(fields, encoder.dtype, **ways))
+
+
+def decoder(fields: dict, dtype=jnp.float32, **ways) -> Decoder:
+    """The module of a model folder's description, without its `encoder_width`."""
+    grid = tuple(fields.get("posemb_grid", ()))
+    return Decoder(**(fields | {"posemb_grid": grid}), dtype=dtype, **ways)
+
+
+def decoder_architecture(model, image_size: int) -> dict:
+    """`config.model.decoder` as in a model folder's description of its heads.
+
+    Of optional fields, only those that are not the default: `posemb` ("sincos" or
+    "learned") and `project` of the decoder; `qk_norm`, `views` and `final_ln_eps` of
+    the model, or the decoder's own.
+    """
+    chosen = model.decoder
+    own = {k: model.get(k, getattr(Decoder, k))
+           for k in ("qk_norm", "views", "final_ln_eps")}  # fmt: skip
+    own = {k: chosen.get(k, value) for k, value in own.items()}
+    own["project"] = chosen.get("project", True)
+    own = {k: v for k, v in own.items() if v != getattr(Decoder, k)}
+    patch = model.patch_size
+    grid = vit.posemb_grid(chosen, "config.model.decoder", patch, image_size)
+    return {
+        "width": chosen.width,
+        "depth": chosen.depth,
+        "num_heads": chosen.num_heads,
+        "encoder_width": vit.VARIANTS[model.variant][0],
+        "patch_pixels": model.get("channels", 3) * patch**2,
+        "ln_eps": model.ln_eps,
+    } | (own | {"posemb_grid": grid} if grid else own)
 
 
 def masked_ids(ids_keep: Array, ids_restore: Array) -> Array:

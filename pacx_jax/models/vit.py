@@ -2,7 +2,8 @@
 
 Shape letters: b batch, n tokens, k kept tokens, p patch pixels, d width, h w c image.
 The parameter tree is an API (sharding rules, LoRA targets, conversion): patch_embed,
-cls_token, block_NN/{norm1,attn/{qkv,proj},norm2,mlp/{fc1,fc2}}, norm.
+cls_token, block_NN/{norm1,attn/{qkv,proj},norm2,mlp/{fc1,fc2}}, norm; where the fields
+ask for them attn/{q_norm,k_norm}, pos_embed and view_embed.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import sharding
 from pacx_jax.errors import PacxError
-from pacx_jax.models import attention
-from pacx_jax.models.dense import Dense, gelu
-from pacx_jax.models.layer_norm import LayerNorm
+from pacx_jax.models import embeddings
+from pacx_jax.models.dense import Dense
+from pacx_jax.models.transformer import stack, xavier
 from pacx_jax.types import Array
 
 # name -> (width, depth, num_heads); mlp_dim is 4 * width. "mu" is for tests and
@@ -32,11 +32,12 @@ VARIANTS = {
     "H": (1280, 32, 16),
 }
 
-xavier = nn.initializers.xavier_uniform()
 
+def architecture(model, image_size: int) -> dict:
+    """A recipe's ViT as in a model folder's config.json; sizes in pixels.
 
-def architecture(model, image_size: int) -> dict[str, int | float]:
-    """A recipe's ViT as in a model folder's config.json; sizes in pixels."""
+    Of the optional fields of `config.model`, only those that are not the default.
+    """
     width, depth, num_heads = VARIANTS[model.variant]
     return {
         "patch_size": model.patch_size,
@@ -45,7 +46,54 @@ def architecture(model, image_size: int) -> dict[str, int | float]:
         "num_heads": num_heads,
         "ln_eps": model.ln_eps,
         "image_size": image_size,
-    }
+    } | optional_fields(model, image_size)
+
+
+def optional_fields(model, image_size: int) -> dict:
+    """Fields of `ViT` from `config.model`'s optional ones, where not the default.
+
+    Args:
+      model: `channels` (1 or 3), `qk_norm`, `posemb` ("sincos" or "learned"),
+        `posemb_cls`, `views` and `final_ln_eps`.
+      image_size: pixels a side, of which learned positions need the grid; 0: unknown.
+
+    Raises:
+      PacxError: a value that is none of the choices, or no size for learned positions.
+    """
+    names = ("channels", "qk_norm", "views", "final_ln_eps")
+    fields = {k: model.get(k, getattr(ViT, k)) for k in names}
+    if fields["channels"] not in (1, 3):
+        raise PacxError(f"config.model.channels is {fields['channels']}: give 1 or 3")
+    if fields["views"] not in (0, 3):
+        raise PacxError(
+            f"config.model.views is {fields['views']}: give 0 (none) or 3 (frontal, "
+            "lateral, unknown)"
+        )
+    grid = posemb_grid(model, "config.model", model.patch_size, image_size)
+    if grid and not model.get("posemb_cls", True):
+        fields["posemb_cls"] = False
+    fields = {k: v for k, v in fields.items() if v != getattr(ViT, k)}
+    return fields | ({"posemb_grid": grid} if grid else {})
+
+
+def posemb_grid(model, name: str, patch_size: int, image_size: int) -> list[int]:
+    """[rows, columns] of learned positions; empty for sin-cos ones.
+
+    Args:
+      model: a config with `posemb`.
+      name: of the config, for messages.
+    """
+    choice = model.get("posemb", "sincos")
+    if choice not in ("sincos", "learned"):
+        raise PacxError(f"{name}.posemb is {choice!r}: choose sincos or learned")
+    if choice == "sincos":
+        return []
+    if image_size < patch_size or image_size % patch_size:
+        raise PacxError(
+            f"{name}.posemb is learned, which needs an image size that patch_size "
+            f"{patch_size} divides, and it is {image_size}"
+        )
+    return [image_size // patch_size] * 2
 
 
 def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
@@ -95,120 +143,19 @@ def posemb_sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
 
 
 def resample_posemb(posemb: Array, grid: tuple[int, int], to: tuple[int, int]) -> Array:
-    """Learned positions (1, 1 + n, d) of `grid`, CLS first, for another grid.
+    """Learned positions of `grid` for another grid.
 
-    Bicubic (Keys, a = -0.5) with antialiasing, like timm's; the CLS position stays.
+    Bicubic (Keys, a = -0.5) with antialiasing, like timm's.
+
+    Args:
+      posemb: (1, n, d), or (1, 1 + n, d) with the CLS token's first, which stays.
     """
     if tuple(grid) == tuple(to):
         return posemb
-    d = posemb.shape[-1]
-    patches = posemb[:, 1:].reshape(1, *grid, d)
+    d, cls = posemb.shape[-1], posemb.shape[1] - grid[0] * grid[1]
+    patches = posemb[:, cls:].reshape(1, *grid, d)
     patches = jax.image.resize(patches, (1, *to, d), "cubic", antialias=True)
-    return jnp.concatenate([posemb[:, :1], patches.reshape(1, -1, d)], axis=1)
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention with a fused qkv; softmax in float32."""
-
-    num_heads: int
-    dtype: jnp.dtype = jnp.float32
-    attention: str = "auto"
-    outputs: tuple[int, int] | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        d, outputs = x.shape[-1], slice(*(self.outputs or (None,)))
-        if self.num_heads < 1 or d % self.num_heads:
-            raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
-        qkv = Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
-        if self.is_mutable_collection("intermediates"):  # caller wants probabilities
-            q, k, v = attention.split_heads(qkv, self.num_heads)
-            probs = attention.probabilities(q, k)
-            self.sow("intermediates", "attention", probs)
-            x = attention.join_heads(attention.weighted(probs, v))[:, outputs]
-        else:
-            x = attention.attend(qkv, self.num_heads, self.attention, outputs)
-        return Dense(d, kernel_init=xavier, dtype=self.dtype, name="proj")(x)
-
-
-class Mlp(nn.Module):
-    """Two dense layers with an exact GELU between them."""
-
-    mlp_dim: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        d = x.shape[-1]
-        x = Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
-        return Dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(gelu(x))
-
-
-class Block(nn.Module):
-    """Pre-norm transformer block. LayerNorm is in float32, products in `dtype`.
-
-    Attributes:
-      outputs: (first, last + 1) of the tokens to compute outputs for; None: all.
-    """
-
-    num_heads: int
-    mlp_dim: int
-    ln_eps: float = 1e-6
-    dtype: jnp.dtype = jnp.float32
-    attention: str = "auto"
-    outputs: tuple[int, int] | None = None
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        y = LayerNorm(self.ln_eps, name="norm1")(x)
-        ways = self.dtype, self.attention, self.outputs
-        y = Attention(self.num_heads, *ways, name="attn")(y)
-        x = (x if self.outputs is None else x[:, slice(*self.outputs)]) + y
-        y = LayerNorm(self.ln_eps, name="norm2")(x)
-        return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
-
-
-# config.remat -> what a block keeps for the backward pass; the rest is computed again.
-# "dots": the outputs of its four dense layers; "full": only its input.
-REMAT = {
-    "none": jax.checkpoint_policies.everything_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
-
-
-def stack(
-    x: Array,
-    depth: int,
-    num_heads: int,
-    ln_eps: float,
-    dtype,
-    remat: str = "none",
-    attention: str = "auto",
-    outputs: tuple[int, int] | None = None,
-) -> Array:
-    """Applies `depth` blocks and a LayerNorm to (b, n, d), named in the calling module.
-
-    `remat` (REMAT) sets what the backward pass computes again, and `attention`
-    (`attention.WAYS`) how attention is computed. Parameters and adapters have the same
-    names either way.
-
-    Args:
-      outputs: (first, last + 1) of the tokens to return; the last block computes only
-        keys and values of the others.
-    """
-    if remat not in REMAT:
-        raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
-    sharding.check_heads(num_heads)
-    block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
-    x, width = sharding.constrain_rows(x), 4 * x.shape[-1]
-    x = sharding.row_major(x)
-    for i in range(depth):
-        name = f"block_{i:02d}"
-        wanted = outputs if i == depth - 1 else None
-        x = block_of(num_heads, width, ln_eps, dtype, attention, wanted, name=name)(x)
-        x = sharding.constrain_rows(x)
-    return LayerNorm(ln_eps, name="norm")(x)
+    return jnp.concatenate([posemb[:, :cls], patches.reshape(1, -1, d)], axis=1)
 
 
 class ViT(nn.Module):
@@ -224,6 +171,12 @@ class ViT(nn.Module):
         resampled for other grids.
       remat: what the backward pass computes again, see `stack`.
       attention: how attention is computed, see `attention.attend`.
+      channels: of the images, 3, or 1 for grey.
+      qk_norm: whether q and k are normalised per head, see `transformer.Attention`.
+      posemb_cls: whether learned positions have one for the CLS token.
+      views: number of views with an embedding of their own (`input.views.COARSE`),
+        which is added to every patch and not to CLS; 0: none.
+      final_ln_eps: epsilon of the last LayerNorm; 0: `ln_eps`.
     """
 
     patch_size: int = 16
@@ -235,17 +188,33 @@ class ViT(nn.Module):
     posemb_grid: tuple[int, ...] = ()
     remat: str = "none"
     attention: str = "auto"
+    channels: int = 3
+    qk_norm: bool = False
+    posemb_cls: bool = True
+    views: int = 0
+    final_ln_eps: float = 0.0
 
     @nn.compact
     def __call__(
-        self, images: Array, ids_keep: Array | None = None, cls_only: bool = False
+        self,
+        images: Array,
+        ids_keep: Array | None = None,
+        cls_only: bool = False,
+        view: Array | None = None,
     ) -> Array:
         """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS first.
 
         With `ids_keep` (b, k), embeds only these patches: (b, 1 + k, d). With
         `cls_only`, returns (b, 1, d) and skips the last block's work for other tokens.
+        `view` (b,) int32 numbers the images' views; None: frontal, 0. A number from
+        `views` on gives NaN.
         """
-        b, h, w, _ = images.shape
+        b, h, w, c = images.shape
+        if c != self.channels:
+            raise PacxError(
+                f"images of {c} channels, and the encoder takes {self.channels}: set "
+                "config.data.channels to that"
+            )
         if self.patch_size < 1 or h % self.patch_size or w % self.patch_size:
             raise PacxError(
                 f"image size {h}x{w} is not divisible by patch_size {self.patch_size}"
@@ -255,7 +224,8 @@ class ViT(nn.Module):
         posemb, cls_posemb = self._posemb(grid, self.dtype)
         if ids_keep is not None:  # before the projection: masked patches cost nothing
             x = jnp.take_along_axis(x, ids_keep[..., None], axis=1, mode="clip")
-            posemb = jnp.take(posemb[0], ids_keep, axis=0, mode="clip")
+            take = embeddings.take_rows if self.posemb_grid else _take
+            posemb = take(posemb[0], ids_keep)
         x = Dense(
             self.width,
             kernel_init=xavier,
@@ -264,6 +234,9 @@ class ViT(nn.Module):
             name="patch_embed",
         )(x)
         x = x + posemb
+        view_embed = embeddings.of_view(self, self.views, self.width, b, view)
+        if view_embed is not None:
+            x = x + view_embed.astype(x.dtype)
         cls_token = self.param(
             "cls_token", nn.initializers.normal(0.02), (1, 1, self.width)
         )
@@ -278,6 +251,8 @@ class ViT(nn.Module):
             self.remat,
             self.attention,
             (0, 1) if cls_only else None,
+            self.qk_norm,
+            self.final_ln_eps,
         )
 
     def _posemb(self, grid: tuple[int, int], dtype):
@@ -285,11 +260,32 @@ class ViT(nn.Module):
         if not self.posemb_grid:
             fixed = posemb_sincos_2d(grid, self.width)
             return jnp.asarray(fixed, dtype)[None], 0.0
-        rows, columns = self.posemb_grid
-        shape = (1, 1 + rows * columns, self.width)
-        learned = self.param("pos_embed", nn.initializers.normal(0.02), shape)
-        learned = resample_posemb(learned, self.posemb_grid, grid).astype(dtype)
+        learned = learned_posemb(self, self.posemb_grid, grid, self.posemb_cls)
+        learned = learned.astype(dtype)
+        if not self.posemb_cls:
+            return learned, 0.0
         return learned[:, 1:], learned[:, :1]
+
+
+def _take(rows: Array, ids: Array) -> Array:
+    return jnp.take(rows, ids, axis=0, mode="clip")
+
+
+def learned_posemb(
+    module: nn.Module, of: tuple[int, ...], grid: tuple[int, int], cls: bool
+) -> Array:
+    """The parameter `pos_embed` of a module with a width, for `grid`.
+
+    Args:
+      of: the grid, (rows, columns), that the parameter is for.
+      cls: whether the CLS token has a position, which is then the first.
+
+    Returns:
+      (1, n, d), or (1, 1 + n, d).
+    """
+    shape = (1, int(cls) + of[0] * of[1], module.width)
+    learned = module.param("pos_embed", nn.initializers.normal(0.02), shape)
+    return resample_posemb(learned, of, grid)
 
 
 def ways(config) -> dict[str, str]:
@@ -300,14 +296,20 @@ def ways(config) -> dict[str, str]:
     }
 
 
-def from_config(model, dtype: str = "float32") -> ViT:
-    """The encoder that `config.model` describes (variant, patch_size, ln_eps)."""
+def from_config(model, dtype: str = "float32", image_size: int = 0) -> ViT:
+    """The encoder that `config.model` describes (variant, patch_size, ln_eps).
+
+    Args:
+      model: its optional fields are those of `optional_fields`.
+      image_size: pixels a side; learned positions need it.
+    """
     if model.variant not in VARIANTS:
         raise PacxError(
             f"config.model.variant is {model.variant!r}; choose one of "
             f"{', '.join(VARIANTS)}"
         )
     width, depth, num_heads = VARIANTS[model.variant]
+    fields = optional_fields(model, image_size)
     return ViT(
         patch_size=model.patch_size,
         width=width,
@@ -315,4 +317,5 @@ def from_config(model, dtype: str = "float32") -> ViT:
         num_heads=num_heads,
         ln_eps=model.ln_eps,
         dtype=jnp.dtype(dtype),
+        **{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()},
     )
