@@ -1,6 +1,7 @@
 """The whole curriculum on the embedded cohort, from nothing to a report.
 
   bash launch/demo.sh                # about a quarter of an hour on two cores
+  bash launch/demo.sh --method=mvmae # studies of two views, and reports, likewise
   bash launch/demo.sh --full         # a larger cohort and model, an hour or two
   bash launch/demo.sh --tiny         # a test of the machinery, numbers without meaning
 
@@ -12,7 +13,6 @@ stays finished: an interrupted demo goes on where it stopped.
 from __future__ import annotations
 
 import ctypes
-import dataclasses
 import fcntl
 import json
 import os
@@ -31,150 +31,12 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import compile_cache  # noqa: E402
+from launch.curricula import mvmae, pacx  # noqa: E402
+from launch.curricula.stage import Stage  # noqa: E402
 from pacx_jax import cli, files  # noqa: E402
 
-# Studies of the cohort, training steps, further config overrides, and the seconds that
-# stages took on two cores, for the progress bar (10 where none are given). The settings
-# of DEMO were chosen on validation patients of cohort seeds 100 and up (docs/demo.md).
-DEMO = {
-    "cohort": dict(pretrain=6000, symile=3000, symile_size=128, symile_val=256,
-                   symile_test=10, ecg=1500, probe_train=3000, probe_val=500,
-                   probe_test=2000),
-    "size": 96,
-    "mae": {"total_steps": 3000},
-    "mae_continued": {"total_steps": 600, "optim.warmup_steps": 30},
-    "labs": {},
-    "ecg": {},
-    "distill": {"total_steps": 1200},
-    "seconds": dict(cohort_pretrain=60, cohort_paired=120, mae=235, labs=13, ecg=60,
-                    ceiling=37, distill=205, shuffled=205, mae_continued=57,
-                    compare=55),
-}  # fmt: skip
-FULL = {
-    "cohort": dict(pretrain=20000, symile=8000, symile_size=128, symile_val=512,
-                   symile_test=10, ecg=4000, probe_train=6000, probe_val=500,
-                   probe_test=4000),
-    "size": 96,
-    "mae": {"total_steps": 7000, "model.variant": "Ti", "data.image_size": 64,
-            "optim.peak_lr": 1e-3, "optim.warmup_steps": 350},
-    "mae_continued": {"total_steps": 1100, "model.variant": "Ti",
-                      "data.image_size": 64, "optim.peak_lr": 1e-3,
-                      "optim.warmup_steps": 55},
-    "labs": {"total_steps": 2000},
-    "ecg": {"total_steps": 1000},
-    "distill": {"total_steps": 2200, "data.image_size": 64, "optim.peak_lr": 1e-3,
-                "optim.warmup_steps": 110},
-    "seconds": dict(cohort_pretrain=210, cohort_paired=270, mae=2500, labs=30, ecg=200,
-                    ceiling=80, distill=2300, shuffled=2300, mae_continued=400,
-                    compare=500),
-}  # fmt: skip
-
-
-# For tests of the machinery: every stage, a few steps. Its numbers mean nothing.
-TINY = {
-    "cohort": dict(pretrain=40, symile=100, symile_size=64, symile_val=12,
-                   symile_test=10, ecg=40, probe_train=60, probe_val=20, probe_test=40),
-    "size": 48,
-    "mae": {"total_steps": 4, "global_batch_size": 8},
-    "mae_continued": {"total_steps": 2, "global_batch_size": 8},
-    "labs": {"total_steps": 2},
-    "ecg": {"total_steps": 2, "global_batch_size": 8, "best": "", "export": "latest"},
-    "distill": {"total_steps": 2, "global_batch_size": 8},
-    "seconds": {},
-}  # fmt: skip
-
-
-@dataclasses.dataclass
-class Stage:
-    """One process of the curriculum.
-
-    Attributes:
-      name: also of its log, runs/demo/logs/<name>.log.
-      argv: the command after the Python interpreter.
-      needs: names of stages that must be finished before.
-      weight: its share of the progress bar, in seconds on two cores.
-      cores: how many halves of the machine it takes.
-      says: what its line in the terminal adds.
-      makes: files in the target without which it is not done.
-    """
-
-    name: str
-    argv: list[str]
-    needs: tuple[str, ...]
-    weight: float = 10
-    cores: int = 1
-    says: str = ""
-    makes: tuple[str, ...] = ()
-
-
-def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[Stage]:
-    """The stages, each after those that it needs."""
-    data = target / "data"
-    raw, prepared = data / "raw", data / "prepared"
-    cohort = plan["cohort"]
-    nothing = dict.fromkeys(cohort, 0) | {"symile_size": cohort["symile_size"]}
-    stages = []
-    for name, sizes in (
-        ("pretrain", nothing | {"pretrain": cohort["pretrain"]}),
-        ("paired", cohort | {"pretrain": 0}),
-    ):
-        argv = ["data/cohort/generate.py", f"--target={raw / name}", f"--seed={seed}"]
-        argv += [f"--{k}={v}" for k, v in sizes.items()]
-        stages.append(Stage(f"cohort_{name}", argv, (), says="simulated patients"))
-    for name, builder, folder in (
-        ("prepare_cxr", "chexpert", "pretrain/chexpert"),
-        ("prepare_ecg", "ecg_array", "paired/ecg"),
-        ("prepare_triplets", "symile_mimic", "paired/symile_mimic"),
-        ("prepare_probe", "folder", "paired/probe"),
-    ):
-        argv = ["data/prepare.py", builder, f"--source={raw / folder}", "--workers=1"]
-        argv += [f"--target={prepared / pathlib.Path(folder).name}"]
-        if builder != "ecg_array":
-            argv += [f"--size={plan['size']}"]
-        needs = (f"cohort_{folder.split('/')[0]}",)
-        stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
-    mae = {"data.path": f"{prepared}/chexpert"}
-    triplets = {"data.path": f"{prepared}/symile_mimic"}
-    distill = triplets | {
-        "model_init": target / "mae",
-        "modalities.ecg.init": target / "ecg",
-        "modalities.labs.init": target / "labs",
-        "cache_dir": target / "cache",
-    }
-    continued = triplets | {"model_init": target / "mae"}
-    ecg = {"data.path": f"{prepared}/ecg"}
-    stages += [
-        _train(target, plan, seed, "mae", "mae_vitb16", mae, ("prepare_cxr",)),
-        _train(target, plan, seed, "labs", "labs_dae", triplets,
-               ("prepare_triplets",)),
-        _train(target, plan, seed, "ecg", "ecg_net1d", ecg, ("prepare_ecg",)),
-        Stage("ceiling", ["launch/compare.py", f"--target={target}", "--ceiling"],
-              ("ecg", "labs", "prepare_probe")),
-        _train(target, plan, seed, "distill", "distill_vitb16", distill,
-               ("mae", "ecg", "labs")),
-        _train(target, plan, seed, "shuffled", "distill_vitb16",
-               distill | {"data.shuffle_pairs": True}, ("mae", "ecg", "labs")),
-        _train(target, plan, seed, "mae_continued", "mae_vitb16", continued,
-               ("mae",)),
-        Stage("compare", ["launch/compare.py", f"--target={target}",
-                          f"--split={split}"],
-              ("distill", "shuffled", "mae_continued", "ceiling"), cores=2,
-              makes=("summary.json", "comparison.txt", "report.html")),
-    ]  # fmt: skip
-    for stage in stages:
-        stage.weight = plan["seconds"].get(stage.name, stage.weight)
-    return stages
-
-
-def _train(target, plan, seed, name, recipe, fields, needs) -> Stage:
-    fields = fields | {"seed": seed}
-    fields |= plan["distill" if name == "shuffled" else name]
-    if recipe == "distill_vitb16":  # all arms at their last step: a fair comparison
-        fields |= {"export": "latest"}
-    argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
-    argv += [f"--workdir={target / name}"]
-    argv += [f"--config.{k}={v}" for k, v in fields.items()]
-    return Stage(name, argv, needs, makes=(f"{name}/done.json",))
+METHODS = {"pacx": pacx, "mvmae": mvmae}
+TRAINED = {*pacx.TRAINED, *mvmae.TRAINED}  # stages whose results are said
 
 
 class Demo:
@@ -350,14 +212,16 @@ def pin(cores: set[int]) -> None:
 
 
 STOPPED = 75  # of pacx_jax.main, when it was asked to stop and saved
-TRAINED = ("mae", "labs", "ecg", "distill", "mae_continued", "shuffled")
 
 
 @cli.command
 def main() -> int:
     """The command line; returns the exit code."""
     parser = cli.Parser(description=__doc__)
-    parser.add_argument("--target", help="folder (runs/demo; runs/full with --full)")
+    text = "folder (runs/demo, runs/full with --full; _mvmae after it for that method)"
+    parser.add_argument("--target", help=text)
+    text = "pacx: ECGs and labs distilled; mvmae: views aligned, reports"
+    parser.add_argument("--method", choices=METHODS, default="pacx", help=text)
     parser.add_argument("--full", action="store_true", help="an hour or two")
     parser.add_argument("--tiny", action="store_true", help="a test of the machinery")
     parser.add_argument("--seed", type=int, default=1, help="of cohort and training")
@@ -375,10 +239,17 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # A shell starts background jobs with SIGINT ignored, and Python inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    plan = FULL if args.full else TINY if args.tiny else DEMO
+    method = METHODS[args.method]
+    plan = method.FULL if args.full else method.TINY if args.tiny else method.DEMO
     name = "full" if args.full else "tiny" if args.tiny else "demo"
+    name += "" if args.method == "pacx" else f"_{args.method}"
     target = pathlib.Path(args.target or f"runs/{name}")
     identity = {"plan": plan, "seed": args.seed, "split": args.split}
+    if args.method != "pacx":  # not in older targets
+        identity["method"] = args.method
+        if args.imagenet:
+            print(f"error: --imagenet is no arm of {args.method}", file=sys.stderr)
+            return 2
     if args.imagenet:
         args.imagenet = str(pathlib.Path(args.imagenet).absolute())
         if not (pathlib.Path(args.imagenet) / "model.safetensors").is_file():
@@ -405,7 +276,7 @@ def main() -> int:
         return 2
     if not record.exists():
         record.write_text(identity)
-    demo = Demo(target, curriculum(target, plan, args.seed, args.split))
+    demo = Demo(target, method.curriculum(target, plan, args.seed, args.split))
     try:
         demo.run()
     except KeyboardInterrupt:

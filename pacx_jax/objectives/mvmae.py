@@ -44,7 +44,9 @@ _CHOICES = {
 def make(config, mesh: Mesh) -> Objective:
     """The MVMAE objective of `config`, on studies of at most `data.max_views` views."""
     _check(config)
-    model = mae.from_config(config.model, config.dtype, vit.ways(config))
+    model = mae.from_config(
+        config.model, config.dtype, vit.ways(config), config.data.image_size
+    )
     captioner = captioning.make(config)
     size, patch = config.data.image_size, config.model.patch_size
     channels, n = config.data.channels, (size // patch) ** 2

@@ -33,7 +33,7 @@ class Patients:
     """Patients who have everything, as functions of their number."""
 
     label_names = ("a", "b")
-    entries = ("image", "mask", "ecg", "labs", "labs_mask", "labels")
+    entries = ("image", "images", "mask", "ecg", "labs", "labs_mask", "labels")
     namespace = "tests"
     notes = ()
 
@@ -49,6 +49,11 @@ class Patients:
         rng = np.random.default_rng([i, *self.split.encode()])
         return {
             "image": rng.integers(0, 256, (32, 32), dtype=np.uint8),
+            "images": [
+                np.random.default_rng([i, k]).integers(0, 256, (32, 32), dtype=np.uint8)
+                for k in range(1 + i % 3)
+            ],
+            "views": ["PA", "LL", "unknown"][: 1 + i % 3],
             "mask": np.uint8(255 * (rng.random((32, 32)) < 0.4)),
             "ecg": rng.normal(size=(5000, 12)).astype(np.float32),
             "labs": rng.random(50, np.float32),
@@ -101,6 +106,13 @@ def config(stage: str, folders: dict[str, str], **fields):
         small |= {"loss__mask_ratio": 0.5}
         c = tiny.config("mae_vitb16", **(common | small | fields))
         c.model.decoder.update(width=16, depth=1, num_heads=2)
+        return c
+    if stage == "mvmae":
+        small = {"model__variant": "mu", "model__patch_size": 8}
+        small |= {"loss__mask_ratio": 0.5, "data__max_views": 2}
+        small |= {"optim__base_batch_size": 0, "optim__warmup_start": 0.0}
+        c = tiny.config("mvmae_vitb16", **(common | small | fields))
+        c.model.decoder.update(width=32, depth=1, num_heads=2)
         return c
     if stage == "labs_dae":
         small = {"model__hidden": 16, "model__latent": 8}

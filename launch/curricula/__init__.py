@@ -1,0 +1,1 @@
+"""What the demonstrations run: for each method its plans, stages and results."""

@@ -1,0 +1,82 @@
+"""MVMAE's demonstration: studies of two views, aligned and with reports, and probes."""
+
+from __future__ import annotations
+
+import pathlib
+
+from launch.curricula.stage import Stage, timed
+
+ARMS = ("independent", "mvmae", "v2t")
+TRAINED = ARMS
+RESULTS = "launch/compare_views.py"
+
+# As in pacx.py; the settings were chosen on validation patients.
+DEMO = {
+    "cohort": dict(mimic=5000, mimic_valid=200, mimic_test=0, views_train=1500,
+                   views_val=300, views_test=1000),
+    "size": 96,
+    "vocab_size": 2000,
+    "train": {"total_steps": 2400},
+    "seconds": dict(cohort_pretrain=150, cohort_probe=110, independent=250, mvmae=250,
+                    v2t=330, compare=60),
+}  # fmt: skip
+FULL = {
+    "cohort": dict(mimic=20000, mimic_valid=400, mimic_test=0, views_train=6000,
+                   views_val=500, views_test=3000),
+    "size": 96,
+    "vocab_size": 2000,
+    "train": {"total_steps": 7000, "model.variant": "Ti", "data.image_size": 64,
+              "optim.peak_lr": 1e-3, "optim.warmup_steps": 350},
+    "seconds": {},
+}  # fmt: skip
+TINY = {
+    "cohort": dict(mimic=40, mimic_valid=12, mimic_test=0, views_train=60, views_val=20,
+                   views_test=40),
+    "size": 48,
+    "vocab_size": 1000,
+    "train": {"total_steps": 4, "global_batch_size": 8},
+    "seconds": {},
+}  # fmt: skip
+
+
+def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[Stage]:
+    """The stages, each after those that it needs."""
+    raw, prepared = target / "data" / "raw", target / "data" / "prepared"
+    cohort, words = plan["cohort"], target / "tokenizer.json"
+    others = dict.fromkeys(("pretrain", "symile", "ecg", "probe_train"), 0)
+    others |= dict.fromkeys(("probe_val", "probe_test", *cohort), 0)
+    stages = []
+    for name, prefix in (("pretrain", "mimic"), ("probe", "views")):
+        sizes = others | {k: v for k, v in cohort.items() if k.startswith(prefix)}
+        argv = ["data/cohort/generate.py", f"--target={raw / name}", f"--seed={seed}"]
+        argv += [f"--{k}={v}" for k, v in sizes.items()]
+        stages.append(Stage(f"cohort_{name}", argv, (), says="simulated patients"))
+    for name, builder, folder in (
+        ("prepare_pretrain", "mimic_cxr", "pretrain/mimic_cxr"),
+        ("prepare_probe", "folder", "probe/views_probe"),
+    ):
+        argv = ["data/prepare.py", builder, f"--source={raw / folder}", "--workers=1"]
+        argv += [f"--target={prepared / pathlib.Path(folder).name}"]
+        argv += [f"--size={plan['size']}"]
+        needs = (f"cohort_{folder.split('/')[0]}",)
+        stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
+    argv = ["-m", "pacx_jax.tokenizer", f"--data={prepared / 'mimic_cxr'}"]
+    argv += [f"--target={words}", f"--vocab_size={plan['vocab_size']}"]
+    argv += ["--sections=findings,impression"]
+    stages.append(Stage("tokenizer", argv, ("prepare_pretrain",), says="of reports"))
+    fields = {"data.path": f"{prepared}/mimic_cxr", "seed": seed, "export": "latest"}
+    fields |= plan["train"]
+    for arm in ARMS:
+        recipe = "mvmae_v2t_vitb16" if arm == "v2t" else "mvmae_vitb16"
+        more = {"independent": {"loss.beta": 0.0}, "v2t": {"data.tokenizer": words}}
+        argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
+        argv += [f"--workdir={target / arm}"]
+        chosen = fields | more.get(arm, {})
+        argv += [f"--config.{k}={v}" for k, v in chosen.items()]
+        needs = ("tokenizer" if arm == "v2t" else "prepare_pretrain",)
+        stages.append(Stage(arm, argv, needs, makes=(f"{arm}/done.json",)))
+    argv = [RESULTS, f"--target={target}", f"--split={split}"]
+    made = ("summary.json", "comparison.txt", "report.html")
+    needs = (*ARMS, "prepare_probe")
+    stages.append(Stage("compare", argv, needs, cores=2, makes=made))
+    return timed(stages, plan["seconds"])
