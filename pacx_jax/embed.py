@@ -27,9 +27,11 @@ from pacx_jax.stores import staging
 
 
 def embed_folder(
-    encoder, folder: str, skip_unreadable: bool
+    encoder, folder: str, skip_unreadable: bool, view: str | None = None
 ) -> tuple[list[str], np.ndarray, list[str]]:
     """Paths, embeddings (n, width) and the messages of images that were skipped.
+
+    `view` names the view of all images, for an encoder with view embeddings.
 
     Raises:
       PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
@@ -55,7 +57,7 @@ def embed_folder(
             paths.append(file)
             yield image
 
-    return paths, encoder(readable()), skipped
+    return paths, encoder(readable(), view), skipped
 
 
 def embed_ecgs(
@@ -113,7 +115,7 @@ def embed_ecgs(
 
 def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
     """Refuses a flag of X-rays with ECGs, and one of ECGs with X-rays."""
-    other, names = "--images", ("image_size",)
+    other, names = "--images", ("image_size", "view")
     if args.ecgs is None:
         other, names = "--ecgs", ("windows", "pad_short", "fs", "lead_order")
     for name in names:
@@ -140,7 +142,9 @@ def _embed(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[str]]:
         encoder = load_ecg_encoder(args.encoder, args.batch_size, args.dtype)
         return embed_ecgs(encoder, args.ecgs, args)
     encoder = load_encoder(args.encoder, args.batch_size, args.dtype, args.image_size)
-    paths, z, skipped = embed_folder(encoder, args.images, args.skip_unreadable)
+    paths, z, skipped = embed_folder(
+        encoder, args.images, args.skip_unreadable, args.view
+    )
     return {"path": np.array(paths, dtype=np.str_), "embedding": z}, skipped
 
 
@@ -179,6 +183,11 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument(
         "--image_size", type=int, default=0, help="pixels a side, if not the encoder's"
+    )
+    parser.add_argument(
+        "--view",
+        help="of all images, such as PA or lateral, for an encoder with view "
+        "embeddings (default: frontal)",
     )
     ecgs = parser.add_argument_group("with --ecgs")
     ecgs.add_argument(

@@ -24,28 +24,34 @@ def images(
     mesh: Mesh,
     tokens: bool = False,
 ) -> Forward:
-    """(params, uint8 images (n, h, w, 3)) -> CLS tokens (n, d) float32, on all devices.
+    """(params, uint8 images (n, h, w, c)) -> CLS tokens (n, d) float32, on all devices.
 
     Args:
-      module: a `models.vit.ViT`.
+      module: a `models.vit.ViT`. One with view embeddings takes (images, view), the
+        latter (n,) int32, in place of images.
       mean, std: of the pixels, by which images are normalised.
       tokens: all tokens instead, (n, 1 + patches, d).
     """
 
-    def forward(params, images):
-        x = normalize(images, mean, std)
-        z = module.apply({"params": params}, x, cls_only=not tokens)
+    def forward(params, inputs):
+        x, view = _normalized(module, inputs, mean, std)
+        z = module.apply({"params": params}, x, cls_only=not tokens, view=view)
         return (z if tokens else z[:, 0]).astype(jnp.float32)
 
     return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
 
 
 def attentions(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh):
-    """(params, uint8 images) -> each block's attention, (n, heads, tokens, tokens)."""
+    """(params, uint8 images) -> each block's attention, (n, heads, tokens, tokens).
 
-    def forward(params, images):
-        x = normalize(images, mean, std)
-        _, state = module.apply({"params": params}, x, mutable="intermediates")
+    Inputs are as those of `images`.
+    """
+
+    def forward(params, inputs):
+        x, view = _normalized(module, inputs, mean, std)
+        _, state = module.apply(
+            {"params": params}, x, view=view, mutable="intermediates"
+        )
         blocks = state["intermediates"]
         return [
             blocks[f"block_{i:02d}"]["attn"]["attention"][0]
@@ -53,6 +59,11 @@ def attentions(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh):
         ]
 
     return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
+
+
+def _normalized(module, inputs, mean, std):
+    images, view = inputs if module.views else (inputs, None)
+    return normalize(images, mean, std), view
 
 
 def arrays(module, mesh: Mesh) -> Forward:

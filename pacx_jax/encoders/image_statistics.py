@@ -5,29 +5,31 @@ from __future__ import annotations
 from pacx_jax.errors import PacxError
 
 NAMES = ("mean", "std")
+NUMBERS = {1: "one number", 3: "three numbers"}  # by channels
 
 
-def check(path, preprocessing: dict) -> None:
+def check(path, preprocessing: dict, architecture: dict) -> None:
     """Raises if a model folder's mean or std is unusable.
 
     Args:
       path: the folder, for the message.
-      preprocessing: of a "vit".
+      preprocessing, architecture: of a "vit".
     """
+    channels = architecture.get("channels", 3)
     for name in NAMES:
         value = preprocessing.get(name) if isinstance(preprocessing, dict) else None
-        good = isinstance(value, list) and len(value) == 3
+        good = isinstance(value, list) and len(value) == channels
         good = good and all(isinstance(x, (int, float)) for x in value)
         good = good and all(abs(x) <= 10 for x in value)  # of pixels in [0, 1]; no NaN
         if not good or (name == "std" and min(value) <= 0):
             raise PacxError(
                 f"{path}/config.json: preprocessing.{name} is {value!r}; it must be "
-                "three numbers of at most 10, and std above 0"
+                f"{NUMBERS[channels]} of at most 10, and std above 0"
             )
 
 
 def check_size(folder, path, data) -> None:
-    """Refuses images of another size than the encoder's.
+    """Refuses images of another size or of other channels than the encoder's.
 
     Args:
       folder: the ModelFolder of a "vit".
@@ -40,6 +42,12 @@ def check_size(folder, path, data) -> None:
             f"config.data.image_size is {data.image_size}, but the encoder in {path} "
             f"has {size}: set config.data.image_size to that, or make one for this "
             f"size by pacx_jax.export --encoder={path} --image_size={data.image_size}"
+        )
+    takes, given = folder.architecture.get("channels", 3), data.get("channels", 3)
+    if given != takes:
+        raise PacxError(
+            f"config.data.channels is {given}, but the encoder in {path} takes "
+            f"{takes}: set config.data.channels to that"
         )
 
 

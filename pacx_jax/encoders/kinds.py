@@ -32,7 +32,8 @@ class Kind:
       about: one sentence for the model card.
       check: architecture -> None; raises ValueError for sizes that would cost more to
         look at than the file can hold. The folder's own checks come before.
-      check_preprocessing: (path, preprocessing) -> None; raises PacxError.
+      check_preprocessing: (path, preprocessing, architecture) -> None; raises
+        PacxError.
     """
 
     module: Callable[[dict, Any], nn.Module]
@@ -40,7 +41,7 @@ class Kind:
     width: Callable[[dict], int]
     about: str
     check: Callable[[dict], None] = lambda architecture: None
-    check_preprocessing: Callable[[Any, dict], None] = lambda path, preprocessing: None
+    check_preprocessing: Callable[[Any, dict, dict], None] = lambda *args: None
 
 
 def of(name: str) -> Kind:
@@ -73,6 +74,9 @@ def _labs_encoder(architecture: dict, dtype) -> labs_dae.Encoder:
 
 def _check_vit(architecture: dict) -> None:
     # Sin-cos positions are made when shapes are traced.
+    channels = architecture.get("channels", 3)
+    if channels not in (1, 3):
+        raise ValueError(f"channels is {channels!r}: 1 or 3")
     a = {k: architecture[k] for k in ("image_size", "patch_size", "width")}
     if not all(type(value) is int and value > 0 for value in a.values()):
         raise ValueError(f"{a} must be whole numbers above 0")
@@ -88,7 +92,9 @@ def _check_labs(architecture: dict) -> None:
 KINDS = {
     "vit": Kind(
         module=_vit,
-        inputs=lambda a: (_floats(a["image_size"], a["image_size"], 3),),
+        inputs=lambda a: (
+            _floats(a["image_size"], a["image_size"], a.get("channels", 3)),
+        ),
         width=lambda a: a["width"],
         about="A chest-X-ray encoder (Vision Transformer). Its embedding is the CLS "
         "token after the final LayerNorm; at inference only the X-ray is needed.",

@@ -100,7 +100,8 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     flat = {k: np.ascontiguousarray(v, np.float32) for k, v in sorted(flat.items())}
     shapes = shapes_of(model.kind, model.architecture)
     _check(path, flat, shapes)
-    kinds.of(model.kind).check_preprocessing(path, model.preprocessing)
+    entry = kinds.of(model.kind)
+    entry.check_preprocessing(path, model.preprocessing, model.architecture)
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
     with files.whole_folder(path) as temporary:
@@ -144,9 +145,10 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
 
 
 def image_preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict:
-    """How decoded pixels become the input of a "vit"."""
+    """How decoded pixels become the input of a "vit"; of one mean, a grey one."""
+    grey = "one channel; colour to grey by PIL's luma"
     return {
-        "grey": "repeated to RGB",
+        "grey": "repeated to RGB" if len(mean) == 3 else grey,
         "resize": "PIL bilinear, antialiased, to image_size x image_size (squash)",
         "mean": list(mean),
         "std": list(std),
@@ -250,7 +252,7 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         entry.check(architecture)
         shapes = shapes_of(found, architecture)
     _check(path, flat, shapes)
-    entry.check_preprocessing(path, preprocessing)
+    entry.check_preprocessing(path, preprocessing, architecture)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
     heads = _load_heads(path, description.get("heads"), shapes)
     return ModelFolder(found, architecture, preprocessing, params, heads)

@@ -93,7 +93,7 @@ def _mae(a: dict) -> Params:
     ids = jax.ShapeDtypeStruct((1, 4), jnp.int32)
 
     def init(key, tokens, ids):
-        return mae.Decoder(**fields).init(key, tokens, ids, (2, 2))
+        return mae.decoder(fields).init(key, tokens, ids, (2, 2))
 
     args = (jax.random.key(0), _row(3, a["encoder_width"]), ids)
     return {"decoder": jax.eval_shape(init, *args)["params"]}

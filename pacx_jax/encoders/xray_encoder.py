@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -13,9 +14,11 @@ from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder
 from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import images as imageio
+from pacx_jax.input import views as viewnames
 from pacx_jax.stores import staging
 
 Image = np.ndarray | str | os.PathLike | PIL.Image.Image
+Views = str | Sequence[str] | None
 
 
 class Encoder:
@@ -36,7 +39,8 @@ class Encoder:
 
     Attributes:
       params: the parameters, on every device.
-      forward, attention_maps: jitted functions of them and of uint8 (b, s, s, 3).
+      forward, attention_maps: jitted functions of them and of uint8 (b, s, s, c); with
+        view embeddings, of these and the views' numbers (b,).
     """
 
     def __init__(
@@ -50,6 +54,8 @@ class Encoder:
         self.preprocessing = folder.preprocessing
         self.width = folder.width
         self.image_size = folder.architecture["image_size"]
+        self.channels = folder.architecture.get("channels", 3)
+        self.views = folder.architecture.get("views", 0)
         self.mesh = sharding.make_mesh(num_devices)
         self.batch_size = sharding.padded_size(batch_size, self.mesh)
         everywhere = sharding.replicated(self.mesh)
@@ -60,51 +66,87 @@ class Encoder:
         self.forward_tokens = forward.images(*args, tokens=True)
         self.attention_maps = forward.attentions(*args)
 
-    def __call__(self, images: Image | Sequence[Image]) -> np.ndarray:
+    def __call__(
+        self, images: Image | Sequence[Image], views: Views = None
+    ) -> np.ndarray:
         """Embeds images of any size.
 
         Args:
           images: uint8 array, of any library, (h, w), (h, w, 1 or 3), (n, h, w) or
             (n, h, w, 3); or a file path, or a PIL image; or a sequence of any of these.
+          views: for an encoder with view embeddings (MVMAE's): a name for each image,
+            such as "PA" or "lateral" (`input.views.parse` reads them), or one for all;
+            None: all are frontal.
 
         Raises:
-          PacxError: an unreadable file, or an array that is no uint8 image.
+          PacxError: an unreadable file, or an array that is no uint8 image; views that
+            are unknown, not as many as images, or for an encoder without them.
         """
-        return self._batches(self.forward, images, (self.width,))
+        return self._batches(self.forward, images, (self.width,), views)
 
-    def tokens(self, images: Image | Sequence[Image]) -> np.ndarray:
+    def tokens(
+        self, images: Image | Sequence[Image], views: Views = None
+    ) -> np.ndarray:
         """All tokens after the last LayerNorm, (n, 1 + patches, width) float32.
 
         The first is the CLS token, which a call returns; the patches follow row by row.
 
         Args:
-          images: as for a call.
+          images, views: as for a call.
         """
         patches = (self.image_size // self.architecture["patch_size"]) ** 2
         shape = (1 + patches, self.width)
-        return self._batches(self.forward_tokens, images, shape)
+        return self._batches(self.forward_tokens, images, shape, views)
 
-    def attentions(self, images: Image | Sequence[Image]) -> list[np.ndarray]:
+    def attentions(
+        self, images: Image | Sequence[Image], views: Views = None
+    ) -> list[np.ndarray]:
         """Softmax attention of every block, (n, heads, tokens, tokens) each.
 
         Args:
           images: at least one, as for a call; all are taken in one step.
+          views: as for a call.
         """
-        rows = list(map(self.preprocess, _each(images)))
+        rows = list(self._rows(images, views))
         if not rows:
             raise PacxError("attentions of no image: give at least one")
         size = sharding.padded_size(len(rows), self.mesh)
-        maps = self.attention_maps(self.params, sharding.pad_rows(np.stack(rows), size))
+        batch = jax.tree.map(lambda *x: sharding.pad_rows(np.stack(x), size), *rows)
+        maps = self.attention_maps(self.params, batch)
         return [np.asarray(a)[: len(rows)] for a in maps]
 
-    def _batches(self, function, images, shape: tuple[int, ...]) -> np.ndarray:
-        rows = map(self.preprocess, _each(images))
+    def _batches(self, function, images, shape: tuple[int, ...], views) -> np.ndarray:
+        rows = self._rows(images, views)
         return forward.in_batches(
             function, self.params, rows, shape, self.batch_size, self.mesh
         )
 
+    def _rows(self, images, views: Views) -> Iterator:
+        """Each image, preprocessed; with view embeddings, paired with its number."""
+        rows = map(self.preprocess, _each(images))
+        if views is not None and not self.views:
+            raise PacxError("views are given, and this encoder has no view embeddings")
+        if not self.views:
+            return rows
+        if views is None or isinstance(views, str):
+            numbers = itertools.repeat(self.view_number(views or "frontal"))
+            return zip(rows, numbers, strict=False)
+        return _paired(rows, [self.view_number(name) for name in views])
+
+    def view_number(self, name: str) -> np.int32:
+        """The number of a view's embedding; PacxError for a name that is no view's."""
+        fine = viewnames.parse(name)
+        number = viewnames.number(fine) if fine else self.views
+        if number >= self.views:
+            known = ", ".join(viewnames.COARSE[: self.views])
+            raise PacxError(
+                f"view {name!r}: this encoder knows {known}, and names of these such "
+                "as PA, AP and LL"
+            )
+        return np.int32(number)
+
     def preprocess(self, image: Image) -> np.ndarray:
-        """One image as the model sees it before normalisation: uint8 (s, s, 3)."""
+        """One image as the model sees it before normalisation: uint8 (s, s, c)."""
         if isinstance(image, (str, os.PathLike)):
             image = imageio.decode(staging.local(image), name=str(image))
         elif isinstance(image, PIL.Image.Image):
@@ -122,7 +164,19 @@ class Encoder:
                 f"image array of dtype {image.dtype} and shape {image.shape}: give "
                 "uint8 (h, w) or (h, w, 3), without alpha, channels last"
             )
-        return imageio.resize(image, self.image_size)
+        return imageio.resize(image, self.image_size, self.channels)
+
+
+def _paired(rows: Iterator, numbers: list) -> Iterator:
+    """Pairs of images and views, as many of each."""
+    count = 0
+    for count, row in enumerate(rows, 1):
+        if count <= len(numbers):
+            yield row, numbers[count - 1]
+    if count != len(numbers):
+        raise PacxError(
+            f"{len(numbers)} views for {count} images: give one each, or one for all"
+        )
 
 
 def _each(images) -> Iterator[Image]:
@@ -159,6 +213,7 @@ def load_encoder(
     Example:
       encoder = load_encoder("runs/demo/distill")
       z = encoder(["patient1.png", "patient2.jpg"])   # (2, width) float32
+      z = encoder(["front.png", "side.png"], views=["PA", "lateral"])  # MVMAE's
 
     Raises:
       PacxError: no such folder, or weights that do not fit its description.

@@ -54,12 +54,11 @@ def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:
 
 def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
     """An encoder of the same architecture with random weights: the untrained floor."""
-    size = folder.architecture["image_size"]
+    size, module = folder.architecture["image_size"], folder.module()
     everywhere = sharding.replicated(sharding.make_mesh())
-    init = jax.jit(
-        folder.module().init, in_shardings=everywhere, out_shardings=everywhere
-    )
-    params = init(jax.random.key(seed), jnp.zeros((1, size, size, 3)))["params"]
+    init = jax.jit(module.init, in_shardings=everywhere, out_shardings=everywhere)
+    image = jnp.zeros((1, size, size, module.channels))
+    params = init(jax.random.key(seed), image)["params"]
     return Encoder(dataclasses.replace(folder, params=params))
 
 

@@ -105,18 +105,28 @@ def to_rgb(image: np.ndarray) -> np.ndarray:
     return image
 
 
-def resize(image: np.ndarray, size: int) -> np.ndarray:
+def to_grey(image: np.ndarray) -> np.ndarray:
+    """uint8 (h, w), (h, w, 1) or (h, w, 3) -> uint8 (h, w, 1), by PIL's luma."""
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[-1] == 3:
+        image = np.asarray(Image.fromarray(image).convert("L"))
+    return image if image.ndim == 3 else image[..., None]
+
+
+def resize(image: np.ndarray, size: int, channels: int = 3) -> np.ndarray:
     """Squashes to a square by PIL's antialiased bilinear filter.
 
     Args:
       image: uint8 (h, w) or (h, w, 3).
       size: s, the side in pixels.
+      channels: c, 3, or 1 for grey, of colour after the resize.
 
     Returns:
-      uint8 (s, s, 3). Grey images are resized once and then tripled, which gives
+      uint8 (s, s, c). Grey images are resized once and then tripled, which gives
       the same pixels as resizing the three equal channels.
     """
-    return to_rgb(resize_to(image, size, size))
+    resized = resize_to(image, size, size)
+    return to_rgb(resized) if channels == 3 else to_grey(resized)
 
 
 def resize_to(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -43,7 +43,8 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     size = config.data.image_size
 
     def init(key):
-        params = encoder.init(key, jnp.zeros((1, size, size, 3)))["params"]
+        image = jnp.zeros((1, size, size, encoder.channels))
+        params = encoder.init(key, image)["params"]
         head_params = head.init(key, jnp.zeros((1, encoder.width)))["params"]
         return {"encoder": params, "head": head_params}
 

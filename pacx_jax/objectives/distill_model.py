@@ -39,7 +39,7 @@ class Parts:
         """All parameters: encoder, lora, heads, logit_scale and, in_graph, teachers."""
         config, size = self.config, self.config.data.image_size
         keys = jax.random.split(key, 3)
-        image = jnp.zeros((1, size, size, 3))
+        image = jnp.zeros((1, size, size, self.encoder.channels))
         params = {"encoder": self.encoder.init(keys[0], image)["params"], "heads": {}}
         if config.tuning == "lora":
             params["lora"] = lora.init(
@@ -139,10 +139,12 @@ def heads_of(config, widths: dict[str, int]) -> dict[str, Head]:
 def trainable(config, depth: int):
     """Path predicate of `tuning` and `train_norms` (D2).
 
-    `train_norms` applies to lora and norms. last_n_blocks trains these blocks and the
-    final norm, like the reference; full trains everything.
+    `train_norms` applies to lora and norms; "all" has those of q and k too.
+    last_n_blocks trains these blocks and the final norm, like the reference; full
+    trains everything.
     """
-    norms = {"all": r"encoder/(block_\d+/norm\d|norm)/.*", "final": r"encoder/norm/.*",
+    norms = {"all": r"encoder/(block_\d+/(norm\d|attn/[qk]_norm)|norm)/.*",
+             "final": r"encoder/norm/.*",
              "none": r"(?!)"}[config.train_norms]  # fmt: skip
     patterns = [r"heads/.*", r"lora/.*"]
     if config.tuning in ("lora", "norms"):

@@ -20,14 +20,15 @@ SHOWN = ("loss",)
 def make(config, mesh: Mesh | None = None) -> Objective:
     """The MAE objective of `config` (model, loss.mask_ratio, loss.norm_pix_loss)."""
     del mesh
-    model = mae.from_config(config.model, config.dtype, vit.ways(config))
     size, patch = config.data.image_size, config.model.patch_size
+    model = mae.from_config(config.model, config.dtype, vit.ways(config), size)
+    channels = model.encoder.channels
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     ratio = config.loss.mask_ratio
 
     def init(key):
         n = (size // patch) ** 2
-        images = jnp.zeros((1, size, size, 3))
+        images = jnp.zeros((1, size, size, channels))
         ids_keep, ids_restore, _ = mae.random_masking(key, jnp.arange(1), n, ratio)
         return model.init(key, images, ids_keep, ids_restore)["params"]
 
@@ -52,7 +53,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         pred, target = reconstruct(params, images, sharding.row_numbers(batch), key)
         # Loss of predicting each image's own mean colour: a bound to beat.
         whole = mae.patch_targets(images, patch, config.loss.norm_pix_loss)
-        colour = whole.reshape(len(whole), -1, 3).mean(1)
+        colour = whole.reshape(len(whole), -1, channels).mean(1)
         mean_pixel = jnp.tile(colour, (1, patch**2))[:, None]
         return {
             "loss": mae.reconstruction_loss(pred, target),
@@ -93,12 +94,7 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
     """Exports the encoder, and the decoder beside it."""
     del labels
     a = vit.architecture(config.model, config.data.image_size)
-    decoder = {k: config.model.decoder[k] for k in ("width", "depth", "num_heads")}
-    decoder |= {
-        "encoder_width": a["width"],
-        "patch_pixels": 3 * a["patch_size"] ** 2,
-        "ln_eps": a["ln_eps"],
-    }
+    decoder = mae.decoder_architecture(config.model, config.data.image_size)
     preprocessing = model_folder.image_preprocessing(config.data.mean, config.data.std)
     heads = Heads("mae", decoder, {"decoder": params["decoder"]})
     return ModelFolder("vit", a, preprocessing, params["encoder"], heads)
@@ -109,7 +105,8 @@ def _check_start(config, model) -> None:
     folder = model_folder.load(config.model_init, "vit")
     here = {"num_heads": model.encoder.num_heads, "ln_eps": model.encoder.ln_eps}
     here |= {k: list(config.data[k]) for k in ("mean", "std")}
-    there = folder.architecture | folder.preprocessing
+    here["final_ln_eps"] = model.encoder.final_ln_eps
+    there = {"final_ln_eps": 0.0} | folder.architecture | folder.preprocessing
     if folder.heads and folder.heads.kind == "mae":
         here["decoder.num_heads"] = model.decoder.num_heads
         there["decoder.num_heads"] = folder.heads.architecture["num_heads"]

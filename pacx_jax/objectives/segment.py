@@ -47,7 +47,8 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     bce_weight, dice_weight = config.loss.bce_weight, config.loss.dice_weight
 
     def init(key):
-        params = encoder.init(key, jnp.zeros((1, size, size, 3)))["params"]
+        image = jnp.zeros((1, size, size, encoder.channels))
+        params = encoder.init(key, image)["params"]
         tokens = jnp.zeros((1, size // patch, size // patch, encoder.width))
         return {"encoder": params, "decoder": decoder.init(key, tokens)["params"]}
 
