@@ -49,7 +49,8 @@ def say_start(run: setup.Run, workdir: str, step: int) -> None:
 
 def _data(run: setup.Run) -> str:
     config = run.config
-    unit = "images" if "image" in run.objective.entries else "examples"
+    units = {"image": "images", "images": "studies"}
+    unit = next((units[e] for e in run.objective.entries if e in units), "examples")
     splits = []
     for split, source in run.data.sources.items():
         ids = source.patients()
@@ -63,6 +64,10 @@ def _data(run: setup.Run) -> str:
         parts.append(f"at most {config.data.limit:,} of a split (data.limit)")
     if config.data.label_fraction != 1:
         parts.append(f"{config.data.label_fraction:g} of the training labels")
+    if count := config.data.get("label_count", 0):
+        taken = len(run.data.sources[config.data.train_split])
+        few = "" if taken >= count else f", all that are labelled: {taken:,}"
+        parts.append(f"labels of {count:,} training {unit} (data.label_count{few})")
     if "labels" in run.objective.entries:
         parts.append(f"labels {_labels(run)}")
     return "; ".join(parts)
