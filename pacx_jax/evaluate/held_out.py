@@ -69,7 +69,9 @@ def evaluate(config, workdir: str, split: str) -> dict:
                 result[f"n_{what}_without_patient"] = unknown
 
         def spread(outputs: dict, rows) -> dict:
-            return _intervals(config, outputs, np.array(units)[rows])
+            names, task = config.data.label_columns, config.get("task", "multilabel")
+            who = np.array(units)[rows]
+            return with_intervals(outputs, who, names, config.seed, task)
 
         result |= spread(outputs, slice(None))
     if sets := setup.by_set(objective, source, outputs, index, spread):
@@ -80,13 +82,18 @@ def evaluate(config, workdir: str, split: str) -> dict:
     return result
 
 
-def _intervals(config, outputs: dict, units: np.ndarray) -> dict:
-    """What `evaluate` gives with intervals: `intervals`, `scores` and `views`."""
-    names, seed = config.data.label_columns, config.seed
+def with_intervals(outputs, units, names, seed: int, task: str) -> dict[str, dict]:
+    """What `evaluate` gives with intervals: `intervals`, `scores` and `views`.
+
+    Args:
+      outputs: of the objective, (n, ...) each.
+      units: (n,) patients, or what stands for one (`patients.units`).
+      task: only "multilabel" has `scores` and `views`, the latter of studies alone.
+    """
     if "hits" in outputs:
         return {"intervals": mask_intervals(outputs, units, seed)}
     found = {"intervals": intervals(outputs, units, names, seed)}
-    if config.get("task", "multilabel") != "multilabel":
+    if task != "multilabel":
         return found
     found["scores"] = label_scores(outputs, units, names, seed)
     views = {
