@@ -20,9 +20,9 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and data.get("transform") in _ONCE:
         data["transform"] = ""
     if isinstance(data, dict) and "label_columns" in data:
+        data.setdefault("label_count", 0)
         data.setdefault("label_separator", "|")
         data.setdefault("weights", "size")
-        data.setdefault("label_count", 0)
     if config.get("objective") == "labs_dae":
         config.setdefault("modality", _ONCE[1])
     loss = config.get("loss", {})

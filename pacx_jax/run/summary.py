@@ -50,7 +50,8 @@ def say_start(run: setup.Run, workdir: str, step: int) -> None:
 def _data(run: setup.Run) -> str:
     config = run.config
     units = {"image": "images", "images": "studies"}
-    unit = next((units[e] for e in run.objective.entries if e in units), "examples")
+    units = [units[e] for e in run.objective.entries if e in units]
+    unit = units[0] if units else "examples"
     splits = []
     for split, source in run.data.sources.items():
         ids = source.patients()
