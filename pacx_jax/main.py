@@ -157,17 +157,8 @@ def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)
     result = held_out.evaluate(config, workdir, split)
-    if not processes.is_first():
-        return
-    sets = result.pop("sets", {})
-    for whose, found in ({"": result} | sets).items():
-        whose = f"{whose}: " if whose else ""
-        for name, row in found.pop("intervals", {}).items():
-            label = "auroc" in row
-            value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
-            interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
-            print(f"{whose}{name}{value} ({interval})")
-        print(whose + ", ".join(f"{k} {v}" for k, v in found.items()))
+    if processes.is_first():
+        print(*held_out.lines(result), sep="\n")
 
 
 def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:

@@ -3,6 +3,10 @@
 One rule for every arm: features standardised on the labelled subset, then logistic
 regression with an L2 penalty whose strength is chosen inside that subset. Test labels
 never come near this file.
+
+Studies of several views are fused late, as by `objectives.classify`: a study's logits
+are the mean over its views. Of a linear head that is the logit of the mean feature, so
+a probe is fitted and asked on `fuse`d features; its scale stays that of images.
 """
 
 from __future__ import annotations
@@ -12,7 +16,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pacx_jax.evaluate.logistic import Solver
 from pacx_jax.input.subsets import label_subset
+from pacx_jax.objectives.scores import sigmoid
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, on standardised x
 FIXED_C = 1e-2  # where a label has too few cases for cross-validation
@@ -26,7 +32,8 @@ class Probe:
 
     Attributes:
       mean: (d,) of the training features.
-      scale: (d,) their standard deviation, 1 where it is 0.
+      scale: (d,) their standard deviation (of studies, that of their images' features),
+        1 where it is 0.
       weights: (d, c) on standardised features.
       bias: (c,).
       chosen_c: (c,) penalty C of each label, NaN where the label was constant.
@@ -41,7 +48,7 @@ class Probe:
     def predict(self, features: np.ndarray) -> np.ndarray:
         """(m, d) features -> (m, c) probabilities."""
         z = (np.asarray(features, np.float64) - self.mean) / self.scale
-        return _sigmoid(z @ self.weights + self.bias)
+        return sigmoid(z @ self.weights + self.bias)
 
 
 def fit(
@@ -50,6 +57,7 @@ def fit(
     mask: np.ndarray | None = None,
     c: float | None = None,
     groups: np.ndarray | None = None,
+    images: np.ndarray | None = None,
 ) -> Probe:
     """Fit a linear probe for each label, missing labels left out.
 
@@ -63,6 +71,8 @@ def fit(
       mask: (n, c) 1 where the label is known; None: all are.
       c: a fixed C for every label (scikit-learn's convention) instead of the rule.
       groups: (n,) patients, whose studies stay in one fold; None: each its own.
+      images: (k, d) features of the studies' images, where `features` are their means:
+        the scale is theirs. (The mean moves the intercept alone, without a penalty.)
 
     Returns:
       Probe. A label with one class here predicts its smoothed rate, a constant.
@@ -71,10 +81,11 @@ def fit(
     known = np.ones(labels.shape) if mask is None else (np.asarray(mask) > 0) * 1.0
     target = np.where(known > 0, labels, 0.0)
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    mean, scale = features.mean(axis=0), features.std(axis=0)
+    mean = features.mean(axis=0)
+    scale = np.asarray(features if images is None else images, np.float64).std(axis=0)
     # A constant feature's deviation is rounding noise, which must not be scaled up.
     scale = np.where(scale > 1e-9 * np.maximum(np.abs(mean), 1e-30), scale, 1.0)
-    solver = _Solver((features - mean) / scale)
+    solver = Solver((features - mean) / scale)
     positives, count = target.sum(axis=0), known.sum(axis=0)
     varied = (positives > 0) & (positives < count)
     chosen = np.full(labels.shape[1], FIXED_C if c is None else c)
@@ -93,6 +104,39 @@ def fit(
     return Probe(mean, scale, weights, bias, chosen)
 
 
+def fuse(features: np.ndarray, index: np.ndarray, most: int = 0) -> np.ndarray:
+    """Mean feature of each study, whose logits are then the mean over its views.
+
+    Args:
+      features: (k, d), one row an image.
+      index: (k,) the number of its study, each of 0 to n - 1 at least once.
+      most: only the first so many images of a study, in the order of the rows; 0: all.
+
+    Returns:
+      (n, d) float64.
+
+    Raises:
+      ValueError: a study without an image, or another number of rows.
+
+    >>> fuse(np.array([[1.0], [3.0], [5.0]]), np.array([0, 1, 0]))
+    array([[3.],
+           [3.]])
+    """
+    features, index = np.asarray(features, np.float64), np.asarray(index, np.int64)
+    if len(features) != len(index):
+        raise ValueError(f"{len(features)} features for {len(index)} images")
+    count = np.bincount(index)
+    if not count.all():
+        raise ValueError(f"study {int(count.argmin())} has no image")
+    order = np.argsort(index, kind="stable")
+    start = np.cumsum(count) - count
+    rank = np.arange(len(order)) - np.repeat(start, count)  # within the study
+    taken = order[rank < most] if most else order
+    total = np.zeros((len(count), features.shape[1]))
+    np.add.at(total, index[taken], features[taken])
+    return total / np.bincount(index[taken])[:, None]
+
+
 def run_probes(
     arms: Mapping[str, Mapping[str, np.ndarray]],
     labels: np.ndarray,
@@ -100,45 +144,109 @@ def run_probes(
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: Sequence[int] = tuple(range(10)),
     groups: np.ndarray | None = None,
+    counts: Sequence[int] = (),
+    index: Mapping[str, np.ndarray] | None = None,
 ) -> dict[tuple[str, float], np.ndarray]:
     """Probe every arm on the same labelled subsets.
+
+    Args:
+      arms: name -> {"train": (n, d), "test": (m, d)} frozen features; d may differ.
+      labels, mask, fractions, seeds, groups, counts, index: see `fit_probes`. With an
+        index of images, `index["test"]` too.
+
+    Returns:
+      (arm, fraction or count) -> (s, m, c) probabilities on the test studies.
+
+    Raises:
+      ValueError: as `fit_probes`.
+    """
+    fitted = fit_probes(arms, labels, mask, fractions, seeds, groups, counts, index)
+    tests = {
+        name: fuse(arm["test"], index["test"]) if index else arm["test"]
+        for name, arm in arms.items()
+    }
+    return {
+        (name, budget): np.stack([p.predict(tests[name]) for p in probes])
+        for (name, budget), probes in fitted.items()
+    }
+
+
+def fit_probes(
+    arms: Mapping[str, Mapping[str, np.ndarray]],
+    labels: np.ndarray,
+    mask: np.ndarray,
+    fractions: Sequence[float] = (0.01, 0.1, 1.0),
+    seeds: Sequence[int] = tuple(range(10)),
+    groups: np.ndarray | None = None,
+    counts: Sequence[int] = (),
+    index: Mapping[str, np.ndarray] | None = None,
+) -> dict[tuple[str, float], list[Probe]]:
+    """Fits probes of every arm on the same labelled subsets.
+
+    One probe answers for any number of views of the test studies:
+    `probe.predict(fuse(test, index["test"], most=1))`.
 
     Args:
       arms: name -> {"train": (n, d), "test": (m, d)} frozen features; d may differ.
       labels: (n, c) training labels, 0 or 1. Test labels are not needed here.
       mask: (n, c) 1 where a training label is known.
       fractions: of the labelled training studies.
-      seeds: one labelled subset each; at 1.0 there is one subset, so one fit.
+      seeds: one labelled subset each; of all studies there is one subset, so one fit.
       groups: (n,) training patients, for the folds of the C rule.
+      counts: numbers of labelled training studies, besides the fractions.
+      index: {"train": (k,), ...}, the study of each image (see `fuse`), where the
+        features have a row an image; labels, mask and groups have a row a study.
 
     Returns:
-      (arm, fraction) -> (s, m, c) probabilities on the test studies.
+      (arm, fraction or count) -> s probes.
 
     Raises:
-      ValueError: an arm whose rows do not match the labels, or are not finite.
+      ValueError: an arm whose rows do not match the labels, or are not finite; a count
+        that has no room for a positive of each label.
     """
+    parts = ("train", "test")
     for name, arm in arms.items():
-        if len(arm["train"]) != len(labels):
+        rows = len(index["train"]) if index else len(labels)
+        if len(arm["train"]) != rows:
+            kind = "image" if index else "label"
             raise ValueError(
                 f"arm {name!r} has {len(arm['train'])} training rows for "
-                f"{len(labels)} label rows"
+                f"{rows} {kind} rows"
             )
-        if not all(np.isfinite(part).all() for part in (arm["train"], arm["test"])):
+        if not all(np.isfinite(arm[part]).all() for part in parts):
             raise ValueError(f"arm {name!r} has features that are not finite")
     patients = np.arange(len(labels)) if groups is None else np.asarray(groups)
-    scores = {}
+    drawn = _labelled_subsets(labels, mask, fractions, counts, seeds)
+    fitted: dict[tuple[str, float], list[Probe]] = {}
+    for name, arm in arms.items():
+        features, images = arm["train"], None
+        if index:
+            features = fuse(features, index["train"])
+        for budget, subsets in drawn.items():
+            fitted[name, budget] = []
+            for i in subsets:
+                if index:
+                    images = arm["train"][np.isin(index["train"], i)]
+                fitted[name, budget].append(
+                    fit(features[i], labels[i], mask[i], None, patients[i], images)
+                )
+    return fitted
+
+
+def _labelled_subsets(labels, mask, fractions, counts, seeds) -> dict[float, list]:
+    """Fraction or count -> which studies keep their labels, one array a seed."""
+    n_labels, drawn = labels.shape[1], {}
+    few = [count for count in counts if count <= n_labels]
+    if few:
+        raise ValueError(f"count {few[0]}: give more than the {n_labels} labels")
     for fraction in fractions:
-        subsets = [
-            label_subset(labels, mask, fraction, seed)
-            for seed in (seeds if fraction < 1 else seeds[:1])
-        ]
-        for name, arm in arms.items():
-            probes = (
-                fit(arm["train"][i], labels[i], mask[i], groups=patients[i])
-                for i in subsets
-            )
-            scores[name, fraction] = np.stack([p.predict(arm["test"]) for p in probes])
-    return scores
+        each = seeds if fraction < 1 else seeds[:1]
+        drawn[fraction] = [label_subset(labels, mask, fraction, s) for s in each]
+    labelled = int((np.asarray(mask) > 0).any(axis=1).sum())
+    for count in counts:
+        each = seeds if count < labelled else seeds[:1]
+        drawn[count] = [label_subset(labels, mask, 1.0, s, count=count) for s in each]
+    return drawn
 
 
 def folds(target: np.ndarray, groups: np.ndarray) -> np.ndarray:
@@ -160,7 +268,7 @@ def _enough(target: np.ndarray, known: np.ndarray, groups: np.ndarray) -> bool:
 
 
 def _cross_validated_c(
-    solver: _Solver, target: np.ndarray, known: np.ndarray, folds: np.ndarray
+    solver: Solver, target: np.ndarray, known: np.ndarray, folds: np.ndarray
 ) -> float:
     """The C of the grid with the least held-out log loss, for one label."""
     held = (folds[:, None] == np.arange(FOLDS)) & (known > 0)[:, None]  # (n, folds)
@@ -180,78 +288,3 @@ def _cross_validated_c(
     loss = np.logaddexp(0, logits) - target[:, None] * logits
     total = (loss * np.tile(held, (1, tile))).sum(axis=0).reshape(tile, FOLDS)
     return C_GRID[int(np.argmin(total.sum(axis=1)))]
-
-
-class _Solver:
-    """Many L2 logistic regressions on one design matrix, solved together.
-
-    Accelerated gradient descent (Nesterov, with restarts) preconditioned by Böhning's
-    bound: the Hessian never exceeds X'X / 4 + penalty, which is diagonal in the basis
-    of X's singular vectors and, as X is centred, leaves the intercept apart. So every
-    label, fold and penalty shares one SVD and each iteration is two matrix products.
-    """
-
-    def __init__(self, x: np.ndarray):
-        """Take the (n, d) standardised features."""
-        self.x = x
-        u, s, vt = np.linalg.svd(x, full_matrices=False)
-        keep = s > 1e-10 * max(s.max(initial=0.0), 1e-300)
-        self.scores = np.ascontiguousarray(u[:, keep] * s[keep])  # (n, k)
-        self.basis = vt[keep].T  # (d, k)
-        self.curvature = s[keep] ** 2 / 4
-
-    def solve(
-        self,
-        target: np.ndarray,
-        rows: np.ndarray,
-        penalty: np.ndarray,
-        tolerance: float,
-        max_steps: int = 2000,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Minimise sum(rows * log loss) + penalty / 2 * |w|^2 for each problem.
-
-        Args:
-          target: (n, q) 0 or 1.
-          rows: (n, q) 1 where a study takes part.
-          penalty: (q,) 1 / C.
-          tolerance: on the preconditioned step's norm, relative to 1 + |w|.
-          max_steps: stop there in any case.
-
-        Returns:
-          ((d, q) weights, (q,) intercepts).
-        """
-        k, q = len(self.curvature), target.shape[1]
-        step = np.empty((k + 1, q))
-        step[:k] = 1 / (self.curvature[:, None] + penalty)
-        step[k] = 4 / len(target)
-        rate = (rows * target).sum(axis=0) / rows.sum(axis=0)
-        best = np.zeros((k + 1, q))
-        best[k] = np.log(rate / (1 - rate))
-        active = np.arange(q)
-        w = ahead = best.copy()
-        momentum = np.ones(q)
-        for _ in range(max_steps):
-            residual = _sigmoid(self.scores @ ahead[:k] + ahead[k]) - target[:, active]
-            residual *= rows[:, active]
-            gradient = np.empty_like(ahead)
-            gradient[:k] = self.scores.T @ residual + penalty[active] * ahead[:k]
-            gradient[k] = residual.sum(axis=0)
-            moved = ahead - step[:, active] * gradient
-            change = moved - w
-            # Restart where momentum points uphill (O'Donoghue and Candes 2015).
-            uphill = np.sum(gradient * change, axis=0) > 0
-            momentum = np.where(uphill, 1.0, momentum)
-            following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-            ahead_next = moved + (momentum - 1) / following * change
-            residual_step = np.linalg.norm(moved - ahead, axis=0)
-            best[:, active] = moved
-            going = residual_step > tolerance * (1 + np.linalg.norm(moved, axis=0))
-            if not going.any():
-                break
-            active, w, momentum = active[going], moved[:, going], following[going]
-            ahead = ahead_next[:, going]
-        return self.basis @ best[:k], best[k]
-
-
-def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * logits))

@@ -159,9 +159,9 @@ def macro_distribution(
     Returns:
       (value, (r,) resampled values).
     """
-    value = float(_mean_defined(_mean_defined(point)))
-    macro = _mean_defined(resampled)  # (r, s)
-    return value, _mean_defined(np.take_along_axis(macro, draws, axis=1))
+    value = float(mean_defined(mean_defined(point)))
+    macro = mean_defined(resampled)  # (r, s)
+    return value, mean_defined(np.take_along_axis(macro, draws, axis=1))
 
 
 def estimate(value: float, distribution: np.ndarray) -> Estimate:
@@ -171,7 +171,7 @@ def estimate(value: float, distribution: np.ndarray) -> Estimate:
     return Estimate(value, float(low), float(high))
 
 
-def _mean_defined(values: np.ndarray) -> np.ndarray:
+def mean_defined(values: np.ndarray) -> np.ndarray:
     """Mean over the last axis without NaNs; NaN where nothing is left."""
     with warnings.catch_warnings(action="ignore"):
         return np.nanmean(values, axis=-1)

@@ -347,7 +347,8 @@ def order(source: Any, seed: int) -> Callable[[int], int]:
     if empty:
         raise PacxError(
             f"{empty[0]} has no example left in the {source.split} split "
-            "(data.label_fraction, data.limit): leave it out of data.path"
+            "(data.label_fraction, data.label_count, data.limit): leave it out of "
+            "data.path"
         )
     shuffled = [_Shuffled(rows, seed, k) for k, rows in enumerate(members)]
     bounds = tuple(np.cumsum([0, *shares])[:-1]) + (1.0,)

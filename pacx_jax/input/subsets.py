@@ -76,9 +76,13 @@ def few_labels(source, data: Any):
 
     Args:
       source: has labels.
-      data: `label_fraction`, `label_draw` ("positives", the reference's, or
-        "stratified"), `label_seed`, `label_columns` (() = all) and `uncertain`.
+      data: `label_fraction` or `label_count` (0 = all), `label_draw` ("positives",
+        the reference's, or "stratified"), `label_seed`, `label_columns` (() = all) and
+        `uncertain`.
+
+    A count above the labelled examples takes all of these, and a note says so.
     """
+    count = getattr(data, "label_count", 0)
     if not 0 < data.label_fraction <= 1:
         raise PacxError(
             f"data.label_fraction {data.label_fraction}: give a share above 0, up to 1"
@@ -87,14 +91,23 @@ def few_labels(source, data: Any):
         raise PacxError(
             f"data.label_draw {data.label_draw!r}: give positives or stratified"
         )
-    if data.label_fraction == 1:
+    if count and data.label_fraction != 1:
+        raise PacxError(
+            f"data.label_count {count} and data.label_fraction {data.label_fraction}: "
+            "give one of them"
+        )
+    if data.label_fraction == 1 and not count:
         return source
     names = tuple(data.label_columns) or source.label_names
     columns = [source.label_names.index(n) for n in names if n in source.label_names]
     if not columns:
+        given = f"label_count {count}" if count else ""
+        given = given or f"label_fraction {data.label_fraction}"
+        raise PacxError(f"data.{given}: {data.path} has no labels {', '.join(names)}")
+    if count and count <= len(columns):
         raise PacxError(
-            f"data.label_fraction {data.label_fraction}: {data.path} has no labels "
-            f"{', '.join(names)}"
+            f"data.label_count {count}: give 0 (all) or more than the {len(columns)} "
+            "labels, of which each has a positive drawn first"
         )
     labels, mask = known_labels(source.labels()[:, columns], data.uncertain)
     rows = label_subset(
@@ -103,8 +116,14 @@ def few_labels(source, data: Any):
         data.label_fraction,
         data.label_seed,
         stratified=data.label_draw == "stratified",
+        count=count,
     )
-    return Subset(source, rows)
+    drawn = Subset(source, rows)
+    if len(rows) < count:
+        few = f"{data.path}: data.label_count is {count:,}, but the {source.split} "
+        few += f"split has {len(rows):,} labelled examples: all are taken"
+        drawn.notes = (*drawn.notes, few)
+    return drawn
 
 
 def known_labels(labels: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:
@@ -134,6 +153,7 @@ def label_subset(
     fraction: float,
     seed: int,
     stratified: bool = False,
+    count: int = 0,
 ) -> np.ndarray:
     """Which studies keep their labels, in a low-label experiment (D27).
 
@@ -146,6 +166,7 @@ def label_subset(
       fraction: share of the labelled studies, in (0, 1].
       seed: of the draw; it does not depend on the arm.
       stratified: allocate by label combination instead of uniformly.
+      count: number of studies instead of `fraction`, at most all; 0: by `fraction`.
 
     Returns:
       Sorted indices of the drawn studies.
@@ -153,6 +174,7 @@ def label_subset(
     known = np.asarray(mask) > 0
     pool = np.flatnonzero(known.any(axis=1))
     size = subset_size(len(pool), labels.shape[1], fraction)
+    size = min(count, len(pool)) if count else size
     rng = np.random.default_rng((seed, size))
     order = rng.permutation(pool)
     first = []

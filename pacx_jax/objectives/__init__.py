@@ -9,6 +9,8 @@ An objective is a module that has
       names of a classifier's outputs, None if the run has none;
   SHOWN
       names the validation metrics to print and to write on the model card.
+  about(config) -> str
+      if there, gives what the model card says besides; "" for nothing.
 
 `config.objective` names it: one of MODULES, or the dotted path of your own module, such
 as `my_package.my_objective`. docs/extending.md has an example.

@@ -1,6 +1,7 @@
 """Stage 3: classification from an X-ray encoder.
 
 With `tuning="linear"` the encoder is frozen and in evaluation mode: a linear probe.
+With `data.group="study"` a study's logits are the mean over its views (`late_fusion`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vit
 from pacx_jax.models.heads import LinearClassifier
+from pacx_jax.objectives import late_fusion, scores
 from pacx_jax.types import Array, Batch, Objective, Params
 
 SHOWN = ("loss", "auroc_macro")
@@ -39,23 +41,17 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     encoder = folder.module(config.dtype).clone(**vit.ways(config))
     names = tuple(config.data.label_columns)
     head = LinearClassifier(len(names))
-    mean, std = image_statistics.chosen(folder, config.data)
-    size = config.data.image_size
+    forward = _forward(config, folder, encoder, head)
+    side = (config.data.image_size,) * 2
 
     def init(key):
-        image = jnp.zeros((1, size, size, encoder.channels))
-        params = encoder.init(key, image)["params"]
+        params = encoder.init(key, jnp.zeros((1, *side, encoder.channels)))["params"]
         head_params = head.init(key, jnp.zeros((1, encoder.width)))["params"]
         return {"encoder": params, "head": head_params}
 
-    def logits(params, batch):
-        images = normalize(batch["image"], mean, std)
-        z = encoder.apply({"params": params["encoder"]}, images, cls_only=True)[:, 0]
-        return head.apply({"params": params["head"]}, losses.wide(z))
-
     def loss(params, batch, key, *, train):
         del key, train  # no dropout
-        y = logits(params, batch)
+        y = forward(params, batch)["logits"]
         if config.task == "multilabel":
             value = losses.masked_bce(y, batch["labels"], batch["label_mask"])
         else:
@@ -71,7 +67,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     def outputs(params, batch, key):
         del key
         entries = {k: batch[k] for k in ("labels", "label_mask")}
-        return entries | {"logits": logits(params, batch)}
+        return entries | forward(params, batch)
 
     summarize = summarize_multiclass(names)
     if config.task == "multilabel":
@@ -81,11 +77,43 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         trainable=lambda path: config.tuning == "full" or path.startswith("head/"),
         loss=loss,
         outputs=outputs,
-        summarize=summarize,
+        summarize=late_fusion.by_views(summarize),
         pretrained={"encoder": config.model_init},
-        entries=("image", "labels"),
+        entries=("images" if _of_studies(config) else "image", "labels"),
         weight=weight,
     )
+
+
+def _of_studies(config) -> bool:
+    return config.data.get("group", "image") == "study"
+
+
+def _forward(config, folder: ModelFolder, encoder, head):
+    """Makes (params, batch) -> {"logits": (b, c)}, and what studies have besides.
+
+    Of studies also `view_logits` (b, v, c), `view_mask` and `view` (b, v).
+    """
+    mean, std = image_statistics.chosen(folder, config.data)
+    of_studies = _of_studies(config)
+    embeds_views = folder.architecture.get("views", 0) > 0
+
+    def classify(params, images, **view):
+        images = normalize(images, mean, std)
+        encoded = {"params": params["encoder"]}
+        z = encoder.apply(encoded, images, cls_only=True, **view)[:, 0]
+        return head.apply({"params": params["head"]}, losses.wide(z))
+
+    def forward(params, batch):
+        if not of_studies:
+            return {"logits": classify(params, batch["image"])}
+        images, mask = batch["images"], batch["view_mask"]
+        view = {"view": batch["view"].reshape(-1)} if embeds_views else {}
+        each = classify(params, images.reshape(-1, *images.shape[2:]), **view)
+        each = each.reshape(*mask.shape, -1)
+        found = {"view_logits": each, "view_mask": mask, "view": batch["view"]}
+        return found | {"logits": late_fusion.mean_logits(each, mask)}
+
+    return forward
 
 
 def export(config, params: Params, labels: list[str] | None = None) -> ModelFolder:
@@ -98,6 +126,16 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
     return dataclasses.replace(model, heads=heads)
 
 
+def about(config) -> str:
+    """What a model card adds: how logits of images become those of a study."""
+    if not _of_studies(config):
+        return ""
+    return (
+        "Its classifier was trained on studies: the logits of a study are the mean of "
+        "the logits of its images, each of which is classified alone (late fusion)."
+    )
+
+
 def one_class(batch: Batch) -> Array:
     """(b,), 1 for rows with exactly one class; other rows have no loss."""
     one = (batch["labels"].sum(-1) == 1) & (batch["label_mask"].min(-1) > 0)
@@ -105,10 +143,11 @@ def one_class(batch: Batch) -> Array:
 
 
 def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):
-    """Loss, and AUROC and F1 at 0.5 of each label and their macro means.
+    """Loss, the AUROC of each label, and macro means of AUROC, F1 at 0.5 and `scores`.
 
     A label with one class in the validation set is left out of the means ("skip"), or
-    its AUROC counts as 0 ("zero"), as in torchmetrics (D35).
+    its AUROC counts as 0 ("zero"), as in torchmetrics (D35). Average precision, Brier
+    score, calibration error and accuracy leave it out either way.
     """
     if undefined not in ("skip", "zero"):
         raise PacxError(f"config.undefined_auroc {undefined!r}: choose skip or zero")
@@ -138,6 +177,10 @@ def summarize_multilabel(names: tuple[str, ...], undefined: str = "skip"):
         metrics["auroc_macro"] = float(np.mean(aurocs)) if aurocs else float("nan")
         metrics["f1_macro"] = float(np.mean(f1s)) if f1s else float("nan")
         metrics["n_labels"] = float(n_labels)
+        both, whole = scores.both_classes(y, mask), np.ones((1, len(y)))
+        for name in ("ap", "brier", "ece", "accuracy"):
+            each = scores.MEASURES[name](x, y, mask, whole)[0, both]
+            metrics[f"{name}_macro"] = float(each.mean()) if both.any() else np.nan
         return metrics
 
     return summarize

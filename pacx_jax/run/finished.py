@@ -133,12 +133,14 @@ def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
         if config.data.get("simulated", False)
         else ""
     )
+    about = getattr(objectives.load(config.objective), "about", None)
+    more = about(config) if about else ""
     return CARD.format(
         title=f"pacx_jax {model.kind}",
         name=config.name,
         objective=config.objective,
         step=step,
-        what=kinds.of(model.kind).about,
+        what=" ".join(filter(None, (kinds.of(model.kind).about, more))),
         seed=config.seed,
         batch=config.global_batch_size,
         steps=config.total_steps,

@@ -20,6 +20,7 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(data, dict) and data.get("transform") in _ONCE:
         data["transform"] = ""
     if isinstance(data, dict) and "label_columns" in data:
+        data.setdefault("label_count", 0)
         data.setdefault("label_separator", "|")
         data.setdefault("weights", "size")
         data.setdefault("group", "image")

@@ -65,6 +65,10 @@ def _data(run: setup.Run) -> str:
         parts.append(f"at most {config.data.limit:,} of a split (data.limit)")
     if config.data.label_fraction != 1:
         parts.append(f"{config.data.label_fraction:g} of the training labels")
+    if count := config.data.get("label_count", 0):
+        taken = len(run.data.sources[config.data.train_split])
+        few = "" if taken >= count else f", all that are labelled: {taken:,}"
+        parts.append(f"labels of {count:,} training {unit} (data.label_count{few})")
     if "labels" in run.objective.entries:
         parts.append(f"labels {_labels(run)}")
     return "; ".join(parts)

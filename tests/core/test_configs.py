@@ -11,7 +11,7 @@ from tests import tiny
 
 RECIPES = (
     "mae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
-    "linear_probe", "segment",
+    "linear_probe", "late_fusion", "segment",
 )  # fmt: skip
 ARGS = (
     None, "", "paper", "reference", "runlocal", "paper,runlocal", "reference,runlocal",
@@ -145,7 +145,9 @@ def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, mes
     assert objective.pretrained == {}
 
 
-@pytest.mark.parametrize("recipe", ["distill_vitb16", "linear_probe", "segment"])
+@pytest.mark.parametrize(
+    "recipe", ["distill_vitb16", "linear_probe", "late_fusion", "segment"]
+)
 def test_recipes_that_need_an_initial_folder_say_so(recipe, meshes):
     with pytest.raises(PacxError, match="config.model_init is empty"):
         objectives.make(tiny.config(recipe), meshes[8])

@@ -11,6 +11,7 @@ from pacx_jax import main
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import held_out
+from pacx_jax.objectives import late_fusion
 from tests import tiny
 
 
@@ -67,6 +68,51 @@ def test_auroc_stands_inside_its_patient_interval(config, workdir):
     assert (result["n"], result["n_patients"]) == (40, 20)
     written = json.loads((workdir / "evaluation_test.json").read_text())
     assert written["intervals"] == result["intervals"]
+
+
+def test_every_score_has_its_interval_and_the_lines_say_the_means(config, workdir):
+    result = held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
+    found = result["scores"]
+    names = {"auroc", "ap", "f1", "brier", "ece", "accuracy"}
+    assert set(found["macro"]) == set(found["labels"]["sick"]) == names
+    row, interval = found["labels"]["sick"]["auroc"], result["intervals"]["sick"]
+    assert row == {k: interval[k] for k in ("low", "high")} | {"value": row["value"]}
+    assert row["value"] == interval["auroc"]
+    for name in names - {"ece"}:
+        at = found["macro"][name]
+        assert at["low"] <= at["value"] <= at["high"], name
+        assert at["value"] == pytest.approx(result[f"{name}_macro"], abs=1e-12)
+    assert "views" not in result
+    first, second, last = held_out.lines(result)
+    assert first.startswith("sick: AUROC 0.") and "95% interval" in first
+    assert second.startswith("macro, all: AUROC 0.") and ", Brier 0." in second
+    assert last.startswith("split test, n 40, loss ") and "{" not in last
+
+
+def test_studies_are_scored_with_one_view_two_and_all():
+    """Two views that each tell half: together they tell more, on the same studies."""
+    rng = np.random.default_rng(0)
+    y = np.float32(rng.random((300, 2)) < 0.4)
+    each = np.float32(rng.normal(size=(300, 2, 2)) + y[:, None])
+    mask = np.ones((300, 2), np.float32)
+    mask[200:, 1] = 0
+    out = {"view_logits": each, "view_mask": mask, "labels": y}
+    out |= {"label_mask": np.ones_like(y)}
+    out["logits"] = late_fusion.mean_logits(each, mask)
+    units = np.array([f"p{i // 2}" for i in range(300)])
+    result = held_out.with_intervals(out, units, ("a", "b"), 0, "multilabel")
+    views = {k: (v["n"], v["scores"]["macro"]) for k, v in result["views"].items()}
+    assert {k: n for k, (n, _) in views.items()} == {
+        "one_view": 300, "two_views": 200, "one_of_two_views": 200,
+    }  # fmt: skip
+    one, two = views["one_of_two_views"][1], views["two_views"][1]
+    assert two["auroc"]["value"] > one["auroc"]["high"]
+    assert set(result["views"]["two_views"]["scores"]["labels"]) == {"a", "b"}
+    shown = held_out.lines({"split": "test", "auroc_macro_two_views": 0.5} | result)
+    assert shown[-1] == "split test"
+    assert shown[-2].startswith("macro, one of two views (200 studies): AUROC 0.")
+    classes = held_out.with_intervals(out, units, ("a", "b"), 0, "multiclass")
+    assert set(classes) == {"intervals"}
 
 
 def test_evaluating_on_validation_gives_what_the_best_checkpoint_had(config, workdir):

@@ -53,6 +53,16 @@ def test_stratified_subset_keeps_the_rates():
         assert np.all(np.abs(rates) < 0.01)  # uniform draws stray by 0.035
 
 
+def test_a_number_of_studies_is_drawn_as_the_same_fraction_is():
+    labels = (np.random.default_rng(0).random((400, 2)) < 0.3) * 1.0
+    mask = np.ones_like(labels)
+    for stratified in (False, True):
+        by_share = subsets.label_subset(labels, mask, 0.1, 3, stratified)
+        by_count = subsets.label_subset(labels, mask, 1.0, 3, stratified, count=40)
+        np.testing.assert_array_equal(by_share, by_count)
+    assert len(subsets.label_subset(labels, mask, 1.0, 3, count=5000)) == 400
+
+
 @pytest.mark.parametrize("penalty", [0.01, 1.0])
 @pytest.mark.parametrize("n", [300, 30])  # 30: fewer studies than features
 def test_probe_equals_sklearn(penalty, n):
@@ -142,3 +152,70 @@ def test_run_probes_names_the_arm_whose_features_are_wrong():
     arms = {"mae": {"train": np.full((4, 2), np.nan), "test": np.ones((1, 2))}}
     with pytest.raises(ValueError, match="'mae' has features that are not finite"):
         probe.run_probes(arms, labels, labels)
+
+
+def _views(n=300, d=12, c=2, seed=0):
+    """Features of one to three images a study in shuffled order, its labels, index."""
+    x, y = _study(n, d, c, seed)
+    rng = np.random.default_rng(seed)
+    index = rng.permutation(np.repeat(np.arange(n), rng.integers(1, 4, n)))
+    return x[index] + rng.normal(size=(len(index), d)), y, index
+
+
+def test_fused_features_are_means_of_the_first_images_of_each_study():
+    x, _, index = _views()
+    for most in (0, 1, 2):
+        fused = probe.fuse(x, index, most)
+        for study in (0, 7, 299):
+            rows = np.flatnonzero(index == study)[: most or None]
+            np.testing.assert_allclose(fused[study], x[rows].mean(0))
+    with pytest.raises(ValueError, match="study 1 has no image"):
+        probe.fuse(x[:2], np.array([0, 2]))
+    with pytest.raises(ValueError, match="5 features for 4 images"):
+        probe.fuse(x[:5], np.arange(4))
+
+
+def test_a_probe_of_studies_gives_the_mean_of_its_images_logits():
+    x, y, index = _views()
+    fitted = probe.fit_probes(
+        {"arm": {"train": x, "test": x}}, y, np.ones_like(y), (1.0,), (0,),
+        index={"train": index},
+    )["arm", 1.0][0]  # fmt: skip
+    np.testing.assert_allclose(fitted.scale, x.std(0))
+
+    def logits(features):
+        p = fitted.predict(features)
+        return np.log(p / (1 - p))
+
+    each, fused = logits(x), logits(probe.fuse(x, index))
+    for study in (0, 7, 299):
+        np.testing.assert_allclose(fused[study], each[index == study].mean(0))
+
+
+def test_a_probe_on_the_images_scale_equals_sklearn():
+    """Features scaled by images, one row a study: the loss of classify's logits."""
+    x, y, index = _views()
+    fused = probe.fuse(x, index)
+    fitted = probe.fit(fused, y, c=0.1, images=x)
+    scaled = StandardScaler().fit(x).transform(fused)
+    for k in range(2):
+        model = LogisticRegression(C=0.1, tol=1e-10, max_iter=5000).fit(scaled, y[:, k])
+        theirs = model.predict_proba(scaled)[:, 1]
+        np.testing.assert_allclose(fitted.predict(fused)[:, k], theirs, atol=1e-5)
+
+
+def test_run_probes_takes_studies_and_numbers_of_labels():
+    x, y, index = _views(400)
+    train, test = index < 300, index >= 300
+    arms = {"a": {"train": x[train], "test": x[test]}}
+    indices = {"train": index[train], "test": index[test] - 300}
+    scores = probe.run_probes(
+        arms, y[:300], np.ones((300, 2)), (0.5,), range(2), counts=(40, 1000),
+        index=indices,
+    )  # fmt: skip
+    assert scores["a", 0.5].shape == scores["a", 40].shape == (2, 100, 2)
+    assert scores["a", 1000].shape == (1, 100, 2)  # all there are: one subset
+    with pytest.raises(ValueError, match="count 2: give more than the 2 labels"):
+        probe.run_probes(arms, y[:300], np.ones((300, 2)), counts=(2,), index=indices)
+    with pytest.raises(ValueError, match="training rows for 3 image rows"):
+        probe.run_probes(arms, y[:300], np.ones((300, 2)), index={"train": index[:3]})

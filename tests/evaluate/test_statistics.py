@@ -4,9 +4,12 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from sklearn import metrics
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
 from pacx_jax.evaluate import comparison, statistics
+from pacx_jax.objectives import scores
 
 
 def _tied(n=300, seed=0):
@@ -137,3 +140,79 @@ def test_arms_with_other_subset_seeds_are_refused():
     labels = np.array([[0.0], [1.0], [0.0], [1.0]])
     with pytest.raises(ValueError, match="different subset seeds"):
         compare(np.ones((2, 4, 1)), np.ones((1, 4, 1)), labels, np.arange(4), 10)
+
+
+def _labelled(n=300, c=3, seed=0):
+    """Logits with ties, labels of which some are unknown, and weightings."""
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, c)) < 0.3).astype(float)
+    logits = np.round(2 * rng.normal(size=(n, c)) + 2 * labels - 1, 1)
+    mask = (rng.random((n, c)) < 0.8).astype(float)
+    weights = np.concatenate([np.ones((1, n)), rng.integers(0, 4, (70, n))])
+    return logits, labels, mask, weights
+
+
+THEIRS = {
+    "ap": metrics.average_precision_score,
+    "f1": lambda y, x, sample_weight: metrics.f1_score(
+        y, x >= 0, sample_weight=sample_weight
+    ),
+    "brier": lambda y, x, sample_weight: metrics.brier_score_loss(
+        y, scores.sigmoid(x), sample_weight=sample_weight
+    ),
+    "accuracy": lambda y, x, sample_weight: metrics.accuracy_score(
+        y, x >= 0, sample_weight=sample_weight
+    ),
+}
+
+
+@pytest.mark.parametrize("name", THEIRS)
+def test_weighted_scores_equal_sklearn(name):
+    logits, labels, mask, weights = _labelled()
+    spoiled = np.where(mask > 0, labels, 1 - labels)  # unknown: whatever stands there
+    ours = scores.MEASURES[name](logits, spoiled, mask, weights)
+    for c in range(3):
+        m = mask[:, c] > 0
+        theirs = [
+            THEIRS[name](labels[m, c], logits[m, c], sample_weight=w[m])
+            for w in weights
+        ]
+        np.testing.assert_allclose(ours[:, c], theirs, atol=1e-12)
+
+
+def test_calibration_error_equals_sklearns_curve():
+    logits, labels, mask, weights = _labelled()
+    ours = scores.calibration_error(logits, labels, mask, weights)
+    for c in range(3):
+        for r, w in enumerate(weights):
+            rows = np.repeat(np.arange(300), np.int32(w * mask[:, c]))
+            p, y = scores.sigmoid(logits[rows, c]), labels[rows, c]
+            true, predicted = calibration_curve(y, p, n_bins=scores.BINS)
+            bins = np.ceil(p * scores.BINS).astype(int)
+            share = np.bincount(bins)[np.unique(bins)] / len(rows)
+            theirs = (share * np.abs(true - predicted)).sum()
+            assert ours[r, c] == pytest.approx(theirs, abs=1e-12)
+
+
+def test_calibration_error_of_known_probabilities():
+    """A quarter of the examples called at 0.9 are not so: |0.75 - 0.9|."""
+    logits = np.full((8, 1), np.log(0.9 / 0.1))
+    labels = np.float64([[1], [1], [1], [0]] * 2)
+    ones = np.ones((1, 8))
+    value = scores.calibration_error(logits, labels, np.ones((8, 1)), ones)
+    assert value[0, 0] == pytest.approx(0.15)
+    sure = np.where(labels > 0, 1e3, -1e3)  # probabilities of 0 and 1
+    assert scores.calibration_error(sure, labels, np.ones((8, 1)), ones)[0, 0] == 0
+
+
+def test_scores_without_what_they_need_are_nan():
+    logits, labels = np.zeros((4, 1)), np.zeros((4, 1))
+    weights = np.float64([[1, 1, 1, 1], [0, 0, 0, 0]])
+    found = {
+        name: measure(logits - 1, labels, np.ones((4, 1)), weights)[:, 0]
+        for name, measure in scores.MEASURES.items()
+    }
+    assert np.isnan(found["ap"]).all() and np.isnan(found["f1"]).all()
+    for name in ("brier", "ece", "accuracy"):
+        assert np.isfinite(found[name][0]) and np.isnan(found[name][1]), name
+    assert found["accuracy"][0] == 1

@@ -199,6 +199,47 @@ def test_a_fraction_of_the_labelled_examples_is_drawn_by_its_own_seed(labelled):
             few(labelled, **fields)
 
 
+def by_count(path, count, draw="positives", **fields):
+    data = config(
+        path, label_fraction=fields.get("fraction", 1.0), label_count=count,
+        label_draw=draw, label_seed=42, label_columns=("heart", "lung"),
+        uncertain="zero",
+    )  # fmt: skip
+    return subsets.few_labels(sources.open_source(data, "train"), data)
+
+
+@pytest.mark.parametrize("draw", ["positives", "stratified"])
+def test_a_number_of_labelled_examples_is_drawn_as_its_fraction_is(labelled, draw):
+    n = len(opened(labelled, label_columns=("heart", "lung")))
+    drawn = by_count(labelled, int(0.4 * n), draw)
+    assert paths(drawn) == paths(few(labelled, draw))
+    assert drawn.notes == few(labelled, draw).notes
+
+
+def test_more_labels_than_there_are_takes_all_and_says_so(labelled):
+    whole = opened(labelled, label_columns=("heart", "lung"))
+    drawn = by_count(labelled, 5000)
+    assert paths(drawn) == paths(whole)
+    assert drawn.notes[-1] == (
+        f"{labelled}: data.label_count is 5,000, but the train split has "
+        f"{len(whole)} labelled examples: all are taken"
+    )
+    assert "label_count" not in "".join(whole.notes)
+
+
+@pytest.mark.parametrize(
+    ("count", "fields", "message"),
+    [
+        (5, {"fraction": 0.5}, "data.label_count 5 and data.label_fraction 0.5: give"),
+        (2, {}, "data.label_count 2: give 0 .all. or more than the 2 labels"),
+        (-1, {}, "data.label_count -1: give 0"),
+    ],
+)
+def test_wrong_numbers_of_labels_are_refused(labelled, count, fields, message):
+    with pytest.raises(PacxError, match=message):
+        by_count(labelled, count, **fields)
+
+
 def test_a_limit_draws_the_same_few(labelled):
     few = opened(labelled, limit=5)
     assert len(few) == 5 and paths(few) == paths(opened(labelled, limit=5))
