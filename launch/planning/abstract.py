@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import PIL.Image
+import tokenizers
 from jax.sharding import Mesh
 
 from configs import ecg_net1d, labs_dae, mae_vitb16
-from pacx_jax import objectives, optim, sharding, step
+from pacx_jax import objectives, optim, sharding, step, tokenizer
 from pacx_jax.encoders import model_folder
 from pacx_jax.input import transforms
 from pacx_jax.run import setup
@@ -27,6 +28,7 @@ from pacx_jax.types import Objective
 
 # Number of labels of recipes that take them from the data: CheXpert's, ECGFounder's.
 LABELS = {"classify": 14, "ecg": 150}
+WORDS = 30_522  # tokens of a vocabulary, where a recipe names no tokenizer
 _VIT = {"model_init": mae_vitb16}
 ENCODERS = {  # objective -> config field -> recipe of the encoder that it names
     "distill": {
@@ -62,10 +64,23 @@ def completed(config, directory: str, preset: str = "") -> ml_collections.Config
         folder = f"{directory}/{field}"
         model_folder.save(folder, dataclasses.replace(model, heads=None), "Zeros.\n")
         config.update_from_flattened_dict({field: folder})
+    if config.data.get("tokenizer") == "":
+        config.data.tokenizer = f"{directory}/tokenizer.json"
+        _write_tokenizer(config.data.tokenizer)
     if not config.data.label_columns:
         n = LABELS.get(config.objective, 0)
         config.data.label_columns = tuple(f"label_{i}" for i in range(n))
     return config
+
+
+def _write_tokenizer(path: str) -> None:
+    """A tokenizer of WORDS tokens without meaning."""
+    words = [*tokenizer.SPECIAL, *map(str, range(WORDS - len(tokenizer.SPECIAL)))]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    model = tokenizers.models.WordLevel(vocabulary, unk_token=tokenizer.SPECIAL[1])
+    made = tokenizers.Tokenizer(model)
+    made.add_special_tokens(list(tokenizer.SPECIAL))
+    made.save(path)
 
 
 def train_step(config, devices) -> tuple[Callable, tuple, Mesh]:
@@ -97,6 +112,10 @@ def _batch(config, objective: Objective) -> dict[str, jax.ShapeDtypeStruct]:
     rng = np.random.default_rng(0)
     example = {
         "image": image.getvalue(),
+        "images": [image.getvalue()],
+        "views": ["PA"],
+        "findings": "1 2 3",
+        "impression": "1 2 3",
         "mask": image.getvalue(),
         "ecg": rng.standard_normal((5000, 12)).astype(np.float32),
         "labs": np.zeros(features, np.float32),

@@ -17,8 +17,8 @@ PODS = ("v5e:16x16", "v6e:16x16", "v5p:8x8x16")
 GPUS = ("gpu:1xH100", "gpu:1xH200", "gpu:256xH100")
 # Recipe -> examples a chip: a multiple of 8 that every pod's memory has room for.
 RECIPES = dict(mae_vitb16=128, distill_vitb16=64, labs_dae=1024, ecg_net1d=64)
-RECIPES |= dict(linear_probe=256, segment=64)
-ON_GPUS = dict(mae_vitb16=256, distill_vitb16=64)
+RECIPES |= dict(linear_probe=256, segment=64, mvmae_vitb16=64, mvmae_v2t_vitb16=64)
+ON_GPUS = dict(mae_vitb16=256, distill_vitb16=64, mvmae_vitb16=64)
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 

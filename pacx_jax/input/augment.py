@@ -27,11 +27,7 @@ def tripled(image: np.ndarray) -> np.ndarray:
 
 def shaped(image: np.ndarray, channels: int) -> np.ndarray:
     """(s, s) or (s, s, 3) -> (s, s, channels), 1 or 3; colour to grey by PIL's luma."""
-    if channels == 3:
-        return tripled(image)
-    if image.ndim == 3:
-        image = np.asarray(Image.fromarray(image).convert("L"))
-    return image[..., None]
+    return tripled(image) if channels == 3 else images.to_grey(image)
 
 
 def random_flip(
