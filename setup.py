@@ -10,6 +10,7 @@ INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
 
 CLOUD = ["obstore>=0.12"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
+REPORTS = ["nltk>=3.9.1", "rouge-score>=0.1.2"]  # BLEU, ROUGE: Apache-2.0, as we are
 
 setuptools.setup(
     name="pacx_jax",
@@ -45,6 +46,7 @@ setuptools.setup(
         "scipy>=1.15",
         "tensorboardX>=2.6",  # event files without TensorFlow
         "tensorflow-datasets>=4.9.9",
+        "tokenizers>=0.21",  # the words of radiology reports
         "tqdm>=4.66",
     ],
     extras_require={
@@ -65,12 +67,14 @@ setuptools.setup(
             for version, which in (("0.10.2", "<"), ("0.12.0.1", ">="))
         ],
         "report": REPORT,  # pacx_jax.evaluate.reports
-        "demo": ["psutil>=6", *REPORT],  # psutil: memory of its processes
+        "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
+        "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "test": [
             *CLOUD,
             *REPORT,
+            *REPORTS,
             "hypothesis>=6",
             "imagecodecs>=2026.3.6",
             "pydicom>=3.0",

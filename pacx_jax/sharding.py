@@ -36,6 +36,16 @@ RULES = (
     # LoRA: the side that meets a split one. Gathering 1% would cost more than it saves.
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/b", PartitionSpec(None, "tensor")),
     (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/a", PartitionSpec("tensor")),
+    # The report decoder's, likewise. Its token embeddings and output layer are split by
+    # no axis: few divisors divide a vocabulary.
+    (
+        r"(.*/)?block_\d+/(self_attn/qkv|cross_attn/(q|kv))/kernel",
+        PartitionSpec("fsdp", "tensor"),
+    ),
+    (
+        r"(.*/)?block_\d+/(self|cross)_attn/proj/kernel",
+        PartitionSpec("tensor", "fsdp"),
+    ),
     (r".*", PartitionSpec()),
 )
 

@@ -24,6 +24,9 @@ class Dense(nn.Dense):
         """(..., i) -> (..., features)."""
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        if not self.use_bias:
+            x, kernel = nn.dtypes.promote_dtype(x, kernel, dtype=self.dtype)
+            return matmul(x, kernel) if target.hand_written("dense") else x @ kernel
         bias = self.param("bias", self.bias_init, shape[1:], self.param_dtype)
         x, kernel, bias = nn.dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
         return affine(x, kernel, bias)

@@ -1,0 +1,133 @@
+"""Loss of a report decoder: cross-entropy of each next token, teacher forced.
+
+Shape letters: b batch, t text tokens, d width, n tokens of a chunk.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from pacx_jax import sharding
+from pacx_jax.losses import wide
+from pacx_jax.types import Array
+
+CHUNK = 2048  # tokens whose logits exist at a time: 250 MB for 30,522 of float32
+
+
+def targets(tokens: Array, present: Array, pad_id: int) -> tuple[Array, Array]:
+    """What positions 0 to t - 2 predict, (b, t - 1), and whether that counts, bool.
+
+    Padding does not count, nor does anything of a study without a report.
+
+    Args:
+      tokens: (b, t).
+      present: (b,), 1 for a study that has a report, else 0.
+    """
+    following = tokens[:, 1:]
+    return following, (following != pad_id) & (present > 0)[:, None]
+
+
+def caption_loss(
+    logits: Array,
+    tokens: Array,
+    present: Array,
+    pad_id: int,
+    label_smoothing: float = 0.0,
+) -> tuple[Array, Array]:
+    """Sum of the cross-entropies, () float32, and the number of tokens that count, ().
+
+    Args:
+      logits: (b, t, vocab) of a decoder that was given `tokens`.
+      tokens, present, pad_id: as in `targets`.
+    """
+    following, valid = targets(tokens, present, pad_id)
+    each = cross_entropy(logits[:, :-1], following, label_smoothing)
+    each = jnp.where(valid, each, 0)
+    return each.sum(), valid.sum().astype(each.dtype)
+
+
+def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+    """Cross-entropy (...,) of logits (..., vocab) and labels (...,), in float32.
+
+    With smoothing e the target is 1 - e + e / vocab for the label and e / vocab for
+    every other token.
+    """
+    logits = wide(logits)
+    own = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
+    own = (1 - label_smoothing) * own
+    if label_smoothing:
+        own += label_smoothing * logits.mean(-1)
+    return jax.nn.logsumexp(logits, axis=-1) - own
+
+
+def chunked_caption_loss(
+    hidden: Array,
+    kernel: Array,
+    tokens: Array,
+    present: Array,
+    pad_id: int,
+    *,
+    label_smoothing: float = 0.0,
+    chunk: int = CHUNK,
+    dtype=jnp.float32,
+) -> tuple[Array, Array]:
+    """`caption_loss` of logits hidden kernel, of which only a chunk exists at a time.
+
+    Each device puts the tokens that count first and computes them `chunk` at a time,
+    again in the backward pass. Chunks without any are left out, so the cost goes with
+    the length of the reports, not with t. The kernel's gradient is summed in float32,
+    and over the devices once.
+
+    Args:
+      hidden: (b, t, d), from `text.TextDecoder.hidden`.
+      kernel: (d, vocab), the decoder's `head/kernel`.
+      chunk: tokens, of one device.
+      dtype: of the products.
+    """
+
+    def local(hidden, kernel, tokens, present):
+        following, valid = targets(tokens, present, pad_id)
+        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
+        following, valid = following.reshape(-1), valid.reshape(-1)
+        order = jnp.argsort(~valid, stable=True)
+        size = min(chunk, len(order))
+        empty = -len(order) % size
+
+        def chunks(x):
+            x = jnp.take(x, order, axis=0, mode="clip")
+            x = jnp.pad(x, ((0, empty), *[(0, 0)] * (x.ndim - 1)))
+            return x.reshape(-1, size, *x.shape[1:])
+
+        arrays = tuple(map(chunks, (hidden, following, valid)))
+
+        def computed(x, following, valid):
+            logits = x.astype(dtype) @ kernel.astype(dtype)
+            each = cross_entropy(logits, following, label_smoothing)
+            return jnp.where(valid, each, 0).sum()
+
+        def none(x, following, valid):
+            return (0 * x[0, 0]).astype(jnp.promote_types(dtype, jnp.float32))
+
+        @jax.checkpoint
+        def one(arrays):
+            return jax.lax.cond(arrays[2].any(), computed, none, *arrays)
+
+        total = jax.lax.map(one, arrays).sum()
+        return total, valid.sum().astype(total.dtype)
+
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or len(tokens) % sharding.batch_shards(mesh):
+        return local(hidden, kernel, tokens, present)
+    rows, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
+
+    def shared(hidden, kernel, tokens, present):
+        # Varying before the loop, so that its gradient is summed after it.
+        kernel = jax.lax.pcast(kernel, sharding.ROWS, to="varying")
+        found = local(hidden, kernel, tokens, present)
+        return jax.lax.psum(found, sharding.ROWS)
+
+    return jax.shard_map(
+        shared, in_specs=(rows, whole, rows, rows), out_specs=(whole, whole)
+    )(hidden, kernel, tokens, present)
