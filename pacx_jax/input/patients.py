@@ -2,8 +2,8 @@
 
 Patient "1" of one hospital is not patient "1" of another, so two ids are compared only
 within one namespace: that of the data set which gave them out. Data sets cut from one
-archive share its namespace: `subject_id` of Symile-MIMIC, MedMod, CXLSeg, the
-laboratory events and the emergency stays are all MIMIC's.
+archive share its namespace: `subject_id` of Symile-MIMIC, MedMod, CXLSeg, MIMIC-CXR,
+the laboratory events and the emergency stays are all MIMIC's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ NAMESPACES = {
     "symile_mimic": "mimic",
     "medmod": "mimic",
     "cxlseg": "mimic",
+    "mimic_cxr": "mimic",
     "mimic_labs": "mimic",
     "mimic_vitals": "mimic",
 }
