@@ -104,7 +104,7 @@ def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
         return "", "", None
     patient = patients.canonical(example.get("patient_id", ""))
     patient = patients.key(source.namespace, patient).casefold() if patient else ""
-    study = _study(example, source.namespace)
+    study = _study(example, source.namespace, patient)
     if not has_image:
         return patient, study, None
     try:
@@ -114,11 +114,13 @@ def _example(source: sources.Source, i: int, has_image: bool) -> tuple:
         return patient, study, None
 
 
-def _study(example: dict, space: str) -> str:
-    """The study or, where data name those, the admission of an example."""
+def _study(example: dict, space: str, patient: str) -> str:
+    """The study of a patient or, where data name those, the admission of an example."""
     for entry in _STUDY_ENTRIES:
         if number := patients.canonical(example.get(entry, "")):
-            return f"{space}/{entry}/{number}"
+            # Some sets number the studies of each patient anew.
+            owner = patient if patient and entry == "study_id" else space
+            return f"{owner}/{entry}/{number}"
     folders = _STUDY_FOLDERS.get(space, "$^")
     found = re.search(f"(?:^|/)({folders})/", str(example.get("path", "")))
     return f"{space}/{found[1]}" if found else ""

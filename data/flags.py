@@ -22,6 +22,9 @@ NAMES = (
     "kermany",
     "qata_cov19",
     "cxlseg",
+    "mimic_cxr",
+    "padchest",
+    "openi",
     "folder",
     "ecg_array",
     "mimic_labs",
@@ -33,15 +36,16 @@ _MIMIC = ("mimic_labs", "mimic_vitals")
 _IMAGES = tuple(n for n in NAMES if n not in ("ecg_array", "wfdb", *_MIMIC))
 _LISTED = tuple(n for n in _IMAGES if n != "symile_mimic")
 # Flags that name what is read, which may lie in a bucket.
-FOLDERS = ("source", "csv", "images", "symile", "vitals", "percentiles")
+FOLDERS = ("source", "csv", "images", "reports", "symile", "vitals", "percentiles")
 # The data sets for which a flag means something; those not named here it does for all.
 APPLIES = {
     "size": _IMAGES,
     "store": _IMAGES,
     "splits": tuple(n for n in _IMAGES if n != "folder"),  # for some both are one
     "allow_missing": _LISTED,
-    "task": ("chexchonet", "medmod"),
+    "task": ("chexchonet", "medmod", "mimic_cxr"),
     "images": ("medmod",),
+    "reports": ("mimic_cxr", "openi"),
     "symile": ("medmod",),
     "lead_order": ("ecg_array",),
     "masks": ("folder",),
@@ -83,8 +87,9 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     )
     add("--splits", choices=splits.POLICIES, default="strict")
     add("--allow_missing", action="store_true", help="leave out listed, absent images")
-    add("--task", default="", help="of chexchonet or medmod (see data/README.md)")
+    add("--task", default="", help="of chexchonet, medmod, mimic_cxr: data/README.md")
     add("--images", default="", help="medmod: MIMIC-CXR-JPG, if not in --source")
+    add("--reports", default="", help="mimic_cxr, openi: if not in --source")
     add("--symile", default="", help="medmod: Symile-MIMIC, which it must not share")
     add("--lead_order", choices=("standard", "mimic"), default="standard")
     add("--csv", default="", help="folder, ecg_array, wfdb: CSV of labels, patients")

@@ -30,6 +30,11 @@ class Row:
       stratum: 1 where a stratified draw counts the row as positive.
       folder: a folder above the image, where names repeat ("train").
       mask: path of its mask, "" if that is not there; None where the set has none.
+      study: its study's id, unique within the patient; "" where the set names none.
+      views: what is said of its view, (origin, text) as `views.settle` takes it; ()
+        where the set says nothing.
+      report: findings and impression of its study, each "" without one; None where
+        the set has no reports.
     """
 
     origin: str
@@ -40,6 +45,9 @@ class Row:
     stratum: float = 0.0
     folder: str = ""
     mask: str | None = None
+    study: str = ""
+    views: tuple[tuple[str, str], ...] = ()
+    report: tuple[str, str] | None = None
 
 
 class Files:

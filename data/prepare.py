@@ -151,7 +151,7 @@ def _settings(options: argparse.Namespace) -> dict:
     """What decides the target's contents, apart from the source's."""
     ignored = {"source", "target", "check", "given", "workers", "max_bad_share"}
     # Folders: their contents count.
-    ignored |= {"percentiles", "images", "symile", "vitals"}
+    ignored |= {"percentiles", "images", "reports", "symile", "vitals"}
     return {k: v for k, v in sorted(vars(options).items()) if k not in ignored}
 
 

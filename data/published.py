@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from data import listings, records, splits
+from data import listings, records, splits, studies
 from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import names, patients
+from pacx_jax.input import images, names, patients
 
 Counts = Mapping[str, Mapping[str, int]]  # "train" or "train+val" -> IMAGES, labels
 IMAGES = "images"
+SIMULATED = "cohort_layout.json"  # data/cohort writes it into what it draws
 _DEPTH = 3  # folders between --source and the root of the data set
 
 
@@ -39,6 +40,7 @@ class Facts:
       reference: splits as the authors' code made them.
       counts: published counts for "strict", "reference", or "both".
       note: a fact about its splits that must be told.
+      own_range: its 16-bit images are scaled each by its own range; see `images`.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Facts:
     reference: splits.Policy
     counts: Mapping[str, Counts]
     note: str = ""
+    own_range: bool = False
 
 
 Read = Callable[[pathlib.Path, listings.Files], Iterator[listings.Row]]
@@ -64,6 +67,8 @@ def make_plan(
     rows = list(read(root, files))
     paths, rows, notes = _join(files.root, files, rows, options.allow_missing)
     root = files.root
+    text_names, texts, told = studies.texts(rows, paths)
+    notes += told
     policy = getattr(facts, options.splits)
     people = [patients.canonical(row.patient) for row in rows]
     try:
@@ -82,48 +87,79 @@ def make_plan(
         notes.append(passed)
     chosen: dict[str, list[tuple]] = {name: [] for name in splits.NAMES}
     digest = hashlib.sha256()
-    for path, row, who, name in zip(paths, rows, people, parts, strict=True):
+    for path, row, who, name, values in zip(
+        paths, rows, people, parts, texts, strict=True
+    ):
         labels = np.asarray(row.labels, np.float32)
-        size = os.stat(root / path).st_size
-        digest.update(f"{path}\0{size}\0{name}\0{row.patient}\0".encode())
-        digest.update(labels.tobytes())
-        if row.mask is not None:
-            size = os.stat(root / row.mask).st_size
-            digest.update(f"{row.mask}\0{size}\0".encode())
+        _identify(digest, root, path, row, name, values, labels)
         if name:
-            chosen[name].append((path, who, labels, row.mask))
-    make = MakeImage(str(root), options.size, grouped)
+            more = (values,) if text_names else ()
+            chosen[name].append((path, who, labels, row.mask, *more))
+    make = MakeImage(str(root), options.size, grouped, text_names, facts.own_range)
     entries = ("image", "path") + (("patient_id",) if grouped else ())
     entries += ("labels",) if facts.labels else ()
     entries += ("mask",) if any(row.mask is not None for row in rows) else ()
+    simulated = (root / SIMULATED).is_file()
     return records.Plan(
         {name: chosen[name] for name in splits.NAMES if chosen[name]},
         make,
         make.name,
-        entries,
+        entries + text_names,
         facts.labels,
         digest.hexdigest(),
-        published=merged_counts(facts, options.splits),
+        published={} if simulated else merged_counts(facts, options.splits),
         notes=tuple(notes + told),
         identity=functools.partial(records.image_identity, str(root)),
     )
 
 
+def _identify(
+    digest: Any,
+    root: pathlib.Path,
+    path: str,
+    row: listings.Row,
+    split: str,
+    texts: studies.Texts,
+    labels: np.ndarray,
+) -> None:
+    """Adds what identifies a row to the digest of the source."""
+    size = os.stat(root / path).st_size
+    digest.update(f"{path}\0{size}\0{split}\0{row.patient}\0".encode())
+    digest.update(labels.tobytes())
+    if row.mask is not None:
+        size = os.stat(root / row.mask).st_size
+        digest.update(f"{row.mask}\0{size}\0".encode())
+    if texts:
+        digest.update(repr(texts).encode())
+
+
 @dataclasses.dataclass(frozen=True)
 class MakeImage:
-    """Makes the example of (path, patient, labels, path of the mask or None)."""
+    """Makes the example of (path, patient, labels, path of the mask or None, texts).
+
+    Attributes:
+      root: the folder of the images.
+      size: their shorter side; 0 = as it is.
+      grouped: whether patients are known.
+      texts: names of the other entries, whose values end the row; () = it has none.
+      own_range: see `Facts`.
+    """
 
     root: str
     size: int
     grouped: bool
+    texts: tuple[str, ...] = ()
+    own_range: bool = False
 
     def name(self, row: tuple) -> str:
         return f"{self.root}/{row[0]}"
 
     def __call__(self, row: tuple) -> dict[str, Any]:
-        path, patient, labels, mask = row
+        path, patient, labels, mask, *texts = row
         name = self.name(row)
         data = files.read_bytes(name)
+        if self.own_range:  # as pixels: the file would be read by the range of 16 bits
+            data = images.decode(data, name, own_range=True)
         if mask is None:
             stored = {"image": records.store_image(data, self.size, name)}
         else:
@@ -132,6 +168,7 @@ class MakeImage:
             stored = records.store_pair(data, mask_data, self.size, name, mask_name)
         example = stored | {"path": path}
         example |= {"labels": labels} if len(labels) else {}
+        example |= dict(zip(self.texts, *texts, strict=True)) if texts else {}
         return example | ({"patient_id": patient} if self.grouped else {})
 
 
@@ -227,7 +264,10 @@ def _join(
             continue
         other = found.setdefault(path, row)
         if other is not row:
-            if not _same(other, row):
+            if _same(other, row):
+                both = dict.fromkeys(other.views + row.views)
+                found[path] = dataclasses.replace(other, views=tuple(both))
+            else:
                 raise PacxError(
                     f"{row.origin}: {path} is also in {other.origin}, and they do not "
                     "agree; remove one"
@@ -250,9 +290,16 @@ def _join(
         notes.append(f"{repeated} rows repeat another and count once")
     if not found:
         raise PacxError(f"{root}: no image of its tables is there; check --source")
+    paths, rows = list(found), list(found.values())
+    keys = [(row.patient, row.study) if row.study else None for row in rows]
+    again = studies.copies(root, paths, keys)
+    notes += studies.told_copies(paths, again)
+    for i in again:
+        del found[paths[i]]
     return list(found), list(found.values()), notes
 
 
 def _same(one: listings.Row, two: listings.Row) -> bool:
     labels = np.array_equal(one.labels, two.labels, equal_nan=True)
-    return labels and (one.patient, one.split) == (two.patient, two.split)
+    first, second = ((r.patient, r.split, r.study, r.report) for r in (one, two))
+    return labels and first == second

@@ -194,14 +194,16 @@ def _encode(data: bytes | np.ndarray, image: np.ndarray, size: int) -> bytes:
 
 
 def image_identity(root: str, row: tuple) -> bytes:
-    """Identifies the source of (path, patient, labels, mask's path or None).
+    """Identifies the source of a row as `published.MakeImage` takes it.
 
     A missing file has size -1.
     """
-    path, patient, labels, mask = row
+    path, patient, labels, mask, *texts = row
     text = f"{path}\0{_size(root, path)}\0{patient}\0"
     if mask is not None:
         text += f"{mask}\0{_size(root, mask)}\0"
+    for values in texts:
+        text += repr(values)
     return text.encode() + labels.tobytes()
 
 

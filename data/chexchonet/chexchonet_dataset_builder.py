@@ -4,7 +4,8 @@ Layout (PhysioNet, 1.0.0): metadata.csv and images/, 71,589 X-rays of 24,689 pat
 
 Two tasks: `composite` (any left-ventricular abnormality) and `echo`, five labels. The
 authors drew the first by image, which puts patients into several splits, and the second
-by patient.
+by patient. The table has neither studies nor views: each X-ray is a study, and all are
+frontal as published.
 """
 
 from __future__ import annotations
@@ -57,6 +58,8 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
                 values[i],
                 patients[i],
                 stratum=strata[i],
+                study=cells["cxr_filename"],
+                views=(("listed", "frontal"),),
             )
 
     return published.make_plan(source, options, facts, read)

@@ -9,6 +9,10 @@ Layout, of CheXpert-v1.0 and of CheXpert-v1.0-small:
 The `Path` column begins with the root folder's name, which is stripped. Labels stay
 as they are: 1, 0, -1 (uncertain), blank. Where train_visualCheXbert.csv is there, its
 labels are those of train. The official valid.csv is the val split.
+
+A study is its folder. The view is what the columns Frontal/Lateral and AP/PA say
+(origin `listed`); the file's name is compared, and tells it where the columns are not
+there (origin `guessed`).
 """
 
 from __future__ import annotations
@@ -21,10 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from data import published, records
+from data import published, records, studies
 from pacx_jax import files
 from pacx_jax.errors import PacxError
-from pacx_jax.input import findings, folders, tables
+from pacx_jax.input import findings, folders, tables, views
 from pacx_jax.input import names as file_names
 
 LABELS = (
@@ -43,6 +47,7 @@ LABELS = (
     "Fracture",
     "Support Devices",
 )
+_TEXTS = ("study_id", "view", "view_origin")
 COUNTS = {"train": {"images": 223_414}, "val": {"images": 234}}
 
 
@@ -67,6 +72,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     found = file_names.find(root)
     digest = hashlib.sha256()
     splits, told, missing, repeats = {}, (), 0, 0
+    tally = views.Tally()
     for split, table in read.items():
         digest.update(files.read_bytes(table.path))
         paths, notes = folders.match_paths(
@@ -77,11 +83,9 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         values = np.zeros((len(paths), 0), np.float32)
         if names:
             values = findings.read(table, names)[1]
-        splits[split] = [
-            (path, _patient(path, table), values[i], None)
-            for i, path in enumerate(paths)
-            if path
-        ]
+        rows, notes = _rows(root, table, paths, values, tally)
+        told += notes
+        splits[split] = rows
         repeats += repeated
         missing += paths.count("") - repeated
     train, val = ({row[1] for row in splits[name]} for name in ("train", "val"))
@@ -90,13 +94,14 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         raise PacxError(
             f"{root}: patient {min(shared)} is in both train.csv and valid.csv"
         )
-    make = published.MakeImage(str(root), options.size, grouped=True)
-    entries = ("image", "path", "patient_id") + (("labels",) if names else ())
+    make = published.MakeImage(str(root), options.size, grouped=True, texts=_TEXTS)
+    entries = ("image", "path", "patient_id") + (("labels",) if names else ()) + _TEXTS
     if missing:
         digest.update(f"without {missing}".encode())
     told += (f"{missing} listed images are not there and left out",) * bool(missing)
     told += (f"{repeats} rows repeat another and count once",) * bool(repeats)
-    simulated = (root / "cohort_layout.json").is_file()  # data/cohort writes it
+    told += tuple(tally.told())
+    simulated = (root / published.SIMULATED).is_file()
     return records.Plan(
         splits,
         make,
@@ -119,6 +124,47 @@ def _labels(read: dict[str, tables.Table]) -> tuple[str, ...]:
         if lacking:
             table.column(lacking[0], "a label that the other CSV has")
     return names or findings.read(read["train"], exclude={"Path"})[0]
+
+
+def _rows(
+    root: pathlib.Path,
+    table: tables.Table,
+    paths: list[str],
+    values: np.ndarray,
+    tally: views.Tally,
+) -> tuple[list[tuple], tuple[str, ...]]:
+    """The rows of a split as `published.MakeImage` takes them, and what to tell."""
+    rows = [
+        (path, _patient(path, table), labels, None, _texts(path, claims, tally))
+        for path, labels, claims in zip(paths, values, _views(table), strict=True)
+        if path
+    ]
+    there = [row[0] for row in rows]
+    again = studies.copies(root, there, [row[4][0] for row in rows])
+    left = [row for i, row in enumerate(rows) if i not in {*again}]
+    return left, tuple(studies.told_copies(there, again))
+
+
+def _views(table: tables.Table) -> list[tuple[tuple[str, str], ...]]:
+    """What the columns say of each row's view, as `views.settle` takes it."""
+    columns = [c for c in ("Frontal/Lateral", "AP/PA") if c in table.columns]
+    cells = [table.column(c, "as published") for c in columns]
+    return [
+        tuple(("listed", cell) for cell in row)
+        for row in (zip(*cells, strict=True) if cells else [()] * len(table.rows))
+    ]
+
+
+def _texts(
+    path: str, claims: tuple[tuple[str, str], ...], tally: views.Tally
+) -> tuple[str, ...]:
+    """The values of _TEXTS for the image at train/patient00001/study1/view1_x.jpg."""
+    folders_above, _, name = path.rpartition("/")
+    study = "/".join(folders_above.split("/")[-2:])
+    told = re.search("frontal|lateral", name.lower())
+    claims += (("guessed", told[0]),) if told else ()
+    settled = tally.settle(claims)
+    return study, settled.view, settled.origin
 
 
 def _root(source: pathlib.Path) -> pathlib.Path:

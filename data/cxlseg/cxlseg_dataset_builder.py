@@ -48,7 +48,8 @@ def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
         patient = cells["subject_id"].removeprefix("p")
         found = files.find(listings.Row(origin, f"{dicom}-mask", ()))
         split = tables.SPLIT_NAMES[split.lower()]
-        yield listings.Row(origin, dicom, (), patient, split, mask=found)
+        study = cells["study_id"].removeprefix("s")
+        yield listings.Row(origin, dicom, (), patient, split, mask=found, study=study)
 
 
 class Builder(records.RecordBuilder, skip_registration=True):

@@ -1,6 +1,7 @@
 """Any tree of JPEG and PNG files with or without a CSV, as ArrayRecord.
 
-It is read and split by the very code of `data.source=folder`. With --masks=DIR, a
+It is read and split by the very code of `data.source=folder`, with studies and views
+where the CSV has a column of them (tables.ROLES). With --masks=DIR, a
 folder in the source, the image a/x.jpg has the mask DIR/a/x.png, or else DIR/x.png,
 under any extension.
 """
@@ -39,18 +40,19 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         sizes = {p: (listing.root / mask).stat().st_size for p, mask in masks.items()}
         text = repr((fingerprint, sorted(masks.items()), sorted(sizes.items())))
         fingerprint = hashlib.sha256(text.encode()).hexdigest()
+    text_names, texts = _texts(listing)
     splits: dict[str, list[tuple]] = {}
     for i, (path, split) in enumerate(zip(listing.paths, listing.splits, strict=True)):
         if options.masks and path not in masks:
             continue
         patient = listing.patients[i] if grouped else ""
-        row = (path, patient, listing.labels[i], masks.get(path))
+        row = (path, patient, listing.labels[i], masks.get(path), *texts[i])
         splits.setdefault(split, []).append(row)
-    make = published.MakeImage(str(listing.root), options.size, grouped)
+    make = published.MakeImage(str(listing.root), options.size, grouped, text_names)
     entries = ("image", "path")
     entries += ("patient_id",) if grouped else ()
     entries += ("labels",) if labelled else ()
-    entries += ("mask",) if masks else ()
+    entries += (("mask",) if masks else ()) + text_names
     splits = {s: splits[s] for s in ("train", "val", "test") if s in splits}
     return records.Plan(
         splits,
@@ -62,6 +64,18 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
         notes=notes,
         identity=functools.partial(records.image_identity, str(listing.root)),
     )
+
+
+def _texts(listing: folders.Listing) -> tuple[tuple[str, ...], list[tuple]]:
+    """Names of the entries of studies and views, and how each row ends with them."""
+    names = ("study_id",) * bool(listing.studies)
+    names += ("view", "view_origin") * bool(listing.views)
+    if not names:
+        return (), [()] * len(listing.paths)
+    columns = [listing.studies] if listing.studies else []
+    if listing.views:
+        columns += [listing.views, ["listed"] * len(listing.views)]
+    return names, [(values,) for values in zip(*columns, strict=True)]
 
 
 def _find_masks(

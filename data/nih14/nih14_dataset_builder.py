@@ -7,7 +7,8 @@ Layout, of the NIH and of Kaggle:
   images/00000001_000.png, or images_001/images/00000001_000.png
 
 The official lists share no patient. "No Finding" is 0 for all labels; a blank cell of
-findings is missing labels.
+findings is missing labels. A study is a patient's visit, by `Follow-up #`; the view is
+`View Position`'s. Where a table lacks either, so do the examples.
 """
 
 from __future__ import annotations
@@ -77,7 +78,16 @@ def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
                 f"{origin}: {name} is in neither {' nor '.join(LISTS.values())}"
             )
         labels = _labels(cells["Finding Labels"], origin)
-        yield listings.Row(origin, name, labels, patient, listed[name])
+        visit, view = cells.get("Follow-up #", ""), cells.get("View Position")
+        yield listings.Row(
+            origin,
+            name,
+            labels,
+            patient,
+            listed[name],
+            study=f"{patient}_{visit}" if visit else "",
+            views=() if view is None else (("listed", view),),
+        )
 
 
 def _labels(cell: str, origin: str) -> list[float]:

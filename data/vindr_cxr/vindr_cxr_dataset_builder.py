@@ -7,12 +7,14 @@ Layout, of PhysioNet 1.0.0, or Kaggle's 512-pixel PNGs (awsaf49) with its label 
   train/IMAGE_ID.png, test/IMAGE_ID.png
 
 The label files may also lie beside `train` and `test`. Labels are those 19 that at
-least 50 training images have; in train what half of an image's readers say. Patients
-are not published.
+least 50 training images have; in train what half of an image's readers say. Neither
+patients nor studies are published: each image is a study. All are PA as published,
+and where images are DICOM files the headers are compared with that.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +23,7 @@ import numpy as np
 
 from data import listings, published, records, splits
 from pacx_jax.errors import PacxError
-from pacx_jax.input import findings
+from pacx_jax.input import dicom, findings
 
 FILES = ("image_labels_train.csv", "annotations/image_labels_train.csv")
 # Positives among the 15,000 images of the official train split.
@@ -68,7 +70,6 @@ FACTS = published.Facts(
 
 def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
     """One row an image, in the order of their ids."""
-    del files
     for split in ("train", "test"):
         names = (name.replace("train", split) for name in FILES)
         path = listings.first_file(root, *names)
@@ -89,7 +90,11 @@ def read(root: pathlib.Path, files: listings.Files) -> Iterator[listings.Row]:
         for image, readers in sorted(readings.items()):
             labels = majority(np.stack(list(readers.values())))
             origin = f"{path}: image {image}"
-            yield listings.Row(origin, image, labels, split=split, folder=split)
+            row = listings.Row(origin, image, labels, split=split, folder=split)
+            path = files.find(row)
+            header = dicom.view(files.root / path) if path else ""
+            claims = (("listed", "PA"), *((("DICOM", header),) if header else ()))
+            yield dataclasses.replace(row, study=image, views=claims)
 
 
 def majority(readings: np.ndarray) -> np.ndarray:

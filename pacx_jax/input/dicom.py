@@ -14,13 +14,17 @@ entries. Overlays, orientation and presentation states are not applied.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
 
+from pacx_jax import files
 from pacx_jax.errors import PacxError, install, one_line
 from pacx_jax.input import dicom_pixels
 from pacx_jax.input.dicom_pixels import value
+
+_HEADER = 2**18  # bytes, in which the elements before the pixels stand
 
 
 def decode(data: bytes, name: str) -> np.ndarray:
@@ -41,6 +45,24 @@ def decode(data: bytes, name: str) -> np.ndarray:
     except Exception as error:  # hostile bytes make the packages raise almost anything
         reason = f"DICOM {one_line(error)}; mend, convert or delete it"
         raise PacxError(f"{name}: {reason}") from error
+
+
+def view(path: str | os.PathLike) -> str:
+    """ViewPosition of a DICOM file; "" for other files, and where it has none.
+
+    PacxError without the extra `dicom`. What is damaged is found when it is decoded.
+    """
+    if not dicom_pixels.is_dicom(files.read_bytes(path, 256)):
+        return ""
+    try:
+        return dicom_pixels.text(files.read_bytes(path, _HEADER), "ViewPosition")
+    except ImportError as error:
+        raise PacxError(
+            f"{path}: a DICOM file, which needs the extra dicom ({error}): "
+            f"{install('dicom')}"
+        ) from error
+    except Exception:  # hostile bytes make pydicom raise almost anything
+        return ""
 
 
 def _grey_table(dataset: Any, stored: np.ndarray, values: np.ndarray) -> np.ndarray:

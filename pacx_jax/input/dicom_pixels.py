@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ def is_dicom(data: bytes) -> bool:
     return bytes(data[128:132]) == b"DICM" or bool(_FIRST.match(bytes(data[:8])))
 
 
-def _read_dataset(data: bytes) -> tuple[str, Any]:
+def _read_dataset(data: bytes, keywords: Sequence[str] = _KEYWORDS) -> tuple[str, Any]:
     """The UID of the transfer syntax, and the elements of the image."""
     from pydicom.datadict import tag_for_keyword
     from pydicom.filereader import read_dataset
@@ -66,9 +67,15 @@ def _read_dataset(data: bytes) -> tuple[str, Any]:
             f"TransferSyntaxUID {syntax!r} {name} is not supported, Explicit VR Little "
             "Endian is (dcmconv +te of DCMTK)"
         )
-    tags = [tag_for_keyword(keyword) for keyword in _KEYWORDS]
+    tags = [tag_for_keyword(keyword) for keyword in keywords]
     options = {"stop_when": lambda tag, *_: tag > tags[-1], "specific_tags": tags}
     return syntax, read_dataset(file, syntax == _NATIVE[0], True, **options)
+
+
+def text(data: bytes, keyword: str) -> str:
+    """A text element of the header that `data` begins with, "" where it is absent."""
+    _, dataset = _read_dataset(data, (keyword,))
+    return value(dataset, keyword, str, "")
 
 
 def value(dataset: Any, keyword: str, kind: type, default: Any = None) -> Any:

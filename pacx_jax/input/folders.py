@@ -7,14 +7,13 @@ import dataclasses
 import hashlib
 import os
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError, one_line
-from pacx_jax.input import findings, names, tables
+from pacx_jax.input import findings, names, tables, views
 from pacx_jax.input import patients as ids
 
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl")
@@ -77,6 +76,8 @@ class Listing:
       labels: float32 (n, c).
       fingerprint: sha256 over paths, sizes, both ends of each file, and the CSV.
       notes: lines that say what was taken for what, and what was left out.
+      studies: n ids of studies, or empty; an image that names none is one by its path.
+      views: n keys of `views.FINE`, or empty; the table states them.
     """
 
     root: pathlib.Path
@@ -87,8 +88,8 @@ class Listing:
     labels: np.ndarray
     fingerprint: str
     notes: tuple[str, ...] = ()
-    studies: Sequence[str] = ()
-    views: Sequence[str] = ()
+    studies: list[str] = dataclasses.field(default_factory=list)
+    views: list[str] = dataclasses.field(default_factory=list)
 
 
 def read_folder(spec: FolderSpec) -> Listing:
@@ -124,6 +125,8 @@ def read_folder(spec: FolderSpec) -> Listing:
     notes += [f"{without} images have no row and are left out"] if without else []
     notes += [] if roles["split"] else [_told_splits(paths)]
     notes += [_copies(digests), found.told(_under(root, csv_path))]
+    studies, seen, told = _studies(table, roles, paths, patients, digests)
+    notes += told
     order = sorted(range(len(digests)), key=paths.__getitem__)
 
     def ordered(values: list[str]) -> list[str]:
@@ -138,7 +141,35 @@ def read_folder(spec: FolderSpec) -> Listing:
         labels.values[order],
         fingerprint,
         tuple(one_line(note, 3000) for note in notes if note),
+        ordered(studies),
+        ordered(seen),
     )
+
+
+def _studies(
+    table: tables.Table,
+    roles: dict[str, str],
+    paths: list[str],
+    patients: list[str],
+    digests: list[str],
+) -> tuple[list[str], list[str], list[str]]:
+    """Studies and views of the rows, [] without their column, and lines to tell."""
+    studies, seen, notes = [], [], []
+    if column := roles["study"]:
+        cells = [ids.canonical(cell) for cell in table.column(column, "")]
+        studies = [cell or path for cell, path in zip(cells, paths, strict=True)]
+        keys = list(zip(patients or cells, studies, strict=True))
+        notes = [f"{len(set(keys))} studies"]
+        if alone := cells.count(""):
+            notes.append(f"{alone} rows name no study and are each one of their own")
+        if same := len(keys) - len({*zip(keys, digests, strict=True)}):
+            notes.append(f"{same} images are copies of another of their study and are kept")
+    if column := roles["view"]:
+        tally = views.Tally()
+        cells = table.column(column, "")
+        seen = [tally.settle([("listed", cell)]).view for cell in cells]
+        notes += tally.told()
+    return studies, seen, notes
 
 
 def _without_csv(root: pathlib.Path, spec: FolderSpec, found: names.Found) -> Listing:

@@ -11,6 +11,7 @@ import io
 import math
 import os
 import re
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -24,6 +25,7 @@ from pacx_jax.input.dicom_pixels import MAX_PIXELS, check_scans, is_dicom
 FORMATS = ("JPEG", "PNG")
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".dcm", ".dicom")
 
+_Scale = Callable[[np.ndarray], np.ndarray]  # 16-bit grey levels -> uint8
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TURNED = ((3, 4, 7, 8), (2, 3, 6, 7))  # EXIF: rows, columns run backwards
 _SCAN = b"\xff\xda"  # begins the pixels of a JPEG
@@ -36,7 +38,10 @@ cv2.setNumThreads(0)
 
 
 def decode(
-    data: bytes | str | os.PathLike | np.ndarray | Image.Image, name: str = ""
+    data: bytes | str | os.PathLike | np.ndarray | Image.Image,
+    name: str = "",
+    *,
+    own_range: bool = False,
 ) -> np.ndarray:
     """Decodes a JPEG, PNG or DICOM file, or a PIL image, into uint8 grey levels.
 
@@ -52,6 +57,8 @@ def decode(
       data: the encoded file, its path, or a PIL image; uint8 pixels (h, w[, 1 or 3])
         stay as they are.
       name: what messages call it; by default its path.
+      own_range: 16-bit levels become 0 to 255 from the image's smallest to its largest,
+        as of a DICOM without a window. For sets whose publisher did not scale them.
 
     Returns:
       uint8, (h, w) for grey images and (h, w, 3) for colour ones.
@@ -78,7 +85,8 @@ def decode(
     if not in_memory and is_dicom(data):
         return dicom.decode(data, name)
     try:
-        return _to_uint8(data) if in_memory else _from_file(data)
+        scale = _by_own_range if own_range else _from_16_bits
+        return _to_uint8(data, scale) if in_memory else _from_file(data, scale)
     except Image.UnidentifiedImageError:
         if other := "" if in_memory else files.other_kind(data):
             raise PacxError(f"{name}: {other}") from None
@@ -196,7 +204,7 @@ def is_plain_jpeg(data: bytes) -> bool:
     return False
 
 
-def _from_file(data: bytes) -> np.ndarray:
+def _from_file(data: bytes, scale: _Scale) -> np.ndarray:
     if not data:
         raise ValueError("the file is empty")
     if is_plain_jpeg(data):
@@ -217,7 +225,7 @@ def _from_file(data: bytes) -> np.ndarray:
             raise ValueError(f"too large: {image.size}, the limit is {MAX_PIXELS}")
         # PIL keeps only the high byte of 16-bit colour. OpenCV reads all the bits.
         wide = image.format == "PNG" and data[24] == 16 and image.mode[:1] != "I"
-        return _to_uint8(image, data if wide else b"")
+        return _to_uint8(image, scale, data if wide else b"")
 
 
 def _pixel_chunks(data: bytes) -> bytes:
@@ -231,18 +239,18 @@ def _pixel_chunks(data: bytes) -> bytes:
     return b"".join(chunks)
 
 
-def _to_uint8(image: Image.Image, wide: bytes = b"") -> np.ndarray:
+def _to_uint8(image: Image.Image, scale: _Scale, wide: bytes = b"") -> np.ndarray:
     """Pixels of a PIL image; `wide` is its file where PIL cuts its 16-bit colours."""
     image.load()
     if image.mode.startswith("I"):
-        pixels = _from_16_bits(np.asarray(image))
+        pixels = scale(np.asarray(image))
     elif wide:  # PIL has checked the file by now
         pixels = cv2.imdecode(np.frombuffer(wide, np.uint8), cv2.IMREAD_UNCHANGED)
         if pixels is None or pixels.dtype != np.uint16:
             raise ValueError("16-bit PNG that OpenCV cannot read")
         if pixels.ndim == 3:
             pixels = pixels[..., 0] if image.mode == "LA" else pixels[..., 2::-1]
-        pixels = _from_16_bits(pixels)
+        pixels = scale(pixels)
     elif image.mode == "F":
         raise ValueError("floats; scale them to mode L or I;16")
     else:
@@ -266,3 +274,12 @@ def _from_16_bits(image: np.ndarray) -> np.ndarray:
         rows = image[start : start + 256].astype(np.uint32)
         out[start : start + 256] = (rows + 128) // 257
     return out
+
+
+def _by_own_range(image: np.ndarray) -> np.ndarray:
+    low, high = int(image.min()), int(image.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"values {low} to {high}: not of 16 bits")
+    table = np.arange(high + 1, dtype=np.float64) - low  # a level depends on its value
+    table *= 255 / max(high - low, 1)
+    return np.rint(np.maximum(table, 0)).astype(np.uint8)[image]

@@ -2,8 +2,8 @@
 
 Patient "1" of one hospital is not patient "1" of another, so two ids are compared only
 within one namespace: that of the data set which gave them out. Data sets cut from one
-archive share its namespace: `subject_id` of Symile-MIMIC, MedMod, CXLSeg, the
-laboratory events and the emergency stays are all MIMIC's.
+archive share its namespace: `subject_id` of Symile-MIMIC, MedMod, CXLSeg, MIMIC-CXR,
+the laboratory events and the emergency stays are all MIMIC's.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ NAMESPACES = {
     "medmod": "mimic",
     "mimic_cxr": "mimic",
     "cxlseg": "mimic",
+    "mimic_cxr": "mimic",
     "mimic_labs": "mimic",
     "mimic_vitals": "mimic",
 }

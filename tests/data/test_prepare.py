@@ -36,10 +36,10 @@ def draw_chexpert(root: pathlib.Path) -> pathlib.Path:
     rows = {"train": [], "valid": []}
     for i in range(8):
         split = "train" if i < 6 else "valid"
-        for view in ("view1_frontal", "view2_lateral"):
+        for j, view in enumerate(("view1_frontal", "view2_lateral")):
             path = f"{split}/patient{i:05d}/study1/{view}.jpg"
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(images.encode_jpeg(film(i)))
+            (root / path).write_bytes(images.encode_jpeg(film(2 * i + j)))
             label = ["1.0", "0.0", "-1.0", ""][i % 4]
             rows[split].append(f"{root.name}/{path},Male,50,Frontal,AP,,{label}")
     for split, lines in rows.items():
