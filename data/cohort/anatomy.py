@@ -44,8 +44,7 @@ def draw_pose(study, rng: np.random.Generator, short: int) -> Pose:
     # Lung size: build, breath and habitus all move the thorax under the heart.
     width = 1 + 0.07 * body[0] + 0.02 * study.patient.habitus
     width *= 1 + 0.02 * study.inspiration
-    height = 1 + 0.05 * body[1] + 0.035 * study.patient.inflation
-    height *= 1 + 0.035 * study.inspiration - 0.05 * study.ap
+    height = thorax_height(study)
     scale = 0.375 * short * math.exp(0.085 * n[0])
     angle = math.radians(3.6 * n[1] * (1.4 if study.ap else 0.9))
     shear = 0.02 * n[5]
@@ -59,6 +58,12 @@ def draw_pose(study, rng: np.random.Generator, short: int) -> Pose:
     )
     turn = 0.035 * n[4] * (1.5 if study.ap else 1.0)
     return Pose(cv2.invertAffineTransform(inverse), inverse, turn, scale, (h, w))
+
+
+def thorax_height(study) -> float:
+    """Height of the thorax relative to the average, alike in every view."""
+    height = 1 + 0.05 * study.patient.anatomy[1] + 0.035 * study.patient.inflation
+    return height * (1 + 0.035 * study.inspiration - 0.05 * study.ap)
 
 
 def grid(pose: Pose, step: int) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,7 @@ import sys
 if not __package__:  # run as a script: the package is two folders up
     sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 
-from data.cohort import layouts, symile, write  # noqa: E402
+from data.cohort import layouts, mimic, symile, write  # noqa: E402
 
 _MIN_SYMILE = 100  # rare tests must occur in the training split
 
@@ -47,6 +47,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--probe_val", type=int, default=1000)
     add("--probe_test", type=int, default=2000)
     add("--masks", type=int, default=0, help="lung masks in probe/; -1 for all")
+    add("--mimic", type=int, default=0, help="studies in mimic_cxr/, split train")
+    add("--mimic_valid", type=int, help="in validate (default 5 %%, >= 8)")
+    add("--mimic_test", type=int, help="in test (default 5 %%, >= 8)")
+    add("--views_train", type=int, default=0, help="studies in views_probe/")
+    add("--views_val", type=int, default=0)
+    add("--views_test", type=int, default=0)
+    add("--film_size", type=int, default=320, help="shorter side of films in these two")
     add("--workers", type=int, default=1, help="processes; does not change a byte")
     args = parser.parse_args(argv)
     if args.pretrain_valid is None:
@@ -55,15 +62,17 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         args.symile_val = max(symile.CANDIDATES, args.symile // 10)
     if args.symile_test is None:
         args.symile_test = max(symile.CANDIDATES, args.symile // 20)
+    for name in ("mimic_valid", "mimic_test"):
+        if getattr(args, name) is None:
+            setattr(args, name, max(8, args.mimic // 20) if args.mimic else 0)
     _check(args)
     return args
 
 
 def _check(args) -> None:
     for name, value in vars(args).items():
-        low = {"target": None, "masks": -1, "workers": 1, "symile_size": 16}.get(
-            name, 0
-        )
+        low = {"target": None, "masks": -1, "workers": 1, "symile_size": 16}
+        low = (low | {"film_size": 64}).get(name, 0)
         if low is not None and value < low:
             raise write.CohortError(f"--{name} is {value}, must be at least {low}")
     if 0 < args.symile < _MIN_SYMILE:
@@ -137,6 +146,25 @@ def _jobs(args) -> dict:
                 "percentiles_on": args.symile,
             },
         )
+    return jobs | _jobs_of_views(args, base)
+
+
+def _jobs_of_views(args, base) -> dict:
+    """The folders of studies with laterals, like `_jobs`."""
+    jobs = {}
+    if args.mimic:
+        sizes = (args.mimic, args.mimic_valid, args.mimic_test)
+        own = dict(zip(mimic.SPLITS, sizes, strict=True))
+        own["film_size"] = args.film_size
+        jobs["mimic_cxr"] = (mimic.write_mimic, base | own)
+    if args.views_train + args.views_val + args.views_test:
+        own = {
+            "train": args.views_train,
+            "val": args.views_val,
+            "test": args.views_test,
+            "film_size": args.film_size,
+        }
+        jobs["views_probe"] = (layouts.write_views, base | own)
     return jobs
 
 

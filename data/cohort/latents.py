@@ -9,6 +9,7 @@ order of generation nor the number of workers can change a value.
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -25,6 +26,12 @@ STREAMS = {
     "probe_train": 8,
     "probe_val": 9,
     "probe_test": 10,
+    "mimic_train": 11,
+    "mimic_validate": 12,
+    "mimic_test": 13,
+    "views_train": 14,
+    "views_val": 15,
+    "views_test": 16,
 }
 _PATIENT_BASE = {
     "chexpert_train": 1,
@@ -37,9 +44,17 @@ _PATIENT_BASE = {
     "probe_train": 50_000_001,
     "probe_val": 60_000_001,
     "probe_test": 70_000_001,
+    # MIMIC's identifiers have eight digits and begin with 1.
+    "mimic_train": 11_000_001,
+    "mimic_validate": 15_000_001,
+    "mimic_test": 18_000_001,
+    "views_train": 80_000_001,
+    "views_val": 85_000_001,
+    "views_test": 88_000_001,
 }
 _PURPOSES = {"patient": 0, "study": 1, "xray": 2, "ecg": 3, "labs": 4, "reports": 5}
-_PURPOSES |= {"vitals": 6, "vitals_measured": 7}
+_PURPOSES |= {"vitals": 6, "vitals_measured": 7, "depth": 8, "lateral": 9}
+_PURPOSES |= {"xray_again": 10, "report": 11, "films": 12}
 MAX_STUDIES = 6
 ANATOMY_DIM = 32
 
@@ -122,6 +137,7 @@ class Study:
     inspiration: float  # standard normal, large = deep
     device: bool
     labels: dict[str, int]
+    depth: Any = None  # a `depth.Depth` in folders with laterals
 
 
 def _sigmoid(x: float) -> float:

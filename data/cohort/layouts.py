@@ -1,6 +1,7 @@
 """Folders of the cohort, laid out as the public data sets are.
 
-`chexpert/`, `ecg/` and `probe/` here, `symile_mimic/` in `symile.py`. A function
+`chexpert/`, `ecg/`, `probe/` and `views_probe/` here, `symile_mimic/` in `symile.py`,
+`mimic_cxr/` in `mimic.py`. A function
 `draw_*` runs in a worker and writes images and array rows; a function `write_*` runs
 in the parent, plans the rows and writes tables. README describes every file.
 """
@@ -11,7 +12,7 @@ import pathlib
 import cv2
 import numpy as np
 
-from data.cohort import ecg, labs, latents, reports, write, xray
+from data.cohort import depth, ecg, labs, latents, lateral, reports, write, xray
 
 RECORD = ecg.LENGTH * 12
 
@@ -199,4 +200,56 @@ def write_probe(root, parameters, run) -> dict:
                 first += n
         np.save(work / "labs_percentiles.npy", ranks)
         np.save(work / "labs_missingness.npy", seen)
+    return done
+
+
+# --- views_probe ------------------------------------------------------------------
+
+
+def draw_views(task) -> list:
+    """Writes a frontal and a lateral a study; returns both table rows and labels."""
+    context, group = task
+    out = []
+    for patient, n, _ in group:
+        for k in range(n):
+            key = latents.Key(context.seed, context.stream, patient, k)
+            study = depth.study(key)
+            name = f"{key.patient_id}_{k + 1}"
+            drawn = {
+                _view(study): xray.render(study, context.image_size),
+                lateral.view(study): lateral.render(study, context.image_size),
+            }
+            lines = []
+            for kind, (view, film) in zip(("f", "l"), drawn.items(), strict=True):
+                path = f"images/{name}_{kind}.jpg"
+                (context.folder / path).write_bytes(xray.encode(film))
+                head = [path, key.patient_id, name, context.split, view]
+                who = [study.patient.age, _sex(study, False)]
+                lines.append([*head, *who, *study.labels.values()])
+            out.append((lines, study.labels))
+    return out
+
+
+def write_views(root, parameters, run) -> dict:
+    """Writes the labelled set of two views a study; returns what was realised."""
+    sizes = {split: parameters[split] for split in ("train", "val", "test")}
+    short = parameters["film_size"]
+    need = int(44_000 * (short / 320) ** 2 + 8_000) * sum(sizes.values())
+    columns = ["path", "patient_id", "study_id", "split", "view", "age", "sex"]
+    columns += depth.LABELS
+    with write.partial(root, parameters, need) as (work, done):
+        (work / "images").mkdir()
+        with write.table(work / "labels.csv", columns) as table:
+            for split, n in sizes.items():
+                context = Context(
+                    work, parameters["seed"], f"views_{split}", split, image_size=short
+                )
+                planned = latents.plan(context.seed, context.stream, n)
+                count = write.Prevalence()
+                items = write.tasks(context, planned)
+                drawn = write.records(run, draw_views, items, n, f"views {split}")
+                for lines, labels in drawn:
+                    table.writerows(lines)
+                    count.add(labels)
+                done[split] = summary(n, planned, count)
     return done

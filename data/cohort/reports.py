@@ -30,25 +30,14 @@ SYMILE_FINDINGS = (
 )
 
 
-def findings(study, *, complete: bool = False) -> dict[str, float | str]:
-    """Reads a study's report.
-
-    Args:
-        study: a `latents.Study`.
-        complete: label every finding 0.0 or 1.0, as CheXpert's valid.csv does, instead
-            of leaving uncertain and unmentioned ones.
-
-    Returns:
-        A value for every name of FINDINGS: 1.0, 0.0, -1.0 or "" (not mentioned).
-    """
-    rng = study.key.rng("reports")
+def severities(study) -> dict[str, float]:
+    """How ill the films look: above zero, a finding is there."""
     who = study.patient
     heart = 0.8 * who.dilation + 0.35 * who.lv_mass + 0.25 * study.ap - 0.9
     effusion = 10 * (max(study.effusion) - 0.10)
     shallow = -study.inspiration + 0.4 * study.ap - 1.2
     pneumonia = 1.5 * (study.consolidation > 0) + 0.8 * study.inflammation - 2.0
-    # A severity above zero is there; the reader sees it with noise.
-    severity = {
+    return {
         "Cardiomegaly": heart,
         "Enlarged Cardiomediastinum": 0.6 * heart - 0.9,
         "Lung Lesion": 1.6 * (who.nodules > 0) - 1.0,
@@ -61,6 +50,21 @@ def findings(study, *, complete: bool = False) -> dict[str, float | str]:
         "Pleural Other": -2.4,
         "Fracture": -2.2 + 0.02 * (who.age - 61),
     }
+
+
+def findings(study, *, complete: bool = False) -> dict[str, float | str]:
+    """Reads a study's report.
+
+    Args:
+        study: a `latents.Study`.
+        complete: label every finding 0.0 or 1.0, as CheXpert's valid.csv does, instead
+            of leaving uncertain and unmentioned ones.
+
+    Returns:
+        A value for every name of FINDINGS: 1.0, 0.0, -1.0 or "" (not mentioned).
+    """
+    rng = study.key.rng("reports")
+    severity = severities(study)
     out: dict[str, float | str] = dict.fromkeys(FINDINGS, "")
     noise = rng.standard_normal(len(severity))
     mention = rng.random(len(severity))
@@ -79,7 +83,7 @@ def findings(study, *, complete: bool = False) -> dict[str, float | str]:
     )
     blank = 0.0 if complete else ""
     out["Lung Opacity"] = 1.0 if opaque else blank
-    devices = who.pacemaker or study.device
+    devices = study.patient.pacemaker or study.device
     out["Support Devices"] = 1.0 if devices else blank
     ill = any(out[n] in (1.0, -1.0) for n in FINDINGS if n != "Support Devices")
     out["No Finding"] = blank if ill else 1.0

@@ -9,6 +9,8 @@ import collections
 import concurrent.futures
 import contextlib
 import csv
+import gzip
+import io
 import json
 import multiprocessing
 import os
@@ -140,6 +142,20 @@ def table(path: pathlib.Path, columns):
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(columns)
         yield writer
+
+
+@contextlib.contextmanager
+def packed_tables(paths: dict[str, pathlib.Path], columns: dict):
+    """Yields name -> csv writer of a gzip file without a date in it."""
+    with contextlib.ExitStack() as stack:
+        out = {}
+        for name, path in paths.items():
+            raw = stack.enter_context(open(path, "wb"))
+            packed = gzip.GzipFile("", "wb", fileobj=raw, mtime=0)
+            text = io.TextIOWrapper(stack.enter_context(packed), newline="")
+            out[name] = csv.writer(stack.enter_context(text), lineterminator="\n")
+            out[name].writerow(columns[name])
+        yield out
 
 
 class Prevalence:

@@ -8,30 +8,31 @@ opacities), blurred, with quantum noise, passed through a display curve. README,
 import cv2
 import numpy as np
 
-from data.cohort import anatomy, strokes
+from data.cohort import anatomy, depth, film, strokes
 from data.cohort.anatomy import bump, step
 
 cv2.setNumThreads(1)
 
-SHORT_SIDE = 320  # pixels, as in CheXpert-v1.0-small
+SHORT_SIDE = film.SHORT_SIDE
 _GRID = 2  # smooth structure is evaluated at every second pixel
 _JPEG_QUALITY = 90
 
 
-def render(study, short: int = SHORT_SIDE, *, mask: bool = False):
+def render(study, short: int = SHORT_SIDE, *, mask: bool = False, again: bool = False):
     """Renders the film of a study.
 
     Args:
         study: a `latents.Study`.
         short: the shorter side in pixels; the longer is 1 to 1.22 times that.
         mask: also return the lung mask.
+        again: a second film of the study, with a pose and noise of its own.
 
     Returns:
         (h, w) uint8 grey film, or (film, mask) with mask (h, w) uint8 of 0 and 255:
         the lung fields clear of heart, mediastinum and diaphragm; consolidated and
         effused lung belongs to the lung.
     """
-    rng = study.key.rng("xray")
+    rng = study.key.rng("xray_again" if again else "xray")
     pose = anatomy.draw_pose(study, rng, short)
     thickness, air, cover = _soft_tissue(study, pose, rng)
     h, w = pose.size
@@ -39,15 +40,15 @@ def render(study, short: int = SHORT_SIDE, *, mask: bool = False):
         cv2.resize(a, (w, h), interpolation=cv2.INTER_LINEAR)
         for a in (thickness, air, cover)
     )
-    film = _display(thickness, air, study, pose, rng)
+    out = _display(thickness, air, study, pose, rng)
     if not mask:
-        return film
-    return film, ((cover > 0.5) * np.uint8(255))
+        return out
+    return out, ((cover > 0.5) * np.uint8(255))
 
 
-def encode(film: np.ndarray) -> bytes:
+def encode(grey: np.ndarray) -> bytes:
     """JPEG bytes of an (h, w) uint8 film."""
-    ok, data = cv2.imencode(".jpg", film, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
+    ok, data = cv2.imencode(".jpg", grey, [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     if not ok:
         raise RuntimeError("cv2 could not encode the film")
     return data.tobytes()
@@ -73,8 +74,9 @@ def _soft_tissue(study, pose, rng):
     heart = anatomy.heart(um, v, radius, centre)
     cover, air = anatomy.lungs(u, v, study, pose.turn)
     trunk = _trunk(u, v, study)
-    spill = _fluid(u, v, study, cover, rng)
-    focal = _focal(u, v, study, rng)
+    unit = film.unit(pose)
+    spill = _fluid(u, v, study, cover, rng, unit)
+    focal = _focal(u, v, study, rng, unit)
     pedicle = anatomy.pedicle(um, v, study)
     solid = np.maximum(heart, np.float32(0.85) * pedicle)
     clear = 1 - solid
@@ -98,7 +100,17 @@ def _soft_tissue(study, pose, rng):
         for side in (-1, 1):
             breast = bump(u, v, side * 0.55, 0.50 + 0.03 * body[19], 0.30, 0.20)
             thick += np.float32(0.07 + 0.025 * who.habitus) * breast
+    if study.depth and study.depth.retrocardiac:
+        thick += _behind_heart(u, v, study, rng, unit)
     return thick - np.float32(0.56) * air, air, cover * (heart < 0.3) * clear
+
+
+def _behind_heart(u, v, study, rng, unit) -> np.ndarray:
+    """What a solid left lower lobe adds to the heart's shadow: little, and ragged."""
+    cloud = study.depth.behind
+    ragged = 1 + 0.45 * film.noise_field(u.shape, rng, 7, 7, unit)
+    shape = bump(u, v, cloud.u, cloud.v, cloud.size, cloud.size) * ragged
+    return np.float32(0.045 * cloud.density) * step(shape - 0.42, 0.32)
 
 
 def _trunk(u, v, study):
@@ -115,14 +127,7 @@ def _trunk(u, v, study):
     return outline * (np.float32(1.06) - np.float32(0.14) * side * side * (side < 1.2))
 
 
-def _noise_field(shape, rng, cell_h: int, cell_w: int) -> np.ndarray:
-    """Unit-variance random field with cells of the given size in pixels."""
-    h, w = shape[0] // cell_h + 3, shape[1] // cell_w + 3
-    coarse = rng.standard_normal((h, w), dtype=np.float32)
-    return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_CUBIC)
-
-
-def _fluid(u, v, study, cover, rng) -> np.ndarray:
+def _fluid(u, v, study, cover, rng, unit) -> np.ndarray:
     """Share of air replaced by pleural effusion and oedema, (h, w) in [0, 1]."""
     spill = np.zeros_like(u)
     floor = anatomy.diaphragm(np.zeros(1, np.float32), study)[0]
@@ -135,10 +140,12 @@ def _fluid(u, v, study, cover, rng) -> np.ndarray:
     wet = max(study.fluid - 0.2, 0.0)
     if wet:
         hilar = bump(np.abs(u), v, 0.34, 0.05, 0.26, 0.34)
-        patchy = np.clip(1 + 0.5 * _noise_field(u.shape, rng, 9, 9), 0, 2)
+        patchy = np.clip(1 + 0.5 * film.noise_field(u.shape, rng, 9, 9, unit), 0, 2)
         haze = 0.09 * wet * hilar * patchy
-        reticular = _noise_field(u.shape, rng, 2, 2) * (0.4 + step(v - 0.1, 0.5))
-        kerley = _noise_field(u.shape, rng, 2, 10)
+        reticular = film.noise_field(u.shape, rng, 2, 2, unit) * (
+            0.4 + step(v - 0.1, 0.5)
+        )
+        kerley = film.noise_field(u.shape, rng, 2, 10, unit)
         kerley *= bump(np.abs(u), v, 0.85, 0.52, 0.10, 0.22)
         haze += 0.055 * wet * np.maximum(reticular, 0)
         haze += 0.10 * wet * np.maximum(kerley, 0) + 0.015 * wet
@@ -146,27 +153,24 @@ def _fluid(u, v, study, cover, rng) -> np.ndarray:
     return spill
 
 
-def _focal(u, v, study, rng) -> np.ndarray:
+def _focal(u, v, study, rng, unit) -> np.ndarray:
     """Share of air replaced by consolidation and nodules, (h, w) in [0, 1]."""
     focal = np.zeros_like(u)
     if study.consolidation:
-        for _ in range(1 + int(rng.random() < 0.35)):
+        known = study.depth.clouds if study.depth else ()
+        count = len(known) or 1 + int(rng.random() < 0.35)
+        for k in range(count):
             side = 1 if rng.random() < 0.5 else -1
             u0, v0 = side * rng.uniform(0.38, 0.72), rng.uniform(-0.45, 0.5)
             size = 0.13 + 0.09 * study.consolidation * rng.random()
-            ragged = 1 + 0.45 * _noise_field(u.shape, rng, 7, 7)
-            cloud = bump(u, v, u0, v0, size * 1.1, size) * ragged
+            ragged = 1 + 0.45 * film.noise_field(u.shape, rng, 7, 7, unit)
             density = rng.uniform(0.55, 0.85)
+            if known:
+                u0, v0, size, density = known[k].frontal
+            cloud = bump(u, v, u0, v0, size * 1.1, size) * ragged
             focal = np.maximum(focal, density * step(cloud - 0.42, 0.32))
-    # Nodules belong to the patient: the same place and size at every visit.
-    fixed = np.random.Generator(
-        np.random.SFC64(abs(int(study.patient.anatomy[20] * 1e6)))
-    )
-    for _ in range(study.patient.nodules):
-        side = 1 if fixed.random() < 0.5 else -1
-        u0, v0 = side * fixed.uniform(0.34, 0.78), fixed.uniform(-0.6, 0.45)
-        r = fixed.uniform(0.045, 0.085)
-        ball = step(1 - np.hypot(u - u0, v - v0) / r, 0.25)
+    for nodule in depth.nodules(study.patient):
+        ball = step(1 - np.hypot(u - nodule.u, v - nodule.v) / nodule.size, 0.25)
         focal = np.maximum(focal, 0.62 * ball)
     return focal
 
@@ -190,34 +194,10 @@ def _display(thick, air, study, pose, rng) -> np.ndarray:
     thick += tree * np.float32(0.30 / 255) * np.clip(air, 0, 1)
     thick += metal * np.float32(0.38 / 255)
     habitus = study.patient.habitus
-    n = rng.standard_normal(5).tolist()
     # Scatter: a wide blur mixed in, more in large patients and without a grid (AP).
     scatter = np.clip(0.13 + 0.05 * habitus + 0.08 * study.ap, 0.03, 0.4)
-    small = cv2.resize(thick, None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA)
-    small = cv2.GaussianBlur(small, (0, 0), 4.0)
-    wide = cv2.resize(small, thick.shape[::-1], interpolation=cv2.INTER_LINEAR)
-    thick = cv2.addWeighted(thick, 1 - scatter, wide, scatter, 0)
-    grain = rng.standard_normal(thick.shape, dtype=np.float32)
-    thick += cv2.GaussianBlur(grain, (3, 3), 0.6) * np.float32(
-        0.020 * np.exp(0.3 * n[0] + 0.12 * habitus)
-    )
-    low = 0.10 + 0.07 * n[1]
-    high = 1.15 + 0.09 * n[2]
-    gamma = np.exp(0.25 * n[3])
-    lit = np.clip((thick - np.float32(low)) * np.float32(1 / (high - low)), 0, 1)
-    lit = cv2.pow(lit, gamma)
-    out = lit * np.float32(245 + 6 * n[4])
-    if rng.random() < 0.35:
-        _collimate(out, rng)
+    unit = film.unit(pose)
+    out = film.develop(thick, rng, habitus=habitus, scatter=scatter, unit=unit)
     letters = np.zeros(pose.size, np.uint8)
     strokes.marker(letters, study, rng)
-    return np.maximum(np.minimum(out, 255).astype(np.uint8), letters)
-
-
-def _collimate(out: np.ndarray, rng) -> None:
-    """Blackens borders outside the collimator's blades, in place."""
-    h, w = out.shape
-    top, bottom = (rng.uniform(0, 0.05, 2) * h).astype(int)
-    left, right = (rng.uniform(0, 0.06, 2) * w).astype(int)
-    out[:top], out[h - bottom :] = 3, 3
-    out[:, :left], out[:, w - right :] = 3, 3
+    return np.maximum(out, letters)
