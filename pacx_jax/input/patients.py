@@ -19,7 +19,6 @@ from pacx_jax.errors import PacxError
 NAMESPACES = {
     "symile_mimic": "mimic",
     "medmod": "mimic",
-    "mimic_cxr": "mimic",
     "cxlseg": "mimic",
     "mimic_cxr": "mimic",
     "mimic_labs": "mimic",
