@@ -25,6 +25,7 @@ FLOORS = {
     "models": 3,
     "lora": 4,
     "encoders": 4,
+    "tokenizer": 4,
     "modalities": 5,
     "objectives": 6,
     "step": 7,

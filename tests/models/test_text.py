@@ -63,7 +63,9 @@ def test_parameter_tree_is_as_stated(params):
             for layer, shape in layers.items():
                 want[f"block_{i:02d}/{part}/{layer}/kernel"] = shape
         for norm in ("norm1", "norm2", "norm3"):
-            want |= {f"block_{i:02d}/{norm}/{leaf}": (16,) for leaf in ("scale", "bias")}
+            want |= {
+                f"block_{i:02d}/{norm}/{leaf}": (16,) for leaf in ("scale", "bias")
+            }
     assert shapes == want
 
 
@@ -132,8 +134,9 @@ def test_loss_is_the_mean_over_the_tokens_of_studies_with_a_report(
     (loss, count), _ = losses_by(model, tokens, PRESENT, memory)(params, memory)
     logits = np.float64(logits_of(model, params, tokens, memory))
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
-    each = [-logits[i, t, tokens[i, t + 1]] for i in (0, 1, 3) for t in range(LENGTH - 1)
-            if tokens[i, t + 1] != PAD]  # fmt: skip
+    following = tokens[:, 1:]
+    each = [-logits[i, t, following[i, t]] for i in (0, 1, 3)
+            for t in range(LENGTH - 1) if following[i, t] != PAD]  # fmt: skip
     assert count == len(each) == 11 + 6 + 8
     np.testing.assert_allclose(loss, np.mean(each), rtol=1e-6)
 
@@ -168,10 +171,8 @@ def test_a_batch_without_reports_has_loss_0_and_no_gradient(
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("chunk", [1, 8, 13, 44, 1000])
-def test_chunked_loss_equals_that_of_whole_logits(
-    model, params, tokens, memory, chunk
-):
+@pytest.mark.parametrize("chunk", [8, 13, 1000])
+def test_chunked_loss_equals_that_of_whole_logits(model, params, tokens, memory, chunk):
     # Measured: loss 1.2e-7, gradients 4.3e-7 of each array's largest.
     want = losses_by(model, tokens, PRESENT, memory)(params, memory)
     got = losses_by(model, tokens, PRESENT, memory, chunk=chunk)(params, memory)
@@ -188,14 +189,20 @@ def test_label_smoothing_is_that_of_its_definition(model, params, tokens, memory
     want = -(target * logp).sum(-1)[np.asarray(valid)].sum()
     got, _ = text_loss.caption_loss(logits, tokens, PRESENT, PAD, 0.1)
     np.testing.assert_allclose(got, want, rtol=1e-5)
-    hidden = model.apply({"params": params}, tokens, memory, method="hidden")
-    got, _ = text_loss.chunked_caption_loss(
-        hidden, params["head"]["kernel"], tokens, PRESENT, PAD, label_smoothing=0.1
+    rng = np.random.default_rng(0)
+    hidden, kernel = rng.normal(size=(4, LENGTH, 6)), rng.normal(size=(6, VOCAB))
+    run = jax.jit(
+        text_loss.chunked_caption_loss,
+        static_argnames=("pad_id", "chunk", "label_smoothing"),
     )
+    got, _ = run(
+        hidden, kernel, tokens, PRESENT, pad_id=PAD, label_smoothing=0.1, chunk=8
+    )
+    want, _ = text_loss.caption_loss(hidden @ kernel, tokens, PRESENT, PAD, 0.1)
     np.testing.assert_allclose(got, want, rtol=1e-5)
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (4, 2, 1), (2, 2, 2)])
+@pytest.mark.parametrize("axes", [(1, 1), (2, 2)])
 def test_loss_and_gradients_equal_those_of_one_device(
     model, params, tokens, memory, axes
 ):
@@ -203,7 +210,7 @@ def test_loss_and_gradients_equal_those_of_one_device(
     present = np.float32([1, 1, 0, 1] * 3 + [0] * 4)  # a device without any
     tokens, memory = many
     want = losses_by(model, tokens, present, memory)(params, memory)
-    mesh = sharding.make_mesh(8, axes[1], axes[2])
+    mesh = sharding.make_mesh(8, *axes)
     with sharding.tracing(mesh):
         run = losses_by(model, tokens, present, memory, chunk=8)
         lies = sharding.tree_shardings(params, mesh)
@@ -230,15 +237,17 @@ def test_kernels_of_blocks_are_sharded_like_those_of_the_encoder(params):
 def test_dropout_is_of_the_key_and_the_rows_numbers_alone(
     model, params, tokens, memory
 ):
-    def run(key, rows=slice(None), **kwargs):
-        numbers = np.arange(4)[rows]
-        return np.asarray(
-            model.apply({"params": params}, tokens[rows], memory[rows], train=True,
-                        key=jax.random.key(key), rows=numbers, **kwargs)
-        )  # fmt: skip
+    @jax.jit
+    def apply(key, tokens, memory, rows):
+        of = {"params": params}
+        return model.apply(of, tokens, memory, train=True, key=key, rows=rows)
+
+    def run(key, order=(0, 1, 2, 3)):
+        order = np.array(order)
+        return apply(jax.random.key(key), tokens[order], memory[order], order)
 
     whole = run(0)
-    np.testing.assert_allclose(run(0, slice(2, 4)), whole[2:], atol=1e-5)
+    np.testing.assert_allclose(run(0, (3, 2, 0, 1)), whole[[3, 2, 0, 1]], atol=1e-5)
     assert np.abs(run(1) - whole).max() > 0.01
     assert np.abs(logits_of(model, params, tokens, memory) - whole).max() > 0.01
     with pytest.raises(ValueError, match="needs a key"):
@@ -247,14 +256,15 @@ def test_dropout_is_of_the_key_and_the_rows_numbers_alone(
 
 def test_dropout_keeps_causality(model, params, tokens, memory):
     kwargs = {"train": True, "key": jax.random.key(0)}
-    before, after = (
-        np.asarray(model.apply({"params": params}, x, memory, **kwargs))
-        for x in (tokens, np.where(np.arange(LENGTH) < 6, tokens, 9))
-    )
+    apply = jax.jit(lambda x: model.apply({"params": params}, x, memory, **kwargs))
+    other = np.where(np.arange(LENGTH) < 6, tokens, 9)
+    before, after = np.asarray(apply(tokens)), np.asarray(apply(other))
     np.testing.assert_array_equal(before[:, :6], after[:, :6])
 
 
-@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize(
+    "remat", ["full", pytest.param("dots", marks=pytest.mark.full)]
+)
 def test_recomputing_changes_no_number_beyond_rounding(
     model, params, tokens, memory, remat
 ):
@@ -287,9 +297,7 @@ def by_recomputation(model, params, memory, key=None, k=0):
 
 @pytest.mark.parametrize("posemb", text.POSEMB)
 @pytest.mark.parametrize("k", [0, 3])
-def test_generation_with_a_cache_equals_recomputation(
-    model, memory, tokens, posemb, k
-):
+def test_generation_with_a_cache_equals_recomputation(model, memory, tokens, posemb, k):
     model = model.clone(posemb=posemb)
     params = tiny.random_params(model, tokens, memory)
     params["head"]["kernel"][:, END] *= 3  # some texts end early
@@ -365,7 +373,10 @@ def test_draws_have_the_probabilities_of_the_k_likeliest():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"posemb": "sincos"}, "config.caption.posemb 'sincos': choose none or learned"),
+        (
+            {"posemb": "sincos"},
+            "config.caption.posemb 'sincos': choose none or learned",
+        ),
         ({"num_heads": 3}, "width 16 is not divisible by num_heads 3"),
         ({"max_length": 8}, "a text of 12 tokens, but config.data.report_length is 8"),
         ({"remat": "some"}, "config.remat 'some': choose none, dots, full"),

@@ -1,0 +1,317 @@
+"""Tokenizers of reports, and the command that trains one on the training reports.
+
+  python -m pacx_jax.tokenizer --data=DIR --target=tokenizer.json --vocab_size=8192
+
+DIR is a set that data/prepare.py wrote, or what data.path takes. The result is a
+WordPiece tokenizer.json as the `tokenizers` library writes it, the same for the same
+reports. Beside it lies tokenizer.json.pacx.json, which says what it was trained on.
+Any other tokenizer.json with [PAD], [UNK], [CLS] and [SEP] serves too, such as BERT's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import types
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pacx_jax import cli, files
+from pacx_jax.errors import PacxError, one_line
+from pacx_jax.input import reports, sources
+from pacx_jax.stores import staging
+from pacx_jax.stores.failures import Missing
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+SIDECAR = ".pacx.json"  # after the tokenizer's name
+LEAST = 1000  # size of a vocabulary below which the command asks for more
+_HELD_OUT = ("val", "valid", "validate", "validation", "dev", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """A tokenizer.json and its special tokens.
+
+    Attributes:
+      path: of the file.
+      sha256: of its bytes.
+      vocab_size: the largest id and one.
+      pad_id, unk_id, start_id, end_id: of [PAD], [UNK], [CLS] and [SEP].
+      inner: the library's own object.
+    """
+
+    path: str
+    sha256: str
+    vocab_size: int
+    pad_id: int
+    unk_id: int
+    start_id: int
+    end_id: int
+    inner: Any = dataclasses.field(repr=False, compare=False)
+
+    def ids(self, text: str) -> list[int]:
+        """The ids of a text alone."""
+        return self.inner.encode(text, add_special_tokens=False).ids
+
+    def encode(self, text: str, length: int) -> np.ndarray:
+        """[CLS] text [SEP] and padding, int32 (length,); a longer text is cut.
+
+        The [SEP] of a text that was cut stands too, as in BERT's own.
+        """
+        found = [self.start_id, *self.ids(text)[: length - 2], self.end_id]
+        out = np.full(length, self.pad_id, np.int32)
+        out[: len(found)] = found
+        return out
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """The text of ids up to the first [SEP], without special tokens."""
+        ids = [int(i) for i in ids]
+        end = ids.index(self.end_id) if self.end_id in ids else len(ids)
+        return self.inner.decode(ids[:end], skip_special_tokens=True)
+
+    def check_fits(self, vocab_size: int, where: str, sha256: str = "") -> None:
+        """PacxError where a checkpoint was trained with another tokenizer.
+
+        Args:
+          vocab_size, sha256: of the checkpoint; "": not known.
+          where: names the checkpoint.
+        """
+        other = f"{self.path}: not the tokenizer of {where}"
+        if vocab_size != self.vocab_size:
+            raise PacxError(
+                f"{other} ({self.vocab_size} tokens, there {vocab_size}): give the one "
+                "that it was trained with in config.data.tokenizer"
+            )
+        if sha256 not in ("", self.sha256):
+            raise PacxError(
+                f"{other} (sha256 {self.sha256[:12]}, there {sha256[:12]}): give the "
+                "one that it was trained with in config.data.tokenizer"
+            )
+
+
+def load(path: str | os.PathLike, train_split: str = "", stage: str = "") -> Tokenizer:
+    """Reads a tokenizer.json, which may lie in a bucket.
+
+    Args:
+      train_split: the split that the run trains on; "" asks nothing.
+      stage: folder of local copies, see `staging.local`.
+
+    Raises:
+      PacxError: no such file, no tokenizer, one without the special tokens, or one that
+        was trained on another split than `train_split`.
+    """
+    local = staging.local(path, stage)
+    data = files.read_bytes(local)
+    digest = hashlib.sha256(data).hexdigest()
+    make = "train one by python -m pacx_jax.tokenizer"
+    if other := files.other_kind(data):
+        raise PacxError(f"{path}: no tokenizer.json but {other}")
+    try:
+        inner = _library().Tokenizer.from_str(data.decode())
+    except Exception as error:  # the library raises nothing more precise
+        raise PacxError(
+            f"{path}: no tokenizer.json ({one_line(error, 120)}): give one that the "
+            f"`tokenizers` library wrote, or {make}"
+        ) from None
+    ids = [inner.token_to_id(token) for token in SPECIAL]
+    if None in ids:
+        lacks = [s for s, i in zip(SPECIAL, ids, strict=True) if i is None]
+        raise PacxError(
+            f"{path}: a tokenizer without {', '.join(lacks)}: give one that has these "
+            f"tokens, as BERT's has, or {make}"
+        )
+    inner.no_truncation()
+    inner.no_padding()
+    size = 1 + max(inner.get_vocab(with_added_tokens=True).values())
+    check_sidecar(path, digest, train_split, stage)
+    pad, unk, start, end = ids
+    return Tokenizer(str(local), digest, size, pad, unk, start, end, inner)
+
+
+def check_sidecar(
+    path: str | os.PathLike, sha256: str, train_split: str, stage: str = ""
+) -> None:
+    """PacxError for a vocabulary of reports that are not to be trained on.
+
+    A tokenizer without a sidecar is somebody else's, and passes.
+    """
+    try:
+        sidecar = staging.local(f"{path}{SIDECAR}", stage)
+    except Missing:
+        return
+    if not sidecar.is_file():
+        return
+    about = files.read_own_json(sidecar, "train the tokenizer again")
+    if about.get("sha256") != sha256:
+        raise PacxError(
+            f"{sidecar}: says what another tokenizer than {path} was trained on: train "
+            "it again, or delete this file if the tokenizer is not of this program"
+        )
+    split = str(about.get("split", ""))
+    if train_split and split != train_split:
+        raise PacxError(
+            f"{path}: a vocabulary trained on {split} reports (refused): train one on "
+            f"the {train_split} split by python -m pacx_jax.tokenizer"
+        )
+
+
+def train(texts: Sequence[str], vocab_size: int):
+    """A WordPiece tokenizer of texts, as the library's own object.
+
+    Letters are lowered and lose their accents, and words are split at blanks and
+    punctuation, as in BERT's. A word's part counts if it occurs twice.
+
+    Raises:
+      PacxError: no texts, or a vocabulary too small for the special tokens.
+    """
+    if not texts:
+        raise PacxError(
+            "no report to train a tokenizer on: check --sections, --split and the data"
+        )
+    if vocab_size < LEAST:
+        raise PacxError(f"--vocab_size={vocab_size}: give at least {LEAST}")
+    library = _library()
+
+    def blank(**vocabulary):
+        made = library.Tokenizer(
+            library.models.WordPiece(**vocabulary, unk_token=SPECIAL[1])
+        )
+        made.normalizer = library.normalizers.BertNormalizer(lowercase=True)
+        made.pre_tokenizer = library.pre_tokenizers.BertPreTokenizer()
+        made.decoder = library.decoders.WordPiece()
+        return made
+
+    made = blank()
+    letters = sorted(set("".join(map(made.normalizer.normalize_str, texts))))
+    letters = [c for c in letters if not c.isspace()]
+    # The library numbers letters within words in the order of a hash table, and breaks
+    # ties by these numbers. Named first, they are the same in every process.
+    named = [*SPECIAL, *letters, *(f"##{c}" for c in letters)]
+    if len(named) >= vocab_size:
+        raise PacxError(
+            f"--vocab_size={vocab_size}: the reports have {len(letters)} letters and "
+            f"signs, so give more than {len(named)}"
+        )
+    trainer = library.trainers.WordPieceTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=named,
+        show_progress=False,
+    )
+    made.train_from_iterator(texts, trainer)
+    ordered = sorted(made.get_vocab().items(), key=lambda item: item[1])
+    made = blank(vocab=dict(ordered))
+    made.add_special_tokens(list(SPECIAL))
+    return made
+
+
+def coverage(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> dict[str, Any]:
+    """How texts look in tokens.
+
+    Returns:
+      `tokens` (mean of a text), `unknown` (share of [UNK]) and `cut` (texts of more
+      than `length` tokens with their two special ones).
+    """
+    total = unknown = cut = 0
+    for text in texts:
+        ids = tokenizer.ids(text)
+        total += len(ids)
+        unknown += ids.count(tokenizer.unk_id)
+        cut += len(ids) > length - 2
+    return {
+        "tokens": total / max(len(texts), 1),
+        "unknown": unknown / max(total, 1),
+        "cut": cut,
+    }
+
+
+def train_on(
+    source, target: str, vocab_size: int, sections: Sequence[str]
+) -> tuple[Tokenizer, reports.Reports]:
+    """Trains a tokenizer on a source's reports and writes it and its sidecar."""
+    found = reports.read(source, sections)
+    made = train(found.texts, vocab_size)
+    text = made.to_str(pretty=True)
+    about = {
+        "split": source.split,
+        "fingerprint": source.fingerprint,
+        "namespace": source.namespace,
+        "sections": list(sections),
+        "reports": len(found.texts),
+        "vocab_size": made.get_vocab_size(),
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+    }
+    files.write_json(f"{target}{SIDECAR}", about)
+    files.write(target, text)
+    return load(target, source.split), found
+
+
+def check_split(split: str) -> None:
+    """PacxError for a split that is held out."""
+    if split.lower() in _HELD_OUT:
+        raise PacxError(
+            f"--split={split}: a vocabulary trained on {split} reports (refused): give "
+            "the split that runs train on"
+        )
+
+
+def _library():
+    """The `tokenizers` package, on one thread: worker processes fork."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import tokenizers
+
+    return tokenizers
+
+
+def _parser() -> cli.Parser:
+    parser = cli.Parser(
+        prog="python -m pacx_jax.tokenizer", description=__doc__, remote=("data",)
+    )
+    parser.add_argument("--data", required=True, help="the set, as in data.path")
+    parser.add_argument(
+        "--source", default="prepared", choices=("prepared", "folder"), help="its kind"
+    )
+    parser.add_argument("--target", required=True, help="the tokenizer.json to write")
+    parser.add_argument(
+        "--vocab_size", type=int, default=30522, help="at most so many tokens"
+    )
+    parser.add_argument(
+        "--sections", default="impression", help="of findings,impression"
+    )
+    parser.add_argument("--split", default="train", help="the split that runs train on")
+    parser.add_argument(
+        "--report_length", type=int, default=300, help="tokens that runs read"
+    )
+    return parser
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    args = _parser().parse_args(argv)
+    check_split(args.split)
+    wanted = reports.sections(args.sections)
+    data = types.SimpleNamespace(
+        source=args.source, path=args.data, train_split=args.split
+    )
+    source = sources.open_source(data, args.split)
+    made, found = train_on(source, args.target, args.vocab_size, wanted)
+    print("\n".join(found.lines()))
+    about = coverage(made, found.texts, args.report_length)
+    print(
+        f"{args.target}: {made.vocab_size} tokens, sha256 {made.sha256[:12]}; a report "
+        f"has {about['tokens']:.1f} on average, {about['unknown']:.2%} of them unknown"
+    )
+    if about["cut"]:
+        print(
+            f"{about['cut']} reports have more than the {args.report_length} tokens of "
+            "data.report_length: runs cut them"
+        )
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
