@@ -1,14 +1,17 @@
 """Late fusion: the logits of a study are the mean over the views that it has."""
 
 import dataclasses
+import json
 
 import jax
 import numpy as np
+import PIL.Image
 import pytest
 import sklearn.metrics
 
-from pacx_jax import step
+from pacx_jax import main, step
 from pacx_jax.encoders import model_folder
+from pacx_jax.input import sources
 from pacx_jax.models import vit
 from pacx_jax.objectives import classify, late_fusion
 from pacx_jax.run import finished
@@ -256,3 +259,53 @@ def test_the_model_card_says_how_images_make_a_study(encoder, tmp_path):
         (tmp_path / "metrics.jsonl").touch()
         card = finished.card(c, tmp_path, model, "latest")
         assert ("the logits of a study are the mean" in card) == says
+
+
+def test_a_run_of_studies_trains_and_is_measured_by_views(
+    encoder, tmp_path, capsys, monkeypatch
+):
+    studies = pytest.importorskip("pacx_jax.input.studies")
+
+    def index(source):
+        named = [source[i]["path"][:-4].split("_") for i in range(len(source))]
+        return studies.Index(*map(list, zip(*named, strict=True)))
+
+    monkeypatch.setattr(sources.FolderSource, "studies", index)
+    rng, root = np.random.default_rng(0), tmp_path / "data"
+    root.mkdir()
+    rows = ["path,patient_id,split,sick"]
+    for i in range(60):  # the second half has a lateral too, which alone tells
+        sick, split = i % 2, ("train", "val", "test")[i // 2 % 3]
+        for view in ("PA", "LL")[: 1 + (i >= 30)]:
+            level = 100 + 60 * sick * (view == "LL")
+            image = rng.normal(level, 20, (20, 20)).clip(0, 255).astype(np.uint8)
+            PIL.Image.fromarray(image).save(root / f"{i}_{view}.png")
+            rows.append(f"{i}_{view}.png,p{i},{split},{sick}")
+    (root / "labels.csv").write_text("\n".join(rows) + "\n")
+    c = config(
+        encoder,
+        data__source="folder",
+        data__path=str(root),
+        data__label_columns=("sick",),
+        data__label_count=500,
+        data__max_views=2,
+        data__hflip=0.0,
+        data__threads=1,
+        global_batch_size=8,
+        total_steps=4,
+        log_every=2,
+        eval_every=4,
+        save_every=4,
+    )
+    main.run(c, str(tmp_path / "run"))
+    said = capsys.readouterr().out
+    assert "data.label_count is 500, but the train split has 20 labelled" in said
+    assert "labels of 500 training studies (data.label_count, all that are" in said
+    main.measure(c, str(tmp_path / "run"), "test")
+    result = json.loads((tmp_path / "run/evaluation_test.json").read_text())
+    assert (result["n"], result["n_one_view"], result["n_two_views"]) == (20, 20, 10)
+    views = {k: v["n"] for k, v in result["views"].items()}
+    assert views == {"one_view": 20, "two_views": 10, "one_of_two_views": 10}
+    assert "macro, two views (10 studies): AUROC" in capsys.readouterr().out
+    card = (tmp_path / "run/export/README.md").read_text()
+    assert "the logits of a study are the mean" in card
