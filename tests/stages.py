@@ -11,7 +11,7 @@ from pacx_jax import objectives, optim, sharding, step
 from tests import tiny
 from tests.reliability import runs
 
-STAGES = ("mae", "mvmae", "labs_dae", "ecg", "distill", "classify", "segment")
+STAGES = ("mae", "mvmae", "v2t", "labs_dae", "ecg", "distill", "classify", "segment")
 
 
 def config(stage: str, folders: dict[str, str], **fields):
@@ -32,6 +32,8 @@ def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
         "view": rng.integers(0, 3, (b, 2), dtype=np.int32),
         "view_mask": np.stack([np.ones(b), np.arange(b) % 3 > 0], 1),
         "target": np.uint8(rng.random((b, 32, 32)) < 0.4),
+        "report_tokens": report_tokens(b, rng),
+        "report_present": np.float32(np.arange(b) % 4 > 0),
         "labs": rng.random((b, 50)),
         "labs_mask": (rng.random((b, 50)) < rng.random((b, 1))) * 1.0,
         "ecg": rng.normal(size=(b, 64, 12)),
@@ -43,6 +45,7 @@ def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
     of = {
         "mae": ("image",),
         "mvmae": ("images", "view", "view_mask"),
+        "v2t": ("images", "view", "view_mask", "report_tokens", "report_present"),
         "labs_dae": ("labs", "labs_mask"),
         "ecg": ("ecg", "labels", "label_mask"),
         "distill": ("image", "ecg_embedding", "labs_embedding"),
@@ -50,6 +53,14 @@ def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
         "segment": ("image", "target"),
     }
     return {name: entries[name] for name in of[stage]}
+
+
+def report_tokens(b: int, rng) -> np.ndarray:
+    """[CLS] words [SEP] and padding, (b, 16), of 2 to 14 words."""
+    tokens = np.zeros((b, 16), np.int32)
+    for row, n in zip(tokens, rng.integers(2, 15, b), strict=True):
+        row[: n + 2] = [2, *rng.integers(4, 40, n), 3]
+    return tokens
 
 
 def keep_gradients():
@@ -79,7 +90,8 @@ def jitted(c, mesh, dtype: str = "float32", optimizer: bool = True):
     shardings = sharding.tree_shardings(state, mesh)
     update = step.make_train_step(objective, tx, mesh, shardings, c.accumulate)
     rows = sharding.local_rows(c.global_batch_size, mesh)  # all, in one process
-    examples = batch(c.objective, c.global_batch_size)
+    stage = "v2t" if "caption" in c and c.caption.weight else c.objective
+    examples = batch(stage, c.global_batch_size)
     # In float64 images are wide too: XLA rounds float32 pixels as it fuses them.
     kept = (np.int32, np.uint8) if wide == "float32" else (np.int32,)
     examples = {

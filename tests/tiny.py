@@ -11,8 +11,10 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from pacx_jax import tokenizer
 from pacx_jax.encoders import model_folder
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from tests import report_sets
 
 VIT = {
     "patch_size": 8,
@@ -106,7 +108,13 @@ def write_folders(path) -> dict[str, str]:
     names["modalities__labs__init"] = "labs_dae"
     for i, kind in enumerate(names.values()):
         model_folder.save(path / kind, folder(kind, i), card="a test's")
+    write_tokenizer(path / "tokenizer.json")
     return {field: str(path / kind) for field, kind in names.items()}
+
+
+def write_tokenizer(path) -> None:
+    """Writes a tokenizer of the reports of `report_sets`, without a sidecar."""
+    tokenizer.train(report_sets.texts(200), 1000).save(str(path))
 
 
 def distill_config(folders: dict[str, str], **fields) -> ml_collections.ConfigDict:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from pacx_jax import sharding
 from pacx_jax.errors import PacxError
-from pacx_jax.models import attention, vit
+from pacx_jax.models import attention, transformer, vit
 from pacx_jax.models.dense import Dense, gelu
 from pacx_jax.models.dropout import drop, row_seeds
 from pacx_jax.models.layer_norm import LayerNorm
@@ -176,7 +176,7 @@ class TextDecoder(nn.Module):
       max_length: most tokens of a text; sizes the learned positions.
       ln_eps: epsilon of every LayerNorm.
       dtype: dtype of the matrix products. Parameters are float32.
-      remat: what a block computes again in the backward pass (`vit.REMAT`).
+      remat: what a block computes again in the backward pass (`transformer.REMAT`).
     """
 
     vocab_size: int
@@ -201,9 +201,9 @@ class TextDecoder(nn.Module):
                 f"config.caption: width {self.width} is not divisible by num_heads "
                 f"{self.num_heads}"
             )
-        if self.remat not in vit.REMAT:
+        if self.remat not in transformer.REMAT:
             raise PacxError(
-                f"config.remat {self.remat!r}: choose {', '.join(vit.REMAT)}"
+                f"config.remat {self.remat!r}: choose {', '.join(transformer.REMAT)}"
             )
         init = nn.initializers.normal(0.02)
         self.token_embed = nn.Embed(self.vocab_size, self.width, embedding_init=init)
@@ -212,7 +212,7 @@ class TextDecoder(nn.Module):
             self.pos_embed = self.param("pos_embed", init, shape)
         block_of = Block
         if self.remat != "none":
-            block_of = nn.remat(Block, policy=vit.REMAT[self.remat])
+            block_of = nn.remat(Block, policy=transformer.REMAT[self.remat])
         for i in range(self.depth):
             block = block_of(
                 self.num_heads, self.mlp_dim, self.ln_eps, self.dropout, self.dtype

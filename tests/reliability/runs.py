@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from pacx_jax import main, step
 from pacx_jax.input import sources
 from pacx_jax.run import manifest, saved_steps
-from tests import tiny
+from tests import report_sets, tiny
 
 N = {"train": 20, "val": 8}  # at 8 a batch, an epoch ends after 2.5 and after 5 steps
 STEPS = 20
@@ -34,6 +34,7 @@ class Patients:
 
     label_names = ("a", "b")
     entries = ("image", "images", "mask", "ecg", "labs", "labs_mask", "labels")
+    entries += ("findings", "impression")
     namespace = "tests"
     notes = ()
 
@@ -54,6 +55,8 @@ class Patients:
                 for k in range(1 + i % 3)
             ],
             "views": ["PA", "LL", "unknown"][: 1 + i % 3],
+            "findings": "",
+            "impression": report_sets.texts(i + 1, 1)[-1] if i % 4 else "",
             "mask": np.uint8(255 * (rng.random((32, 32)) < 0.4)),
             "ecg": rng.normal(size=(5000, 12)).astype(np.float32),
             "labs": rng.random(50, np.float32),
@@ -107,11 +110,18 @@ def config(stage: str, folders: dict[str, str], **fields):
         c = tiny.config("mae_vitb16", **(common | small | fields))
         c.model.decoder.update(width=16, depth=1, num_heads=2)
         return c
-    if stage == "mvmae":
+    if stage in ("mvmae", "v2t"):
         small = {"model__variant": "mu", "model__patch_size": 8}
         small |= {"loss__mask_ratio": 0.5, "data__max_views": 2}
         small |= {"optim__base_batch_size": 0, "optim__warmup_start": 0.0}
-        c = tiny.config("mvmae_vitb16", **(common | small | fields))
+        recipe = "mvmae_vitb16"
+        if stage == "v2t":
+            recipe = "mvmae_v2t_vitb16"
+            words = pathlib.Path(folders["model_init"]).parent / "tokenizer.json"
+            small |= {"data__tokenizer": str(words), "data__report_length": 16}
+            small |= {"caption__width": 32, "caption__depth": 1}
+            small |= {"caption__num_heads": 2, "caption__mlp_dim": 32}
+        c = tiny.config(recipe, **(common | small | fields))
         c.model.decoder.update(width=32, depth=1, num_heads=2)
         return c
     if stage == "labs_dae":
