@@ -101,8 +101,8 @@ def devices(canvas, pose, study) -> None:
         )
         polyline(canvas, pose, lead, 200, 0.016)
     if study.device:
-        line = np.stack([-0.18 + 0.10 * s, -1.0 + 1.0 * s], 1)
-        polyline(canvas, pose, line, 165, 0.02)
+        line = np.stack([-0.24 + 0.16 * np.sin(2 * s), -1.0 + 1.0 * s], 1)
+        polyline(canvas, pose, line, 150, 0.016)
 
 
 def marker(canvas, mirrored: bool, rng: np.random.Generator) -> None:

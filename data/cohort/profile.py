@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 
 from data.cohort import anatomy
-from data.cohort.anatomy import Pose, step
+from data.cohort.anatomy import Pose, bump, step
 
 DEEP = 0.80
 RIGHT, LEFT = 0, 1
@@ -89,11 +89,11 @@ def draw_pose(study, rng: np.random.Generator, short: int, mirrored: bool) -> Po
     deep = DEEP * (1 + 0.05 * body[23] + 0.03 * who.habitus)
     deep *= 1 + 0.06 * max(who.inflation, -1.0)
     height = anatomy.thorax_height(study)
-    scale = 0.39 * short * math.exp(0.085 * n[0])
-    angle = math.radians(3.2 * n[1] + 1.5)
-    shear = 0.03 * n[5]
+    scale = 0.39 * short * math.exp(0.06 * n[0])
+    angle = math.radians(2.4 * n[1] + 1.5)
+    shear = 0.02 * n[5]
     c, s = math.cos(angle) * scale, math.sin(angle) * scale
-    centre = (w * (0.5 + 0.05 * n[2]), h * (0.46 + 0.045 * n[3]))
+    centre = (w * (0.5 + 0.04 * n[2]), h * (0.48 + 0.03 * n[3]))
     inverse = np.array(
         [
             [c * deep, (-s + shear * c) * height, centre[0]],
@@ -124,7 +124,7 @@ def fluid_level(w, study, side: int) -> np.ndarray:
     if volume <= 0:
         return np.full_like(w, 9.0)
     lowest = float(dome(np.full(1, 0.86, np.float32), study, side)[0])
-    high = 0.12 + 3.0 * min(volume, 0.1) + 1.6 * max(volume - 0.1, 0.0)
+    high = 0.16 + 3.4 * min(volume, 0.1) + 1.5 * max(volume - 0.1, 0.0)
     climb = min(0.06 + 0.8 * volume, 0.22)
     slope = np.abs((w - 0.1) * np.float32(1 / 0.85)) ** 3
     return np.float32(lowest - high) - np.float32(climb) * slope
@@ -180,7 +180,10 @@ def heart(w, v, radius, centre) -> np.ndarray:
     index = ((angle * np.float32(128 / np.pi)).astype(np.int32) + 128) & 255
     rho = magnitude / radius[index]
     depth = np.sqrt(np.maximum(1 - rho * rho, 0))
-    return step(1 - rho, 0.09) * (np.float32(0.35) + np.float32(0.65) * depth)
+    body = step(1 - rho, 0.11) * (np.float32(0.30) + np.float32(0.70) * depth)
+    # The great vessels leave it upwards and blur its upper border.
+    root = bump(w, v, centre[0] + 0.22, centre[1] - 0.40, 0.15, 0.24)
+    return np.maximum(body, np.float32(0.45) * root)
 
 
 def lungs(w, v, behind, study) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
