@@ -19,10 +19,11 @@ def get_config(arg=None):
     c.name = "late_fusion"
     c.data.group = "study"
     c.data.max_views = 3  # of a study, the others are left out
+    c.data.channels = 1  # MVMAE's encoders; 3 for others
     c.data.label_count = 0  # all
     if "runlocal" in base.parse(arg):
-        c.data.path = "runs/demo/data/prepared/views_probe"
-        c.model_init = "runs/demo/mvmae"
+        c.data.path = "runs/demo_mvmae/data/prepared/views_probe"
+        c.model_init = "runs/demo_mvmae/mvmae"
         c.data.label_columns = ("retrocardiac_opacity", "effusion")
         c.data.label_count = 200
     return c

@@ -35,7 +35,7 @@ def get_config(arg=None):
         c.loss.reconstruction_weight = c.caption.weight = 0.5
         c.caption.per_step = "all"
     if "runlocal" in presets:
-        c.data.tokenizer = "runs/demo/tokenizer.json"
+        c.data.tokenizer = "runs/demo_mvmae/tokenizer.json"
         c.data.report_length = 96
         c.data.report_sections = ("findings", "impression")
         c.caption.update(width=128, depth=2, num_heads=4, mlp_dim=128)

@@ -81,6 +81,7 @@ def get_config(arg=None):
 def runlocal(c):
     """A small ViT at 48 pixels on the embedded cohort."""
     base.runlocal(c, "mimic_cxr", total_steps=2400)
+    c.data.path = "runs/demo_mvmae/data/prepared/mimic_cxr"
     c.model.variant, c.model.patch_size = "demo", 8
     c.model.decoder.update(width=64, depth=2, num_heads=2)
     c.data.image_size = 48

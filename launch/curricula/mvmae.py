@@ -44,7 +44,9 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
     raw, prepared = target / "data" / "raw", target / "data" / "prepared"
     cohort, words = plan["cohort"], target / "tokenizer.json"
     others = dict.fromkeys(("pretrain", "symile", "ecg", "probe_train"), 0)
-    others |= dict.fromkeys(("probe_val", "probe_test", *cohort), 0)
+    others |= dict.fromkeys(("probe_val", "probe_test", *cohort), 0) | {
+        "film_size": 128
+    }
     stages = []
     for name, prefix in (("pretrain", "mimic"), ("probe", "views")):
         sizes = others | {k: v for k, v in cohort.items() if k.startswith(prefix)}

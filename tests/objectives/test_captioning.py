@@ -122,11 +122,9 @@ def test_validation_is_per_token_from_the_first_view(made):
 def test_dropout_acts_in_training_alone(made):
     _, params, value = made()
     examples = stages.batch("v2t", 8)
-    evaluated, trained = (
-        float(value(params, examples, train)[0][1]["caption"])
-        for train in (False, True)
-    )
-    assert evaluated != trained
+    (_, evaluated), _ = value(params, examples, False)
+    (_, trained), _ = value(params, examples, True)
+    assert evaluated["caption"] != trained["caption"]
 
 
 def test_the_text_decoder_is_discarded_at_export(folders, made):
@@ -170,5 +168,5 @@ def test_a_config_that_cannot_be_is_one_line(made, fields, message):
 def test_devices_change_no_number(folders, meshes):
     c = stages.config("v2t", folders, loss__beta_schedule="constant")
     alone = stages.one_step(c, meshes[1], "float32", optimizer=False)
-    shared = stages.one_step(c, meshes[8], "float32", optimizer=False)
+    shared = stages.one_step(c, meshes[2], "float32", optimizer=False)
     assert max(stages.differences(shared, alone)) < 1e-5
