@@ -14,6 +14,7 @@ RESULTS = "launch/compare_views.py"
 DEMO = {
     "cohort": dict(mimic=5000, mimic_valid=200, mimic_test=0, views_train=1500,
                    views_val=300, views_test=1000),
+    "film_size": 128,
     "size": 96,
     "vocab_size": 2000,
     "train": {"total_steps": 2400},
@@ -23,6 +24,7 @@ DEMO = {
 FULL = {
     "cohort": dict(mimic=20000, mimic_valid=400, mimic_test=0, views_train=6000,
                    views_val=500, views_test=3000),
+    "film_size": 128,
     "size": 96,
     "vocab_size": 2000,
     "train": {"total_steps": 7000, "model.variant": "Ti", "data.image_size": 64,
@@ -32,6 +34,7 @@ FULL = {
 TINY = {
     "cohort": dict(mimic=40, mimic_valid=12, mimic_test=0, views_train=60, views_val=20,
                    views_test=40),
+    "film_size": 64,
     "size": 48,
     "vocab_size": 1000,
     "train": {"total_steps": 4, "global_batch_size": 8},
