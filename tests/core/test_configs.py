@@ -10,7 +10,8 @@ from pacx_jax.errors import PacxError
 from tests import tiny
 
 RECIPES = (
-    "mae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
+    "mae_vitb16", "mvmae_vitb16", "mvmae_v2t_vitb16",
+    "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
     "linear_probe", "late_fusion", "segment",
 )  # fmt: skip
 ARGS = (
@@ -24,7 +25,7 @@ def test_every_recipe_has_every_preset_and_the_common_fields(recipe, arg):
     c = tiny.config(recipe, arg)
     assert isinstance(c.seed, int) and c.total_steps > 0 and c.global_batch_size > 0
     assert c.data.source in ("prepared", "folder") and isinstance(c.data.path, str)
-    assert c.objective in ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
+    assert c.objective in objectives.MODULES
     assert set(base.get_config().keys()) <= set(c.keys())
     assert c.name == recipe
     optim.make(c.optim, c.total_steps)  # warm-up fits, decay is known
@@ -108,6 +109,11 @@ def test_table_d_is_kept(row, recipe, field, ours, paper, reference):
         ("mae_vitb16", {"optim.b1": 0.9, "optim.b2": 0.95, "optim.weight_decay": 0.05,
                         "optim.decay": "kernels", "optim.clip_norm": 0.0,
                         "data.hflip": 0.5, "data.crop_scale": (0.5, 1.0)}),
+        ("mvmae_vitb16", {"optim.peak_lr": 1.2e-4, "optim.base_batch_size": 256,
+                          "optim.weight_decay": 0.05, "optim.clip_norm": 1.0,
+                          "optim.warmup_start": 0.5, "loss.beta": 2.0,
+                          "model.decoder.depth": 4, "model.decoder.width": 768,
+                          "data.mean": (0.5056,), "data.std": (0.252,)}),
         ("labs_dae", {"optim.peak_lr": 3e-4, "optim.weight_decay": 0.01,
                       "optim.decay": "all", "total_steps": 1950,
                       "global_batch_size": 256, "optim.b2": 0.999}),
@@ -137,7 +143,7 @@ def test_settings_are_those_of_the_reference(recipe, fields):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["mae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d"]
+    "recipe", ["mae_vitb16", "mvmae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d"]
 )
 @pytest.mark.parametrize("arg", [None, "paper,runlocal", "reference,runlocal"])
 def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, meshes):

@@ -23,12 +23,17 @@ CASES = [
         {"encoder_chunks": 2, "loss__chunk": 8, "remat": "full"},
     ),
     ("labs_dae", (8, 4, 1), {"accumulate": 2}),
+    ("mvmae", (8, 2, 2), {"accumulate": 2, "loss__beta_schedule": "constant"}),
 ]
 LONG = [
     *((stage, mesh, {}) for stage in ("mae", "distill") for mesh in
       ((8, 1, 1), (8, 4, 1), (8, 2, 2), (8, 1, 2))),
     *((stage, mesh, {}) for stage in ("labs_dae", "classify", "segment")
       for mesh in ((8, 4, 1), (8, 2, 2))),
+    *((stage, mesh, {"loss__beta_schedule": "constant"}) for stage in ("mvmae", "v2t")
+      for mesh in ((8, 1, 1), (8, 4, 1), (8, 2, 2), (8, 1, 2))),
+    ("v2t", (8, 2, 2), {"remat": "full", "caption__per_step": "all"}),
+    ("mvmae", (8, 1, 1), {"loss__align": "infonce", "loss__beta_schedule": "constant"}),
     ("ecg", (8, 4, 1), {}),
     ("ecg", (8, 1, 1), {}),
     ("ecg", (8, 2, 2), {}),

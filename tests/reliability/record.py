@@ -15,7 +15,6 @@ import tests.conftest  # noqa: F401  the same devices and flags as in the tests
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 TRACES = GOLDEN / "traces.json"
-STAGES = ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
@@ -26,7 +25,7 @@ def losses(workdir: pathlib.Path) -> list[float]:
 
 def main() -> None:
     from pacx_jax import main
-    from tests import tiny
+    from tests import stages, tiny
     from tests.reliability import runs
 
     runs.use_patients()
@@ -44,7 +43,7 @@ def main() -> None:
             return
         folders = tiny.write_folders(root)
         found = {}
-        for stage in STAGES:
+        for stage in stages.STAGES:
             config = runs.config(stage, folders, num_devices=2)
             main.run(config, str(root / "runs" / stage))
             found[stage] = losses(root / "runs" / stage)

@@ -10,8 +10,8 @@ from pacx_jax import main, step
 from tests import tiny
 from tests.reliability import runs
 from tests.reliability.test_elastic import MORE, SAVED, assert_goes_on, read, record
+from tests.stages import STAGES
 
-STAGES = ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
 FIELDS = {
     "total_steps": SAVED + MORE,
     "save_every": SAVED,

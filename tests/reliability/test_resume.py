@@ -13,7 +13,7 @@ import pytest
 from pacx_jax import main, step
 from pacx_jax.distributed import preemption
 from pacx_jax.run import goodput, manifest
-from tests import tiny
+from tests import stages, tiny
 from tests.reliability import runs, test_golden
 
 
@@ -53,12 +53,13 @@ def patients(monkeypatch):
     [
         ("mae", 5),
         ("labs_dae", 4),
+        ("v2t", 5),
         pytest.param("distill", 4, marks=pytest.mark.full),  # test_processes has it
         pytest.param("classify", 6, marks=pytest.mark.full),
         pytest.param("segment", 4, marks=pytest.mark.full),
         *[
             pytest.param(stage, k, marks=pytest.mark.full)
-            for stage in ("mae", "labs_dae", "ecg", "distill", "classify", "segment")
+            for stage in stages.STAGES
             for k in (2, 3, 5, 7, 20)
         ],
     ],
