@@ -54,7 +54,16 @@ def _source(args: argparse.Namespace, model: ModelFolder, card: str) -> Source:
             f"({model.heads.kind}): --format {args.format} takes a linear probe's, "
             "safetensors any"
         )
-    return Source(model_folder.at_size(model, args.image_size), head, card)
+    model = model_folder.at_size(model, args.image_size)
+    if args.view is None:
+        return Source(model, head, card)
+    if args.format == "safetensors":
+        raise PacxError("--view: a model folder keeps all views; give a --format")
+    source = Source(model, head, card, args.view)
+    if not source.with_views:
+        raise PacxError(f"--view={args.view}: this encoder has no view embeddings")
+    source.encoder.view_number(args.view)  # refuses what is no view
+    return source
 
 
 def _x_rays(args: argparse.Namespace, most: int = 8) -> tuple[list, str]:
@@ -99,10 +108,10 @@ def _export(args: argparse.Namespace) -> None:
             raise PacxError(f"--out {out} is the encoder itself: name another")
     model, card = _read_model(args)
     if model.kind != "vit":
-        if args.format or args.images or args.image_size:
+        if args.format or args.images or args.image_size or args.view:
             raise PacxError(
                 f"{args.workdir or args.encoder} holds a {model.kind} model: only "
-                "X-ray encoders have --format, --images and --image_size"
+                "X-ray encoders have --format, --images, --image_size and --view"
             )
         with staging.output(out) as local:
             write.copy(model, card, local)
@@ -152,6 +161,11 @@ def main(argv: list[str] | None = None) -> None:
         type=int,
         default=0,
         help="pixels a side, if not its own",
+    )
+    add(
+        "--view",
+        help="what a graph takes all images for, such as lateral, of an encoder with "
+        "view embeddings (default: frontal)",
     )
     args = parser.parse_args(argv)
     if not args.workdir or not urls.is_remote(args.workdir):

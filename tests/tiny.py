@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
 
@@ -100,6 +101,25 @@ def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
     }[kind]
     params = random_params(empty.module(), *args, seed=seed, noise=0.05)
     return model_folder.ModelFolder(kind, architecture, preprocessing, params)
+
+
+MVMAE = {
+    "channels": 1,
+    "qk_norm": True,
+    "posemb_cls": False,
+    "posemb_grid": [4, 4],
+    "views": 3,
+    "final_ln_eps": 1e-5,
+}
+
+
+def mvmae_folder(seed: int = 0) -> model_folder.ModelFolder:
+    """An encoder of MVMAE's kind with random weights: views, grey images."""
+    preprocessing = model_folder.image_preprocessing((0.5056,), (0.252,))
+    empty = model_folder.ModelFolder("vit", VIT | MVMAE, preprocessing, {})
+    image = jnp.zeros((1, 32, 32, 1))
+    params = random_params(empty.module(), image, seed=seed, noise=0.3)
+    return dataclasses.replace(empty, params=params)
 
 
 def write_folders(path) -> dict[str, str]:

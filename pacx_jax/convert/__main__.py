@@ -3,7 +3,7 @@
   python -m pacx_jax.convert --kind=mae --source=checkpoint.pth --target=DIR
   python -m pacx_jax.convert --kind=mae --to=torch --source=DIR --target=FILE
 
-Kinds: mae (the original repository's, or Lightning's), vit_timm, vit_hf (ViT and
+Kinds: mae (the original repository's, or Lightning's), mvmae, vit_timm, vit_hf (ViT and
 ViTMAE of transformers), pacx (with LoRA, or merged), labs_dae, ecgfounder, probe and
 segment (an encoder with its head). The folder opens with load_encoder, embed, export
 and --config.model_init. A FILE named .safetensors needs no PyTorch.
@@ -19,7 +19,7 @@ import sys
 import numpy as np
 
 from pacx_jax import cli
-from pacx_jax.convert import beside, files, kinds, layouts, tables
+from pacx_jax.convert import beside, files, kinds, layouts, state, tables
 from pacx_jax.convert.layouts import KINDS
 from pacx_jax.convert.sizes import Options
 from pacx_jax.encoders import model_folder
@@ -29,8 +29,8 @@ from pacx_jax.run import finished, mirror, remote_run
 from pacx_jax.stores import objects, staging, urls
 
 # Options of one direction alone.
-OPTIONS = ("num_heads", "decoder_num_heads", "ln_eps", "alpha", "mean", "std",
-           "decimate", "labels", "task")  # fmt: skip
+OPTIONS = ("num_heads", "decoder_num_heads", "ln_eps", "final_ln_eps", "alpha", "mean",
+           "std", "decimate", "labels", "task")  # fmt: skip
 IN, OUT = (*OPTIONS, "preset", "weights"), ("merged", "container")
 
 CARD = """# pacx_jax {model}
@@ -85,7 +85,7 @@ def from_torch(args) -> None:
     elif found.name:
         notes = [f"taken: {found.name}"]
     if left:
-        notes.append(f"left out: {', '.join(left)}")
+        notes.append(f"left out: {state.shorten(left)}")
     card = CARD.format(
         model=folder.kind,
         kind=args.kind,
@@ -107,7 +107,7 @@ def _learned(folder: model_folder.ModelFolder, kind: str) -> list[str]:
     """Says that an MAE's positions are not the fixed ones, which nobody may expect."""
     a, heads = folder.architecture, folder.heads
     of_mae = kind in ("mae", "pacx") or (heads and heads.kind == "mae")
-    if not of_mae or "posemb_grid" not in a:
+    if kind == "mvmae" or not of_mae or "posemb_grid" not in a:
         return []
     told = "kept as learned: its positions"
     if a["width"] % 4 == 0:
@@ -151,6 +151,8 @@ def open_source(path: str) -> model_folder.ModelFolder:
 def _refuse_unused(args, folder: model_folder.ModelFolder) -> None:
     """Refuses an option that speaks of a part which the file does not hold."""
     applies = {*kinds.told(folder), "weights"}
+    if "ln_eps" in applies:
+        applies.add("final_ln_eps")
     if applies & {"mean", "mask_inputs"}:
         applies.add("preset")
     for name in IN:
@@ -213,9 +215,10 @@ def parser() -> cli.Parser:
     add("--num_heads", type=int, help="where the width does not tell")
     add("--decoder_num_heads", type=int)
     add("--ln_eps", type=float, help="default: the kind's published one")
+    add("--final_ln_eps", type=float, help="of the last LayerNorm (mvmae: 1e-5)")
     add("--alpha", type=float, help="of LoRA (pacx; default 16)")
-    add("--mean", type=float, nargs=3, help="of red, green and blue, in [0, 1]")
-    add("--std", type=float, nargs=3, help="of them, above 0, to 1")
+    add("--mean", type=float, nargs="+", help="of each channel, in [0, 1]")
+    add("--std", type=float, nargs="+", help="of each channel, above 0, to 1")
     add("--decimate", type=int, help="of an ECG encoder (ecgfounder; default 1)")
     add("--labels", type=_labels, help="names of a classifier's outputs, as CSV")
     add("--task", choices=("multilabel", "multiclass"), help="of a classifier")

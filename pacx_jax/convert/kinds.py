@@ -18,6 +18,7 @@ from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 
+GREY = (0.5056,), (0.252,)  # MVMAE's mean and std
 HALF = (0.5, 0.5, 0.5)  # what timm's and Hugging Face's ImageNet ViTs are trained with
 
 
@@ -99,7 +100,8 @@ def told(model: ModelFolder) -> dict:
     """What no state dict tells of a model, by the name of the option that does."""
     a, heads = model.architecture, model.heads
     h = heads.architecture if heads else {}
-    out = {k: a[k] for k in ("ln_eps", "num_heads", "mask_inputs") if k in a}
+    names = ("ln_eps", "final_ln_eps", "num_heads", "mask_inputs")
+    out = {k: a[k] for k in names if k in a}
     out |= {k: v for k, v in model.preprocessing.items() if k in sizes.LIMITS}
     if heads and heads.kind == "mae":
         out["decoder_num_heads"] = h["num_heads"]
@@ -112,15 +114,18 @@ def told(model: ModelFolder) -> dict:
 
 def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
     """The flags that `read` needs to get back what a PyTorch file cannot hold."""
-    spec = layouts.of_folder(kind, folder, merged)
-    given = {k: v for k, v in told(folder).items() if k.endswith("num_heads")}
+    spec, here = layouts.of_folder(kind, folder, merged), told(folder)
+    if layouts.KINDS[kind].final_ln_eps:
+        here.setdefault("final_ln_eps", folder.architecture["ln_eps"])
+    given = {k: v for k, v in here.items() if k.endswith("num_heads")}
     again, _ = read(kind, write(kind, folder, merged), Options(**given), "it")
     defaults, h = told(again), spec.heads_architecture
     # Those heads of attention that the width does not tell.
     defaults["num_heads"] = sizes.NUM_HEADS.get(spec.architecture.get("width"))
-    defaults["decoder_num_heads"] = sizes.DECODER_NUM_HEADS.get(h.get("width"))
+    known = sizes.DECODER_NUM_HEADS.get(kind, {})
+    defaults["decoder_num_heads"] = known.get(h.get("width"))
     flags = []
-    for name, value in told(folder).items():
+    for name, value in here.items():
         if name not in told(again) or value == defaults[name]:
             continue
         if name == "mask_inputs":
@@ -135,12 +140,20 @@ def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
     return flags
 
 
+# What an MVMAE holds beside its encoder and decoder of images: V2T's text, and heads of
+# alternative alignment losses.
+_BESIDE = ("text_decoder.", "encoders.text.", "decoders.text.", "latent_heads.")
+
+
 def _left_out(spec: Spec, found: dict) -> list[str]:
     names = ()
     if spec.kind == "mae" and not spec.heads:
         names = ("mask_token",)
     elif spec.kind == "vit_hf":
         names = ("pooler.dense.weight", "pooler.dense.bias")
+    elif spec.kind == "mvmae":
+        root = layouts.root_of("mvmae", spec.prefix)
+        return [k for k in found if k.startswith(tuple(root + x for x in _BESIDE))]
     return [spec.prefix + name for name in names if spec.prefix + name in found]
 
 
@@ -172,4 +185,13 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
             tuple(float(str(x)) for x in np.float32(buffers[name]).ravel())
             for name in ("mean", "std")
         )
+    if spec.kind == "mvmae":
+        mean, std = GREY
+    channels = spec.architecture.get("channels", 3)
+    for name, value in (("mean", options.mean), ("std", options.std)):
+        if value and len(value) != channels:
+            raise PacxError(
+                f"--{name} has {len(value)} numbers, and images have {channels} "
+                "channels: give one each"
+            )
     return model_folder.image_preprocessing(options.mean or mean, options.std or std)

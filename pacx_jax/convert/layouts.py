@@ -26,6 +26,7 @@ class Kind:
       model: the kind of model folder.
       container: under what a PyTorch file holds the state dict.
       ln_eps: LayerNorm's epsilon: transformers' default; D6.
+      final_ln_eps: that of the last one, 0 for the same.
     """
 
     prefix: str = ""
@@ -35,10 +36,18 @@ class Kind:
     model: str = "vit"
     container: str = "state_dict"
     ln_eps: float = 1e-6
+    final_ln_eps: float = 0.0
 
 
 KINDS = {
     "mae": Kind("model.", heads=("mae",)),
+    # Blocks have an epsilon of their own, the last LayerNorms PyTorch's.
+    "mvmae": Kind(
+        "encoders.vision.",
+        anchor=f"{tables.MVMAE.patch}.weight",
+        heads=("mae",),
+        final_ln_eps=1e-5,
+    ),
     "vit_timm": Kind(heads=("classify",), container=""),
     "vit_hf": Kind(
         anchor=f"{tables.HF.patch}.weight",
@@ -88,7 +97,11 @@ def table(spec: Spec) -> list[Entry]:
         return tables.labs_dae(prefix)
     if spec.model == "ecg_net1d":
         return tables.net1d(a, len(h["labels"]), prefix)
-    entries, root = tables.vit(a, spec.names, prefix), root_of(spec.kind, prefix)
+    root = root_of(spec.kind, prefix)
+    if spec.kind == "mvmae":
+        decoder = tables.mvmae_decoder(h, root) if spec.heads else []
+        return tables.mvmae(a, prefix) + decoder
+    entries = tables.vit(a, spec.names, prefix)
     if spec.heads == "mae":
         side = a["image_size"] // a["patch_size"]
         entries += tables.mae_decoder(h, side, spec.names, root)
@@ -103,7 +116,8 @@ def table(spec: Spec) -> list[Entry]:
 
 def root_of(kind: str, prefix: str) -> str:
     """What stands before the heads' keys, where `prefix` is before the encoder's."""
-    wrapper = {"mae": "", "vit_hf": "vit."}.get(kind, "backbone.")
+    wrappers = {"mae": "", "vit_hf": "vit.", "mvmae": "encoders.vision."}
+    wrapper = wrappers.get(kind, "backbone.")
     return prefix.removesuffix(wrapper)
 
 
@@ -128,6 +142,8 @@ def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
         )
     heads = heads if heads in about.heads else ""  # others have no place in this kind
     h = dict(folder.heads.architecture) if heads else {}
+    if about.model == "vit":
+        _refuse_foreign(kind, folder.architecture, h)
     if merged:
         h.pop("adapted", None)
     if kind == "ecgfounder" and not heads:
@@ -137,5 +153,35 @@ def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
         prefix = "vit."
     if kind == "pacx" and not h.get("adapted"):
         prefix = "cxr_encoder."
-    names = tables.HF if kind == "vit_hf" else tables.TIMM
+    names = {"vit_hf": tables.HF, "mvmae": tables.MVMAE}.get(kind, tables.TIMM)
     return Spec(kind, folder.architecture, heads, h, prefix, names)
+
+
+# Fields of an architecture -> the value without which a kind has no place for them.
+_OURS = {"channels": 3, "qk_norm": False, "views": 0, "posemb_cls": True}
+_OURS |= {"project": True}
+
+
+def _refuse_foreign(kind: str, a: dict, h: dict) -> None:
+    """Refuses an encoder, or a decoder, whose parts a kind has no keys for."""
+    wrong = []
+    if kind == "mvmae":
+        if a.get("channels", 3) != 1:
+            wrong.append("its images have 3 channels, not 1")
+        if not a.get("posemb_grid") or a.get("posemb_cls", True):
+            wrong.append("its positions are not learned ones without CLS's")
+        if h and not h.get("posemb_grid"):
+            wrong.append("its decoder's positions are not learned")
+        if h and h.get("project", True):
+            wrong.append("its decoder projects the encoder's tokens")
+    else:
+        for part, fields in (("it", a), ("its decoder", h)):
+            wrong += [f"{part} has {k} {fields[k]}" for k, usual in _OURS.items()
+                      if fields.get(k, usual) != usual]  # fmt: skip
+        if h.get("posemb_grid"):
+            wrong.append("its decoder has learned positions")
+    if wrong:
+        other = "" if kind == "mvmae" else "; --kind=mvmae holds MVMAE's"
+        raise PacxError(
+            f"this model cannot be written as {kind}: {'; '.join(wrong)}{other}"
+        )

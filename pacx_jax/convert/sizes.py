@@ -11,13 +11,18 @@ from pacx_jax.convert.layouts import KINDS, Spec, root_of
 from pacx_jax.convert.state import is_fixed, shorten
 from pacx_jax.errors import PacxError
 
-# Heads by width, of the published ViT-Ti, S, B, L and H, and of MAE's decoder.
+# Heads by width, of the published ViT-Ti, S, B, L and H; of a kind's decoder.
 NUM_HEADS = {192: 3, 384: 6, 768: 12, 1024: 16, 1280: 16}
-DECODER_NUM_HEADS = {512: 16}
+DECODER_NUM_HEADS = {
+    "mae": {512: 16},
+    "vit_hf": {512: 16},
+    "mvmae": {192: 3, 768: 12},
+}
 LIMITS = {
     "num_heads": (1, 1024),
     "decoder_num_heads": (1, 1024),
     "ln_eps": (1e-20, 0.1),
+    "final_ln_eps": (1e-20, 0.1),
     "alpha": (1e-6, 1e6),
     "mean": (0, 1),  # of pixels divided by 255
     "std": (1e-6, 1),
@@ -32,6 +37,7 @@ class Options:
     Attributes:
       num_heads, decoder_num_heads: heads of attention.
       ln_eps: epsilon of LayerNorms.
+      final_ln_eps: epsilon of the last one.
       alpha: of LoRA; the published weights' is 16 (D3).
       mean, std: normalisation of the images.
       labels: names of a classifier's outputs.
@@ -43,6 +49,7 @@ class Options:
     num_heads: int | None = None
     decoder_num_heads: int | None = None
     ln_eps: float | None = None
+    final_ln_eps: float | None = None
     alpha: float = 16.0
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
@@ -95,7 +102,9 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
             return Spec(kind, *_labs_dae(state, prefix, options), prefix)
         if about.model == "ecg_net1d":
             return Spec(kind, *_net1d(state, prefix, options), prefix)
-        a = _vit(state, prefix, names, options, about.ln_eps)
+        if kind == "mvmae":
+            return Spec(kind, *_mvmae(state, prefix, options), prefix, tables.MVMAE)
+        a = _vit(state, prefix, names, options, about)
         heads, h = _vit_heads(kind, state, prefix, names, a, options)
     except PacxError as e:
         raise PacxError(f"{source}: {e}") from None
@@ -112,7 +121,7 @@ def _shape(state: dict, key: str, axes: str) -> tuple[int, ...]:
     return shape
 
 
-def _vit(state, prefix, names, options, ln_eps) -> dict:
+def _vit(state, prefix, names, options, about) -> dict:
     patch_key = f"{prefix}{names.patch}.weight"
     width, channels, patch, _ = _shape(state, patch_key, "width channels patch patch")
     if channels != 3:
@@ -130,11 +139,67 @@ def _vit(state, prefix, names, options, ln_eps) -> dict:
         "width": width,
         "depth": _count(state, prefix + names.blocks),
         "num_heads": _heads("num_heads", width, options.num_heads, NUM_HEADS),
-        "ln_eps": options.ln_eps or ln_eps,
         "image_size": side * patch,
-    }
+    } | _epsilons(options, about)
     fixed = width % 4 == 0 and is_fixed(state[pos], tables.positions(side, width))
     return a if fixed else a | {"posemb_grid": [side, side]}
+
+
+def _epsilons(options: Options, about) -> dict:
+    """`ln_eps`, and `final_ln_eps` where it is another."""
+    eps = options.ln_eps or about.ln_eps
+    final = options.final_ln_eps or about.final_ln_eps or eps
+    return {"ln_eps": eps} | ({"final_ln_eps": final} if final != eps else {})
+
+
+def _mvmae(state, prefix, options) -> tuple[dict, str, dict]:
+    """The architecture of MVMAE's encoder; "mae" and its decoder's, if it has one."""
+    names, about = tables.MVMAE, KINDS["mvmae"]
+    patch_key = f"{prefix}{names.patch}.weight"
+    width, channels, patch, _ = _shape(state, patch_key, "width channels patch patch")
+    if channels != 1:
+        raise PacxError(f"{patch_key} has {channels} channels, and 1 is needed")
+    shape = _shape(state, prefix + names.pos, "n 1 width")
+    side = math.isqrt(shape[0])
+    if shape != (side**2, 1, width):
+        raise PacxError(
+            f"{prefix}{names.pos} is {shape}: positions of a square grid without a "
+            f"CLS token are needed, (n, 1, {width})"
+        )
+    grid = {"posemb_grid": [side, side]}
+    a = {
+        "patch_size": patch,
+        "width": width,
+        "depth": _count(state, prefix + names.blocks),
+        "num_heads": _heads("num_heads", width, options.num_heads, NUM_HEADS),
+        "image_size": side * patch,
+        "channels": 1,
+        "posemb_cls": False,
+    } | (grid | _epsilons(options, about) | _optional(state, prefix))
+    decoder = root_of("mvmae", prefix) + names.decoder
+    if f"{decoder}mask_token" not in state:
+        return a, "", {}
+    inner = _shape(state, f"{decoder}mask_token", "1 1 width")[-1]
+    given, known = options.decoder_num_heads, DECODER_NUM_HEADS["mvmae"]
+    h = {
+        "encoder_width": width,
+        "patch_pixels": patch**2,
+        "width": inner,
+        "depth": _count(state, decoder + names.decoder_blocks),
+        "num_heads": _heads("decoder_num_heads", inner, given, known),
+        "project": False,
+    } | (grid | _epsilons(options, about) | _optional(state, decoder))
+    return a, "mae", h
+
+
+def _optional(state, prefix) -> dict:
+    """`qk_norm` and `views` of MVMAE's, where a state dict has them."""
+    found, key = {}, f"{prefix}mod_embedding"
+    if f"{prefix}transformer.0.attn.q_norm.weight" in state:
+        found["qk_norm"] = True
+    if key in state:
+        found["views"] = _shape(state, key, "views width")[0]
+    return found
 
 
 def _heads(name: str, width: int, given: int | None, known: dict[int, int]) -> int:
@@ -157,15 +222,15 @@ def _vit_heads(kind, state, prefix, names, a, options) -> tuple[str, dict]:
         inner, _ = _shape(
             state, f"{decoder}decoder_embed.weight", "width encoder_width"
         )
-        given, known = options.decoder_num_heads, DECODER_NUM_HEADS
+        given, known = options.decoder_num_heads, DECODER_NUM_HEADS[kind]
+        epsilons = {k: a[k] for k in ("ln_eps", "final_ln_eps") if k in a}
         return "mae", {
             "encoder_width": width,
             "patch_pixels": 3 * a["patch_size"] ** 2,
             "width": inner,
             "depth": _count(state, decoder + names.decoder_blocks),
             "num_heads": _heads("decoder_num_heads", inner, given, known),
-            "ln_eps": a["ln_eps"],
-        }
+        } | epsilons
     key = f"{root}{names.head}.weight"
     if kind == "probe" or (kind in ("vit_timm", "vit_hf") and key in state):
         count, _ = _shape(state, key, "outputs width")

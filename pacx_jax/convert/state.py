@@ -35,9 +35,14 @@ def _patch_load(x):
     return x[0].transpose(2, 3, 1, 0).reshape(-1, x[0].shape[0])
 
 
-def _patch_dump(y):
-    p = math.isqrt(y.shape[0] // 3)
-    return (y.reshape(p, p, 3, -1).transpose(3, 2, 0, 1),)
+def patch(channels: int) -> Turn:
+    """A convolution that embeds patches of images with so many channels."""
+
+    def dump(y):
+        p = math.isqrt(y.shape[0] // channels)
+        return (y.reshape(p, p, channels, -1).transpose(3, 2, 0, 1),)
+
+    return Turn(_patch_load, dump)
 
 
 def _up_load(x):
@@ -53,7 +58,7 @@ SAME = Turn(lambda x: x[0], lambda y: (y,))
 LINEAR = _axes(1, 0)  # (out, in) -> (in, out)
 CONV1D = _axes(2, 1, 0)  # (out, in / groups, k) -> (k, in / groups, out)
 CONV2D = _axes(2, 3, 1, 0)
-PATCH = Turn(_patch_load, _patch_dump)
+POSITIONS = _axes(1, 0, 2)  # (n, 1, d) -> (1, n, d)
 UP = Turn(_up_load, _up_dump)
 QKV_WEIGHT = Turn(lambda x: np.concatenate(x).T, lambda y: np.split(y.T, 3))
 QKV_BIAS = Turn(lambda x: np.concatenate(x), lambda y: np.split(y, 3))

@@ -14,13 +14,14 @@ from pacx_jax.convert.state import (
     CONV1D,
     CONV2D,
     LINEAR,
-    PATCH,
+    POSITIONS,
     QKV_BIAS,
     QKV_WEIGHT,
     SAME,
     UP,
     Entry,
     Turn,
+    patch,
 )
 from pacx_jax.models.vit import posemb_sincos_2d
 
@@ -90,6 +91,22 @@ HF5 = dataclasses.replace(  # state_dict() of transformers 5 in memory
 )  # fmt: skip
 
 
+# The authors' modules, as https://github.com/agostini335/MVMAE publishes their code.
+MVMAE = Names(
+    blocks="transformer.{i}.",
+    parts=TIMM.parts,
+    patch="patchify",
+    cls="cls_token",
+    pos="pos_embedding",
+    norm="layer_norm",
+    decoder="decoders.vision.",
+    decoder_blocks="transformer.{i}.",
+    head="",
+)
+# Of attention with qk_norm, in timm's and in the authors' blocks.
+QK_NORM = {"q_norm": ("attn.q_norm",), "k_norm": ("attn.k_norm",)}
+
+
 def norm(ours: str, key: str) -> list[Entry]:
     """A LayerNorm."""
     return [
@@ -115,14 +132,20 @@ def layer(ours: str, *keys: str, turn: Turn = LINEAR) -> list[Entry]:
     ]
 
 
-def blocks(ours: str, prefix: str, names: Names, depth: int) -> list[Entry]:
-    """Transformer blocks, `ours`.block_NN; `prefix` holds {i}."""
+def blocks(ours: str, prefix: str, names: Names, a: dict) -> list[Entry]:
+    """Transformer blocks, `ours`.block_NN; `prefix` holds {i}.
+
+    Args:
+      a: the architecture, of which `depth` and `qk_norm` count.
+    """
     place = {"qkv": "attn.", "proj": "attn.", "fc1": "mlp.", "fc2": "mlp."}
+    place |= dict.fromkeys(QK_NORM, "attn.")
+    parts = names.parts | (QK_NORM if a.get("qk_norm") else {})
     entries = []
-    for i in range(depth):
-        for part, keys in names.parts.items():
+    for i in range(a["depth"]):
+        for part, keys in parts.items():
             name = f"{ours}.block_{i:02d}.{place.get(part, '')}{part}"
-            make = norm if part.startswith("norm") else layer
+            make = norm if "norm" in part else layer
             entries += make(name, *(prefix.format(i=i) + key for key in keys))
     return entries
 
@@ -138,10 +161,46 @@ def vit(a: dict, names: Names, prefix: str = "") -> list[Entry]:
     return [
         Entry("encoder.cls_token", (prefix + names.cls,)),
         pos,
-        *layer("encoder.patch_embed", prefix + names.patch, turn=PATCH),
-        *blocks("encoder", prefix + names.blocks, names, a["depth"]),
+        *encoder_layers(a, names, prefix),
+    ]
+
+
+def encoder_layers(a: dict, names: Names, prefix: str) -> list[Entry]:
+    """An encoder without its CLS token and positions."""
+    turn = patch(a.get("channels", 3))
+    return [
+        *layer("encoder.patch_embed", prefix + names.patch, turn=turn),
+        *blocks("encoder", prefix + names.blocks, names, a),
         *norm("encoder.norm", prefix + names.norm),
     ]
+
+
+def mvmae(a: dict, prefix: str) -> list[Entry]:
+    """MVMAE's encoder: positions (n, 1, d), a table of views (v, d)."""
+    names = MVMAE
+    return [
+        Entry("encoder.cls_token", (prefix + names.cls,)),
+        *_mvmae_tables("encoder", a, prefix),
+        *encoder_layers(a, names, prefix),
+    ]
+
+
+def mvmae_decoder(a: dict, root: str) -> list[Entry]:
+    """MVMAE's decoder, which has no projection of the encoder's tokens."""
+    key, names = root + MVMAE.decoder, MVMAE
+    return [
+        Entry("decoder.mask_token", (f"{key}mask_token",)),
+        *_mvmae_tables("decoder", a, key),
+        *blocks("decoder", key + names.decoder_blocks, names, a),
+        *norm("decoder.norm", key + names.norm),
+        *layer("decoder.pred", f"{key}head"),
+    ]
+
+
+def _mvmae_tables(ours: str, a: dict, key: str) -> list[Entry]:
+    views = Entry(f"{ours}.view_embed", (f"{key}mod_embedding",))
+    positions = Entry(f"{ours}.pos_embed", (key + MVMAE.pos,), POSITIONS)
+    return [positions, views] if a.get("views") else [positions]
 
 
 def positions(side: int, width: int) -> np.ndarray:
@@ -157,7 +216,7 @@ def mae_decoder(a: dict, side: int, names: Names, prefix: str = "") -> list[Entr
         Entry("decoder.mask_token", (f"{key}mask_token",)),
         Entry("", (f"{key}decoder_pos_embed",), fixed=positions(side, a["width"])),
         *layer("decoder.embed", f"{key}decoder_embed"),
-        *blocks("decoder", key + names.decoder_blocks, names, a["depth"]),
+        *blocks("decoder", key + names.decoder_blocks, names, a),
         *norm("decoder.norm", f"{key}decoder_norm"),
         *layer("decoder.pred", f"{key}decoder_pred"),
     ]

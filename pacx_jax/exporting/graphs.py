@@ -1,6 +1,6 @@
 """The encoder as one compiled graph: StableHLO by jax.export, ONNX by jax2onnx.
 
-Normalisation is inside, the resize outside: uint8 (b, s, s, 3) -> float32 (b, width),
+Normalisation is inside, the resize outside: uint8 (b, s, s, c) -> float32 (b, width),
 and (b, c) logits with a head. b is symbolic.
 """
 
@@ -32,7 +32,7 @@ def write_stablehlo(folder: pathlib.Path, source: Source) -> None:
 
     (b,) = export.symbolic_shape("b")
     size = source.image_size
-    images = jax.ShapeDtypeStruct((b, size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((b, size, size, source.channels), jnp.uint8)
     # By default TPUs multiply in bfloat16, which is not the encoder that was compared.
     with jax.default_matmul_precision("highest"), _without_folders():
         exported = export.export(jax.jit(_outputs(source)), platforms=PLATFORMS)(images)
@@ -60,7 +60,7 @@ import jax, numpy as np
 from jax import export
 
 exported = export.deserialize(bytearray(open("{STABLEHLO}", "rb").read()))
-images = np.zeros((3, {source.image_size}, {source.image_size}, 3), np.uint8)
+images = np.zeros({_shape(source)}, np.uint8)
 {", ".join(source.names)} = jax.jit(exported.call)(images)
 ```
 
@@ -74,7 +74,7 @@ def write_onnx(folder: pathlib.Path, source: Source) -> None:
     import onnx
 
     size = source.image_size
-    images = jax.ShapeDtypeStruct((_batch(), size, size, 3), jnp.uint8)
+    images = jax.ShapeDtypeStruct((_batch(), size, size, source.channels), jnp.uint8)
     with _quiet("onnx_ir"):
         graph = jax2onnx.to_onnx(
             _outputs(source),
@@ -116,7 +116,7 @@ def use_onnx(source: Source) -> str:
 import numpy as np, onnxruntime
 
 session = onnxruntime.InferenceSession("{ONNX}")
-images = np.zeros((3, {source.image_size}, {source.image_size}, 3), np.uint8)
+images = np.zeros({_shape(source)}, np.uint8)
 {", ".join(source.names)}{"" if source.head else ","} = \
 session.run(None, {{"images": images}})
 ```
@@ -133,6 +133,11 @@ def _outputs(source: Source) -> Callable:
         return out if source.head else out[0]
 
     return forward
+
+
+def _shape(source: Source) -> tuple[int, ...]:
+    """Of three images."""
+    return (3, source.image_size, source.image_size, source.channels)
 
 
 def _batch():

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from pacx_jax.convert import state, tables
 from pacx_jax.exporting.source import Source
+from pacx_jax.input import views
 
 WEIGHTS = "model.safetensors"
 # A plain ViT that timm knows by name; any other is that one with other sizes.
@@ -44,6 +45,12 @@ def timm_call(source: Source) -> tuple[dict, float | None]:
         for name, (key, usual) in zip(names, TIMM_SIZES.items(), strict=True)
         if a[name] != usual
     }
+    if a.get("channels", 3) != 3:
+        arguments["in_chans"] = a["channels"]
+    if a.get("qk_norm"):
+        arguments["qk_norm"] = True
+    if not a.get("posemb_cls", True):
+        arguments["no_embed_class"] = True
     arguments["num_classes"] = len(source.head.labels) if source.head else 0
     return arguments, None if a["ln_eps"] == TIMM_EPS else a["ln_eps"]
 
@@ -60,7 +67,9 @@ def reopen_timm(folder: pathlib.Path, source: Source) -> Callable:
         arguments["norm_layer"] = functools.partial(torch.nn.LayerNorm, eps=eps)
     path = str(folder / WEIGHTS)
     model = timm.create_model(TIMM, checkpoint_path=path, **arguments).eval()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (source.mean, source.std))
+    if final := source.model.architecture.get("final_ln_eps"):
+        model.norm.eps = final
+    mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (source.mean, source.std))
 
     @torch.inference_mode()
     def predict(images: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -81,7 +90,10 @@ def use_timm(source: Source) -> str:
         each.append(f"norm_layer=functools.partial(torch.nn.LayerNorm, eps={eps!r})")
     each.append(f'checkpoint_path="{WEIGHTS}"')
     call = f'timm.create_model(\n    "{TIMM}",\n    ' + ",\n    ".join(each) + ",\n)"
-    s = source.image_size
+    s, c = source.image_size, source.channels
+    final = source.model.architecture.get("final_ln_eps")
+    final = f"model.norm.eps = {final!r}\n" if final else ""
+    colours = "RGB" if c == 3 else "grey"
     outputs = "embedding = model(images)"
     if source.head:
         outputs = (
@@ -93,12 +105,22 @@ def use_timm(source: Source) -> str:
 import functools, timm, torch
 
 model = {call}.eval()
-images = torch.zeros(3, 3, {s}, {s})  # RGB, (x / 255 - mean) / std
+{final}images = torch.zeros(3, {c}, {s}, {s})  # {colours}, (x / 255 - mean) / std
 with torch.inference_mode():
     {outputs.replace(chr(10), chr(10) + "    ")}
 ```
 
 mean {source.mean}, std {source.std}."""
+
+
+def hf_lacks(source: Source) -> str:
+    """What transformers' ViT has no place for; "" for nothing."""
+    a = source.model.architecture
+    usual = {"qk_norm": False, "channels": 3, "views": 0, "posemb_cls": True}
+    usual["final_ln_eps"] = 0
+    ours = [k for k, value in usual.items() if a.get(k, value) != value]
+    text = ", ".join(f"{k} {a[k]}" for k in ours)
+    return f"the encoder has {text}, which transformers' ViT has not" if ours else ""
 
 
 def write_hf(folder: pathlib.Path, source: Source) -> None:
@@ -212,8 +234,9 @@ may differ by a grey level."""
 
 def _save(folder: pathlib.Path, source: Source, names: tables.Names, prefix="") -> None:
     """Writes the state dict in a layout; all but the classifier begin with `prefix`."""
-    table = tables.vit(source.model.architecture, names, prefix)
-    flat = flax.traverse_util.flatten_dict({"encoder": source.model.params}, sep=".")
+    a, params = _without_views(source)
+    table = tables.vit(a, names, prefix)
+    flat = flax.traverse_util.flatten_dict({"encoder": params}, sep=".")
     if source.head:
         table += tables.layer("head.linear", names.head)
         flat["head.linear.kernel"] = source.head.kernel
@@ -222,6 +245,22 @@ def _save(folder: pathlib.Path, source: Source, names: tables.Names, prefix="") 
     # transformers asks which framework wrote a file.
     safetensors.numpy.save_file(arrays, folder / WEIGHTS, metadata={"format": "pt"})
     (folder / WEIGHTS).chmod(0o644)  # safetensors' are for the owner alone
+
+
+def _without_views(source: Source) -> tuple[dict, dict]:
+    """The same network without view embeddings, for the one view of the source.
+
+    It is added to the positions of all patches.
+    """
+    a, params = dict(source.model.architecture), dict(source.model.params)
+    if not a.pop("views", 0):
+        return a, params
+    side = a["image_size"] // a["patch_size"]
+    learned = params.get("pos_embed", tables.positions(side, a["width"]))
+    cls, row = learned.shape[1] - side**2, views.number(views.parse(source.view))
+    added = learned[:, cls:] + params.pop("view_embed")[row]
+    params["pos_embed"] = np.concatenate([learned[:, :cls], added], axis=1)
+    return a | {"posemb_grid": [side, side]}, params
 
 
 def _write_json(path: pathlib.Path, value: dict) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
+from pacx_jax.input import views
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models.heads import LinearClassifier
 from pacx_jax.types import Array
@@ -39,16 +40,28 @@ class Source:
       model: a "vit" at the image size of the export (see `model_folder.at_size`).
       head: what gives the output `logits`, if anything does.
       card: the encoder's model card.
+      view: what an encoder with view embeddings takes all images for.
     """
 
     model: ModelFolder
     head: Head | None = None
     card: str = ""
+    view: str = "frontal"
 
     @property
     def image_size(self) -> int:
         """s, the side of the images that go in."""
         return self.model.architecture["image_size"]
+
+    @property
+    def channels(self) -> int:
+        """Of the images that go in: 3, or 1."""
+        return self.model.architecture.get("channels", 3)
+
+    @property
+    def with_views(self) -> bool:
+        """Whether the encoder has view embeddings."""
+        return bool(self.model.architecture.get("views"))
 
     @property
     def mean(self) -> list[float]:
@@ -71,14 +84,18 @@ class Source:
         return Encoder(self.model, batch_size=8)
 
     def forward(self, images: Array) -> tuple[Array, ...]:
-        """uint8 (b, s, s, 3) -> `names`: float32 (b, width), and (b, c) with a head."""
-        x = normalize(images, self.mean, self.std)
-        z = self.model.module().apply({"params": self.model.params}, x)[:, 0]
+        """uint8 (b, s, s, c) -> `names`: float32 (b, width), and logits with a head."""
+        x, view = normalize(images, self.mean, self.std), None
+        if self.with_views:
+            view = jnp.array([views.number(views.parse(self.view))], jnp.int32)
+        variables = {"params": self.model.params}
+        z = self.model.module().apply(variables, x, view=view)[:, 0]
         return self._with_logits(z.astype(jnp.float32))
 
     def expected(self, images: np.ndarray) -> tuple[np.ndarray, ...]:
         """As `forward`, by the encoder that `load_encoder` gives."""
-        return tuple(np.asarray(x) for x in self._with_logits(self.encoder(images)))
+        z = self.encoder(images, self.view if self.with_views else None)
+        return tuple(np.asarray(x) for x in self._with_logits(z))
 
     def _with_logits(self, z: Array) -> tuple[Array, ...]:
         if self.head is None:
@@ -93,11 +110,13 @@ class Source:
         Args:
           normalised: whether floats, channels first, go in, and not uint8.
         """
-        s, width = self.image_size, self.model.width
-        images = {"name": "images", "dtype": "uint8", "shape": ["b", s, s, 3]}
+        s, width, channels = self.image_size, self.model.width, self.channels
+        images = {"name": "images", "dtype": "uint8", "shape": ["b", s, s, channels]}
         if normalised:
-            about = {"dtype": "float32", "shape": ["b", 3, s, s]}
+            about = {"dtype": "float32", "shape": ["b", channels, s, s]}
             images |= about | {"values": "(x / 255 - mean) / std"}
+        if self.with_views:
+            images["view"] = self.view
         outputs = [{"name": "embedding", "dtype": "float32", "shape": ["b", width]}]
         if self.head:
             c = len(self.head.labels)

@@ -36,6 +36,7 @@ class Format:
       reopen: (folder, source) -> function of uint8 (n, s, s, 3) to the outputs.
       use: source -> how to open it, for the README.
       normalised: whether normalised floats go in, and not uint8.
+      lacks: source -> what the format has no place for; "" for nothing.
     """
 
     packages: tuple[str, ...]
@@ -44,6 +45,7 @@ class Format:
     reopen: Callable
     use: Callable | None
     normalised: bool = False
+    lacks: Callable = lambda source: ""
 
 
 FORMATS = {
@@ -77,6 +79,7 @@ FORMATS = {
         pytorch.reopen_hf,
         pytorch.use_hf,
         normalised=True,
+        lacks=pytorch.hf_lacks,
     ),
 }
 
@@ -116,6 +119,8 @@ def export(
         raise PacxError(f"--format {name!r}: choose one of {', '.join(FORMATS)}")
     form, out = FORMATS[name], pathlib.Path(out).absolute()
     _refuse_foreign(out, name)
+    if lacking := form.lacks(source):
+        raise PacxError(f"--format {name}: {lacking}; choose stablehlo or onnx")
     _require(name, form)
     pixels = np.stack([source.encoder.preprocess(x) for x in images])
     words = f"{len(pixels)} {words}"
@@ -239,7 +244,7 @@ def _describe(
 
 {use}
 
-`{ABOUT}` says what goes in and comes out. Images are grey levels repeated to RGB and
+`{ABOUT}` says what goes in and comes out. Images are {_grey(source)} and
 squashed to {source.image_size} x {source.image_size} pixels by PIL's bilinear filter.
 The embedding is the CLS token after the final LayerNorm, {source.model.width} numbers.
 {head}
@@ -249,6 +254,13 @@ Opened again and compared with the encoder: {_sentence(errors, words)}.
 
 {_without_use(source.card)}"""
     (path / "README.md").write_text(card, encoding="utf-8")
+
+
+def _grey(source: Source) -> str:
+    levels = "grey levels" + (" repeated to RGB" if source.channels == 3 else "")
+    if not source.with_views:
+        return levels
+    return f"{levels}, all taken for views of the kind {source.view!r},"
 
 
 def _without_use(card: str) -> str:

@@ -55,16 +55,14 @@ def _permuted_backward(place, g):
 permuted.defvjp(_permuted_forward, _permuted_backward)
 
 
-def of_view(
-    module: nn.Module, views: int, width: int, b: int, view: Array | None
-) -> Array | None:
+def of_view(module: nn.Module, views: int, view: Array | None) -> Array | None:
     """Rows of the parameter `view_embed` of a module: (b, 1, d); None without views.
 
     Args:
-      module: the module that is being called, which holds the table (v, d).
+      module: the module that is being called, of a width; it holds the table (v, d).
       views: v; 0: the module has no such table.
-      view: (b,), numbers of the images' views; None: frontal, 0. Those from v on give
-        NaN, which stops a run: a clipped number would be another view's.
+      view: (b,), numbers of the images' views, or (1,), of all; None: frontal, 0. Those
+        from v on give NaN, which stops a run: a clipped number would be another view's.
 
     Raises:
       PacxError: views are given to a module without their embeddings.
@@ -76,9 +74,10 @@ def of_view(
                 "model with config.model.views=3"
             )
         return None
-    table = module.param("view_embed", nn.initializers.normal(0.02), (views, width))
-    view = jnp.zeros((b,), jnp.int32) if view is None else view
-    out = jnp.full((b, width), jnp.nan, table.dtype)
+    shape = (views, module.width)
+    table = module.param("view_embed", nn.initializers.normal(0.02), shape)
+    view = jnp.zeros((1,), jnp.int32) if view is None else view
+    out = jnp.full((1, module.width), jnp.nan, table.dtype)
     for i in range(views):
         out = jnp.where((view == i)[:, None], table[i], out)
     return out[:, None]

@@ -95,7 +95,7 @@ class Decoder(nn.Module):
         x = jnp.pad(x, ((0, 0), (0, n - k), (0, 0)))
         x = jnp.where(masked, mask_token.astype(x.dtype), x)
         x += self._posemb(ids_restore, grid, x.dtype)
-        view_embed = embeddings.of_view(self, self.views, self.width, b, view)
+        view_embed = embeddings.of_view(self, self.views, view)
         if view_embed is not None:
             x += view_embed.astype(x.dtype)
         x = vit.stack(

@@ -206,8 +206,8 @@ class ViT(nn.Module):
 
         With `ids_keep` (b, k), embeds only these patches: (b, 1 + k, d). With
         `cls_only`, returns (b, 1, d) and skips the last block's work for other tokens.
-        `view` (b,) int32 numbers the images' views; None: frontal, 0. A number from
-        `views` on gives NaN.
+        `view` (b,) int32 numbers the images' views, (1,) those of all; None: frontal,
+        0. A number from `views` on gives NaN.
         """
         b, h, w, c = images.shape
         if c != self.channels:
@@ -234,7 +234,7 @@ class ViT(nn.Module):
             name="patch_embed",
         )(x)
         x = x + posemb
-        view_embed = embeddings.of_view(self, self.views, self.width, b, view)
+        view_embed = embeddings.of_view(self, self.views, view)
         if view_embed is not None:
             x = x + view_embed.astype(x.dtype)
         cls_token = self.param(

@@ -37,8 +37,18 @@ ADAPTED = {
     "alpha": 16.0,
     "adapted": [f"block_{i:02d}.{m}" for i in (0, 1) for m in ("attn.qkv", "mlp.fc1")],
 }
+MVMAE = MAE | {
+    "patch_pixels": 64,
+    "width": 32,
+    "project": False,
+    "posemb_grid": [4, 4],
+    "final_ln_eps": 1e-5,
+    "qk_norm": True,
+    "views": 3,
+}
 HEADS = {
     "mae": ("mae", MAE),
+    "mvmae": ("mae", MVMAE),
     "pacx": ("pacx", PACX | ADAPTED),
     "labs_dae": ("labs_dae", {"features": 50, "hidden": 16, "latent": 8}),
     "ecgfounder": ("ecg", {"encoder_width": 16, "labels": ["AF", "LBBB", "SR"]}),
@@ -66,6 +76,7 @@ def unflatten(flat):
 def folder(kind, heads=True, **architecture):
     """A model folder of random weights, with the heads of a checkpoint kind."""
     model = tiny.folder(layouts.KINDS[kind].model)
+    model = tiny.mvmae_folder() if kind == "mvmae" else model
     a = model.architecture | architecture
     shapes = model_folder.shapes_of(model.kind, a)
     params = unflatten(random_like(shapes, 1))
@@ -138,7 +149,9 @@ def test_learned_positions_travel(kind):
     assert_same(kinds.write(kind, again), state)
 
 
-@pytest.mark.parametrize("kind", ["mae", "vit_timm", "vit_hf", "pacx", "ecgfounder"])
+@pytest.mark.parametrize(
+    "kind", ["mae", "mvmae", "vit_timm", "vit_hf", "pacx", "ecgfounder"]
+)
 def test_encoders_travel_without_heads(kind):
     model = folder(kind, heads=False)
     again, _ = kinds.read(kind, kinds.write(kind, model), OPTIONS, "file")
@@ -146,6 +159,58 @@ def test_encoders_travel_without_heads(kind):
         {k: v for k, v in everything(again).items() if k.startswith("encoder.")},
         everything(model),
     )
+
+
+def test_mvmae_has_the_authors_keys_and_leaves_texts_parts_out():
+    state = kinds.write("mvmae", folder("mvmae"))
+    assert state["encoders.vision.pos_embedding"].shape == (16, 1, 32)
+    assert state["decoders.vision.pos_embedding"].shape == (17, 1, 32)
+    assert state["encoders.vision.mod_embedding"].shape == (3, 32)
+    assert state["encoders.vision.patchify.weight"].shape == (32, 1, 8, 8)
+    beside = dict.fromkeys(
+        ("text_decoder.out_head.weight", "latent_heads.vision.bias"), np.zeros(3)
+    )
+    again, left = kinds.read("mvmae", state | beside, OPTIONS, "file")
+    assert left == list(beside)
+    assert again.preprocessing["mean"] == [0.5056]
+    with pytest.raises(PacxError, match="unexpected decoders.vision.decoder_embed"):
+        odd = {"decoders.vision.decoder_embed": np.zeros(3)}
+        kinds.read("mvmae", state | odd, OPTIONS, "file")
+
+
+def test_mvmae_without_views_or_qk_norm_travels():
+    fields = {"views": 0, "qk_norm": False}
+    model = folder("mvmae", heads=False, **fields)
+    again, _ = kinds.read("mvmae", kinds.write("mvmae", model), OPTIONS, "file")
+    assert not {"views", "qk_norm"} & set(again.architecture)
+    assert_same(dotted(again.params), dotted(model.params))
+
+
+@pytest.mark.parametrize(
+    "kind, model, says",
+    [
+        ("mvmae", "mae", "as mvmae: its images have 3 channels, not 1; its positions"),
+        ("mae", "mvmae", "as mae: it has channels 1; .*--kind=mvmae holds MVMAE's"),
+        ("vit_timm", "mvmae", "as vit_timm: it has channels 1; it has qk_norm True"),
+    ],
+)
+def test_models_that_a_kind_has_no_keys_for_are_refused(kind, model, says):
+    with pytest.raises(PacxError, match=f"cannot be written {says}"):
+        kinds.write(kind, folder(model))
+
+
+def test_the_last_epsilon_is_told_on_the_way_out():
+    model = folder("mvmae", heads=False)
+    assert kinds.lost("mvmae", model) == ["--num_heads=2"]
+    a = {k: v for k, v in model.architecture.items() if k != "final_ln_eps"}
+    model = dataclasses.replace(model, architecture=a)
+    assert "--final_ln_eps=1e-06" in kinds.lost("mvmae", model)
+    options = dataclasses.replace(OPTIONS, final_ln_eps=1e-6)
+    again, _ = kinds.read("mvmae", kinds.write("mvmae", model), options, "file")
+    assert again.architecture == model.architecture
+    with pytest.raises(PacxError, match="--mean has 3 numbers, and images have 1 chan"):
+        options = dataclasses.replace(OPTIONS, mean=IMAGENET_MEAN)
+        kinds.read("mvmae", kinds.write("mvmae", model), options, "file")
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])

@@ -49,6 +49,40 @@ def mae() -> Case:
     )
 
 
+def mvmae() -> Case:
+    """MVMAE: tokens of three views, all and kept, prediction and loss."""
+    from tests.parity import torch_mvmae
+
+    rng = making.rng("mvmae")
+    model = torch_mvmae.MVMAE(sizes.MAE_GRID, **sizes.MVMAE)
+    making.fill(model, rng)
+    h, w = (sizes.MVMAE["patch"] * g for g in sizes.MAE_GRID)
+    images, view = making.half(rng.normal(size=(4, h, w, 1))), np.array([2, 0, 1, 0])
+    keep, restore, mask = making.masks(
+        rng, 4, sizes.MAE_GRID[0] * sizes.MAE_GRID[1], sizes.MAE_KEEP
+    )
+
+    def run(net, cast):
+        x, views = cast(making.chw(images)), making.tensor(view)
+        ids = making.tensor(keep), making.tensor(restore)
+        pred = net(x, views, *ids)
+        encoder = net.encoders["vision"]
+        return {
+            "tokens": encoder(x, views),
+            "frontal_tokens": encoder(x, 0 * views),
+            "kept_tokens": encoder(x, views, ids[0]),
+            "pred": pred,
+            "loss": net.loss(x, pred, cast(making.tensor(mask))),
+        }
+
+    inputs = {"images": images, "view": view, "keep": keep, "restore": restore}
+    return (
+        {f"in/{k}": v for k, v in inputs.items()}
+        | making.state(model, "state")
+        | making.both(model, run, ("loss",))
+    )
+
+
 def labs_inputs(rng, b: int):
     """Percentiles, mask (1 = observed), and which entries the corruption drops."""
     mask = (rng.random((b, sizes.LABS["features"])) < 0.7).astype(np.float32)

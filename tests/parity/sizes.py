@@ -7,6 +7,7 @@ and channels grow by odd numbers.
 MAE = {"patch": 4, "d": 24, "depth": 2, "heads": 3, "dec_d": 16, "dec_depth": 1,
        "dec_heads": 2}  # fmt: skip
 MAE_GRID, MAE_KEEP = (4, 6), 7
+MVMAE = {"patch": 4, "d": 24, "depth": 2, "heads": 3, "dec_depth": 1, "dec_heads": 2}
 LABS = {"features": 10, "hidden": 16, "latent": 8}
 ECG = {"base": 6, "filters": (6, 9, 9, 12, 12, 15, 15), "blocks": (2, 1, 1, 1, 1, 1, 1),
        "kernel": 16, "width": 3, "classes": 5}  # fmt: skip

@@ -47,8 +47,11 @@ def without_key_bias(name, value):
     """A fused qkv bias without its middle third, where 20 updates made it in float32.
 
     It adds the same to all scores of a query, which the softmax does not see: its
-    gradient is rounding alone, of which Adam makes steps as large as of any other.
+    gradient is rounding alone, of which Adam makes steps as large as of any other. So
+    is that of a bias of normalised keys, which counts as 0.
     """
+    if name.endswith("k_norm.bias"):
+        return 0 * value
     if not (name.startswith("final/") and name.endswith("qkv.bias")):
         return value
     third = len(value) // 3

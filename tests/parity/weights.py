@@ -28,6 +28,15 @@ RULES = {
         (r"^(?!decoder|-)", "encoder."),
         *ENCODER,
     ],
+    "mvmae": [
+        (r"^(en|de)coders\.vision", r"\1coder"),
+        (r"patchify", "patch_embed"),
+        (r"transformer\.(\d)\.", r"block_0\1."),
+        (r"layer_norm", "norm"),
+        (r"\.head", ".pred"),
+        (r"pos_embedding", "pos_embed"),
+        (r"mod_embedding", "view_embed"),
+    ],
     "labs": [
         (r"^model\.", ""),
         (r"encoder\.0", "encoder.fc1"),
@@ -82,6 +91,8 @@ def leaf(name: str, x: np.ndarray):
     path = name.replace(".", "/")
     if path.endswith(("/a", "/b")):
         return path, x.T
+    if path.endswith("/pos_embed"):  # (n, 1, d), of MVMAE
+        return path, x.transpose(1, 0, 2)
     if not path.endswith("/weight"):
         return path, x
     if x.ndim == 1:
