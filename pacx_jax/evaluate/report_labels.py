@@ -64,7 +64,8 @@ _MEDIASTINUM = (
     r"silhouettes?|structures|borders?|width))\b"
 )
 _BETWEEN = r"(?P<between>( [a-z-]+){0,5}?) "
-_LARGE = r"(?P<large>enlarged|widened|prominent|increased in size|wide)"
+_LARGE = r"(?P<large>enlarged|widened|prominent|increased in size|wide|large)"
+_BORDERLINE = r"(?P<open>borderline)"
 _NORMAL = r"(?P<normal>normal|unremarkable|within normal limits|clear)"
 ORGANS = {
     "Cardiomegaly": _HEART,
@@ -82,7 +83,8 @@ _UNCERTAIN_BEFORE = (
     r"possibl[ey]|probabl[ey]|likely|questionabl[ey]|question of|suspected|"
     r"suspicious for|suspicion (of|for)|concern(ing)? (of|for)|worrisome for|"
     r"may|might|could|can represent|cannot exclude|cannot rule out|not exclude|"
-    r"differential\w*|consider|equivocal|suggest\w*|versus|vs|rule out|r/o|\?"
+    r"borderline|differential\w*|consider|equivocal|suggest\w*|versus|vs|rule out|"
+    r"r/o|\?"
 )
 _UNCERTAIN_AFTER = (
     r"(can ?not|could not|not) be (entirely |completely )?(excluded|ruled out)|"
@@ -91,22 +93,24 @@ _UNCERTAIN_AFTER = (
     r"(may|might|could) be( present)?|versus|vs"
 )
 _NEGATIVE_BEFORE = (
-    r"no|not|without|negative for|free of|absence of|absent|den(y|ies)|nor|neither|"
-    r"resolution of|resolved|removal of|never|cleared"
+    r"no|not|without|negative for|(free|clear) of|absence of|absent|den(y|ies)|nor|"
+    r"neither|resolution of|resolved|removal of|never|cleared"
 )
 _NEGATIVE_AFTER = (
     r"(is|are|was|were|has|have)? ?(been )?(not|no longer) (been )?"
     r"(definitely |clearly )?(seen|present|identified|visuali[sz]ed|visible|"
     r"appreciated|evident|detected|noted|demonstrated|found)|"
-    r"(has|have) (since |completely |now )?(resolved|cleared)|(is|are) absent|"
+    r"((has|have) )?(since |completely |now )?(resolved|cleared)|(is|are) absent|"
     r"(has|have) been (removed|ruled out|excluded)|(is|are) (ruled out|excluded)|"
     r"(is|are|was|were) removed|ruled out"
 )
-# What ends the scope of a trigger before a mention.
+# What ends the scope of a trigger before a mention. A new thought may begin after a
+# comma with a size, but not where the sentence goes on to "or": that is a list.
 _ENDS = (
     r"\b(but|however|although|though|except|apart from|aside from|which|while|whereas|"
     r"there (is|are|has|was|were)|otherwise|yet)\b|,\s*(with|and (a|the)|now|new|small|"
     r"mild|moderate|large|stable|unchanged|persistent|bibasilar|increased)\b"
+    r"(?!.*\b(or|nor)\b)"
 )
 
 
@@ -162,9 +166,13 @@ def sentences(text: str) -> list[str]:
 
 def _of_organ(sentence: str, name: str, pattern: str) -> Iterator[tuple[str, float]]:
     """Heart or mediastinum with an adjective behind it, or "normal" before it."""
-    for m in re.finditer(f"{pattern}{_BETWEEN}({_LARGE}|{_NORMAL})\\b", sentence):
+    for m in re.finditer(
+        f"{pattern}{_BETWEEN}({_LARGE}|{_BORDERLINE}|{_NORMAL})\\b", sentence
+    ):
         between = m["between"]
-        if m["large"]:
+        if m["open"]:
+            yield name, UNCERTAIN
+        elif m["large"]:
             if re.search(rf"\b({_UNCERTAIN_BEFORE})\b", between):
                 yield name, UNCERTAIN
             else:
@@ -183,11 +191,8 @@ def _status(before: str, after: str) -> float:
     Args:
       before, after: the sentence around it, other mentions as @.
     """
-    end = 0
-    for m in re.finditer(_ENDS, before):
-        # "there is no" is a trigger's own beginning; the rest ends what stood before.
-        end = max(end, m.start())
-    scope = before[end:]
+    ends = [m.start() for m in re.finditer(_ENDS, f"{before}@{after}")]
+    scope = before[max((e for e in ends if e < len(before)), default=0) :]
     triggers = [(m.end(), ABSENT) for m in _NEGATIVE.finditer(scope)]
     triggers += [(m.end(), UNCERTAIN) for m in _OPEN.finditer(scope)]
     nearest = max(triggers, default=None)

@@ -38,6 +38,7 @@ def stated(text: str) -> dict[str, float]:
         ("The cardiac silhouette is possibly enlarged.", {"heart": -1}),
         ("The heart may be enlarged.", {"heart": -1}),
         ("Heart size is within normal limits.", {"heart": 0}),
+        ("Heart size is borderline.", {"heart": -1}),
         ("The heart is not enlarged.", {"heart": 0}),
         ("Normal heart size.", {"heart": 0}),
         ("Opacity behind the heart, increased.", {"opacity": 1}),
@@ -68,6 +69,10 @@ def test_one_mention(text, want):
         ("No edema, with small effusions.", {"edema": 0, "effusion": 1}),
         ("No pneumothorax; right effusion.", {"ptx": 0, "effusion": 1}),
         ("Without consolidation. Effusion.", {"consolidation": 0, "effusion": 1}),
+        ("No edema, large effusion, or pneumothorax.",
+         {"edema": 0, "effusion": 0, "ptx": 0}),
+        ("The lungs are clear of consolidation or edema.",
+         {"consolidation": 0, "edema": 0}),
         # The nearest trigger counts.
         ("No effusion, possible pneumonia.", {"effusion": 0, "pneumonia": -1}),
         # Behind the mention.
