@@ -23,9 +23,9 @@ ALL = {
     f.__name__: f
     for f in (
         models.mae, models.mvmae, models.labs, models.ecg, models.rollout,
-        models.classifier, models.segmenter, two.pacx, two.info_nce,
-        two.cosine_regression, training.train_mae, training.train_labs,
-        training.train_pacx,
+        models.classifier, models.segmenter, models.text, models.text_positions,
+        two.pacx, two.info_nce, two.cosine_regression, training.train_mae,
+        training.train_labs, training.train_pacx,
     )
 }  # fmt: skip
 
