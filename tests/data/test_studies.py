@@ -491,3 +491,15 @@ def test_reports_are_read_in_the_encodings_of_old_systems(encoding):
 def test_statements_on_one_view_are_settled(claims, view, origin, conflict):
     settled = views.settle(claims)
     assert settled[:2] == (view, origin) and bool(settled.conflict) == conflict
+
+
+def test_a_target_from_before_there_were_studies_is_named_as_such(
+    tmp_path, capsys, made
+):
+    made("nih14", draw=draw_nih14)
+    path = tmp_path / "out/pacx.json"
+    manifest = json.loads(path.read_text())
+    manifest["entries"] = [e for e in manifest["entries"] if e not in STUDY]
+    path.write_text(json.dumps(manifest | {"source_fingerprint": "older"}))
+    message = refused(capsys, tmp_path, "nih14", "--size=24")
+    assert "was prepared without study_id, view, view_origin, which are read" in message
