@@ -134,9 +134,13 @@ def _make(
         raise
     if finished:
         if finished["source_fingerprint"] != plan.fingerprint:
+            lacks = [e for e in plan.entries if e not in finished["entries"]]
+            when = f"when {options.source} had other contents"
+            if lacks:  # a set of an earlier version
+                when = f"without {', '.join(lacks)}, which are read now"
             raise PacxError(
-                f"{shown or target}: was prepared when {options.source} had other "
-                "contents; delete it or choose another --target"
+                f"{shown or target}: was prepared {when}; delete it or choose another "
+                "--target"
             )
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan

@@ -163,9 +163,8 @@ def _studies(
         if alone := cells.count(""):
             notes.append(f"{alone} rows name no study and are each one of their own")
         if same := len(keys) - len({*zip(keys, digests, strict=True)}):
-            notes.append(
-                f"{same} images are copies of another of their study and are kept"
-            )
+            told = "images are copies of another of their study and are kept"
+            notes.append(f"{same} {told}")
     if column := roles["view"]:
         tally = views.Tally()
         cells = table.column(column, "")

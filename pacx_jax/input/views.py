@@ -7,6 +7,7 @@ A view has a fine name (FINE), as far as its source says, and one of three coars
 from __future__ import annotations
 
 import collections
+import functools
 import re
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -47,6 +48,7 @@ _FINER = {"AP": "AP supine"}  # also a coarse name, by each of its fine ones
 _RULES = {word: name for name, words in _WORDS.items() for word in words.split(", ")}
 
 
+@functools.lru_cache(4096)
 def parse(text: str) -> str | None:
     """The fine name of a view as a data set writes it.
 
@@ -131,10 +133,11 @@ class Tally:
         self._origins: collections.Counter[str] = collections.Counter()
         self._strange: collections.Counter[str] = collections.Counter()
         self._conflicts: collections.Counter[str] = collections.Counter()
+        self._settle = functools.lru_cache(4096)(settle)  # sets say few things
 
     def settle(self, claims: Iterable[tuple[str, str]]) -> Settled:
         """`settle` of one image, counted."""
-        settled = settle(claims)
+        settled = self._settle(tuple(claims))
         self._views[settled.view] += 1
         if settled.view != "unknown":
             self._origins[settled.origin] += 1

@@ -6,9 +6,11 @@ tree has a row twice where it has rows, and labels that are missing where the se
 """
 
 import functools
+import gzip
 import importlib
 import io
 import pathlib
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -27,6 +29,9 @@ CLASSIFIERS = (
     "kermany",
     "qata_cov19",
     "cxlseg",
+    "mimic_cxr",
+    "padchest",
+    "openi",
 )
 
 
@@ -236,6 +241,152 @@ def draw_cxlseg_unprefixed(root):
     draw_cxlseg(root, "{}/{}")
 
 
+MIMIC_REPORT = """                                 FINAL REPORT
+ EXAMINATION:  CHEST (PA AND LAT)
+
+ COMPARISON:  None.
+
+ FINDINGS:  The heart is normal
+ in size.
+
+ IMPRESSION:  No acute process.
+"""
+
+
+def draw_mimic_cxr(root):
+    """Ten patients of a study each, a frontal and a lateral X-ray in it."""
+    head = "subject_id,study_id"
+    chexpert = module("mimic_cxr").LABELS
+    split = ["dicom_id,study_id,subject_id,split"]
+    metadata = [
+        "dicom_id,subject_id,study_id,PerformedProcedureStepDescription,ViewPosition,"
+        "Rows,ViewCodeSequence_CodeMeaning"
+    ]
+    labels = {k: [",".join([head, *sorted(chexpert)])] for k in ("chexpert", "negbio")}
+    for i in range(20):
+        subject, study, dicom = 10000032 + i // 2, 50414267 + i // 2, f"d{i:03}-abc"
+        part = "train" if i < 12 else ("validate" if i < 16 else "test")
+        put(root / f"files/p10/p{subject}/s{study}/{dicom}.jpg", i)
+        split.append(f"{dicom},{study},{subject},{part}")
+        view = "LATERAL,2544,lateral" if i % 2 else "PA,2544,postero-anterior"
+        metadata.append(f"{dicom},{subject},{study},CHEST (PA AND LAT),{view}")
+        if i % 2 == 0:
+            for kind, edema in (("chexpert", "1.0"), ("negbio", "-1.0")):
+                cells = [edema if name == "Edema" else "" for name in sorted(chexpert)]
+                labels[kind].append(",".join([str(subject), str(study), *cells]))
+            write(
+                root / f"mimic-cxr-reports/files/p10/p{subject}/s{study}.txt",
+                MIMIC_REPORT,
+            )
+    write_gz(root / "mimic-cxr-2.0.0-split.csv.gz", *split, split[1])
+    write_gz(root / "mimic-cxr-2.0.0-metadata.csv.gz", *metadata)
+    for kind, lines in labels.items():
+        write_gz(root / f"mimic-cxr-2.0.0-{kind}.csv.gz", *lines)
+
+
+def draw_mimic_cxr_newer(root):
+    """Unpacked tables of another version, all images in one folder, no reports."""
+    draw_mimic_cxr(root)
+    for path in root.glob("*.csv.gz"):
+        newer = root / path.name.replace("2.0.0", "2.1.0").removesuffix(".gz")
+        newer.write_bytes(gzip.decompress(path.read_bytes()))
+        path.unlink()
+    (root / "flat").mkdir()
+    for path in [*root.rglob("*.jpg")]:
+        path.rename(root / "flat" / path.name)
+    shutil.rmtree(root / "mimic-cxr-reports")
+
+
+PADCHEST_HEAD = (
+    ",ImageID,ImageDir,StudyID,PatientID,ViewPosition_DICOM,Projection,"
+    "MethodProjection,Report,MethodLabel,Labels"
+)
+# Findings, projection, and how that was told, in turn.
+PADCHEST_ROWS = (
+    ("['normal']", "PA", "Manual review of DICOM fields"),
+    ("['cardiomegaly', ' pleural effusion', 'scoliosis']", "L", "Manual review"),
+    ("['NSG tube', 'normal']", "AP_horizontal", "resnet-50.t7"),
+    ("['unchanged', '']", "COSTAL", "Manual review"),
+)
+
+
+def draw_padchest(root, csv="PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz"):
+    """Films of 12 bits in PNGs of 16, in two folders."""
+    rows = [PADCHEST_HEAD]
+    for i in range(24):
+        labels, view, how = PADCHEST_ROWS[i % 4]
+        name = f"2168{i:03}_x.png"
+        put_12_bits(root / str(i % 2) / name, i)
+        rows.append(
+            f"{i},{name},{i % 2},{7000 + i // 2},{900 + i // 4},,{view},{how},"
+            f' sin hallazg . silu card {i} .,Physician,"{labels}"'
+        )
+    broken = sorted(module("padchest").terms.BROKEN)[0]
+    (root / "0" / broken).write_bytes(b"\x89PNG cut off")
+    rows.append(f"99,{broken},0,1,1,,PA,Manual review,x,Physician,['normal']")
+    put_12_bits(root / "1" / "copy.png", 23)  # the last image, under another name
+    rows.append(rows[24].replace("2168023_x.png", "copy.png").replace("23,", "24,", 1))
+    write_gz(root / csv, *rows, rows[1])
+
+
+def draw_padchest_flat(root):
+    draw_padchest(root)
+    table = next(root.glob("*.gz"))
+    table.with_suffix("").write_bytes(gzip.decompress(table.read_bytes()))
+    table.unlink()
+    (root / "images").mkdir()
+    for path in [*root.rglob("*.png")]:
+        path.rename(root / "images" / path.name)
+
+
+def put_12_bits(path: pathlib.Path, i: int = 0) -> None:
+    """The film from 800 to 3350, as a detector has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    grey = np.roll(film(), i, 1)
+    grey[0, :2] = 0, 255  # all of the film's levels
+    levels = grey.astype(np.uint16) * 10 + 800
+    Image.fromarray(levels).save(path, "PNG")
+
+
+OPENI_XML = """<?xml version="1.0" encoding="utf-8"?>
+<eCitation><uId id="CXR{n}"/><MedlineCitation><Article><Abstract>
+<AbstractText Label="COMPARISON">None.</AbstractText>
+<AbstractText Label="FINDINGS">{findings}</AbstractText>
+<AbstractText Label="IMPRESSION">Report {n}.</AbstractText>
+</Abstract></Article></MedlineCitation><MeSH>{terms}</MeSH>{images}</eCitation>"""
+OPENI_TERMS = (
+    "<major>normal</major><automatic>opacity</automatic>",
+    "<major>Cardiomegaly/borderline</major><major>Opacity/lung/base/left</major>",
+    "<major>No Indexing</major>",
+    "<major>Catheters, Indwelling/right</major><major>Calcinosis/lung</major>",
+)
+
+
+def draw_openi(root):
+    """Twelve reports with two images each, and one without."""
+    lines = ["imageid,Bits Stored,View Position"]
+    for n in range(1, 14):
+        films = [f"CXR{n}_IM-{n:04}-{k}001" for k in (1, 2)] if n < 13 else []
+        if n == 1:  # whose images have its number twice, but in the metadata
+            films = [f"CXR1_1_IM-0001-{k}001" for k in (1, 2)]
+        for k, image in enumerate(films):
+            put(root / f"NLMCXR_png/{image}.png", 2 * n + k)
+            view = ("", "PA") if n % 4 else ("", "LL")
+            lines.append(f"{image.replace('CXR1_1_', 'CXR1_')},12,{view[k]}")
+        found = "".join(f'<parentImage id="{image}"/>' for image in films)
+        terms = OPENI_TERMS[n % 4]
+        text = OPENI_XML.format(n=n, findings="Clear.", terms=terms, images=found)
+        write(root / f"ecgen-radiology/{n}.xml", text)
+    write_gz(root / "nlmcxr_dicom_metadata.csv.gz", *lines)
+
+
+def write_gz(path: pathlib.Path, *lines: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
+
+
 DRAW = {name: globals()[f"draw_{name}"] for name in CLASSIFIERS}
 DRAW |= {"tb/original": draw_tb_original, "nih14/v2020": draw_nih14_v2020}
 DRAW |= {"cxlseg/unprefixed": draw_cxlseg_unprefixed}
+DRAW |= {"mimic_cxr/newer": draw_mimic_cxr_newer}
+DRAW |= {"padchest/flat": draw_padchest_flat}

@@ -53,6 +53,9 @@ IMAGES = {
     "kermany": 48,
     "qata_cov19": 26,
     "cxlseg": 20,
+    "mimic_cxr": 20,
+    "padchest": 24,
+    "openi": 24,
 }
 # Each tree has two images in train of a patient who is in val or test too.
 SHARING = ("covidx", "qata_cov19", "cxlseg")

@@ -79,6 +79,10 @@ _TABLES = {
     "chexchonet": "metadata.csv",
     "covidx": "train.txt",
     "cxlseg": "CXLSeg-split.csv",
+    "mimic_cxr": "mimic-cxr-reports/files/p10/p10000032/s50414267.txt",
+    "mimic_cxr/newer": "mimic-cxr-2.1.0-split.csv",
+    "padchest/flat": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",
+    "openi": "ecgen-radiology/3.xml",
 }
 
 
