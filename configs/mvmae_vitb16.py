@@ -36,6 +36,8 @@ def get_config(arg=None):
     c.model.posemb, c.model.posemb_cls = "learned", False
     c.model.views = 3  # frontal, lateral, unknown
     c.model.decoder.update(width=768, depth=4, num_heads=12)
+    c.model.decoder.posemb = "learned"
+    c.model.decoder.project = False  # its tokens are the encoder's, of the same width
 
     c.data.group = "study"
     c.data.channels = 1
@@ -83,7 +85,7 @@ def runlocal(c):
     base.runlocal(c, "mimic_cxr", total_steps=2400)
     c.data.path = "runs/demo_mvmae/data/prepared/mimic_cxr"
     c.model.variant, c.model.patch_size = "demo", 8
-    c.model.decoder.update(width=64, depth=2, num_heads=2)
+    c.model.decoder.update(width=64, depth=2, num_heads=2, project=True)
     c.data.image_size = 48
     c.data.hflip = 0.0  # the heart stays on the left
     c.data.crop_scale = (0.7, 1.0)
