@@ -39,7 +39,7 @@ class Memory(nn.Module):
         placed = embeddings.take_rows(posemb, ids_keep)
         x = tokens + jnp.pad(placed, ((0, 0), (1, 0), (0, 0)))
         view = view if self.views else None
-        named = embeddings.of_view(self, self.views, self.width, len(x), view)
+        named = embeddings.of_view(self, self.views, view)
         return x if named is None else x + named
 
 
