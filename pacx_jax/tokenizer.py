@@ -111,6 +111,7 @@ def load(path: str | os.PathLike, train_split: str = "", stage: str = "") -> Tok
         raise PacxError(f"{path}: no tokenizer.json but {other}")
     try:
         inner = _library().Tokenizer.from_str(data.decode())
+        inner.encode("\u2603")  # of a letter that it lacks, where [UNK] is asked for
     except Exception as error:  # the library raises nothing more precise
         raise PacxError(
             f"{path}: no tokenizer.json ({one_line(error, 120)}): give one that the "

@@ -2,7 +2,7 @@
 
 A modality is a module that has
 
-  KIND      the kind of model that embeds it (`encoders.kinds`)
+  KIND      the kind of model that embeds it (`encoders.kinds`); "" if none does
   REQUIRES  the entries of a raw example that it reads (`input.sources` lists them)
   ARRAYS    the arrays that `load` makes, in the order in which its encoder takes them
   settings(data) -> dict

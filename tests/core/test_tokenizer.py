@@ -122,6 +122,15 @@ def test_files_that_are_no_tokenizer_are_one_line_each(trained, tmp_path):
         tokenizer.load(path)
 
 
+def test_a_tokenizer_that_fails_at_unknown_letters_is_refused(trained, tmp_path):
+    content = json.loads(pathlib.Path(trained.path).read_text())
+    content["model"]["unk_token"] = "<unknown>"
+    path = tmp_path / "t.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(PacxError, match="no tokenizer.json .*[Mm]issing"):
+        tokenizer.load(path)
+
+
 def test_a_tokenizer_without_the_special_tokens_is_refused(trained, tmp_path):
     content = pathlib.Path(trained.path).read_text()
     path = tmp_path / "t.json"

@@ -131,7 +131,7 @@ def unigram_perplexity(train, test, pad: int) -> float:
 def test_a_small_decoder_lowers_the_perplexity_of_real_held_out_reports(
     sources, trained
 ):
-    # Measured: 2,000 before, 193 by the tokens' shares, 24 after 150 steps.
+    # Measured: 2,116 before, 118 by the tokens' shares, 21.7 after.
     model = text.TextDecoder(
         trained.vocab_size, 64, 2, 4, 64, dropout=0.1, max_length=LENGTH
     )
@@ -173,4 +173,4 @@ def test_a_small_decoder_lowers_the_perplexity_of_real_held_out_reports(
     floor = unigram_perplexity(train, held_out, trained.pad_id)
     print(f"perplexity {before:.0f} before, {floor:.0f} by shares, {after:.1f} after")
     assert before > 1000 and floor < before / 4
-    assert after < floor / 4
+    assert after < floor / 3
