@@ -19,7 +19,8 @@ from pacx_jax.files import other_kind, whole
 # Names of weights in a folder of Hugging Face's or timm's.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 DTYPES = ("F32", "F16", "BF16", "F64", "I64")  # of safetensors
-COUNTER = "num_batches_tracked"  # of batch norms, the only whole numbers there are
+COUNTER = "num_batches_tracked"  # of batch norms, kept
+AVERAGED = "n_averaged"  # a count of torch's AveragedModel: no weight, and not taken
 
 
 class Weights(NamedTuple):
@@ -28,7 +29,7 @@ class Weights(NamedTuple):
     Attributes:
       state: key -> array: float32, or int64 for counters.
       name: the keys that it stands under, joined by "."; "" for the file itself.
-      others: names of the file's other sets.
+      others: names of the file's other sets, and of what else was not taken.
     """
 
     state: dict[str, np.ndarray]
@@ -47,10 +48,12 @@ def read(path: str | os.PathLike, weights: str = "", anchor: str = "") -> Weight
 
     Raises:
       PacxError: no such file, one that is damaged or wants to run code, one that
-        holds no state dict, or several and `weights` names none.
+        holds no state dict, or several and `weights` names none, or that has weights
+        in a list without keys and `weights` does not name others.
     """
     path = find(path)
     begin = _beginning(path)
+    held = None
     if path.suffix == ".safetensors":
         found = {"": _read_safetensors(path)}
     elif begin.startswith((b"PK", b"\x80")):
@@ -63,11 +66,22 @@ def read(path: str | os.PathLike, weights: str = "", anchor: str = "") -> Weight
             f"{path} is no whole PyTorch checkpoint: it begins with {begin[:16]!r}"
         )
     found = {k: v for name, x in found.items() for k, v in _split(name, x, anchor)}
+    values = [v for state in found.values() for v in state.values()]
+    lists = _lists(held, {tuple(v.shape) for v in values if hasattr(v, "shape")})
+    if lists and weights in ("", "ema", *lists):
+        raise PacxError(
+            f"{path} holds weights in a list without keys too, {', '.join(lists)}, "
+            "which cannot be read: --weights=model takes the others; or copy those of "
+            "the list into the model and save its state_dict()"
+        )
     name = _chosen(list(found), weights, path)
     state = found[name]
     if path.suffix != ".safetensors":
         state = _arrays(state, path)
-    return Weights(state, name, [other for other in found if other != name])
+    counts = [key for key in state if key.split(".")[-1] == AVERAGED]
+    state = {key: value for key, value in state.items() if key not in counts}
+    others = [other for other in found if other != name]
+    return Weights(state, name, [*others, *lists, *counts])
 
 
 def _sets(held, anchor: str, name: str = "", depth: int = 4) -> dict[str, dict]:
@@ -81,6 +95,19 @@ def _sets(held, anchor: str, name: str = "", depth: int = 4) -> dict[str, dict]:
     for key, inner in held.items():
         found |= _sets(inner, anchor, f"{name}.{key}".lstrip("."), depth - 1)
     return found
+
+
+def _lists(held, shapes: set, name: str = "", depth: int = 4) -> list[str]:
+    """Names of lists of tensors that are all of these shapes, such as torch_ema's."""
+    if isinstance(held, list | tuple):
+        fits = [_is_tensor(v) and tuple(v.shape) in shapes for v in held]
+        return [name] if len(fits) > 1 and all(fits) else []
+    if not isinstance(held, dict) or not depth:
+        return []
+    inner = [
+        _lists(v, shapes, f"{name}.{k}".lstrip("."), depth - 1) for k, v in held.items()
+    ]
+    return sum(inner, [])
 
 
 def _split(name: str, state: dict, anchor: str) -> list[tuple[str, dict]]:
@@ -217,7 +244,7 @@ def _arrays(state, path) -> dict[str, np.ndarray]:
 
 def _array(value: np.ndarray, key: str, path) -> np.ndarray:
     if value.dtype == np.int64:
-        if not key.endswith(COUNTER):
+        if not key.endswith((COUNTER, AVERAGED)):
             _refuse(path, key, value.dtype)
         return value
     return value.astype(np.float32)

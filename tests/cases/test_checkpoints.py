@@ -148,6 +148,51 @@ def test_one_set_is_found_whatever_wraps_it(tmp_path, capsys, raw, prefix, key):
 
 
 @needs_torch
+@pytest.mark.parametrize(
+    "where",
+    [
+        {"ema": {"decay": 0.999, "num_updates": 3, "shadow_params": 0}},  # torch_ema
+        {"ema_state": {"shadow_params": 0}},
+        {"averaged": 0},
+    ],
+)
+def test_averaged_weights_in_a_list_without_keys_are_named(
+    tmp_path, capsys, raw, half, where
+):
+    def fill(tree):
+        if not isinstance(tree, dict):
+            return [to_torch(v) for v in half.values()] if tree == 0 else tree
+        return {key: fill(value) for key, value in tree.items()}
+
+    name = {"ema": "ema.shadow_params", "ema_state": "ema_state.shadow_params"}.get(
+        next(iter(where)), "averaged"
+    )
+    held = {"model": raw, "epoch": 1} | fill(where)
+    for flags in ((), ("--weights=ema",)):
+        code, text, target = converted(tmp_path, capsys, held, *flags)
+        assert code == 2 and name in text and "--weights=model" in text
+        assert not target.exists()
+    code, text, target = converted(tmp_path, capsys, held, "--weights=model")
+    assert code == 0 and f"taken: model; not taken: {name}" in text
+    cls = model_folder.load(target).params["cls_token"]
+    np.testing.assert_array_equal(cls, raw["cls_token"])
+
+
+@needs_torch
+@pytest.mark.parametrize("key", ["", "state_dict"])
+@pytest.mark.parametrize("prefix", ["", "model.", "averaged."])
+def test_averaged_model_of_torch_is_read_without_its_counter(
+    tmp_path, capsys, raw, key, prefix
+):
+    state = under(f"{prefix}module.", raw) | {f"{prefix}n_averaged": np.array(7)}
+    code, text, target = converted(tmp_path, capsys, {key: state} if key else state)
+    assert code == 0 and f"not taken: {prefix}n_averaged" in text
+    found = kinds.write("mae", model_folder.load(target))
+    for name, value in raw.items():
+        np.testing.assert_array_equal(found[f"model.{name}"], value)
+
+
+@needs_torch
 @pytest.mark.parametrize("weights", ["ema", "model_ema", "teacher"])
 def test_weights_that_are_not_there_are_refused(tmp_path, capsys, raw, weights):
     code, text, _ = converted(tmp_path, capsys, {"model": raw}, f"--weights={weights}")
