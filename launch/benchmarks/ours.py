@@ -1,4 +1,4 @@
-"""Our side of `bench.py mae|distill|embed|ecg`: the library's own steps, timed.
+"""Our side of `bench.py mae|mvmae|distill|embed|ecg`: the library's steps, timed.
 
 The recipe's config, the library's objective, optimizer, shardings and jitted step, with
 the state donated, as a run has them; the batch is drawn once and stays on the devices.
@@ -139,7 +139,7 @@ def encoding(config, work: dict, draw: bool = True):
 def about(config, work: dict) -> dict:
     """The devices of a step, and the FLOPs that it needs for each image."""
     return {
-        "batch": config.global_batch_size,
+        "batch": work["batch"],
         "dtype": config.dtype,
         "backend": jax.default_backend(),
         "device_kind": jax.devices()[0].device_kind,
@@ -159,7 +159,7 @@ def needed(config, work: dict) -> float:
         batch = synthetic_batch(plain, work)
         return stage.train_step, (stage.abstract, batch, stage.step_key)
 
-    return flops.of_image(make, config)
+    return flops.of_image(make, config) / work["views"]
 
 
 def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:
@@ -173,6 +173,13 @@ def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:
             "label_mask": np.ones(labels.shape, np.float32),
         }
     size = work["encoder"]["image_size"]
+    if work["mode"] == "mvmae":
+        shape = b, work["views"]
+        return {
+            "images": rng.integers(0, 256, (*shape, size, size, 1), np.uint8),
+            "view": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
+            "view_mask": np.ones(shape, np.float32),
+        }
     batch = {"image": rng.integers(0, 256, (b, size, size, 3), np.uint8)}
     for m, width in work.get("widths", {}).items():
         batch[f"{m}_embedding"] = rng.standard_normal((b, width), np.float32)

@@ -6,7 +6,14 @@ import ast
 
 import jax
 
-from configs import base, distill_vitb16, ecg_net1d, labs_dae, mae_vitb16
+from configs import (
+    base,
+    distill_vitb16,
+    ecg_net1d,
+    labs_dae,
+    mae_vitb16,
+    mvmae_vitb16,
+)
 from pacx_jax import modalities
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
@@ -14,10 +21,12 @@ from pacx_jax.models import vit
 from pacx_jax.objectives import distill
 
 RECIPES = {"mae": mae_vitb16, "distill": distill_vitb16, "ecg": ecg_net1d}
-RECIPES["embed"] = mae_vitb16  # of its encoder
+RECIPES |= {"embed": mae_vitb16, "mvmae": mvmae_vitb16}  # embed: of its encoder
+VIEWS = 2  # of each study of a batch
 SMALL = ("mu", "demo")  # variants that go with the sizes of the recipes' `:runlocal`
 BATCHES = {  # on two CPU cores, and on an accelerator a device
     "mae": (16, 256),
+    "mvmae": (16, 256),
     "distill": (8, 128),
     "embed": (16, 256),
     "ecg": (8, 64),
@@ -48,6 +57,11 @@ def make_config(options: dict):
     usual = BATCHES[mode][0] if cpu else n * BATCHES[mode][1]
     c.dtype = options["dtype"] or ("float32" if cpu else "bfloat16")
     c.global_batch_size = options["batch"] or usual
+    if mode == "mvmae":
+        c.data.max_views = VIEWS
+        c.global_batch_size = max(c.global_batch_size // VIEWS, 1)
+        c.model.decoder.project = False
+        c.model.decoder.width = vit.VARIANTS[c.model.variant][0]
     for field in options["set"]:
         _set(c, field)
     return c
@@ -98,8 +112,10 @@ def physiology_sources(config) -> dict[str, model_folder.ModelFolder]:
 def describe(config, options: dict) -> dict:
     """All that the peer, and a synthetic batch, depend on."""
     mode = options["mode"]
-    train = mode in ("mae", "distill") or options.get("train", False)
-    work = {"mode": mode, "batch": config.global_batch_size, "train": train}
+    train = mode in ("mae", "mvmae", "distill") or options.get("train", False)
+    views = VIEWS if mode == "mvmae" else 1
+    batch = config.global_batch_size * views
+    work = {"mode": mode, "batch": batch, "views": views, "train": train}
     work["config"] = config.to_dict()
     if mode == "ecg":
         return work | {"length": ECG_SECONDS * 500 // config.data.ecg_decimate}

@@ -1,4 +1,4 @@
-"""The peer of `bench.py mae|distill|embed|ecg`: the same work in PyTorch.
+"""The peer of `bench.py mae|mvmae|distill|embed|ecg`: the same work in PyTorch.
 
 Modules of the published shapes (torch_models.py) with F.scaled_dot_product_attention,
 fused AdamW, autocast, and torch.compile where asked for. Images come as uint8 and are
@@ -20,7 +20,7 @@ import time
 import torch
 import torch.nn.functional as F
 
-from launch.benchmarks import measure, torch_models, worker
+from launch.benchmarks import measure, torch_models, torch_mvmae, worker
 from pacx_jax.errors import PacxError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -47,6 +47,12 @@ class Step(torch.nn.Module):
             d = [c["model"]["decoder"][k] for k in ("width", "depth", "num_heads")]
             self.net = torch_models.MAE((side, side), *sizes, *d, eps)
             return
+        if self.mode == "mvmae":
+            self.ratio, self.beta = c["loss"]["mask_ratio"], c["loss"]["beta"]
+            self.keep, self.views = int(self.n * (1 - self.ratio)), work["views"]
+            d = [c["model"]["decoder"][k] for k in ("depth", "num_heads")]
+            self.net = torch_mvmae.MVMAE((side, side), *sizes, *d)
+            return
         self.net = torch_models.Encoder((side, side), *sizes, eps)
         if self.mode == "distill":
             widths = [work["widths"][m] for m in ("ecg", "labs")]
@@ -64,12 +70,15 @@ class Step(torch.nn.Module):
 
     def forward(self, x, *rest):
         """Normalised images, or ECGs, and what else there is in a batch."""
-        if self.mode == "mae":
+        if self.mode in ("mae", "mvmae"):
             noise = torch.rand(len(x), self.n, device=x.device)
             shuffle = noise.argsort(dim=1)
             restore = shuffle.argsort(dim=1)
             mask = (restore >= self.keep).float()
-            pred = self.net(x, shuffle[:, : self.keep], restore)
+            keep = shuffle[:, : self.keep]
+            if self.mode == "mvmae":
+                return self._mvmae(x, keep, restore, mask)
+            pred = self.net(x, keep, restore)
             return self.net.loss(x, pred.float(), mask)
         if self.mode == "ecg":
             if not self.trains:
@@ -77,6 +86,16 @@ class Step(torch.nn.Module):
             return F.binary_cross_entropy_with_logits(self.net(x), *rest)
         out = self.net(x, *rest)
         return out[0] if self.mode == "distill" else out
+
+    def _mvmae(self, x, keep, restore, mask):
+        """Reconstruction of all views, and the distance of a study's two."""
+        view = torch.arange(self.views, device=x.device).repeat(len(x) // self.views)
+        tokens = self.net.encoders["vision"](x, view, keep)
+        pred = self.net.decoders["vision"](tokens, restore, view)
+        z = F.normalize(tokens.float().mean(1), dim=-1)
+        first, second = z.unflatten(0, (-1, self.views)).unbind(1)
+        align = ((first - second) ** 2).mean() / (1 - self.ratio)
+        return self.net.loss(x, pred.float(), mask) + self.beta * align
 
 
 class Peer:
@@ -146,9 +165,10 @@ class Peer:
     def _inputs(self) -> tuple:
         first, *rest = self._batch
         if first.dtype == torch.uint8:
+            of = self._work["config"]["data"]
+            stated = (of["mean"] or MEAN, of["std"] or STD)
             mean, std = (
-                torch.tensor(x, device=self._device).view(1, 3, 1, 1)
-                for x in (MEAN, STD)
+                torch.tensor(x, device=self._device).view(1, -1, 1, 1) for x in stated
             )
             first = (first.float() / 255 - mean) / std
         return first, *rest
@@ -182,7 +202,8 @@ def _batch(work: dict, device: torch.device) -> list[torch.Tensor]:
             batch.append((torch.rand(b, classes) < 0.1).float())
     else:
         side = work["encoder"]["image_size"]
-        batch = [torch.randint(0, 256, (b, 3, side, side), dtype=torch.uint8)]
+        shape = (b, work["config"]["data"]["channels"], side, side)
+        batch = [torch.randint(0, 256, shape, dtype=torch.uint8)]
         if widths := work.get("widths"):
             batch += [torch.randn(b, widths[m]) for m in ("ecg", "labs")]
     return [x.to(device) for x in batch]

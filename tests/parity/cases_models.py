@@ -51,7 +51,7 @@ def mae() -> Case:
 
 def mvmae() -> Case:
     """MVMAE: tokens of three views, all and kept, prediction and loss."""
-    from tests.parity import torch_mvmae
+    from launch.benchmarks import torch_mvmae
 
     rng = making.rng("mvmae")
     model = torch_mvmae.MVMAE(sizes.MAE_GRID, **sizes.MVMAE)

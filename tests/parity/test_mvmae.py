@@ -153,7 +153,7 @@ def test_module_has_the_published_names_and_shapes():
     comparing.require_torch()
     import torch
 
-    from tests.parity import torch_mvmae
+    from launch.benchmarks import torch_mvmae
 
     with torch.device("meta"):
         model = torch_mvmae.MVMAE((14, 14), 16, 768, 12, 12, 4, 12)
@@ -183,7 +183,8 @@ def test_converted_module_gives_the_same_tokens_and_pixels(measure):
     comparing.require_torch()
     import torch
 
-    from tests.parity import making, torch_mvmae
+    from launch.benchmarks import torch_mvmae
+    from tests.parity import making
 
     rng = making.rng("converted mvmae")
     module = torch_mvmae.MVMAE((3, 3), 4, 24, 1, 3, 1, 2)
