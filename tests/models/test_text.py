@@ -148,15 +148,13 @@ def test_padding_and_studies_without_a_report_give_no_loss_and_no_gradient(
     run = losses_by(model, tokens, PRESENT, memory, **chunks)
     (loss, _), (grads, of_memory) = run(params, memory)
     assert not np.asarray(of_memory[2]).any() and np.asarray(of_memory[0]).any()
-    # Whatever stands in the report that is absent, and behind the ends of the others,
-    # all but what is predicted at a padded place.
+    # Whatever stands in a report that counts as absent.
     other = tokens.copy()
     other[2, 1:] = 7
     again = losses_by(model, other, PRESENT, memory, **chunks)(params, memory)
     assert again[0][0] == loss
     jax.tree.map(np.testing.assert_array_equal, again[1][0], grads)
-    # A token that stands in padding or an absent report alone has no embedding's
-    # gradient: pad itself.
+    # Nor does padding get any as an input.
     assert not np.asarray(grads["token_embed"]["embedding"][PAD]).any()
 
 
@@ -171,7 +169,7 @@ def test_a_batch_without_reports_has_loss_0_and_no_gradient(
     assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("chunk", [8, 13, 1000])
+@pytest.mark.parametrize("chunk", [8, 1000])
 def test_chunked_loss_equals_that_of_whole_logits(model, params, tokens, memory, chunk):
     # Measured: loss 1.2e-7, gradients 4.3e-7 of each array's largest.
     want = losses_by(model, tokens, PRESENT, memory)(params, memory)
@@ -244,7 +242,8 @@ def test_dropout_is_of_the_key_and_the_rows_numbers_alone(
 
     def run(key, order=(0, 1, 2, 3)):
         order = np.array(order)
-        return apply(jax.random.key(key), tokens[order], memory[order], order)
+        key = jax.random.key(key)
+        return np.asarray(apply(key, tokens[order], memory[order], order))
 
     whole = run(0)
     np.testing.assert_allclose(run(0, (3, 2, 0, 1)), whole[[3, 2, 0, 1]], atol=1e-5)
