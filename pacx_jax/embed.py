@@ -37,7 +37,7 @@ def embed_folder(
       PacxError: no such folder, no images in it, or, unless `skip_unreadable`, an
         image that cannot be read.
     """
-    root = staging.local(folder)
+    root = staging.local(folder, setting="--images")
     found = names.find(root, "--images")
     paths, skipped = [], []
     if passed := found.told():
@@ -70,7 +70,7 @@ def embed_ecgs(
     Raises:
       PacxError: no records, or, unless `args.skip_unreadable`, one that is bad.
     """
-    root = staging.local(where)
+    root = staging.local(where, setting="--ecgs")
     paths, starts, skipped = [], [], []
     which = "first" if args.windows == "first" else "all"
 
@@ -128,7 +128,7 @@ def _refuse_without_arrays(parser: argparse.ArgumentParser, args) -> None:
     given = [
         n for n in ("fs", "lead_order") if getattr(args, n) != parser.get_default(n)
     ]
-    local = staging.local(args.ecgs)
+    local = staging.local(args.ecgs, setting="--ecgs")
     if given and all(map(ecg_records.header_of, ecg_records.find(local))):
         raise PacxError(
             f"--{given[0]} is of arrays, and {args.ecgs} holds WFDB records alone, "

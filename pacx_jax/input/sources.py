@@ -195,7 +195,9 @@ def splits(data: Any) -> tuple[str, ...]:
 def _manifest_alone(path: str, stage: str) -> pathlib.Path:
     """The folder of a prepared set; of a remote one a copy that may lack records."""
     try:
-        return staging.local(path, stage, {prepared.FILE}.__contains__)
+        return staging.local(
+            path, stage, {prepared.FILE}.__contains__, setting="data.path"
+        )
     except Missing:
         raise PacxError(
             f"{path}: no prepared data set (no {prepared.FILE}); check data.path, or "
@@ -215,7 +217,7 @@ class FolderSource:
     """A tree of JPEG, PNG and DICOM files, with or without a CSV of labels."""
 
     def __init__(self, spec: folders.FolderSpec, split: str, stage: str = ""):
-        root = staging.local(spec.path, stage)
+        root = staging.local(spec.path, stage, setting="data.path")
         csv = str(staging.local(spec.csv, stage)) if spec.csv else ""
         local = dataclasses.replace(spec, path=str(root), csv=csv)
         listing = folders.read_folder(local)

@@ -92,6 +92,8 @@ def load(name: str, path: str, by: str) -> Table:
     try:
         with np.load(path, allow_pickle=False) as file:
             key = "id" if "id" in file else "path"
+            if not {key, "embedding"} <= set(file):
+                raise ValueError(f"it holds {', '.join(file) or 'nothing'}")
             ids, embedding = file[key], file["embedding"]
         if ids.dtype.kind == "S":
             ids = np.char.decode(ids, "utf-8")

@@ -74,6 +74,11 @@ def load(name: str, chosen: Mapping) -> Teacher:
         )
     if pathlib.Path(init).suffix == ".npz":
         return table.load(name, staging.local(init), chosen.get("by", "patient"))
+    if pathlib.Path(init).is_file():
+        raise PacxError(
+            f"config.modalities.{name}.init {init!r}: a file; give a model folder, a "
+            "workdir, or an .npz of id (n,) and embedding (n, d)"
+        )
     module = modalities.get(name, chosen.get("module", ""))
     return encoder(name, model_folder.load(init, module.KIND), module)
 

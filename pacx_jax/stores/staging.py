@@ -69,6 +69,7 @@ def local(
     path: str | os.PathLike,
     root: str = "",
     wanted: Callable[[str], bool] = lambda name: True,
+    setting: str = "a path",
 ) -> pathlib.Path:
     """The path on a local disk: a local one as it is, a remote one's copy.
 
@@ -77,10 +78,13 @@ def local(
     Args:
       root: folder of the copies; "" = `scratch()`.
       wanted: which names of a folder are copied, such as {"a"}.__contains__.
+      setting: what the path is of, for errors.
 
     Raises:
-      PacxError: no such object or folder, or no room.
+      PacxError: an empty path, no such object or folder, or no room.
     """
+    if not os.fspath(path):  # which would be the working directory
+        raise PacxError(f"{setting} is empty: name a folder or a file")
     if not urls.is_remote(path) and not urls.is_remote(root):
         return pathlib.Path(path)
     base = _base(root)

@@ -1,17 +1,20 @@
 """Files and folders as archives, PACS and spreadsheets name them: read, or one line."""
 
+import dataclasses
 import io
 import os
 import shutil
+import types
 import unicodedata
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from data import prepare
+from data import audit, prepare
+from pacx_jax import embed
 from pacx_jax.errors import PacxError
-from pacx_jax.input import ecg_records, folders, images, mixture, names
+from pacx_jax.input import ecg_records, folders, images, mixture, names, sources
 from tests.input import dicom_files
 
 PNG = images.encode_png(np.arange(72, dtype=np.uint8).reshape(9, 8))
@@ -34,6 +37,12 @@ def listed(root, *rows, header="file,y", name="labels.csv"):
 
 def read(root, **fields):
     return folders.read_folder(folders.FolderSpec(path=str(root), **fields))
+
+
+def source(kind):
+    data = types.SimpleNamespace(source=kind, path="", limit=0)
+    vars(data).update(dataclasses.asdict(folders.FolderSpec(path="")))
+    return sources.open_source(data, "train")
 
 
 def nfd(text):
@@ -263,6 +272,25 @@ def test_an_empty_path_is_not_the_working_directory(tmp_path, monkeypatch, capsy
         ecg_records.find("")
     assert prepare.main(["folder", "--source=", "--target=x"]) == 2
     assert "error: --source is empty: name a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("setting", "read_it"),
+    [
+        ("data.path", lambda: source("folder")),
+        ("data.path", lambda: source("prepared")),
+        ("--images", lambda: embed.embed_folder(None, "", False)),
+        ("--ecgs", lambda: embed.embed_ecgs(None, "", None)),
+        ("a path", lambda: audit.audit([""], 1)),
+    ],
+)
+def test_an_empty_path_is_refused_on_every_way_to_the_files(
+    tmp_path, monkeypatch, setting, read_it
+):
+    # a shell variable that is not set: --config.data.path=$DIR
+    monkeypatch.chdir(put(tmp_path, "a.png", "b.png"))
+    with pytest.raises(PacxError, match=f"^{setting} is empty: name a folder"):
+        read_it()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

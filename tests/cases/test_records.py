@@ -11,6 +11,7 @@ from data.ecg_array import ecg_array_dataset_builder
 from data.wfdb import wfdb_dataset_builder as builder
 from pacx_jax.errors import PacxError
 from pacx_jax.input import ecg, ecg_records
+from pacx_jax.modalities import teachers
 
 pytest.importorskip("wfdb", reason="the package wfdb is not installed")
 
@@ -225,3 +226,17 @@ def test_a_header_that_names_two_patients_is_refused(tmp_path, capsys):
     assert prepare.main(argv) == 2
     said = "E07835.hea: names the patients '7' and '8'; correct it, or give --patient"
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.npy", "t.parquet", "t.npz"])
+@pytest.mark.parametrize("modality", ["teacher", "labs"])
+def test_a_table_of_embeddings_of_another_form_is_named(tmp_path, name, modality):
+    file = tmp_path / name
+    if name == "t.npz":  # other names of the arrays
+        np.savez(file, ids=np.arange(2), embeddings=np.zeros((2, 3)))
+        message = f"{file}: no table of embeddings .it holds ids, embeddings.: give an"
+    else:
+        file.write_text("id,a\n1,2\n")
+        message = f"config.modalities.{modality}.init '{file}': a file; give .* an .npz"
+    with pytest.raises(PacxError, match=message):
+        teachers.load(modality, {"init": str(file), "by": "patient"})
