@@ -3,8 +3,9 @@
   python launch/bench.py mae|mvmae|distill|embed|ecg|input [FLAGS]
   python launch/bench.py MODE --help
 
-MODES mae, mvmae (studies of two views), distill: a training step. embed, ecg: an encoder's forward pass; ecg --train:
-its training step. mae --input=drawn|DIR: the real loop on real files, without a peer.
+MODES mae, mvmae (studies of two views), distill: a training step. embed, ecg: an
+encoder's forward pass; ecg --train: its training step. mae --input=drawn|DIR: the real
+loop on real files, without a peer.
 MODE input: images a second of the input pipeline, from JPEG and from decoded uint8,
 and of a PIL + torchvision + DataLoader pipeline.
 

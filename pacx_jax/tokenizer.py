@@ -72,25 +72,6 @@ class Tokenizer:
         end = ids.index(self.end_id) if self.end_id in ids else len(ids)
         return self.inner.decode(ids[:end], skip_special_tokens=True)
 
-    def check_fits(self, vocab_size: int, where: str, sha256: str = "") -> None:
-        """PacxError where a checkpoint was trained with another tokenizer.
-
-        Args:
-          vocab_size, sha256: of the checkpoint; "": not known.
-          where: names the checkpoint.
-        """
-        other = f"{self.path}: not the tokenizer of {where}"
-        if vocab_size != self.vocab_size:
-            raise PacxError(
-                f"{other} ({self.vocab_size} tokens, there {vocab_size}): give the one "
-                "that it was trained with in config.data.tokenizer"
-            )
-        if sha256 not in ("", self.sha256):
-            raise PacxError(
-                f"{other} (sha256 {self.sha256[:12]}, there {sha256[:12]}): give the "
-                "one that it was trained with in config.data.tokenizer"
-            )
-
 
 def load(path: str | os.PathLike, train_split: str = "", stage: str = "") -> Tokenizer:
     """Reads a tokenizer.json, which may lie in a bucket.

@@ -86,6 +86,11 @@ class Reader:
         """The entries that an example must have."""
         return self.module.REQUIRES
 
+    @property
+    def fingerprint(self) -> str:
+        """Of files besides the data by which it reads; "" without any."""
+        return ""
+
     def load(self, example: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
         """The arrays of one example."""
         missing = self.module.missing(example)

@@ -32,6 +32,11 @@ class Reader(modalities.Reader):
         """The sections that are read."""
         return tuple(self.preprocessing["sections"])
 
+    @property
+    def fingerprint(self) -> str:
+        """The tokenizer's: a run goes on with the same one alone."""
+        return self.preprocessing["sha256"]
+
     def load(self, example: Mapping[str, Any], name: str) -> dict[str, np.ndarray]:
         """The arrays of one example."""
         arrays = load(example, name, self.preprocessing)

@@ -62,6 +62,7 @@ class Data:
     def __init__(self, config, workdir, objective: Objective, mesh, opened):
         self.config, self.mesh, self.sources = config, mesh, opened
         self.workdir, self._number = workdir, None
+        self.readers = objective.readers
         self.rows = sharding.local_rows(config.global_batch_size, mesh)
         self.quarantine = quarantine.Quarantine(
             str(pathlib.Path(workdir) / "quarantine.jsonl"), config.data.max_bad_share
@@ -187,7 +188,7 @@ class Data:
             )
 
     def fingerprints(self) -> dict[str, str | int]:
-        """What identifies the data: of each split its hash and size, and the tables."""
+        """What identifies the data: each split's hash and size, tables, readers."""
         found = {}
         for split, source in self.sources.items():
             found[f"{split}.examples"] = len(source)
@@ -196,6 +197,9 @@ class Data:
                 found[f"{split}.{name}.fingerprint"] = value
             if split in self.tables:
                 found[f"{split}.embeddings"] = fingerprints.of_tree(self.tables[split])
+        for reader in self.readers:
+            if reader.fingerprint:
+                found[f"{reader.name}.fingerprint"] = reader.fingerprint
         return found
 
     def sample_names(self, step: int) -> list[str]:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax import objectives
+from pacx_jax import main, objectives, tokenizer
 from pacx_jax.errors import PacxError
 from pacx_jax.objectives import captioning
 from tests import stages, tiny
@@ -163,6 +163,20 @@ def test_texts_are_written_from_the_visible_tokens(folders, made):
 def test_a_config_that_cannot_be_is_one_line(made, fields, message):
     with pytest.raises(PacxError, match=message):
         made(**fields)
+
+
+@pytest.mark.full
+def test_a_run_of_another_tokenizer_is_not_gone_on_with(folders, tmp_path, monkeypatch):
+    runs.use_patients(monkeypatch)
+    words = tmp_path / "tokenizer.json"
+    tiny.write_tokenizer(words)
+    short = {"total_steps": 2, "save_every": 2, "eval_every": 2, "best": ""}
+    c = runs.config("v2t", folders, data__tokenizer=str(words), **short)
+    main.run(c, str(tmp_path / "run"))
+    (tmp_path / "run" / "done.json").unlink()
+    tokenizer.train(["edema is seen", "edema was seen"], 1000).save(str(words))
+    with pytest.raises(PacxError, match="another data: .*report.fingerprint was"):
+        main.run(c, str(tmp_path / "run"))
 
 
 def test_devices_change_no_number(folders, meshes):
