@@ -23,7 +23,8 @@ ALL = {
     f.__name__: f
     for f in (
         models.mae, models.labs, models.ecg, models.rollout, models.classifier,
-        models.segmenter, two.pacx, two.info_nce, two.cosine_regression,
+        models.segmenter, models.text, models.text_positions, two.pacx,
+        two.info_nce, two.cosine_regression,
         training.train_mae, training.train_labs, training.train_pacx,
     )
 }  # fmt: skip

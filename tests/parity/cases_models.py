@@ -180,3 +180,39 @@ def segmenter() -> Case:
     return (
         {"in/images": images} | making.state(model, "state") | making.both(model, run)
     )
+
+
+def text() -> Case:
+    """Report decoder: logits without and with positions; loss and its gradients."""
+    return _text("text", 0)
+
+
+def text_positions() -> Case:
+    """The same with learned positions."""
+    return _text("text_positions", sizes.TEXT_LENGTH)
+
+
+def _text(name: str, length: int) -> Case:
+    from tests.parity import torch_modules as tm
+
+    rng, pad = making.rng(name), sizes.TEXT_PAD
+    model = tm.TextDecoder(**sizes.TEXT, length=length)
+    making.fill(model, rng)
+    tokens = rng.integers(1, sizes.TEXT["vocab"], (4, sizes.TEXT_LENGTH))
+    for row, n in enumerate((9, 4, 6, 8)):
+        tokens[row, n:] = pad
+    present = np.float32([1, 1, 0, 1])
+    shape = 4, sizes.TEXT_IMAGE_TOKENS, sizes.TEXT["memory"]
+    memory = making.half(rng.normal(size=shape))
+
+    def run(net, cast):
+        ids, here = making.tensor(tokens), cast(making.tensor(present))
+        logits = net(ids, cast(making.tensor(memory)))
+        return {"logits": logits, "loss": tm.caption_loss(logits, ids, here, pad)}
+
+    inputs = {"tokens": tokens, "memory": memory, "present": present}
+    return (
+        {f"in/{k}": v for k, v in inputs.items()}
+        | making.state(model, "state")
+        | making.both(model, run, ("loss",))
+    )

@@ -22,3 +22,5 @@ SEGMENT_WIDTHS = (8, 6, 4, 3)
 STEPS, EPOCH = 20, 4  # of the training cases; steps an epoch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = {"start": 2.6593, "above": 5.3, "below": -1.0}  # of InfoNCE; clamp [0, 4.6]
+TEXT = {"vocab": 23, "d": 24, "depth": 2, "heads": 3, "mlp": 40, "memory": 16}
+TEXT_LENGTH, TEXT_IMAGE_TOKENS, TEXT_PAD = 9, 5, 0

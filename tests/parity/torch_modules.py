@@ -77,3 +77,77 @@ class Lightning(nn.Module):
             self.register_buffer("mean", torch.tensor(mean).reshape(1, 3, 1, 1))
             self.register_buffer("std", torch.tensor(std).reshape(1, 3, 1, 1))
         self.model = model
+
+
+class TextAttention(nn.Module):
+    """Attention without biases, of text to itself (causal) or to image tokens."""
+
+    def __init__(self, d: int, heads: int, memory: int = 0):
+        super().__init__()
+        self.heads = heads
+        if memory:
+            self.q = nn.Linear(d, d, bias=False)
+            self.kv = nn.Linear(memory, 2 * d, bias=False)
+        else:
+            self.qkv = nn.Linear(d, 3 * d, bias=False)
+        self.proj = nn.Linear(d, d, bias=False)
+
+    def forward(self, x, memory=None):
+        if memory is None:
+            q, k, v = self.qkv(x).chunk(3, dim=-1)
+        else:
+            q, (k, v) = self.q(x), self.kv(memory).chunk(2, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q, k, v))
+        y = nn.functional.scaled_dot_product_attention(
+            q, k, v, is_causal=memory is None
+        )
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class TextBlock(nn.Module):
+    """Post-norm decoder block."""
+
+    def __init__(self, d: int, heads: int, mlp: int, memory: int, eps: float):
+        super().__init__()
+        self.self_attn = TextAttention(d, heads)
+        self.cross_attn = TextAttention(d, heads, memory)
+        fc1, fc2 = nn.Linear(d, mlp, bias=False), nn.Linear(mlp, d, bias=False)
+        self.mlp = nn.ModuleDict({"fc1": fc1, "fc2": fc2})
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(d, eps) for _ in range(3))
+
+    def forward(self, x, memory):
+        x = self.norm1(x + self.self_attn(x))
+        x = self.norm2(x + self.cross_attn(x, memory))
+        hidden = nn.functional.gelu(self.mlp["fc1"](x))
+        return self.norm3(x + self.mlp["fc2"](hidden))
+
+
+class TextDecoder(nn.Module):
+    """MVMAE-V2T's report decoder; positions are ours, and optional."""
+
+    def __init__(self, vocab, d, depth, heads, mlp, memory, length=0, eps=1e-5):
+        super().__init__()
+        self.token_embed = nn.Embedding(vocab, d)
+        self.positions = nn.Embedding(length, d) if length else None
+        self.blocks = nn.ModuleList(
+            TextBlock(d, heads, mlp, memory, eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(d, eps)
+        self.head = nn.Linear(d, vocab, bias=False)
+
+    def forward(self, tokens, memory):
+        """Tokens (b, t), memory (b, m, e) -> logits (b, t, vocab)."""
+        x = self.token_embed(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
+        for block in self.blocks:
+            x = block(x, memory)
+        return self.head(self.norm(x))
+
+
+def caption_loss(logits, tokens, present, pad: int):
+    """Mean cross-entropy of the next tokens that are no padding, where present."""
+    following = torch.where(present[:, None] > 0, tokens[:, 1:], pad)
+    return nn.functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=pad
+    )

@@ -61,6 +61,11 @@ RULES = {
         (r"^model\.head", "head.linear"),
         *ENCODER,
     ],
+    "text": [
+        (r"token_embed\.weight", "token_embed.embedding"),
+        (r"positions\.weight", "pos_embed"),
+        *ENCODER,
+    ],
 }  # fmt: skip
 
 
@@ -80,6 +85,8 @@ def import_state(kind: str, state: dict[str, np.ndarray]):
 def leaf(name: str, x: np.ndarray):
     """A leaf in our layout: linear W^T, 2-D patches (p q c, d), 1-D (k, in, out)."""
     path = name.replace(".", "/")
+    if path == "pos_embed":
+        return path, x[None]
     if path.endswith(("/a", "/b")):
         return path, x.T
     if not path.endswith("/weight"):
