@@ -37,7 +37,7 @@ TINY = {
     "film_size": 64,
     "size": 48,
     "vocab_size": 1000,
-    "train": {"total_steps": 4, "global_batch_size": 8},
+    "train": {"total_steps": 4, "global_batch_size": 8, "optim.warmup_steps": 1},
     "seconds": {},
 }  # fmt: skip
 
