@@ -194,7 +194,7 @@ def compare(target: pathlib.Path, split: str, identity: dict) -> comparison.Comp
         test.mask,
         test.patients,
         found.label_names,
-        {"lateral": LATERAL, "others": others},
+        {"lateral": LATERAL, "other": others},
         PAIRS,
         found.n_labelled,
         baseline="independent",
@@ -205,11 +205,12 @@ def compare(target: pathlib.Path, split: str, identity: dict) -> comparison.Comp
 def headline(result: comparison.Comparison) -> list[str]:
     """Sentences on the pairs that the first paragraph does not name."""
     sentences = []
-    for a, b in PAIRS[1:3]:
-        rows = [r for r in result.pairs if (r["a"], r["b"]) == (a, b) and r["group"]]
-        named = {"treatment": ARMS[a].name, "baseline": ARMS[b].name}
+    for a, b, way in (("v2t", "mvmae", ""), ("mvmae", "independent", ONE)):
+        pair = (a + way, b + way)
+        rows = [r for r in result.pairs if (r["a"], r["b"]) == pair and r["group"]]
+        named = {"treatment": ENCODERS[a][0], "baseline": ENCODERS[b][0]}
         says = dataclasses.replace(words.MVMAE, **named)
-        sentences.append(f"{ARMS[a].name} against {ARMS[b].name}:")
+        sentences.append(f"{ENCODERS[a][0]} against {ENCODERS[b][0]}, {WAYS[way][0]}.")
         sentences += tables.lead(rows, says)
     return sentences
 
@@ -230,8 +231,8 @@ def write(target: pathlib.Path, split: str) -> None:
         table=result.table,
         pairs=result.pairs,
         arms=ARMS,
-        curves=results.curves(target, mvmae.ARMS, view_evidence.LOSSES),
-        alignment=results.curves(target, mvmae.ARMS, view_evidence.ALIGNMENT),
+        curves=view_evidence.curves(target, view_evidence.LOSSES),
+        alignment=view_evidence.curves(target, view_evidence.ALIGNMENT),
         configs={s: results.config(target, s) for s in mvmae.ARMS},
         versions=results.versions(),
         seeds={"cohort and training": identity["seed"]},

@@ -49,12 +49,16 @@ LOSSES = {"loss": "train", "val/loss": "validation"}
 
 
 def curves(
-    target: pathlib.Path, stages: Sequence[str], shown: dict[str, str] = LOSSES
+    target: pathlib.Path,
+    stages: Sequence[str],
+    shown: dict[str, str] = LOSSES,
+    panel: str = "{}",
 ) -> dict[str, tuple]:
-    """ "stage/name" -> (steps, values) of metrics, of the stages that recorded them.
+    """Metrics of the stages that recorded them, as "panel/name" -> (steps, values).
 
     Args:
       shown: metric -> its name on the page.
+      panel: of a stage, whose name it takes.
     """
     out = {}
     for stage in stages:
@@ -62,5 +66,5 @@ def curves(
         for key, name in shown.items():
             found = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
             if found:
-                out[f"{stage}/{name}"] = tuple(zip(*found, strict=True))
+                out[f"{panel.format(stage)}/{name}"] = tuple(zip(*found, strict=True))
     return out

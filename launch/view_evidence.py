@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from launch import results
 from pacx_jax import load_encoder, objectives, sharding
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import features, report_labels, report_metrics
@@ -20,15 +21,17 @@ from pacx_jax.input import images, reports, sources, views
 from pacx_jax.objectives import captioning, retrieval
 from pacx_jax.run import checkpoint, finished
 
+# Panel of charts -> metric -> its name there.
 LOSSES = {
-    "reconstruction": "reconstruction, train",
-    "val/loss": "reconstruction, validation",
-    "caption": "report, train",
-    "val/caption": "report, validation",
+    "{}, reconstruction": {"reconstruction": "train", "val/loss": "validation"},
+    "{}, report": {"caption": "train", "val/caption": "validation"},
 }
 ALIGNMENT = {
-    "val/cosine": "two views of a study",
-    "val/cosine_of_others": "views of two studies",
+    "{}, cosine": {
+        "val/cosine": "views of one study",
+        "val/cosine_of_others": "of two studies",
+    },
+    "{}, alignment loss": {"align": "train"},
 }
 NAMES = {"independent": "Independent", "mvmae": "MVMAE", "v2t": "MVMAE-V2T"}
 RECONSTRUCTED, TEXTS, PLACES = 2, 3, (1, 5)
@@ -48,6 +51,14 @@ class Study:
     images: dict[str, np.ndarray]
     views: dict[str, str]
     text: str
+
+
+def curves(target: pathlib.Path, panels: dict[str, dict[str, str]]) -> dict:
+    """Metrics of the runs that recorded them, as `report.Report` shows them."""
+    found = {}
+    for panel, shown in panels.items():
+        found |= results.curves(target, list(NAMES), shown, panel)
+    return found
 
 
 def gather(target: pathlib.Path, seed: int) -> dict:
@@ -142,9 +153,10 @@ def generated(
 
 def text_scores(texts: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     """Numbers on generated texts; NaN where neither side has a finding."""
-    found = report_metrics.label_f1(
-        report_labels.label(texts), report_labels.label(true)
-    )
+    labels = [report_labels.label(each) for each in (texts, true)]
+    for each in labels:  # a text that says nothing has "No Finding" too
+        each[:, report_labels.FINDINGS.index(report_labels.NO_FINDING)] = np.nan
+    found = report_metrics.label_f1(*labels)
     return {
         "studies": len(texts),
         "F1 of findings": found["label_f1_micro"],
@@ -162,12 +174,18 @@ def other_view(target: pathlib.Path, studies: Sequence[Study], seed: int) -> lis
     encoders["Random ViT"] = features.random_encoder(folder, seed)
     rows = []
     for name, encoder in encoders.items():
-        z = [
-            encoder([s.images[k] for s in studies], [s.views[k] for s in studies])
+        tokens = [
+            encoder.tokens(
+                [s.images[k] for s in studies], [s.views[k] for s in studies]
+            )
             for k in KINDS
         ]
-        ways = (retrieval.recall_at_k(*pair, PLACES) for pair in (z, z[::-1]))
-        one, two = ways
-        row = {"encoder": name, "target": "the other view", "n": len(studies)}
-        rows.append(row | {k: (one[k] + two[k]) / 2 for k in one})
+        for how, z in (
+            ("CLS", [x[:, 0] for x in tokens]),
+            ("mean of tokens", [x.mean(axis=1) for x in tokens]),
+        ):
+            ways = [retrieval.recall_at_k(*pair, PLACES) for pair in (z, z[::-1])]
+            row = {"encoder": f"{name}, {how}", "target": "the other view"}
+            row["n"] = len(studies)
+            rows.append(row | {k: (ways[0][k] + ways[1][k]) / 2 for k in ways[0]})
     return rows

@@ -154,8 +154,9 @@ logit is the mean over the views. Standardisation takes the deviation over image
         "No alignment was recorded in this run.",
         """\
 The cosine between the embeddings of a study's two views, and between views of
-different studies, on held-out studies, both masked. The views are aligned where the
-first is above the second; if both are near 1, all embeddings are alike.""",
+different studies, on held-out studies, all masked. The views are aligned where the
+first is above the second; if both are near 1, all embeddings are alike. The loss, which
+independent views do not have, is of the training studies, before its weight.""",
     ),
     reconstructions=Section(
         "Reconstructions of both views of held-out studies",
@@ -174,7 +175,7 @@ from generated and from true reports.""",
         "Retrieval was not measured in this run.",
         """\
 Recall at k: the share of held-out X-rays for which the other view of their study is
-among the k most similar by the cosine of CLS tokens; chance is k divided by their
-number.""",
+among the k most similar by cosine; chance is k divided by their number. Probes take the
+CLS token; the alignment is trained on the mean of a view's visible tokens.""",
     ),
 )
