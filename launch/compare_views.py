@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
 from launch import results, view_evidence  # noqa: E402
 from launch.curricula import mvmae  # noqa: E402
 from pacx_jax import cli, files, load_encoder  # noqa: E402
-from pacx_jax.encoders import model_folder  # noqa: E402
+from pacx_jax.encoders.xray_encoder import Encoder  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.evaluate import comparison, features, probe  # noqa: E402
 from pacx_jax.evaluate.reports import report, tables, words  # noqa: E402
@@ -104,7 +104,7 @@ def probe_source(path: str | os.PathLike, split: str):
 
 
 def scores_of(
-    arms: Mapping[str, str | os.PathLike],
+    arms: Mapping[str, str | os.PathLike | Encoder],
     probe_path: str | os.PathLike,
     split: str = "test",
     budgets: Sequence[int] = BUDGETS,
@@ -114,30 +114,30 @@ def scores_of(
     """Probes runs in all `WAYS`, fitted on the training studies, tested on `split`.
 
     Args:
-      arms: name -> a run's workdir or a model folder, whose encoder embeds each image
-        with its view by the CLS token.
+      arms: name -> a run's workdir, a model folder or an opened encoder, which embeds
+        each image with its view by the CLS token.
       probe_path: a prepared set of labelled studies.
       split: "val" or "test".
       budgets: numbers of labelled training studies. Those that the set does not reach
         are left out; all of them are always a budget.
       subsets: label subsets a budget, the same for all arms.
       floors_seed: also probe the floors, with a random encoder of this seed, of the
-        first arm's architecture; None: no floors.
+        last arm's architecture; None: no floors.
     """
     source = {s: probe_source(probe_path, s) for s in ("train", split)}
     train, test = (features.read_study_set(source[s]) for s in ("train", split))
     if set(train.patients) & set(test.patients):
         raise PacxError("probe patients stand in both splits: the data are damaged")
     found = {}
-    for name, workdir in arms.items():
-        encoder = load_encoder(workdir)
+    for name, encoder in arms.items():
+        if not isinstance(encoder, Encoder):
+            encoder = load_encoder(encoder)
         found[name] = {
             "train": encoder(train.images, train.views),
             "test": encoder(test.images, test.views),
         }
     if floors_seed is not None:
-        first = model_folder.load(next(iter(arms.values())), "vit")
-        found |= floors(first, train, test, floors_seed)
+        found |= floors(encoder, train, test, floors_seed)
     labelled = int((train.mask > 0).any(axis=1).sum())
     fewest = len(source["train"].label_names)
     counts = [*(n for n in sorted(budgets) if fewest < n < labelled), labelled]
@@ -146,9 +146,9 @@ def scores_of(
     return Scores(scores, {n: n for n in counts}, test, named)
 
 
-def floors(folder, train, test, seed: int) -> dict[str, dict[str, np.ndarray]]:
+def floors(like, train, test, seed: int) -> dict[str, dict[str, np.ndarray]]:
     """Features of the images without pretraining: random, pixels, view labels."""
-    encoder = features.random_encoder(folder, seed)
+    encoder = features.random_like(like, seed)
     pixels = {"train": features.pixels(train), "test": features.pixels(test)}
     means = features.view_means(pixels["train"], train)
     sets = {"train": train, "test": test}
@@ -178,13 +178,15 @@ def _scores(found, train, test, counts, subsets, trained) -> dict:
     return out | probe.run_probes(frontals, *about)
 
 
-def compare(target: pathlib.Path, split: str, identity: dict) -> comparison.Comparison:
+def compare(
+    target: pathlib.Path, split: str, encoders: Mapping[str, Encoder], seed: int
+) -> comparison.Comparison:
     """All arms of the demo, and their differences."""
     found = scores_of(
-        {name: target / name for name in mvmae.ARMS},
+        encoders,
         target / "data" / "prepared" / "views_probe",
         split,
-        floors_seed=identity["seed"],
+        floors_seed=seed,
     )
     others = tuple(name for name in found.label_names if name not in LATERAL)
     test = found.test
@@ -220,8 +222,9 @@ def write(target: pathlib.Path, split: str) -> None:
     identity = json.loads((target / "demo.json").read_text())
     progress = json.loads((target / "progress.json").read_text())
     read = time.time()
-    result = compare(target, split, identity)
-    evidence = view_evidence.gather(target, identity["seed"])
+    encoders = {name: load_encoder(target / name) for name in mvmae.ARMS}
+    result = compare(target, split, encoders, identity["seed"])
+    evidence = view_evidence.gather(target, encoders, identity["seed"])
     page = report.Report(
         words=words.MVMAE,
         title="MVMAE: the demonstration",

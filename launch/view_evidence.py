@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
 from launch import results
-from pacx_jax import load_encoder, objectives, sharding
-from pacx_jax.encoders import model_folder
+from pacx_jax import objectives, sharding
+from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.evaluate import features, report_labels, report_metrics
 from pacx_jax.input import images, reports, sources, views
 from pacx_jax.objectives import captioning, retrieval
@@ -57,24 +57,27 @@ def curves(target: pathlib.Path, panels: dict[str, dict[str, str]]) -> dict:
     """Metrics of the runs that recorded them, as `report.Report` shows them."""
     found = {}
     for panel, shown in panels.items():
-        found |= results.curves(target, list(NAMES), shown, panel)
+        for arm, name in NAMES.items():
+            found |= results.curves(target, [arm], shown, panel.format(name))
     return found
 
 
-def gather(target: pathlib.Path, seed: int) -> dict:
+def gather(target: pathlib.Path, encoders: Mapping[str, Encoder], seed: int) -> dict:
     """Fields of `report.Report`: reconstructions, texts and retrieval."""
     config = finished.read_config(str(target / "v2t"))
     studies = read(sources.open_source(config.data, "val"), config)
     both = [s for s in studies if len(s.images) == len(KINDS)]
     shown = [s for s in both if s.text] or both  # reconstructions beside their texts
-    pictures, names = reconstructions(target / "mvmae", shown[:RECONSTRUCTED])
-    texts, scores = generated(target / "v2t", config, studies, shown[:TEXTS])
+    pictures, names = reconstructions(
+        target / "mvmae", encoders["mvmae"], shown[:RECONSTRUCTED]
+    )
+    texts, scores = generated(target / "v2t", encoders["v2t"], studies, shown[:TEXTS])
     return {
         "reconstructions": pictures,
         "reconstructed": names,
         "texts": texts,
         "text_scores": scores,
-        "retrieval": other_view(target, both, seed),
+        "retrieval": other_view(encoders, both, seed),
     }
 
 
@@ -97,13 +100,12 @@ def read(source, config) -> list[Study]:
 
 
 def reconstructions(
-    workdir: pathlib.Path, studies: Sequence[Study]
+    workdir: pathlib.Path, encoder: Encoder, studies: Sequence[Study]
 ) -> tuple[list[tuple], list[str]]:
     """Input, visible part and reconstruction of both views of at most two studies."""
     if not studies:
         return [], []
     config = finished.read_config(str(workdir))
-    encoder = load_encoder(workdir)
     x = [[encoder.preprocess(s.images[k]) for k in KINDS] for s in studies]
     view = [[encoder.view_number(s.views[k]) for k in KINDS] for s in studies]
     batch = {"images": np.array(x), "view": np.array(view, np.int32)}
@@ -118,7 +120,10 @@ def reconstructions(
 
 
 def generated(
-    workdir: pathlib.Path, config, studies: Sequence[Study], shown: Sequence[Study]
+    workdir: pathlib.Path,
+    encoder: Encoder,
+    studies: Sequence[Study],
+    shown: Sequence[Study],
 ) -> tuple[list[dict[str, str]], dict[str, dict[str, float]]]:
     """Greedy reports from whole X-rays, and how their findings agree with true ones.
 
@@ -126,8 +131,8 @@ def generated(
       Of each study to be shown, names and texts; and the scores over all studies that
       have a report, from each kind of view, and of the true reports of other studies.
     """
-    captioner = captioning.make(config)
-    params, encoder = checkpoint.read_params(workdir), load_encoder(workdir)
+    captioner = captioning.make(finished.read_config(str(workdir)))
+    params = checkpoint.read_params(workdir)
     rows, scores = [{"true report": s.text} for s in shown], {}
     told = [s for s in studies if s.text]
     for kind in KINDS:
@@ -165,15 +170,16 @@ def text_scores(texts: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     }
 
 
-def other_view(target: pathlib.Path, studies: Sequence[Study], seed: int) -> list[dict]:
+def other_view(
+    encoders: Mapping[str, Encoder], studies: Sequence[Study], seed: int
+) -> list[dict]:
     """Recall of a study's other view by the exported encoders, over both directions."""
     if len(studies) < 2:
         return []
-    encoders = {name: load_encoder(target / arm) for arm, name in NAMES.items()}
-    folder = model_folder.load(target / "mvmae", "vit")
-    encoders["Random ViT"] = features.random_encoder(folder, seed)
+    named = {name: encoders[arm] for arm, name in NAMES.items()}
+    named["Random ViT"] = features.random_like(encoders["mvmae"], seed)
     rows = []
-    for name, encoder in encoders.items():
+    for name, encoder in named.items():
         tokens = [
             encoder.tokens(
                 [s.images[k] for s in studies], [s.views[k] for s in studies]

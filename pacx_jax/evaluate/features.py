@@ -136,6 +136,12 @@ def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
     return Encoder(dataclasses.replace(folder, params=params))
 
 
+def random_like(encoder: Encoder, seed: int) -> Encoder:
+    """`random_encoder` of an opened encoder's architecture."""
+    about = encoder.architecture, encoder.preprocessing, encoder.params
+    return random_encoder(ModelFolder("vit", *about), seed)
+
+
 def physiology(
     ecg_encoder: ModelFolder,
     labs_encoder: ModelFolder,
