@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import importlib.metadata
 import json
 import pathlib
 import sys
@@ -20,24 +19,28 @@ import time
 import jax
 import ml_collections
 import numpy as np
-import psutil
 
-from pacx_jax import cli, files, load_encoder, sharding
-from pacx_jax.encoders import model_folder
-from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import (
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
+    sys.path.insert(0, str(ROOT))
+
+from launch import results  # noqa: E402
+from pacx_jax import cli, files, load_encoder, sharding  # noqa: E402
+from pacx_jax.encoders import model_folder  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
+from pacx_jax.evaluate import (  # noqa: E402
     alignment,
     comparison,
     features,
     probe,
     rollout,
 )
-from pacx_jax.evaluate.reports import report, tables
-from pacx_jax.input import images, sources, subsets
-from pacx_jax.input.normalize import normalize
-from pacx_jax.modalities import teachers
-from pacx_jax.models import mae
-from pacx_jax.run import (
+from pacx_jax.evaluate.reports import report, tables  # noqa: E402
+from pacx_jax.input import images, sources, subsets  # noqa: E402
+from pacx_jax.input.normalize import normalize  # noqa: E402
+from pacx_jax.modalities import teachers  # noqa: E402
+from pacx_jax.models import mae  # noqa: E402
+from pacx_jax.run import (  # noqa: E402
     checkpoint,
     embedding_cache,
     finished,
@@ -266,18 +269,6 @@ def rollouts(target: pathlib.Path, test, names, count: int = 3) -> list[tuple]:
     return list(zip(x, found["mae"], found["pacx"], difference, strict=True))
 
 
-def curves(target: pathlib.Path) -> dict[str, tuple]:
-    """Training and validation losses of every stage."""
-    out = {}
-    for name in ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued"):
-        rows = metrics.read_rows(target / name)
-        for key, label in (("loss", "train"), ("val/loss", "validation")):
-            found = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
-            if found:
-                out[f"{name}/{label}"] = tuple(zip(*found, strict=True))
-    return out
-
-
 def distill_retrieval(target: pathlib.Path) -> list[str]:
     """A sentence on CXR->ECG and CXR->labs retrieval in the shared space."""
     config = json.loads((target / "distill" / "config.json").read_text())
@@ -295,31 +286,6 @@ def distill_retrieval(target: pathlib.Path) -> list[str]:
     return sentences
 
 
-def times(progress: dict, read: float) -> dict[str, float]:
-    """Seconds of every stage, and of what there was before the report was written.
-
-    Its own end cannot stand in a report. The whole may be 5 seconds short: that often
-    does the demo write its record.
-
-    Args:
-      progress: the demo's record.
-      read: when it was read, in seconds of the epoch.
-    """
-    own = time.time() - psutil.Process().create_time()
-    found = {k: v for k, v in progress["done"].items() if k != "compare"}
-    found["compare, up to this report"] = round(own, 1)
-    found["all (stages overlap), up to this report"] = round(
-        progress["seconds"] + time.time() - read, 1
-    )
-    return found
-
-
-def _config(target: pathlib.Path, stage: str) -> dict:
-    """A stage's configuration; paths are the demo's, as reports are passed on."""
-    text = (target / stage / "config.json").read_text()
-    return json.loads(text.replace(f"{target}/", ""))
-
-
 def write(target: pathlib.Path, split: str) -> None:
     """Everything that the demo leaves behind."""
     identity = json.loads((target / "demo.json").read_text())
@@ -328,7 +294,6 @@ def write(target: pathlib.Path, split: str) -> None:
     result, test, names = compare(target, split, identity)
     arms = arms_of(identity)
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     page = report.Report(
         title="PaCX-MAE: the demonstration",
         simulated=True,
@@ -337,14 +302,14 @@ def write(target: pathlib.Path, split: str) -> None:
         table=result.table,
         pairs=result.pairs,
         arms=arms,
-        curves=curves(target),
+        curves=results.curves(target, stages),
         reconstructions=reconstructions(target, test),
         retrieval=retrieval_rows(target, identity),
         rollouts=rollouts(target, test, names),
-        configs={s: _config(target, s) for s in stages},
-        versions={p: importlib.metadata.version(p) for p in packages},
+        configs={s: results.config(target, s) for s in stages},
+        versions=results.versions(),
         seeds={"cohort and training": identity["seed"]},
-        seconds=times(progress, read),
+        seconds=results.times(progress, read),
         goodput={s: goodput.read(str(target / s)) for s in stages},
         notes=[
             f"Probes are measured on the {split} patients.",

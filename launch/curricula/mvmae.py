@@ -37,7 +37,10 @@ TINY = {
     "film_size": 64,
     "size": 48,
     "vocab_size": 1000,
-    "train": {"total_steps": 4, "global_batch_size": 8},
+    "train": {"total_steps": 4, "global_batch_size": 8, "optim.warmup_steps": 1,
+              "model.variant": "mu", "model.decoder.width": 32,
+              "model.decoder.depth": 1},
+    "text": {"caption.width": 32, "caption.depth": 1, "caption.mlp_dim": 32},
     "seconds": {},
 }  # fmt: skip
 
@@ -73,7 +76,8 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
     fields |= plan["train"]
     for arm in ARMS:
         recipe = "mvmae_v2t_vitb16" if arm == "v2t" else "mvmae_vitb16"
-        more = {"independent": {"loss.beta": 0.0}, "v2t": {"data.tokenizer": words}}
+        text = {"data.tokenizer": words} | plan.get("text", {})
+        more = {"independent": {"loss.beta": 0.0}, "v2t": text}
         argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
         argv += [f"--workdir={target / arm}"]
         chosen = fields | more.get(arm, {})

@@ -13,7 +13,7 @@ from pacx_jax import sharding
 from pacx_jax.encoders import forward
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
-from pacx_jax.input import images, patients, subsets
+from pacx_jax.input import images, patients, subsets, views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +46,82 @@ def read_probe_set(source) -> ProbeSet:
     return ProbeSet(decoded, labels, known, np.array(units))
 
 
-def pixels(probe_set: ProbeSet, size: int = 24) -> np.ndarray:
-    """Raw grey pixels, (n, size^2) float32: the floor without a model."""
+@dataclasses.dataclass(frozen=True)
+class StudySet:
+    """One split of studies, decoded once for all arms.
+
+    Attributes:
+      images: uint8 arrays of any size; those of a study stand together, in its order
+        (see `input.studies`).
+      views: the fine name of each.
+      index: (k,) the number of each one's study.
+      labels, mask: (n, c) float32 of the studies, as of `ProbeSet`.
+      patients: (n,) str.
+      paths: (n,) of the studies' first images.
+    """
+
+    images: list[np.ndarray]
+    views: list[str]
+    index: np.ndarray
+    labels: np.ndarray
+    mask: np.ndarray
+    patients: np.ndarray
+    paths: list[str]
+
+
+def read_study_set(source) -> StudySet:
+    """Reads a labelled source of studies (`data.group=study`) into memory."""
+    decoded, names, index, labels, named, paths = [], [], [], [], [], []
+    for i in range(len(source)):
+        example = source[i]
+        decoded += [images.decode(each, source.name(i)) for each in example["images"]]
+        names += example["views"]
+        index += [i] * len(example["images"])
+        labels.append(example["labels"])
+        named.append(example.get("patient_id", ""))
+        paths.append(example.get("path", ""))
+    labels, known = subsets.known_labels(np.stack(labels), "ignore")
+    units, _ = patients.units(named)
+    return StudySet(
+        decoded, names, np.array(index), labels, known, np.array(units), paths
+    )
+
+
+def view_labels(study_set: StudySet) -> np.ndarray:
+    """The view of each image alone, (k, v) one-hot over fine names: a floor."""
+    names = list(views.FINE)
+    place = [names.index(name) for name in study_set.views]
+    return np.eye(len(names), dtype=np.float32)[place]
+
+
+def by_view(features: np.ndarray, study_set: StudySet, mean: np.ndarray) -> np.ndarray:
+    """Features with a block of columns for each coarse view, so with its own weights.
+
+    Args:
+      features: (k, d), one row an image.
+      mean: (v, d) of the training images of each coarse view. It is subtracted, so that
+        a view's absence is 0 and says nothing.
+
+    Returns:
+      (k, v d).
+    """
+    kinds = np.array([views.number(name) for name in study_set.views])
+    out = np.zeros((len(features), *mean.shape), np.float32)
+    out[np.arange(len(kinds)), kinds] = features - mean[kinds]
+    return out.reshape(len(features), -1)
+
+
+def view_means(features: np.ndarray, study_set: StudySet) -> np.ndarray:
+    """Mean features (v, d) of the images of each coarse view; of none they are 0."""
+    kinds = np.array([views.number(name) for name in study_set.views])
+    out = np.zeros((len(views.COARSE), features.shape[1]), np.float32)
+    for kind in np.unique(kinds):
+        out[kind] = features[kinds == kind].mean(axis=0)
+    return out
+
+
+def pixels(probe_set: ProbeSet | StudySet, size: int = 24) -> np.ndarray:
+    """Raw grey pixels of each image, (n, size^2) float32: the floor without a model."""
     small = [images.resize(image, size)[..., 0] for image in probe_set.images]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
 
@@ -60,6 +134,12 @@ def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
     image = jnp.zeros((1, size, size, module.channels))
     params = init(jax.random.key(seed), image)["params"]
     return Encoder(dataclasses.replace(folder, params=params))
+
+
+def random_like(encoder: Encoder, seed: int) -> Encoder:
+    """`random_encoder` of an opened encoder's architecture."""
+    about = encoder.architecture, encoder.preprocessing, encoder.params
+    return random_encoder(ModelFolder("vit", *about), seed)
 
 
 def physiology(

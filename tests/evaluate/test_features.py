@@ -6,6 +6,7 @@ import numpy as np
 from pacx_jax.encoders import forward
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.evaluate import features
+from pacx_jax.input import images as imageio
 from tests import tiny
 
 RNG = np.random.default_rng(0)
@@ -71,3 +72,49 @@ def test_random_encoder_is_the_same_architecture_and_its_own_seed():
     assert np.abs(first(image) - other(image)).max() > 1e-3
     for leaf in jax.tree.leaves(first.params):
         assert leaf.sharding.is_fully_replicated and len(leaf.devices()) == 8
+
+
+class _Studies:
+    """Two studies of known pixels, the second without a lateral."""
+
+    label_names = ("a", "b")
+
+    def __init__(self):
+        grey = [np.full((30, 40), value, np.uint8) for value in (51, 102, 153)]
+        self.examples = [
+            {"images": grey[:2], "views": ["PA", "LL"], "patient_id": "1",
+             "labels": np.float32([1, np.nan]), "path": "x.png"},
+            {"images": grey[2:], "views": ["AP"], "patient_id": "2",
+             "labels": np.float32([0, -1]), "path": "y.png"},
+        ]  # fmt: skip
+
+    def __len__(self):
+        return len(self.examples)
+
+    def __getitem__(self, i):
+        example = dict(self.examples[i])
+        pngs = [imageio.encode_png(image) for image in example["images"]]
+        return example | {"images": pngs}
+
+    def name(self, i):
+        return self.examples[i]["path"]
+
+
+def test_a_set_of_studies_has_a_row_an_image_and_labels_a_study():
+    found = features.read_study_set(_Studies())
+    assert found.views == ["PA", "LL", "AP"] and found.index.tolist() == [0, 0, 1]
+    np.testing.assert_array_equal(found.labels, [[1, 0], [0, 0]])
+    np.testing.assert_array_equal(found.mask, [[1, 0], [1, 0]])
+    assert len(set(found.patients)) == 2 and found.paths == ["x.png", "y.png"]
+    views = features.view_labels(found)
+    assert views.sum(1).tolist() == [1, 1, 1] and len(np.unique(views, axis=0)) == 3
+
+
+def test_features_by_view_have_weights_of_their_own_and_absence_says_nothing():
+    found = features.read_study_set(_Studies())
+    grey = features.pixels(found, 2)
+    means = features.view_means(grey, found)
+    np.testing.assert_allclose(means[:, 0], [0.4, 0.4, 0], atol=1e-6)
+    apart = features.by_view(grey, found, means).reshape(3, 3, 4)
+    np.testing.assert_allclose(apart[:, 0, 0], [-0.2, 0, 0.2], atol=1e-6)
+    assert not apart[:, 1:].any()  # the one lateral is its own mean; none is unknown

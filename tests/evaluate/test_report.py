@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pacx_jax.evaluate import comparison, probe, statistics
-from pacx_jax.evaluate.reports import report, tables
+from pacx_jax.evaluate.reports import report, tables, words
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = ("dilated LV", "heart failure", "consolidation")
@@ -182,6 +182,83 @@ def test_report_of_nothing_states_what_is_missing():
     assert "did not compare them" in page and "nan" not in page.lower()
 
 
+@pytest.fixture(scope="module")
+def views(study):
+    """A report in MVMAE's words, whose budgets are numbers of studies."""
+    _, labels, _ = study
+    rng, scores = np.random.default_rng(1), {}
+    for n, subsets in ((1000, 1), (100, 3)):
+        for arm in ("mvmae", "independent", "mvmae_one"):
+            noise = rng.normal(size=(subsets, *labels.shape))
+            scores[arm, n] = labels * (1 if arm == "mvmae" else 0.2) + noise
+    compared = comparison.compare_arms(
+        scores, labels, np.ones((300, 3)), np.arange(300), LABELS, GROUPS,
+        [("mvmae", "mvmae_one")], {100: 100, 1000: 1000}, "independent", "mvmae",
+        n_resamples=50,
+    )  # fmt: skip
+    image = rng.integers(0, 256, (24, 24), dtype=np.uint8)
+    return report.Report(
+        words=words.MVMAE,
+        title="MVMAE",
+        summary=compared.summary,
+        table=compared.table,
+        pairs=compared.pairs,
+        arms={
+            "mvmae": tables.Arm("MVMAE, two views", "compared"),
+            "mvmae_one": tables.Arm("MVMAE, one view", "compared", charted=False),
+        },
+        alignment={"MVMAE/views of one study": ([1, 2], [0.1, 0.6])},
+        reconstructions=[(image, image // 2, image)] * 2,
+        reconstructed=["study 1, PA", "study 1, LL"],
+        texts=[{"true report": "No <b>effusion</b>.", "generated": ""}],
+        text_scores={"generated": {"studies": 1200, "F1": float("nan"), "b": 0.25}},
+    )
+
+
+def test_budgets_may_be_numbers_of_labelled_studies(views):
+    assert [row["fraction"] for row in views.summary[:2]] == [100, 1000]
+    lead = " ".join(tables.lead(views.summary, words.MVMAE))
+    assert lead.startswith("On physiological labels, MVMAE scores higher than ")
+    assert "with 100 (+" in lead and "and 1,000 (+" in lead and "%" not in lead
+    assert lead.count("labelled studies") == 2
+    text = tables.render_table_text(
+        views.table, views.summary, views.arms, words.MVMAE, views.pairs
+    )
+    assert "by labelled training studies" in text and "1,000" in text
+    assert "MVMAE - Independent, paired" in text
+    assert text.count("MVMAE, two views - MVMAE, one view, paired") == 1
+    page = report.render(views)
+    assert "physiological, 1,000 labelled studies" in page
+    body = page[page.index("<body>") :]
+    assert "Below 1,000 studies" in body and "100%" not in body
+    assert "share" not in body
+
+
+def test_page_has_the_words_of_its_method_and_its_sections_alone(views, full):
+    page = report.render(views)
+    headings = re.findall(r"<h2>(.*?)</h2>", page)
+    assert len(headings) == 10 and "Alignment of the views over training" in headings
+    for word in ("PaCX", "ECG", "Where the encoders look"):
+        assert word not in page
+    other = re.findall(r"<h2>(.*?)</h2>", report.render(full))
+    assert len(other) == 9 and "Where the encoders look" in other
+    assert not [h for h in other if "Alignment" in h or "text decoder" in h]
+    charts = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+    assert not [c for c in charts if "MVMAE, one view" in c]  # not charted
+    assert [c for c in charts if "MVMAE, two views" in c]
+
+
+def test_generated_reports_stand_beside_the_true_ones_and_are_escaped(views):
+    page = report.render(views)
+    assert "<p>No &lt;b&gt;effusion&lt;/b&gt;.</p>" in page and "<b>" not in page
+    assert "<figcaption>Study 1, generated</figcaption>\n<p>(no word)</p>" in page
+    assert "<td>1,200</td><td>n/a</td><td>0.250</td>" in page
+    assert 'alt="X-ray 2: study 1, LL, input"' in page
+    assert 'alt="X-ray 2: reconstruction"' in page
+    empty = report.render(report.Report(words=words.MVMAE))
+    assert empty.count('class="empty"') == 9
+
+
 def test_report_names_a_chart_without_values():
     curves = {"ECG/train": ([1, 2], [float("nan"), float("inf")])}
     page = report.render(report.Report(curves=curves))
@@ -237,12 +314,12 @@ class _Audit(html.parser.HTMLParser):
             self.bad.append(f"{tag} closes another element")
 
 
-def test_report_is_well_formed_accessible_and_self_contained(full):
-    page = report.render(full)
-    audit = _Audit()
-    audit.feed(page)
-    assert audit.bad == [] and audit.open == []
-    assert "script" not in audit.seen
+def test_report_is_well_formed_accessible_and_self_contained(full, views):
+    for page in map(report.render, (views, full)):
+        audit = _Audit()
+        audit.feed(page)
+        assert audit.bad == [] and audit.open == []
+        assert "script" not in audit.seen
     assert "http" not in page and "@import" not in page
     assert not re.search(r"url\((?!#)", page)
     assert '<html lang="en">' in page and "<title>PaCX-MAE &amp; friends" in page

@@ -177,6 +177,66 @@ def test_other_settings_in_the_same_folder_are_refused_in_one_line(demo):
     assert said.startswith("error: ") and said.count("\n") == 1
 
 
+@pytest.fixture(scope="module")
+def views_demo(tmp_path_factory):
+    """The demonstration of MVMAE, run once."""
+    target = tmp_path_factory.mktemp("views") / "run"
+    process = start(target, "--method=mvmae")
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return target, said
+
+
+def test_demo_of_views_prints_and_keeps_the_comparison(views_demo):
+    target, said = views_demo
+    assert (target / "comparison.txt").read_text().strip() in said
+    assert str(target / "report.html") in said
+    assert "by labelled training studies" in said and "PaCX" not in said
+    compared = "MVMAE - Independent", "MVMAE-V2T, two views - MVMAE, two views"
+    for pair in (*compared, "MVMAE, two views - MVMAE, frontal alone"):
+        assert f"{pair}, paired, with its 95% interval" in said
+    for arm in ("MVMAE, one view at test", "Pixels 24x24, two views", "View label"):
+        assert re.search(
+            rf"^{arm}.* (0\.\d{{3}} +){{1}}0\.\d{{3}}$", said, re.MULTILINE
+        )
+    summary = json.loads((target / "summary.json").read_text())
+    rows = {(r["labels"], r["n_labels"]) for r in summary["comparison"]}
+    assert rows == {("lateral", 60), ("other", 60)}
+    assert summary["seconds"] > 0 and "independent" in summary["comparison"][0]
+    numbers = json.loads((target / "comparison.json").read_text())
+    assert {r["n_patients"] for r in numbers["table"]} == {20}
+
+
+def test_report_of_views_shows_both_views_the_alignment_and_generated_reports(
+    views_demo,
+):
+    target, _ = views_demo
+    page = (target / "report.html").read_text()
+    alts = re.findall(r'<img [^>]*alt="([^"]*)"', page)
+    shown = [a.partition(": ")[2] for a in alts]
+    assert len(shown) == 2 * 2 * 3  # studies, views, input to reconstruction
+    for view in (r"(PA|AP|AP supine)", r"(LL|RL|lateral)"):
+        assert re.fullmatch(rf"study 1, {view}, input", shown[0 if "P" in view else 3])
+    for title in ("MVMAE, cosine", "MVMAE, alignment loss", "MVMAE-V2T, report"):
+        assert f"<figcaption>{title}</figcaption>" in page
+    for name in ("true report", "generated from the frontal", "lateral"):
+        (text,) = re.findall(
+            rf"Study 1, [^<]*{name}</figcaption>\s*<p>([^<]+)</p>", page
+        )
+        assert text.strip()
+    assert "Finding the other view" in page and "Random ViT, CLS" in page
+    assert "ECG" not in page and 'class="empty"' not in page
+    assert str(target.parent) not in page
+
+
+def test_demo_of_another_method_in_the_same_folder_is_refused_in_one_line(views_demo):
+    target, _ = views_demo
+    process = start(target)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 2
+    assert said.startswith("error: ") and said.count("\n") == 1
+
+
 IN_CI = ("mae_vitb16", "linear_probe", "segment")
 
 

@@ -23,6 +23,7 @@ from PIL import Image
 from pacx_jax.evaluate.comparison import verdict
 from pacx_jax.evaluate.reports import tables
 from pacx_jax.evaluate.reports.tables import Arm
+from pacx_jax.evaluate.reports.words import PACX, Words
 
 COLOURS = {  # on light paper
     "ink": "#18212c",
@@ -58,19 +59,24 @@ DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 1)))
 
 
 def efficiency(
-    table: Sequence[Mapping], arms: Mapping[str, Arm], group: str
+    table: Sequence[Mapping], arms: Mapping[str, Arm], group: str, words: Words = PACX
 ) -> Markup | None:
-    """AUROC against the share of labels, one line an arm; None without values."""
+    """AUROC against the labels, one line a charted arm; None without values."""
+    colours = {words.treatment_arm: "pacx", words.baseline_arm: "mae"}
     rows = tables.cells(table)
     fractions = sorted({row["fraction"] for row in table})
     lines = []
     for arm in tables.arm_order(table, arms):
         shown = arms.get(arm, Arm(arm))
+        if not shown.charted:
+            continue
         found = [rows[arm, group, f] for f in fractions if (arm, group, f) in rows]
         x, y = ([row[key] for row in found] for key in ("fraction", "auroc"))
         other = "ink" if shown.role == "ceiling" else "muted"
-        lines.append((shown.name, x, y, arm if arm in ("pacx", "mae") else other))
-    return _lines(lines, "share of the training labels", "AUROC", fractions)
+        lines.append((shown.name, x, y, colours.get(arm, other)))
+    of = "training studies with labels"
+    of = of if tables.by_count(table) else "share of the training labels"
+    return _lines(lines, of, "AUROC", fractions)
 
 
 def curves(series: Mapping[str, tuple]) -> Markup | None:
@@ -81,7 +87,7 @@ def curves(series: Mapping[str, tuple]) -> Markup | None:
 
 
 def forest(summary: Sequence[Mapping]) -> Markup | None:
-    """PaCX - MAE with its interval, a row each; None without values."""
+    """Treatment - baseline with its interval, a row each; None without values."""
     rows = [
         row
         for row in summary
@@ -99,7 +105,7 @@ def forest(summary: Sequence[Mapping]) -> Markup | None:
             colour = COLOURS.get(kind, COLOURS["muted"])
             axes.hlines(y, row["low"], row["high"], color=colour, linewidth=2.2)
             axes.plot(row["difference"], y, "o", color=colour, markersize=6)
-        names = [f"{r['labels']}, {tables.percent(r['fraction'])}" for r in rows]
+        names = [f"{r['labels']}, {tables.budget(r['fraction'])}" for r in rows]
         axes.set_yticks(range(len(rows)), names)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("difference in AUROC")
@@ -143,7 +149,7 @@ def _lines(
         if fractions:
             axes.set_xscale("log")
             axes.minorticks_off()
-            axes.set_xticks(fractions, [tables.percent(f) for f in fractions])
+            axes.set_xticks(fractions, [tables.budget(f) for f in fractions])
             chance = {"color": COLOURS["muted"], "linewidth": 0.8, "linestyle": ":"}
             drawn.append(axes.axhline(0.5, label="chance", **chance))
         else:

@@ -19,6 +19,7 @@ from pacx_jax.evaluate import probe
 from pacx_jax.evaluate.comparison import verdict
 from pacx_jax.evaluate.reports import figures, tables
 from pacx_jax.evaluate.reports.tables import Arm
+from pacx_jax.evaluate.reports.words import PACX, Words
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Report:
     """Everything the report shows, as plain data; it names what is empty.
 
     Attributes:
+      words: the method's; they say which sections there are.
       title: of the page.
       simulated: True where the patients are simulated; the page begins with that.
       headline: further sentences for the first paragraph, after the findings.
@@ -34,7 +36,11 @@ class Report:
       pairs: `Comparison.pairs`; those of label groups are shown as controls.
       arms: arm -> how it is shown; also the order of the rows.
       curves: "panel/series" -> (steps, values); series of a panel share a chart.
+      alignment: as `curves`.
       reconstructions: (input, masked, reconstruction) uint8 images, (h, w[, 3]).
+      reconstructed: what each is, such as "study 1, PA"; empty: they are numbered.
+      texts: of each study, names and texts: "true report", "from PA", ...
+      text_scores: "from PA" -> {metric: value}, alike for all.
       retrieval: rows {encoder, target, n, recall@k, chance@k, ...}; further float
         entries (r2, cosine, cosine_centred, ...) become columns.
       rollouts: (image uint8, MAE map, PaCX map, difference): maps of the image's
@@ -48,6 +54,7 @@ class Report:
       notes: sentences on limits or oddities of this run.
     """
 
+    words: Words = PACX
     title: str = "PaCX-MAE"
     simulated: bool = True
     headline: Sequence[str] = ()
@@ -56,7 +63,11 @@ class Report:
     pairs: Sequence[Mapping] = ()
     arms: Mapping[str, Arm] = dataclasses.field(default_factory=dict)
     curves: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
+    alignment: Mapping[str, tuple] = dataclasses.field(default_factory=dict)
     reconstructions: Sequence[tuple] = ()
+    reconstructed: Sequence[str] = ()
+    texts: Sequence[Mapping[str, str]] = ()
+    text_scores: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
     retrieval: Sequence[Mapping] = ()
     rollouts: Sequence[tuple] = ()
     configs: Mapping[str, object] = dataclasses.field(default_factory=dict)
@@ -84,7 +95,8 @@ def render(report: Report) -> str:
         keep_trailing_newline=True,
     )
     page.filters |= {
-        "percent": tables.percent,
+        "budget": tables.budget,
+        "labelled": tables.labelled,
         "number": tables.number,
         "minus": tables.minus,
         "signed": lambda value: tables.minus(tables.number(value, True)),
@@ -97,19 +109,18 @@ def render(report: Report) -> str:
     pairs = [row for row in report.pairs if row["group"]]
     order = tables.arm_order(report.table, report.arms)
     compared = list(dict.fromkeys((row["a"], row["b"]) for row in pairs))
-    panels: dict[str, dict[str, tuple]] = {}
-    for name, values in report.curves.items():
-        panel, _, line = name.partition("/")
-        panels.setdefault(panel, {})[line or panel] = values
     measures = dict.fromkeys(key for row in report.retrieval for key in row)
     return page.get_template("report.html.j2").render(
         report=report,
+        words=report.words,
         colours=figures.COLOURS,
         figures=figures,
         probe=probe,
         grid=", ".join(f"{c:g}" for c in probe.C_GRID),
         zip=zip,
-        lead=tables.lead(report.summary),
+        lead=tables.lead(report.summary, report.words),
+        by_count=tables.by_count(report.table),
+        everything=max([1.0, *(row["fraction"] for row in report.table)]),
         order=order,
         arms={
             arm: report.arms.get(arm, Arm(arm))
@@ -118,10 +129,20 @@ def render(report: Report) -> str:
         cells=tables.cells(report.table),
         compared=compared,
         pairs={(r["a"], r["b"], r["labels"], r["fraction"]): r for r in pairs},
-        panels=panels,
+        panels=_panels(report.curves),
+        aligned=_panels(report.alignment),
         measures=[k for k in measures if k not in ("encoder", "target", "n")],
         configs={
             name: config if isinstance(config, str) else json.dumps(config, indent=2)
             for name, config in report.configs.items()
         },
     )
+
+
+def _panels(curves: Mapping[str, tuple]) -> dict[str, dict[str, tuple]]:
+    """Charts and their lines, of "panel/series" or of a panel's only series."""
+    panels: dict[str, dict[str, tuple]] = {}
+    for name, values in curves.items():
+        panel, _, line = name.partition("/")
+        panels.setdefault(panel, {})[line or panel] = values
+    return panels

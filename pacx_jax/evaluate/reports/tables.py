@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from pacx_jax.evaluate.comparison import verdict
+from pacx_jax.evaluate.reports.words import PACX, Words
 
 ROLES = ("compared", "floor", "ceiling")
 
@@ -23,16 +24,29 @@ class Arm:
       role: "compared", "floor" (what no pretraining or a control reaches) or
         "ceiling" (what the physiology itself would give).
       description: one sentence, what this arm is.
+      charted: whether it has a line in the charts, where many would hide each other.
     """
 
     name: str
     role: str = "floor"
     description: str = ""
+    charted: bool = True
 
 
-def percent(fraction: float) -> str:
-    """0.01 -> "1%"."""
-    return f"{100 * fraction:g}%"
+def by_count(rows: Sequence[Mapping]) -> bool:
+    """Whether the label budgets of rows are numbers of studies, and no fractions."""
+    return any(row["fraction"] > 1 for row in rows)
+
+
+def budget(fraction: float) -> str:
+    """0.01 -> "1%"; a number of studies, 1500 -> "1,500"."""
+    return f"{fraction:,}" if fraction > 1 else f"{100 * fraction:g}%"
+
+
+def labelled(fraction: float) -> str:
+    """0.01 -> "1% of the labels"; 1500 -> "1,500 labelled studies"."""
+    of = "labelled studies" if fraction > 1 else "of the labels"
+    return f"{budget(fraction)} {of}"
 
 
 def number(value: float | None, signed: bool = False) -> str:
@@ -54,19 +68,22 @@ def minus(text: str) -> str:
     return re.sub(r"(?<![^ (])-(?=\d)", "−", text)
 
 
-def lead(summary: Sequence[Mapping]) -> list[str]:
-    """Sentences for a first paragraph: fractions of one outcome said together."""
+def lead(summary: Sequence[Mapping], words: Words = PACX) -> list[str]:
+    """Sentences for a first paragraph: budgets of one outcome said together."""
+    of = "labelled studies" if by_count(summary) else "of the training labels"
     says = {
-        "gain": "PaCX scores higher than MAE with {} of the training labels: shown.",
-        "loss": "PaCX scores lower than MAE with {} of the training labels: shown.",
-        "not shown": "a difference is not shown with {} of the training labels.",
+        "gain": f"{words.treatment} scores higher than {words.baseline} with {{}} {of}"
+        ": shown.",
+        "loss": f"{words.treatment} scores lower than {words.baseline} with {{}} {of}"
+        ": shown.",
+        "not shown": f"a difference is not shown with {{}} {of}.",
     }
     outcomes: dict[tuple[str, str], list[str]] = {}
     for row in summary:
         value = number(row["difference"], True)
         span = interval(row["low"], row["high"], True) or "no interval"
         key = row["labels"], verdict(row["low"], row["high"])
-        part = f"{percent(row['fraction'])} ({value}; {span})"
+        part = f"{budget(row['fraction'])} ({value}; {span})"
         outcomes.setdefault(key, []).append(part)
     sentences = []
     for (group, outcome), parts in outcomes.items():
@@ -91,6 +108,8 @@ def render_table_text(
     table: Sequence[Mapping],
     summary: Sequence[Mapping] = (),
     arms: Mapping[str, Arm] | None = None,
+    words: Words = PACX,
+    pairs: Sequence[Mapping] = (),
 ) -> str:
     """The comparison for a terminal, as aligned plain text.
 
@@ -98,26 +117,43 @@ def render_table_text(
       table: `Comparison.table`.
       summary: `Comparison.summary`, printed below with its intervals.
       arms: how arms are named and ordered.
+      words: the method's.
+      pairs: rows of `Comparison.pairs`, printed below likewise, those of groups alone.
 
     Returns:
       Text that ends without a newline.
     """
-    lines = []
+    lines, arms = [], arms or {}
     if table:
-        lines += ["Test AUROC of a linear probe, by share of the training labels"]
-        lines += [*_arm_lines(table, arms or {}), ""]
+        by = "labelled training studies"
+        by = by if by_count(table) else "share of the training labels"
+        lines += [f"Test AUROC of a linear probe, by {by}"]
+        lines += [*_arm_lines(table, arms), ""]
     if summary:
-        lines.append("PaCX - MAE, paired, with its 95% interval")
-        wide = max(len(row["labels"]) for row in summary)
-        for row in summary:
-            shown = verdict(row["low"], row["high"])
-            lines.append(
-                f"{row['labels']:<{wide}}  {percent(row['fraction']):>5}  "
-                f"{number(row['difference'], True):>7}  "
-                f"({interval(row['low'], row['high'], True)})  "
-                f"{shown if shown == 'not shown' else shown + ' shown'}"
-            )
+        lines += _pair_lines(f"{words.treatment} - {words.baseline}", summary)
+    compared: dict[tuple[str, str], list[Mapping]] = {}
+    for row in pairs:
+        if row["group"]:
+            compared.setdefault((row["a"], row["b"]), []).append(row)
+    for pair, rows in compared.items():
+        a, b = (arms[arm].name if arm in arms else arm for arm in pair)
+        lines += ["", *_pair_lines(f"{a} - {b}", rows)]
     return "\n".join(lines).rstrip() or "No comparison: nothing was probed."
+
+
+def _pair_lines(name: str, rows: Sequence[Mapping]) -> list[str]:
+    """A heading, and one line a row of `Comparison.summary` or of `pairs`."""
+    lines = [f"{name}, paired, with its 95% interval"]
+    wide = max(len(row["labels"]) for row in rows)
+    for row in rows:
+        shown = verdict(row["low"], row["high"])
+        lines.append(
+            f"{row['labels']:<{wide}}  {budget(row['fraction']):>5}  "
+            f"{number(row['difference'], True):>7}  "
+            f"({interval(row['low'], row['high'], True)})  "
+            f"{shown if shown == 'not shown' else shown + ' shown'}"
+        )
+    return lines
 
 
 def _arm_lines(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:
@@ -132,7 +168,7 @@ def _arm_lines(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:
     def line(name: str, parts: Sequence[str]) -> str:
         return f"{name:<{room}}" + "".join(f"{part:>{wide}}" for part in parts)
 
-    shares = "".join(f"{percent(f):>8}" for f in fractions)
+    shares = "".join(f"{budget(f):>8}" for f in fractions)
     lines = [line("", groups), line("", [shares] * len(groups))]
     for arm, name in names.items():
         values = {key: number(row["auroc"]) for key, row in rows.items()}

@@ -1,0 +1,70 @@
+"""What the comparisons of all demonstrations write besides their numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import pathlib
+import time
+from collections.abc import Sequence
+
+import psutil
+
+from pacx_jax.run import metrics
+
+PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """The packages that numbers may depend on."""
+    return {p: importlib.metadata.version(p) for p in PACKAGES}
+
+
+def times(progress: dict, read: float) -> dict[str, float]:
+    """Seconds of every stage, and of what there was before the report was written.
+
+    Its own end cannot stand in a report. The whole may be 5 seconds short: that often
+    does the demo write its record.
+
+    Args:
+      progress: the demo's record.
+      read: when it was read, in seconds of the epoch.
+    """
+    own = time.time() - psutil.Process().create_time()
+    found = {k: v for k, v in progress["done"].items() if k != "compare"}
+    found["compare, up to this report"] = round(own, 1)
+    found["all (stages overlap), up to this report"] = round(
+        progress["seconds"] + time.time() - read, 1
+    )
+    return found
+
+
+def config(target: pathlib.Path, stage: str) -> dict:
+    """A stage's configuration; paths are the demo's, as reports are passed on."""
+    text = (target / stage / "config.json").read_text()
+    return json.loads(text.replace(f"{target}/", ""))
+
+
+LOSSES = {"loss": "train", "val/loss": "validation"}
+
+
+def curves(
+    target: pathlib.Path,
+    stages: Sequence[str],
+    shown: dict[str, str] = LOSSES,
+    panel: str = "{}",
+) -> dict[str, tuple]:
+    """Metrics of the stages that recorded them, as "panel/name" -> (steps, values).
+
+    Args:
+      shown: metric -> its name on the page.
+      panel: of a stage, whose name it takes.
+    """
+    out = {}
+    for stage in stages:
+        rows = metrics.read_rows(target / stage)
+        for key, name in shown.items():
+            found = [(r["step"], r[key]) for r in rows if r.get(key) is not None]
+            if found:
+                out[f"{panel.format(stage)}/{name}"] = tuple(zip(*found, strict=True))
+    return out
