@@ -187,6 +187,7 @@ def views_demo(tmp_path_factory):
     return target, said
 
 
+@pytest.mark.full
 def test_demo_of_views_prints_and_keeps_the_comparison(views_demo):
     target, said = views_demo
     assert (target / "comparison.txt").read_text().strip() in said
@@ -207,6 +208,7 @@ def test_demo_of_views_prints_and_keeps_the_comparison(views_demo):
     assert {r["n_patients"] for r in numbers["table"]} == {20}
 
 
+@pytest.mark.full
 def test_report_of_views_shows_both_views_the_alignment_and_generated_reports(
     views_demo,
 ):
@@ -229,6 +231,7 @@ def test_report_of_views_shows_both_views_the_alignment_and_generated_reports(
     assert str(target.parent) not in page
 
 
+@pytest.mark.full
 def test_demo_of_another_method_in_the_same_folder_is_refused_in_one_line(views_demo):
     target, _ = views_demo
     process = start(target)
@@ -263,6 +266,23 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
     }
 
 
+def paths_of_views(target) -> dict[str, dict[str, object]]:
+    """The same of the recipes that read the demonstration of MVMAE."""
+    studies = target / "data" / "prepared" / "mimic_cxr"
+    return {
+        "mvmae_vitb16": {"data.path": studies},
+        "mvmae_v2t_vitb16": {
+            "data.path": studies,
+            "data.tokenizer": target / "tokenizer.json",
+        },
+        "late_fusion": {
+            "data.path": target / "data" / "prepared" / "views_probe",
+            "model_init": target / "mvmae",
+            "data.label_count": 30,
+        },
+    }
+
+
 @pytest.fixture(scope="module")
 def masked(demo) -> None:
     """A small prepared set of images with masks, which the demo does not make."""
@@ -285,13 +305,17 @@ def masked(demo) -> None:
     [r if r in IN_CI else pytest.param(r, marks=pytest.mark.full) for r in RECIPES],
 )
 def test_every_recipe_runs_by_its_runlocal_preset_and_the_data_paths_alone(
-    demo, masked, recipe
+    demo, masked, recipe, request
 ):
     target, *_ = demo
+    paths = paths_of(target).get(recipe)
+    if not paths:
+        views = request.getfixturevalue("views_demo")[0]
+        paths = paths_of_views(views)[recipe]
     workdir = target / "recipes" / recipe
     command = [sys.executable, "-m", "pacx_jax.main", f"--workdir={workdir}"]
     command += [f"--config=configs/{recipe}.py:runlocal", "--config.total_steps=2"]
-    command += [f"--config.{k}={v}" for k, v in paths_of(target)[recipe].items()]
+    command += [f"--config.{k}={v}" for k, v in paths.items()]
     command = subprocess.run(
         command, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True
     )
