@@ -20,7 +20,7 @@ from tests.convert import test_kinds as converted
 
 def test_unknown_objective_is_an_error_that_lists_the_known(meshes):
     config = tiny.config("mae_vitb16", objective="dino")
-    with pytest.raises(PacxError, match="'dino': choose mae, labs_dae, ecg, distill"):
+    with pytest.raises(PacxError, match="'dino': choose mae, mvmae, labs_dae, ecg"):
         objectives.make(config, meshes[1])
 
 

@@ -40,7 +40,7 @@ def test_an_objective_of_ones_own_trains_stops_resumes_exports_and_loads(
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("distil", "'distil' .did you mean distill.*: choose mae, labs_dae, ecg"),
+        ("distil", "'distil' .did you mean distill.*: choose mae, mvmae, labs_dae"),
         ("nowhere.objective", "'nowhere.objective' cannot be imported .No module"),
         ("tests.own.recipe", "recipe.py has no make, export, SHOWN"),
     ],
