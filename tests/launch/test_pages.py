@@ -25,7 +25,7 @@ from data import audit, prepare
 from data.cohort import generate
 from launch import gpu_check, plan
 from launch.planning import chips
-from pacx_jax import embed, export, main
+from pacx_jax import embed, export, main, tokenizer
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.run import recipe_flags
@@ -182,6 +182,7 @@ PROGRAMS = {
     "pacx_jax.embed": do(embed.main),
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
+    "pacx_jax.tokenizer": do(tokenizer.main),
     "data/prepare.py": do(prepare.main),
     "data/audit.py": do(audit.main),
     "launch/plan.py": planned,

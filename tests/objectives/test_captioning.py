@@ -179,6 +179,7 @@ def test_a_run_of_another_tokenizer_is_not_gone_on_with(folders, tmp_path, monke
         main.run(c, str(tmp_path / "run"))
 
 
+@pytest.mark.full
 def test_devices_change_no_number(folders, meshes):
     c = stages.config("v2t", folders, loss__beta_schedule="constant")
     alone = stages.one_step(c, meshes[1], "float32", optimizer=False)

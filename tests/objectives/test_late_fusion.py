@@ -11,7 +11,6 @@ import sklearn.metrics
 
 from pacx_jax import main, step
 from pacx_jax.encoders import model_folder
-from pacx_jax.input import sources
 from pacx_jax.models import vit
 from pacx_jax.objectives import classify, late_fusion
 from pacx_jax.run import finished
@@ -30,6 +29,7 @@ def config(encoder, recipe="late_fusion", **fields):
         "model_init": encoder,
         "dtype": "float32",
         "data__image_size": 32,
+        "data__channels": 3,
         "data__label_columns": ("a", "b"),
     }
     return tiny.config(recipe, **(small | fields))
@@ -261,26 +261,17 @@ def test_the_model_card_says_how_images_make_a_study(encoder, tmp_path):
         assert ("the logits of a study are the mean" in card) == says
 
 
-def test_a_run_of_studies_trains_and_is_measured_by_views(
-    encoder, tmp_path, capsys, monkeypatch
-):
-    studies = pytest.importorskip("pacx_jax.input.studies")
-
-    def index(source):
-        named = [source[i]["path"][:-4].split("_") for i in range(len(source))]
-        return studies.Index(*map(list, zip(*named, strict=True)))
-
-    monkeypatch.setattr(sources.FolderSource, "studies", index)
+def test_a_run_of_studies_trains_and_is_measured_by_views(encoder, tmp_path, capsys):
     rng, root = np.random.default_rng(0), tmp_path / "data"
     root.mkdir()
-    rows = ["path,patient_id,split,sick"]
+    rows = ["path,patient_id,study_id,view,split,sick"]
     for i in range(60):  # the second half has a lateral too, which alone tells
         sick, split = i % 2, ("train", "val", "test")[i // 2 % 3]
         for view in ("PA", "LL")[: 1 + (i >= 30)]:
             level = 100 + 60 * sick * (view == "LL")
             image = rng.normal(level, 20, (20, 20)).clip(0, 255).astype(np.uint8)
             PIL.Image.fromarray(image).save(root / f"{i}_{view}.png")
-            rows.append(f"{i}_{view}.png,p{i},{split},{sick}")
+            rows.append(f"{i}_{view}.png,p{i},{i},{view},{split},{sick}")
     (root / "labels.csv").write_text("\n".join(rows) + "\n")
     c = config(
         encoder,
