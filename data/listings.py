@@ -31,7 +31,7 @@ class Row:
       folder: a folder above the image, where names repeat ("train").
       mask: path of its mask, "" if that is not there; None where the set has none.
       study: its study's id, unique within the patient; "" where the set names none.
-      views: what is said of its view, (origin, text) as `views.settle` takes it; ()
+      views: its view as each origin has it, (origin, text) for `views.settle`; ()
         where the set says nothing.
       report: findings and impression of its study, each "" without one; None where
         the set has no reports.

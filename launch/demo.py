@@ -1,7 +1,7 @@
 """The whole curriculum on the embedded cohort, from nothing to a report.
 
   bash launch/demo.sh                # about a quarter of an hour on two cores
-  bash launch/demo.sh --method=mvmae # studies of two views, and reports, likewise
+  bash launch/demo.sh --method=mvmae # studies of two views, and reports
   bash launch/demo.sh --full         # a larger cohort and model, an hour or two
   bash launch/demo.sh --tiny         # a test of the machinery, numbers without meaning
 

@@ -199,7 +199,7 @@ class _Reader:
         )
 
     def side(self) -> str:
-        """Of the pleural fluid."""
+        """The side of the pleural fluid."""
         right, left = self.study.depth.pleural
         if min(right, left) > 0.3 * max(right, left, 1e-9):
             return "bilateral"

@@ -53,7 +53,7 @@ _TERMS = {
     },
 }
 NORMAL = "normal"
-# Of the report, and nothing of the chest: with these alone the labels are missing.
+# They describe the report, not the chest: with these alone the labels are missing.
 SILENT = {"no indexing", "technical quality of image unsatisfactory"}
 
 

@@ -51,7 +51,7 @@ for _label, _names in _FINDINGS.items():
     for _name in _names.split(", "):
         _LABELS_OF.setdefault(_name, set()).add(_label)
 NORMAL = "normal"
-# Of the study or its report, and nothing of the chest: with these alone the labels are
+# They describe the study or its report, not the chest: with these alone the labels are
 # missing.
 SILENT = {"", "exclude", "suboptimal study", "unchanged"}
 

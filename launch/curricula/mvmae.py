@@ -10,7 +10,7 @@ ARMS = ("independent", "mvmae", "v2t")
 TRAINED = ARMS
 RESULTS = "launch/compare_views.py"
 
-# As in pacx.py; the settings were chosen on validation patients.
+# As in pacx.py. Nothing is chosen yet, and the seconds are guesses: only TINY has run.
 DEMO = {
     "cohort": dict(mimic=5000, mimic_valid=200, mimic_test=0, views_train=1500,
                    views_val=300, views_test=1000),

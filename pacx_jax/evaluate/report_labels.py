@@ -186,7 +186,7 @@ def _of_organ(sentence: str, name: str, pattern: str) -> Iterator[tuple[str, flo
 
 
 def _status(before: str, after: str) -> float:
-    """What is said of a mention.
+    """Returns whether a mention is present, absent or uncertain.
 
     Args:
       before, after: the sentence around it, other mentions as @.

@@ -55,7 +55,7 @@ class Source:
 
     @property
     def channels(self) -> int:
-        """Of the images that go in: 3, or 1."""
+        """Number of channels of the input images: 3, or 1."""
         return self.model.architecture.get("channels", 3)
 
     @property

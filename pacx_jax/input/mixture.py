@@ -26,12 +26,12 @@ import grain
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, patients, studies, subsets
+from pacx_jax.input import folders, patients, reports, subsets
 
 BLOCK = 1024  # positions, within which every set has its share
 _LEAST = 2 / BLOCK
 # Entries that a set of a mixture may lack; sections of reports are then empty.
-_OPTIONAL = ("patient_id", "labels", *studies.SECTIONS)
+_OPTIONAL = ("patient_id", "labels", *reports.SECTIONS)
 
 
 def paths(path: str) -> tuple[str, ...]:
@@ -202,7 +202,7 @@ class Mixture:
         shared = [e for e in shared if all(e in s.entries for s in sources)]
         self.entries = (*shared, *(("labels",) if self.label_names else ()))
         has = set().union(*self.set_entries)
-        self._sections = tuple(s for s in studies.SECTIONS if s in has)
+        self._sections = tuple(s for s in reports.SECTIONS if s in has)
         self.entries += self._sections
         spaces = sorted({s.namespace for s in sources})
         self.namespace = patients.BETWEEN.join(spaces)

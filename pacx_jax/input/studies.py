@@ -14,8 +14,6 @@ import numpy as np
 from pacx_jax.errors import PacxError
 from pacx_jax.input import subsets, views
 
-SECTIONS = ("findings", "impression")  # of a report
-
 
 @dataclasses.dataclass(frozen=True)
 class Index:

@@ -36,7 +36,7 @@ VARIANTS = {
 def architecture(model, image_size: int) -> dict:
     """A recipe's ViT as in a model folder's config.json; sizes in pixels.
 
-    Of the optional fields of `config.model`, only those that are not the default.
+    Holds only those optional fields of `config.model` that are not the default.
     """
     width, depth, num_heads = VARIANTS[model.variant]
     return {
