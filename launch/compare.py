@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import results  # noqa: E402
+from launch.curricula.stage import training  # noqa: E402
 from pacx_jax import cli, files, load_encoder, sharding  # noqa: E402
 from pacx_jax.encoders import model_folder  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
@@ -139,21 +140,22 @@ def arms_of(identity: dict) -> dict[str, tables.Arm]:
     return {k: arm for k, arm in ARMS.items() if given or k != "imagenet"}
 
 
-def encoders(target: pathlib.Path, identity: dict) -> dict:
-    """Every arm that is an X-ray encoder."""
-    mae_folder = model_folder.load(target / "mae", "vit")
+FOLDERS = {"pacx": "distill"}  # of arms whose workdir has another name
+
+
+def encoders(target: pathlib.Path, identity: dict, k: int = 0) -> dict:
+    """Every arm that is an X-ray encoder, as training k made it."""
+    mae_folder = model_folder.load(target / training("mae", k), "vit")
     given = identity.get("imagenet")
-    return ({"imagenet": load_encoder(given)} if given else {}) | {
-        "pacx": load_encoder(target / "distill"),
-        "mae": load_encoder(target / "mae"),
-        "mae_continued": load_encoder(target / "mae_continued"),
-        "shuffled": load_encoder(target / "shuffled"),
-        "random": features.random_encoder(mae_folder, identity["seed"]),
+    trained = ("pacx", "mae", "mae_continued", "shuffled")
+    return ({"imagenet": load_encoder(given)} if given and not k else {}) | {
+        **{a: load_encoder(target / training(FOLDERS.get(a, a), k)) for a in trained},
+        "random": features.random_encoder(mae_folder, identity["seed"] + k),
     }
 
 
-def compare(target: pathlib.Path, split: str, identity: dict):
-    """Probes of every arm, trained on the train patients, tested on `split`."""
+def compare(target: pathlib.Path, split: str, identity: dict, seeds: int = 1):
+    """Probes of every arm's `seeds` trainings, tested on `split`."""
     source = {s: probe_source(target, s) for s in ("train", split)}
     sets = {s: features.read_probe_set(source[s]) for s in source}
     train, test = sets["train"], sets[split]
@@ -161,12 +163,14 @@ def compare(target: pathlib.Path, split: str, identity: dict):
         raise PacxError("probe patients stand in both splits: the data are damaged")
     names = source["train"].label_names
     arms = {
-        name: {"train": encoder(train.images), "test": encoder(test.images)}
-        for name, encoder in encoders(target, identity).items()
+        (name, k): {"train": encoder(train.images), "test": encoder(test.images)}
+        for k in range(seeds)
+        for name, encoder in encoders(target, identity, k).items()
     }
-    arms["pixels"] = {"train": features.pixels(train), "test": features.pixels(test)}
+    pixels = {"train": features.pixels(train), "test": features.pixels(test)}
+    arms["pixels", 0] = pixels
     physiology = ceiling(target)
-    arms["physiology"] = {
+    arms["physiology", 0] = {
         "train": np.stack([physiology[p] for p in paths_of(source["train"])]),
         "test": np.stack([physiology[p] for p in paths_of(source[split])]),
     }
@@ -176,7 +180,9 @@ def compare(target: pathlib.Path, split: str, identity: dict):
     n_labelled = {
         f: subsets.subset_size(len(train.labels), len(names), f) for f in FRACTIONS
     }
-    pairs = [pair for pair in PAIRS if set(pair) <= set(arms)]
+    scores = comparison.by_training(scores)
+    there = {name for name, _ in arms}
+    pairs = [pair for pair in PAIRS if set(pair) <= there]
     result = comparison.compare_arms(
         scores, test.labels, test.mask, test.patients, names, GROUPS, pairs, n_labelled
     )
@@ -286,12 +292,12 @@ def distill_retrieval(target: pathlib.Path) -> list[str]:
     return sentences
 
 
-def write(target: pathlib.Path, split: str) -> None:
+def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     """Everything that the demo leaves behind."""
     identity = json.loads((target / "demo.json").read_text())
     progress = json.loads((target / "progress.json").read_text())
     read = time.time()
-    result, test, names = compare(target, split, identity)
+    result, test, names = compare(target, split, identity, seeds)
     arms = arms_of(identity)
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
     page = report.Report(
@@ -308,7 +314,7 @@ def write(target: pathlib.Path, split: str) -> None:
         rollouts=rollouts(target, test, names),
         configs={s: results.config(target, s) for s in stages},
         versions=results.versions(),
-        seeds={"cohort and training": identity["seed"]},
+        seeds=results.seeds(identity["seed"], seeds),
         seconds=results.times(progress, read),
         goodput={s: goodput.read(str(target / s)) for s in stages},
         notes=[
@@ -324,7 +330,8 @@ def write(target: pathlib.Path, split: str) -> None:
     (target / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n")
     kept = {"labels": "labels", "fraction": "fraction", "mae": "b_auroc"}
     kept |= {"pacx": "a_auroc", "difference": "difference", "low": "low"}
-    kept |= {k: k for k in ("high", "seeds", "n_patients", "n_labels")}
+    kept |= {k: k for k in ("high", "spread", "trainings", "subsets")}
+    kept |= {k: k for k in ("n_patients", "n_labels")}
     rows = [{k: row[v] for k, v in kept.items()} for row in result.summary]
     summary = {"comparison": rows}
     (target / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
@@ -336,13 +343,14 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--target", required=True)
     parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each arm")
     parser.add_argument("--ceiling", action="store_true")
     args = parser.parse_args()
     host_memory.keep_freed()
     if args.ceiling:
         ceiling(pathlib.Path(args.target))
     else:
-        write(pathlib.Path(args.target), args.split)
+        write(pathlib.Path(args.target), args.split, args.seeds)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
 
 from launch import results, view_evidence  # noqa: E402
 from launch.curricula import mvmae  # noqa: E402
+from launch.curricula.stage import training  # noqa: E402
 from pacx_jax import cli, files, load_encoder  # noqa: E402
 from pacx_jax.encoders.xray_encoder import Encoder  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
@@ -84,8 +85,9 @@ class Scores:
     """Probes of several arms on the test studies.
 
     Attributes:
-      scores: (arm, labelled studies) -> (s, m, c) probabilities; s label subsets. An
-        arm's name is followed by ONE or FRONTAL where it is not of two views.
+      scores: (arm, labelled studies) -> (t, s, m, c) probabilities; t trainings, s
+        label subsets. An arm's name is followed by ONE or FRONTAL where it is not of
+        two views.
       n_labelled: labelled studies -> the same, as `comparison.compare_arms` asks.
       test: the studies that were tested.
       label_names: c names.
@@ -104,7 +106,7 @@ def probe_source(path: str | os.PathLike, split: str):
 
 
 def scores_of(
-    arms: Mapping[str, str | os.PathLike | Encoder],
+    arms: Mapping[str, Sequence[str | os.PathLike | Encoder]],
     probe_path: str | os.PathLike,
     split: str = "test",
     budgets: Sequence[int] = BUDGETS,
@@ -114,30 +116,31 @@ def scores_of(
     """Probes runs in all `WAYS`, fitted on the training studies, tested on `split`.
 
     Args:
-      arms: name -> a run's workdir, a model folder or an opened encoder, which embeds
-        each image with its view by the CLS token.
+      arms: name -> its trainings, each a run's workdir, a model folder or an opened
+        encoder, which embeds each image with its view by the CLS token.
       probe_path: a prepared set of labelled studies.
       split: "val" or "test".
       budgets: numbers of labelled training studies. Those that the set does not reach
         are left out; all of them are always a budget.
       subsets: label subsets a budget, the same for all arms.
-      floors_seed: also probe the floors, with a random encoder of this seed, of the
-        last arm's architecture; None: no floors.
+      floors_seed: also probe the floors, with as many random encoders, of this seed
+        and those after it, of the last arm's architecture; None: no floors.
     """
     source = {s: probe_source(probe_path, s) for s in ("train", split)}
     train, test = (features.read_study_set(source[s]) for s in ("train", split))
     if set(train.patients) & set(test.patients):
         raise PacxError("probe patients stand in both splits: the data are damaged")
     found = {}
-    for name, encoder in arms.items():
-        if not isinstance(encoder, Encoder):
-            encoder = load_encoder(encoder)
-        found[name] = {
-            "train": encoder(train.images, train.views),
-            "test": encoder(test.images, test.views),
-        }
+    for name, trainings in arms.items():
+        for k, encoder in enumerate(trainings):
+            if not isinstance(encoder, Encoder):
+                encoder = load_encoder(encoder)
+            found[name, k] = {
+                "train": encoder(train.images, train.views),
+                "test": encoder(test.images, test.views),
+            }
     if floors_seed is not None:
-        found |= floors(encoder, train, test, floors_seed)
+        found |= floors(encoder, train, test, floors_seed, len(trainings))
     labelled = int((train.mask > 0).any(axis=1).sum())
     fewest = len(source["train"].label_names)
     counts = [*(n for n in sorted(budgets) if fewest < n < labelled), labelled]
@@ -146,19 +149,22 @@ def scores_of(
     return Scores(scores, {n: n for n in counts}, test, named)
 
 
-def floors(like, train, test, seed: int) -> dict[str, dict[str, np.ndarray]]:
-    """Features of the images without pretraining: random, pixels, view labels."""
-    encoder = features.random_like(like, seed)
+def floors(like, train, test, seed: int, n: int) -> dict[tuple[str, int], dict]:
+    """Features without pretraining: n random encoders, pixels, view labels."""
     pixels = {"train": features.pixels(train), "test": features.pixels(test)}
     means = features.view_means(pixels["train"], train)
     sets = {"train": train, "test": test}
     apart = {k: features.by_view(pixels[k], s, means) for k, s in sets.items()}
     seen = apart["train"].any(axis=0)  # no columns of views that do not occur
-    return {
-        "random": {k: encoder(s.images, s.views) for k, s in sets.items()},
-        "pixels": {k: x[:, seen] for k, x in apart.items()},
-        VIEW: {k: features.view_labels(s) for k, s in sets.items()},
+    found = {
+        ("pixels", 0): {k: x[:, seen] for k, x in apart.items()},
+        (VIEW, 0): {k: features.view_labels(s) for k, s in sets.items()},
     }
+    for i in range(n):
+        encoder = features.random_like(like, seed + i)
+        each = {k: encoder(s.images, s.views) for k, s in sets.items()}
+        found["random", i] = each
+    return found
 
 
 def _scores(found, train, test, counts, subsets, trained) -> dict:
@@ -166,22 +172,22 @@ def _scores(found, train, test, counts, subsets, trained) -> dict:
     about = (train.labels, train.mask, (), range(subsets), train.patients, counts)
     out = {}
     fitted = probe.fit_probes(found, *about, index)
-    for (name, n), probes in fitted.items():
+    for ((name, i), n), probes in fitted.items():
         for way, most in (("", 0), (ONE, 1)):
             if not way or name in trained:
-                tested = probe.fuse(found[name]["test"], test.index, most)
+                tested = probe.fuse(found[name, i]["test"], test.index, most)
                 predicted = [each.predict(tested) for each in probes]
-                out[name + way, n] = np.stack(predicted)
+                out[(name + way, i), n] = np.stack(predicted)
     frontals = {
-        name + FRONTAL: {k: probe.fuse(x[k], index[k], most=1) for k in index}
-        for name, x in found.items()
+        (name + FRONTAL, i): {k: probe.fuse(x[k], index[k], most=1) for k in index}
+        for (name, i), x in found.items()
         if name not in (VIEW, "pixels")  # as slow as all encoders together
     }
-    return out | probe.run_probes(frontals, *about)
+    return comparison.by_training(out | probe.run_probes(frontals, *about))
 
 
 def compare(
-    target: pathlib.Path, split: str, encoders: Mapping[str, Encoder], seed: int
+    target: pathlib.Path, split: str, encoders: Mapping[str, list[Encoder]], seed: int
 ) -> comparison.Comparison:
     """All arms of the demo, and their differences."""
     found = scores_of(
@@ -219,14 +225,18 @@ def headline(result: comparison.Comparison) -> list[str]:
     return sentences
 
 
-def write(target: pathlib.Path, split: str) -> None:
+def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     """Everything that the demo leaves behind."""
     identity = json.loads((target / "demo.json").read_text())
     progress = json.loads((target / "progress.json").read_text())
     read = time.time()
-    encoders = {name: load_encoder(target / name) for name in mvmae.ARMS}
+    encoders = {
+        name: [load_encoder(target / training(name, k)) for k in range(seeds)]
+        for name in mvmae.ARMS
+    }
     result = compare(target, split, encoders, identity["seed"])
-    evidence = view_evidence.gather(target, encoders, identity["seed"])
+    first = {name: each[0] for name, each in encoders.items()}
+    evidence = view_evidence.gather(target, first, identity["seed"])
     page = report.Report(
         words=words.MVMAE,
         title="MVMAE: the demonstration",
@@ -240,7 +250,7 @@ def write(target: pathlib.Path, split: str) -> None:
         alignment=view_evidence.curves(target, view_evidence.ALIGNMENT),
         configs={s: results.config(target, s) for s in mvmae.ARMS},
         versions=results.versions(),
-        seeds={"cohort and training": identity["seed"]},
+        seeds=results.seeds(identity["seed"], seeds),
         seconds=results.times(progress, read),
         goodput={s: goodput.read(str(target / s)) for s in mvmae.ARMS},
         notes=[
@@ -260,8 +270,8 @@ def write(target: pathlib.Path, split: str) -> None:
     numbers = {"table": result.table, "pairs": result.pairs}
     files.write(target / "comparison.json", json.dumps(numbers, indent=1) + "\n")
     kept = {"labels": "labels", "independent": "b_auroc", "mvmae": "a_auroc"}
-    kept |= {k: k for k in ("difference", "low", "high", "seeds", "n_patients")}
-    kept |= {"n_labels": "n_labels"}
+    kept |= {k: k for k in ("difference", "low", "high", "spread", "trainings")}
+    kept |= {k: k for k in ("subsets", "n_patients", "n_labels")}
     rows = [{k: row[v] for k, v in kept.items()} for row in result.summary]
     files.write_json(target / "summary.json", {"comparison": rows})
 
@@ -272,9 +282,10 @@ def main() -> None:
     parser = cli.Parser(description=__doc__)
     parser.add_argument("--target", required=True)
     parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each arm")
     args = parser.parse_args()
     host_memory.keep_freed()
-    write(pathlib.Path(args.target), args.split)
+    write(pathlib.Path(args.target), args.split, args.seeds)
 
 
 if __name__ == "__main__":

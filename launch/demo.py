@@ -2,6 +2,7 @@
 
   bash launch/demo.sh                # about a quarter of an hour on two cores
   bash launch/demo.sh --method=mvmae # studies of two views, and reports
+  bash launch/demo.sh --seeds=5      # five trainings, whose spread intervals cover
   bash launch/demo.sh --full         # a larger cohort and model, an hour or two
   bash launch/demo.sh --tiny         # a test of the machinery, numbers without meaning
 
@@ -34,9 +35,9 @@ from launch import compile_cache  # noqa: E402
 from launch.curricula import mvmae, pacx  # noqa: E402
 from launch.curricula.stage import Stage  # noqa: E402
 from pacx_jax import cli, files  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
 
 METHODS = {"pacx": pacx, "mvmae": mvmae}
-TRAINED = {*pacx.TRAINED, *mvmae.TRAINED}  # stages whose results are said
 
 
 class Demo:
@@ -157,7 +158,7 @@ class Demo:
         log = (self.target / "logs" / f"{name}.log").read_text(errors="replace")
         lines = log.strip().splitlines()
         results = [line for line in lines if re.match(r"\w+: step \d+, ", line)]
-        said = results[-1] if results and stage.name in TRAINED else stage.says
+        said = stage.says or (results[-1] if results else "")
         self.bar.write(f"{name:17s}{seconds:6.0f} s  {said}", file=sys.stdout)
         sys.stdout.flush()
         self.done[name] = round(seconds, 1)
@@ -225,6 +226,8 @@ def main() -> int:
     parser.add_argument("--full", action="store_true", help="an hour or two")
     parser.add_argument("--tiny", action="store_true", help="a test of the machinery")
     parser.add_argument("--seed", type=int, default=1, help="of cohort and training")
+    text = "trainings of each encoder, by seeds SEED, SEED + 1, ...; more may follow"
+    parser.add_argument("--seeds", type=int, default=1, help=text)
     parser.add_argument(
         "--split",
         default="test",
@@ -236,6 +239,8 @@ def main() -> int:
         help="a converted ImageNet ViT (pacx_jax.convert) as a further arm",
     )
     args = parser.parse_args()
+    if args.seeds < 1:
+        raise PacxError(f"--seeds={args.seeds}: give at least 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     # A shell starts background jobs with SIGINT ignored, and Python inherits that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -276,7 +281,8 @@ def main() -> int:
         return 2
     if not record.exists():
         record.write_text(identity)
-    demo = Demo(target, method.curriculum(target, plan, args.seed, args.split))
+    stages = method.curriculum(target, plan, args.seed, args.split, args.seeds)
+    demo = Demo(target, stages)
     try:
         demo.run()
     except KeyboardInterrupt:

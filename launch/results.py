@@ -31,12 +31,19 @@ def times(progress: dict, read: float) -> dict[str, float]:
       read: when it was read, in seconds of the epoch.
     """
     own = time.time() - psutil.Process().create_time()
-    found = {k: v for k, v in progress["done"].items() if k != "compare"}
+    found = {k: v for k, v in progress["done"].items() if not k.startswith("compare")}
     found["compare, up to this report"] = round(own, 1)
     found["all (stages overlap), up to this report"] = round(
         progress["seconds"] + time.time() - read, 1
     )
     return found
+
+
+def seeds(first: int, n: int) -> dict[str, int | str]:
+    """The seeds, as a report lists them."""
+    if n == 1:
+        return {"cohort and training": first}
+    return {"cohort": first, "trainings": f"{first} to {first + n - 1}"}
 
 
 def config(target: pathlib.Path, stage: str) -> dict:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 
-from launch.curricula.stage import Stage, timed
+from launch.curricula.stage import Stage, comparing, timed, training
 
 ARMS = ("independent", "mvmae", "v2t")
-TRAINED = ARMS
 RESULTS = "launch/compare_views.py"
 
 # As in pacx.py. Nothing is chosen yet, and the seconds are guesses: only TINY has run.
@@ -45,7 +45,9 @@ TINY = {
 }  # fmt: skip
 
 
-def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[Stage]:
+def curriculum(
+    target: pathlib.Path, plan: dict, seed: int, split: str, seeds: int
+) -> list[Stage]:
     """The stages, each after those that it needs."""
     raw, prepared = target / "data" / "raw", target / "data" / "prepared"
     cohort, words = plan["cohort"], target / "tokenizer.json"
@@ -72,20 +74,19 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
     argv += [f"--target={words}", f"--vocab_size={plan['vocab_size']}"]
     argv += ["--sections=findings,impression"]
     stages.append(Stage("tokenizer", argv, ("prepare_pretrain",), says="of reports"))
-    fields = {"data.path": f"{prepared}/mimic_cxr", "seed": seed, "export": "latest"}
+    fields = {"data.path": f"{prepared}/mimic_cxr", "export": "latest"}
     fields |= plan["train"]
-    for arm in ARMS:
+    for k, arm in itertools.product(range(seeds), ARMS):
         recipe = "mvmae_v2t_vitb16" if arm == "v2t" else "mvmae_vitb16"
         text = {"data.tokenizer": words} | plan.get("text", {})
         more = {"independent": {"loss.beta": 0.0}, "v2t": text}
         argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
-        argv += [f"--workdir={target / arm}"]
-        chosen = fields | more.get(arm, {})
+        name = training(arm, k)
+        argv += [f"--workdir={target / name}"]
+        chosen = fields | {"seed": seed + k} | more.get(arm, {})
         argv += [f"--config.{k}={v}" for k, v in chosen.items()]
         needs = ("tokenizer" if arm == "v2t" else "prepare_pretrain",)
-        stages.append(Stage(arm, argv, needs, makes=(f"{arm}/done.json",)))
+        stages.append(Stage(name, argv, needs, makes=(f"{name}/done.json",)))
     argv = [RESULTS, f"--target={target}", f"--split={split}"]
-    made = ("summary.json", "comparison.txt", "report.html")
-    needs = (*ARMS, "prepare_probe")
-    stages.append(Stage("compare", argv, needs, cores=2, makes=made))
+    stages.append(comparing(argv, ARMS, ("prepare_probe",), seeds))
     return timed(stages, plan["seconds"])

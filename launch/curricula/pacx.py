@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pathlib
 
-from launch.curricula.stage import Stage, timed
+from launch.curricula.stage import Stage, comparing, timed, training
 
-TRAINED = ("mae", "labs", "ecg", "distill", "mae_continued", "shuffled")
-RESULTS = "launch/compare.py"
+ARMS = ("distill", "shuffled", "mae_continued")
 
 # Studies of the cohort, training steps, further config overrides, and the seconds that
 # stages took on two cores, for the progress bar (10 where none are given). The settings
@@ -60,8 +59,14 @@ TINY = {
 }  # fmt: skip
 
 
-def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[Stage]:
-    """The stages, each after those that it needs."""
+def curriculum(
+    target: pathlib.Path, plan: dict, seed: int, split: str, seeds: int
+) -> list[Stage]:
+    """The stages, each after those that it needs.
+
+    The X-ray encoders are trained by `seeds` seeds, from pretraining on. The cohort and
+    the encoders of ECGs and labs are the same for all.
+    """
     data = target / "data"
     raw, prepared = data / "raw", data / "prepared"
     cohort = plan["cohort"]
@@ -88,41 +93,43 @@ def curriculum(target: pathlib.Path, plan: dict, seed: int, split: str) -> list[
         stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
     mae = {"data.path": f"{prepared}/chexpert"}
     triplets = {"data.path": f"{prepared}/symile_mimic"}
-    distill = triplets | {
-        "model_init": target / "mae",
-        "modalities.ecg.init": target / "ecg",
-        "modalities.labs.init": target / "labs",
-        "cache_dir": target / "cache",
-    }
-    continued = triplets | {"model_init": target / "mae"}
     ecg = {"data.path": f"{prepared}/ecg"}
+    argv = ["launch/compare.py", f"--target={target}"]
+    for k in range(seeds):
+        first = training("mae", k)
+        continued = triplets | {"model_init": target / first}
+        distill = continued | {
+            "modalities.ecg.init": target / "ecg",
+            "modalities.labs.init": target / "labs",
+            "cache_dir": target / "cache",
+        }
+        shuffled = distill | {"data.shuffle_pairs": True}
+        teachers, seed_k = (first, "ecg", "labs"), seed + k
+        stages += [
+            _train(target, plan, seed_k, "mae", "mae_vitb16", mae, ("prepare_cxr",), k),
+            _train(target, plan, seed_k, "distill", "distill_vitb16", distill,
+                   teachers, k),
+            _train(target, plan, seed_k, "shuffled", "distill_vitb16", shuffled,
+                   teachers, k),
+            _train(target, plan, seed_k, "mae_continued", "mae_vitb16", continued,
+                   (first,), k),
+        ]  # fmt: skip
     stages += [
-        _train(target, plan, seed, "mae", "mae_vitb16", mae, ("prepare_cxr",)),
         _train(target, plan, seed, "labs", "labs_dae", triplets,
                ("prepare_triplets",)),
         _train(target, plan, seed, "ecg", "ecg_net1d", ecg, ("prepare_ecg",)),
-        Stage("ceiling", ["launch/compare.py", f"--target={target}", "--ceiling"],
-              ("ecg", "labs", "prepare_probe")),
-        _train(target, plan, seed, "distill", "distill_vitb16", distill,
-               ("mae", "ecg", "labs")),
-        _train(target, plan, seed, "shuffled", "distill_vitb16",
-               distill | {"data.shuffle_pairs": True}, ("mae", "ecg", "labs")),
-        _train(target, plan, seed, "mae_continued", "mae_vitb16", continued,
-               ("mae",)),
-        Stage("compare", ["launch/compare.py", f"--target={target}",
-                          f"--split={split}"],
-              ("distill", "shuffled", "mae_continued", "ceiling"), cores=2,
-              makes=("summary.json", "comparison.txt", "report.html")),
+        Stage("ceiling", [*argv, "--ceiling"], ("ecg", "labs", "prepare_probe")),
+        comparing([*argv, f"--split={split}"], ARMS, ("ceiling",), seeds),
     ]  # fmt: skip
     return timed(stages, plan["seconds"])
 
 
-def _train(target, plan, seed, name, recipe, fields, needs) -> Stage:
+def _train(target, plan, seed, name, recipe, fields, needs, k=0) -> Stage:
     fields = fields | {"seed": seed}
     fields |= plan["distill" if name == "shuffled" else name]
     if recipe == "distill_vitb16":  # all arms at their last step: a fair comparison
         fields |= {"export": "latest"}
-    argv = ["-m", "pacx_jax.main", f"--config=configs/{recipe}.py:runlocal"]
-    argv += [f"--workdir={target / name}"]
+    argv, name = ["-m", "pacx_jax.main"], training(name, k)
+    argv += [f"--config=configs/{recipe}.py:runlocal", f"--workdir={target / name}"]
     argv += [f"--config.{k}={v}" for k, v in fields.items()]
     return Stage(name, argv, needs, makes=(f"{name}/done.json",))

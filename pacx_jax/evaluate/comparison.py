@@ -22,17 +22,31 @@ class Comparison:
     Attributes:
       summary: rows as of `pairs`, treatment - baseline: one a label group and fraction.
       table: one row an arm, fraction and label or group: arm, fraction, labels, group
-        (True for a macro mean over a group), auroc, low, high, seeds, n_patients,
-        n_positive, n_defined, n_labels.
+        (True for a macro mean over a group), auroc, low, high, spread, trainings,
+        subsets, n_patients, n_positive, n_defined, n_labels.
       pairs: one row a pair, fraction and label or group: a, b, fraction, labels,
-        group, a_auroc, b_auroc, difference (a - b), low, high, seeds, n_patients,
-        n_labels.
-    `n_labels` is the number of labelled training studies at that fraction.
+        group, a_auroc, b_auroc, difference (a - b), low, high, spread, trainings,
+        subsets, n_patients, n_labels.
+    `trainings` counts training seeds, `spread` is the standard deviation over them
+    (None for one), `subsets` counts subset seeds, `n_labels` labelled training studies.
     """
 
     summary: list[dict]
     table: list[dict]
     pairs: list[dict]
+
+
+MIN_TRAININGS = 3  # training seeds below which no effect is claimed
+
+
+def by_training(
+    scores: Mapping[tuple[tuple[str, int], float], np.ndarray],
+) -> dict[tuple[str, float], np.ndarray]:
+    """((arm, training), fraction) -> (s, m, c) to (arm, fraction) -> (t, s, m, c)."""
+    found: dict[tuple[str, float], list[np.ndarray]] = {}
+    for ((arm, _), fraction), each in sorted(scores.items(), key=lambda x: x[0][0][1]):
+        found.setdefault((arm, fraction), []).append(each)
+    return {key: np.stack(each) for key, each in found.items()}
 
 
 def compare_arms(
@@ -52,7 +66,9 @@ def compare_arms(
     """Bootstrap every arm once and read all tables off the same resamples.
 
     Args:
-      scores: (arm, fraction) -> (s, m, c), from `probe.run_probes`.
+      scores: (arm, fraction) -> (t, s, m, c); t training seeds, s label subsets. In a
+        pair, training k of one arm stands against training k of the other; an arm with
+        one training, such as a floor, against each.
       labels: (m, c) test labels, 0 or 1.
       mask: (m, c) 1 where a test label is known.
       patients: (m,) test patients.
@@ -71,36 +87,38 @@ def compare_arms(
     columns = _columns(label_names, groups)
     weights = statistics.bootstrap_weights(patients, n_resamples, seed)
     n_patients = len(np.unique(patients))
-    values: dict[tuple[str, float, str], tuple[float, np.ndarray]] = {}
+    values: dict[tuple[str, float, str], tuple[np.ndarray, np.ndarray]] = {}
     table = []
     for (arm, fraction), arm_scores in scores.items():
         point, resampled = statistics.resampled_auroc(arm_scores, truth, weights)
-        draws = statistics.seed_draws(len(point), n_resamples, seed)
+        draws = statistics.seed_draws(point.shape[1], n_resamples, seed)
         common = {
-            "seeds": len(point),
+            "trainings": point.shape[0],
+            "subsets": point.shape[1],
             "n_patients": n_patients,
             "n_labels": int(n_labelled[fraction]),
         }
         for name, (index, group) in columns.items():
-            value, drawn = statistics.macro_distribution(
-                point[:, index], resampled[:, :, index], draws
+            each, drawn = statistics.macro_distribution(
+                point[..., index], resampled[..., index], draws
             )
-            values[arm, fraction, name] = (value, drawn)
+            values[arm, fraction, name] = (each, drawn)
             row = {"arm": arm, "fraction": fraction, "labels": name, "group": group}
-            row |= _numbers("auroc", statistics.estimate(value, drawn)) | common
+            row |= _numbers("auroc", each, drawn, seed) | common
             row["n_positive"] = int(np.sum(truth[:, index] == 1))
-            row["n_defined"] = int(np.sum(~np.isnan(point[:, index]).any(axis=0)))
+            defined = ~np.isnan(point[..., index]).any(axis=(0, 1))
+            row["n_defined"] = int(defined.sum())
             table.append(row)
     rows = {(r["arm"], r["fraction"], r["labels"]): r for r in table}
     pair_rows = [
-        _pair_row(a, b, fraction, name, values, rows)
+        _pair_row(a, b, fraction, name, values, rows, seed)
         for a, b in pairs
         for fraction in dict.fromkeys(f for _, f in scores)
         for name in columns
         if (a, fraction) in scores and (b, fraction) in scores
     ]
     summary = [
-        _pair_row(treatment, baseline, fraction, name, values, rows)
+        _pair_row(treatment, baseline, fraction, name, values, rows, seed)
         for name in groups
         for fraction in sorted({f for _, f in scores})
         if (treatment, fraction) in scores and (baseline, fraction) in scores
@@ -108,11 +126,17 @@ def compare_arms(
     return Comparison(summary, table, pair_rows)
 
 
-def verdict(low: float | None, high: float | None) -> str:
-    """What an interval of a difference shows: "gain", "loss" or "not shown"."""
-    if low is None or high is None:
+def verdict(row: Mapping) -> str:
+    """What a row of `Comparison.pairs` shows.
+
+    "gain", "loss", "not shown", or "not judged": that is said of fewer than `MIN_TRAININGS` training seeds, whose interval knows
+    too little of how another training would have come out.
+    """
+    if row["trainings"] < MIN_TRAININGS:
+        return "not judged"
+    if row["low"] is None or row["high"] is None:
         return "not shown"
-    return "gain" if low > 0 else "loss" if high < 0 else "not shown"
+    return "gain" if row["low"] > 0 else "loss" if row["high"] < 0 else "not shown"
 
 
 def _columns(
@@ -134,23 +158,29 @@ def _columns(
     return columns | {name: ([i], False) for name, i in place.items()}
 
 
-def _pair_row(a, b, fraction, name, values, rows) -> dict:
-    (value_a, drawn_a), (value_b, drawn_b) = (values[x, fraction, name] for x in (a, b))
-    gap = statistics.estimate(value_a - value_b, drawn_a - drawn_b)
+def _pair_row(a, b, fraction, name, values, rows, seed) -> dict:
+    (each_a, drawn_a), (each_b, drawn_b) = (values[x, fraction, name] for x in (a, b))
     row, other = (rows[x, fraction, name] for x in (a, b))
-    if row["seeds"] != other["seeds"]:
+    if row["subsets"] != other["subsets"]:
         raise ValueError(f"arms {a!r} and {b!r} have different subset seeds")
-    keep = ("labels", "fraction", "group", "seeds", "n_patients", "n_labels")
+    trainings = {row["trainings"], other["trainings"]}
+    if len(trainings - {1}) > 1:
+        raise ValueError(f"arms {a!r} and {b!r} have different training seeds")
     return (
         {"a": a, "b": b}
-        | {key: row[key] for key in keep}
+        | {key: row[key] for key in ("labels", "fraction", "group")}
+        | {"trainings": max(trainings)}
+        | {key: row[key] for key in ("subsets", "n_patients", "n_labels")}
         | {"a_auroc": row["auroc"], "b_auroc": other["auroc"]}
-        | _numbers("difference", gap)
+        | _numbers("difference", each_a - each_b, drawn_a - drawn_b, seed)
     )
 
 
-def _numbers(name: str, e: statistics.Estimate) -> dict:
-    return {name: _plain(e.value), "low": _plain(e.low), "high": _plain(e.high)}
+def _numbers(name: str, each: np.ndarray, drawn: np.ndarray, seed: int) -> dict:
+    e = statistics.over_trainings(each, drawn, seed)
+    spread = float(np.std(each, ddof=1)) if len(each) > 1 else math.nan
+    found = {name: e.value, "low": e.low, "high": e.high, "spread": spread}
+    return {key: _plain(value) for key, value in found.items()}
 
 
 def _plain(value: float) -> float | None:

@@ -33,11 +33,13 @@ def study():
     strength = {"pacx": 1.0, "mae": 0.1, "pixels": 0.3, "ceiling": 2.0}
     arms = {}
     for name, gain in strength.items():
-        x = rng.normal(size=(700, 8))
-        x[:, :2] += gain * labels[:, :2]
-        arms[name] = {"train": x[:400], "test": x[400:]}
+        for training in range(1 if name == "pixels" else 3):
+            x = rng.normal(size=(700, 8))
+            x[:, :2] += gain * labels[:, :2]
+            arms[name, training] = {"train": x[:400], "test": x[400:]}
     known = np.ones((400, 3))
-    scores = probe.run_probes(arms, labels[:400], known, (0.1, 1.0), range(3))
+    scores = probe.run_probes(arms, labels[:400], known, (0.1, 1.0), range(4))
+    scores = comparison.by_training(scores)
     compared = comparison.compare_arms(
         scores,
         labels[400:],
@@ -101,21 +103,22 @@ def test_comparison_agrees_with_a_direct_pairing(study):
     row = compared.summary[0]
     assert (row["labels"], row["fraction"]) == ("physiological", 0.1)
     weights = statistics.bootstrap_weights(np.arange(300) // 2, 100)
-    draws = statistics.seed_draws(3, 100)
+    draws = statistics.seed_draws(4, 100)
     (pacx, pacx_drawn), (mae, mae_drawn) = (
         statistics.macro_distribution(
             *statistics.resampled_auroc(
-                scores[arm, 0.1][:, :, :2], labels[:, :2], weights
+                scores[arm, 0.1][..., :2], labels[:, :2], weights
             ),
             draws,
         )
         for arm in ("pacx", "mae")
     )
-    gap = statistics.estimate(pacx - mae, pacx_drawn - mae_drawn)
-    assert (row["a_auroc"], row["b_auroc"]) == (pacx, mae)
+    gap = statistics.over_trainings(pacx - mae, pacx_drawn - mae_drawn)
+    assert (row["a_auroc"], row["b_auroc"]) == (pacx.mean(), mae.mean())
     assert (row["low"], row["high"]) == (gap.low, gap.high)
-    assert (row["seeds"], row["n_patients"], row["n_labels"]) == (3, 150, 40)
-    assert [r["seeds"] for r in compared.summary] == [3, 1, 3, 1]
+    assert (row["trainings"], row["subsets"]) == (3, 4)
+    assert (row["n_patients"], row["n_labels"]) == (150, 40)
+    assert [r["subsets"] for r in compared.summary] == [4, 1, 4, 1]
 
 
 def test_comparison_is_json_and_marks_the_undefined_as_none(study):
@@ -144,6 +147,7 @@ def test_comparison_names_an_unknown_label_of_a_group(study):
 
 def test_the_lead_says_whether_the_interval_excludes_zero():
     row = {"labels": "physiological", "fraction": 0.01, "difference": 0.06}
+    row["trainings"] = 3
     for low, high, says in (
         (0.02, 0.1, "PaCX scores higher than MAE with 1% (+0.060; +0.020 to +0.100)"),
         (-0.02, 0.1, "a difference is not shown with 1% (+0.060; -0.020 to +0.100)"),
@@ -151,6 +155,15 @@ def test_the_lead_says_whether_the_interval_excludes_zero():
     ):
         (sentence,) = tables.lead([row | {"low": low, "high": high}])
         assert sentence.startswith(f"On physiological labels, {says}")
+
+
+def test_the_lead_claims_nothing_of_a_single_training():
+    row = {"labels": "physiological", "fraction": 0.01, "difference": 0.06}
+    row |= {"low": 0.02, "high": 0.1, "trainings": 1}
+    (sentence,) = tables.lead([row])
+    assert "with 1% (+0.060; +0.020 to +0.100) of the training labels" in sentence
+    assert "not judged, as that takes 3 training seeds" in sentence
+    assert "shown" not in sentence
 
 
 def test_terminal_table_is_aligned_and_narrow(study):
@@ -189,7 +202,7 @@ def views(study):
     rng, scores = np.random.default_rng(1), {}
     for n, subsets in ((1000, 1), (100, 3)):
         for arm in ("mvmae", "independent", "mvmae_one"):
-            noise = rng.normal(size=(subsets, *labels.shape))
+            noise = rng.normal(size=(3, subsets, *labels.shape))
             scores[arm, n] = labels * (1 if arm == "mvmae" else 0.2) + noise
     compared = comparison.compare_arms(
         scores, labels, np.ones((300, 3)), np.arange(300), LABELS, GROUPS,

@@ -22,6 +22,7 @@ def compare(a, b, labels, patients, n_resamples):
     """Macro AUROC of two arms over the same labels, as the report's tables have it."""
     names = [str(c) for c in range(labels.shape[1])]
     scores = {("a", 1.0): a, ("b", 1.0): b}
+    scores = {k: x if x.ndim == 4 else x[None] for k, x in scores.items()}
     found = comparison.compare_arms(
         scores, labels, np.ones_like(labels), patients, names, {"all": names},
         [("a", "b")], {1.0: 0}, n_resamples=n_resamples,
@@ -59,12 +60,12 @@ def test_auroc_of_one_class_is_nan_and_skipped_in_the_macro_mean():
     both = np.stack([labels, np.zeros_like(labels)], axis=1)
     weights = statistics.bootstrap_weights(np.arange(300), 20)
     point, resampled = statistics.resampled_auroc(
-        np.stack([scores] * 2, 1)[None], both, weights
+        np.stack([scores] * 2, 1)[None, None], both, weights
     )
     draws = statistics.seed_draws(1, 20)
     macro, drawn = statistics.macro_distribution(point, resampled, draws)
-    assert np.isnan(point[0, 1]) and macro == point[0, 0]
-    np.testing.assert_array_equal(drawn, resampled[:, 0, 0])
+    assert np.isnan(point[0, 0, 1]) and macro == point[0, 0, 0]
+    np.testing.assert_array_equal(drawn, resampled[:, 0, 0, 0])
 
 
 def test_unknown_labels_are_left_out():
@@ -113,7 +114,7 @@ def test_compare_of_identical_arms_is_exactly_zero():
     same = compare(scores, scores, labels, np.arange(150) // 2, 100)
     assert [same.pair[k] for k in ("difference", "low", "high")] == [0, 0, 0]
     assert same.a["low"] < same.a["auroc"] < same.a["high"]
-    assert [same.a[k] for k in ("seeds", "n_patients", "n_defined")] == [3, 75, 2]
+    assert [same.a[k] for k in ("subsets", "n_patients", "n_defined")] == [3, 75, 2]
 
 
 def test_paired_interval_is_narrower_than_that_of_unpaired_arms():
@@ -134,6 +135,69 @@ def test_subset_seeds_widen_the_interval():
     several = compare(scores, scores, labels, np.arange(400), 300).a
     one = compare(scores[2:3], scores[2:3], labels, np.arange(400), 300).a
     assert width(several) > 1.5 * width(one)
+
+
+def _trainings(rng, t, labels, effect, spread):
+    """Scores of two arms, the second better by `effect`, which varies by `spread`."""
+    noise = rng.normal(size=(1, 1, *labels.shape))
+    each = effect + spread * rng.normal(size=(t, 1, 1, 1))
+    own = [0.3 * rng.normal(size=(t, 1, *labels.shape)) for _ in range(2)]
+    return noise + own[0] + (1 + each) * labels, noise + own[1] + labels
+
+
+@pytest.mark.parametrize("trainings", [3, 5])
+def test_interval_of_several_trainings_covers_the_truth_about_95_times_in_100(
+    trainings,
+):
+    """No effect on average, though single trainings differ by several hundredths."""
+    covered, naive = 0, 0
+    for trial in range(150):
+        rng = np.random.default_rng(trial)
+        labels = (np.arange(200) < 80).astype(float)[:, None]
+        a, b = _trainings(rng, trainings, labels, 0.0, 0.4)
+        row = compare(a, b, labels, np.arange(200), 200).pair
+        covered += row["low"] <= 0 <= row["high"]
+        one = compare(a[:1], b[:1], labels, np.arange(200), 200).pair
+        naive += one["low"] <= 0 <= one["high"]
+    assert 0.91 <= covered / 150 <= 1
+    assert naive / 150 < 0.7  # what an interval over patients alone would say
+
+
+def test_trainings_are_paired_by_their_seed_and_counted():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 1)) < 0.4).astype(float)
+    a, _ = _trainings(rng, 4, labels, 0.0, 0.5)
+    same = compare(a + 0.3 * labels, a, labels, np.arange(300), 200)
+    assert same.a["trainings"] == same.pair["trainings"] == 4
+    assert same.pair["spread"] < same.a["spread"] / 2
+    assert comparison.verdict(same.pair) == "gain"
+    floor = compare(a, a[:1], labels, np.arange(300), 200)
+    assert (floor.b["trainings"], floor.pair["trainings"]) == (1, 4)
+    assert floor.b["spread"] is None
+    with pytest.raises(ValueError, match="different training seeds"):
+        compare(a, a[:2], labels, np.arange(300), 10)
+
+
+def test_fewer_than_three_trainings_claim_no_effect():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 1)) < 0.4).astype(float)
+    a, b = _trainings(rng, 3, labels, 2.0, 0.0)
+    rows = [compare(a[:t], b[:t], labels, np.arange(300), 50).pair for t in (1, 2, 3)]
+    assert rows[0]["low"] > 0  # however sure the patients are
+    verdicts = [comparison.verdict(row) for row in rows]
+    assert verdicts == ["not judged", "not judged", "gain"]
+
+
+def test_trainings_are_put_together_in_their_order():
+    scores = {
+        (("a", 10), 1.0): np.full((1, 2, 1), 10.0),
+        (("a", 2), 1.0): np.full((1, 2, 1), 2.0),
+        (("b", 0), 1.0): np.zeros((1, 2, 1)),
+    }
+    found = comparison.by_training(scores)
+    assert found["a", 1.0].shape == (2, 1, 2, 1)
+    assert found["a", 1.0][:, 0, 0, 0].tolist() == [2.0, 10.0]
+    assert found["b", 1.0].shape == (1, 1, 2, 1)
 
 
 def test_arms_with_other_subset_seeds_are_refused():

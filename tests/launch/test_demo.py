@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from data import prepare
+from launch.curricula import mvmae, pacx
 from pacx_jax.convert import kinds
 from pacx_jax.encoders import model_folder
 from tests.convert.test_kinds import OPTIONS, folder
@@ -136,9 +137,11 @@ def test_summary_has_the_promised_fields(demo):
     rows = {(r["labels"], r["fraction"]) for r in summary["comparison"]}
     groups = ("physiological", "anatomical")
     assert rows == {(g, f) for g in groups for f in (0.01, 0.1, 1.0)}
-    fields = {"labels", "fraction", "mae", "pacx", "difference", "low", "high", "seeds"}
+    fields = {"labels", "fraction", "mae", "pacx", "difference", "low", "high"}
+    fields |= {"spread", "trainings", "subsets"}
     for row in summary["comparison"]:
         assert fields | {"n_patients", "n_labels"} == set(row)
+        assert (row["trainings"], row["spread"]) == (1, None)
 
 
 def test_no_probe_patient_is_in_an_earlier_stage(demo):
@@ -179,9 +182,9 @@ def test_other_settings_in_the_same_folder_are_refused_in_one_line(demo):
 
 @pytest.fixture(scope="module")
 def views_demo(tmp_path_factory):
-    """The demonstration of MVMAE, run once."""
+    """The demonstration of MVMAE, with two trainings of each encoder."""
     target = tmp_path_factory.mktemp("views") / "run"
-    process = start(target, "--method=mvmae")
+    process = start(target, "--method=mvmae", "--seeds=2")
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
     return target, said
@@ -203,6 +206,13 @@ def test_demo_of_views_prints_and_keeps_the_comparison(views_demo):
     summary = json.loads((target / "summary.json").read_text())
     rows = {(r["labels"], r["n_labels"]) for r in summary["comparison"]}
     assert rows == {("lateral", 60), ("other", 60)}
+    assert {r["trainings"] for r in summary["comparison"]} == {2}
+    assert all(r["spread"] > 0 for r in summary["comparison"])
+    seeds = [
+        json.loads((target / name / "config.json").read_text())["seed"]
+        for name in ("mvmae", "mvmae_2", "v2t_2")
+    ]
+    assert seeds == [1, 2, 2]
     assert summary["seconds"] > 0 and "independent" in summary["comparison"][0]
     numbers = json.loads((target / "comparison.json").read_text())
     assert {r["n_patients"] for r in numbers["table"]} == {20}
@@ -238,6 +248,27 @@ def test_demo_of_another_method_in_the_same_folder_is_refused_in_one_line(views_
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 2
     assert said.startswith("error: ") and said.count("\n") == 1
+
+
+@pytest.mark.parametrize("method", [mvmae, pacx])
+def test_more_seeds_add_trainings_and_compare_again(method, tmp_path):
+    def stages(n):
+        made = method.curriculum(tmp_path, method.TINY, 5, "test", n)
+        return {stage.name: stage for stage in made}
+
+    one, three = stages(1), stages(3)
+    assert all(three[k].argv == v.argv for k, v in one.items() if k != "compare")
+    added = set(three) - set(one)
+    arms = {k.removesuffix("_2") for k in added if k.endswith("_2")}
+    assert added == {f"{a}_{k}" for a in arms for k in (2, 3)} | {"compare_3"}
+    assert arms >= set(method.ARMS)
+    for arm in arms:
+        assert "--config.seed=7" in three[f"{arm}_3"].argv
+    assert {f"{a}_3" for a in method.ARMS} <= set(three["compare_3"].needs)
+    assert "--seeds=3" in three["compare_3"].argv
+    for stage in three.values():  # a training stands on trainings of its own seed
+        if stage.name.endswith("_3") and stage.name != "compare_3":
+            assert not [a for a in stage.argv if re.search(r"/mae(_2)?$", a)]
 
 
 IN_CI = ("mae_vitb16", "linear_probe", "segment")

@@ -101,7 +101,7 @@ def forest(summary: Sequence[Mapping]) -> Markup | None:
         axes.grid(axis="y", visible=False)
         axes.axvline(0, color=COLOURS["muted"], linewidth=1)
         for y, row in enumerate(rows):
-            kind = verdict(row["low"], row["high"])
+            kind = verdict(row)
             colour = COLOURS.get(kind, COLOURS["muted"])
             axes.hlines(y, row["low"], row["high"], color=colour, linewidth=2.2)
             axes.plot(row["difference"], y, "o", color=colour, markersize=6)

@@ -16,7 +16,7 @@ import jinja2
 
 from pacx_jax import files
 from pacx_jax.evaluate import probe
-from pacx_jax.evaluate.comparison import verdict
+from pacx_jax.evaluate.comparison import MIN_TRAININGS, verdict
 from pacx_jax.evaluate.reports import figures, tables
 from pacx_jax.evaluate.reports.tables import Arm
 from pacx_jax.evaluate.reports.words import PACX, Words
@@ -103,7 +103,7 @@ def render(report: Report) -> str:
         "span": lambda r: tables.minus(tables.interval(r["low"], r["high"], True)),
         "integer": "{:,}".format,
         "seconds": "{:,.1f}".format,
-        "verdict": lambda row: verdict(row["low"], row["high"]),
+        "verdict": verdict,
         "png": figures.png_uri,
     }
     pairs = [row for row in report.pairs if row["group"]]
@@ -116,6 +116,7 @@ def render(report: Report) -> str:
         colours=figures.COLOURS,
         figures=figures,
         probe=probe,
+        min_trainings=MIN_TRAININGS,
         grid=", ".join(f"{c:g}" for c in probe.C_GRID),
         zip=zip,
         lead=tables.lead(report.summary, report.words),

@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
-from pacx_jax.evaluate.comparison import verdict
+from pacx_jax.evaluate.comparison import MIN_TRAININGS, verdict
 from pacx_jax.evaluate.reports.words import PACX, Words
 
 ROLES = ("compared", "floor", "ceiling")
@@ -49,6 +49,15 @@ def labelled(fraction: float) -> str:
     return f"{budget(fraction)} {of}"
 
 
+def counted(rows: Sequence[Mapping]) -> str:
+    """How many trainings, label subsets and patients stand behind rows."""
+    n = {key: max(row[key] for row in rows) for key in ("trainings", "subsets")}
+    patients = max(row["n_patients"] for row in rows)
+    says = [f"{n['trainings']} training seed{'s' * (n['trainings'] > 1)}"]
+    says += [f"{n['subsets']} label subset{'s' * (n['subsets'] > 1)}"]
+    return ", ".join([*says, f"{patients:,} patients"])
+
+
 def number(value: float | None, signed: bool = False) -> str:
     """Three decimals, or "n/a" where undefined."""
     if value is None or value != value:
@@ -77,12 +86,14 @@ def lead(summary: Sequence[Mapping], words: Words = PACX) -> list[str]:
         "loss": f"{words.treatment} scores lower than {words.baseline} with {{}} {of}"
         ": shown.",
         "not shown": f"a difference is not shown with {{}} {of}.",
+        "not judged": f"{words.treatment} is compared with {words.baseline} with {{}} "
+        f"{of}: not judged, as that takes {MIN_TRAININGS} training seeds.",
     }
     outcomes: dict[tuple[str, str], list[str]] = {}
     for row in summary:
         value = number(row["difference"], True)
         span = interval(row["low"], row["high"], True) or "no interval"
-        key = row["labels"], verdict(row["low"], row["high"])
+        key = row["labels"], verdict(row)
         part = f"{budget(row['fraction'])} ({value}; {span})"
         outcomes.setdefault(key, []).append(part)
     sentences = []
@@ -143,15 +154,15 @@ def render_table_text(
 
 def _pair_lines(name: str, rows: Sequence[Mapping]) -> list[str]:
     """A heading, and one line a row of `Comparison.summary` or of `pairs`."""
-    lines = [f"{name}, paired, with its 95% interval"]
+    lines = [f"{name}, paired, with its 95% interval ({counted(rows)})"]
     wide = max(len(row["labels"]) for row in rows)
     for row in rows:
-        shown = verdict(row["low"], row["high"])
+        shown = verdict(row)
         lines.append(
             f"{row['labels']:<{wide}}  {budget(row['fraction']):>5}  "
             f"{number(row['difference'], True):>7}  "
             f"({interval(row['low'], row['high'], True)})  "
-            f"{shown if shown == 'not shown' else shown + ' shown'}"
+            f"{shown if shown.startswith('not') else shown + ' shown'}"
         )
     return lines
 
