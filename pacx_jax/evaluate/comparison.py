@@ -129,8 +129,8 @@ def compare_arms(
 def verdict(row: Mapping) -> str:
     """What a row of `Comparison.pairs` shows.
 
-    "gain", "loss", "not shown", or "not judged": that is said of fewer than `MIN_TRAININGS` training seeds, whose interval knows
-    too little of how another training would have come out.
+    "gain", "loss", "not shown", or "not judged": so for fewer than `MIN_TRAININGS`
+    training seeds, which tell too little of how another training would come out.
     """
     if row["trainings"] < MIN_TRAININGS:
         return "not judged"
