@@ -36,7 +36,7 @@ def get_config(arg=None):
         c.caption.per_step = "all"
     if "runlocal" in presets:
         c.data.tokenizer = "runs/demo_mvmae/tokenizer.json"
-        c.data.report_length = 96
+        c.data.report_length = 64
         c.data.report_sections = ("findings", "impression")
         c.caption.update(width=128, depth=2, num_heads=4, mlp_dim=128)
     return c

@@ -10,14 +10,14 @@ from launch.curricula.stage import Stage, comparing, timed, training
 ARMS = ("independent", "mvmae", "v2t")
 RESULTS = "launch/compare_views.py"
 
-# As in pacx.py. Nothing is chosen yet, and the seconds are guesses: only TINY has run.
+# As in pacx.py. docs/demo.md says what was tried, and on which patients.
 DEMO = {
     "cohort": dict(mimic=5000, mimic_valid=200, mimic_test=0, views_train=1500,
                    views_val=300, views_test=1000),
     "film_size": 128,
     "size": 96,
     "vocab_size": 2000,
-    "train": {"total_steps": 2400},
+    "train": {"total_steps": 1200},
     "seconds": dict(cohort_pretrain=150, cohort_probe=110, independent=250, mvmae=250,
                     v2t=330, compare=60),
 }  # fmt: skip
