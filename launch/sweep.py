@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> int:
     open_runs = [run for run in runs if run.todo()]
     if not flags.collect:
         print(f"{len(runs)} runs, {len(runs) - len(open_runs)} of them finished")
-        code = _start(open_runs, target / "sweep", flags, runs)
+        code = start(open_runs, target / "sweep", flags, runs)
         if flags.dry_run:
             return 0
     rows = collect(runs, target, columns)
@@ -238,7 +238,7 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def _start(open_runs, state: pathlib.Path, flags, runs) -> int:
+def start(open_runs, state: pathlib.Path, flags, runs) -> int:
     if flags.dry_run and flags.on == "local":
         for run in open_runs:
             print(shlex.join([*PROGRAM, *run.todo()]))

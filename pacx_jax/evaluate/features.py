@@ -25,25 +25,28 @@ class ProbeSet:
       labels: (n, c) float32, 0 where unknown.
       mask: (n, c) float32, 1 where the label is known.
       patients: (n,) str, of an example without one its number (`patients.units`).
+      views: the fine name of each, "unknown" where nothing is said.
     """
 
     images: list[np.ndarray]
     labels: np.ndarray
     mask: np.ndarray
     patients: np.ndarray
+    views: list[str]
 
 
 def read_probe_set(source) -> ProbeSet:
     """Reads a labelled source (see pacx_jax.input.sources) into memory."""
-    decoded, labels, named = [], [], []
+    decoded, labels, named, seen = [], [], [], []
     for i in range(len(source)):
         example = source[i]
         decoded.append(images.decode(example["image"], source.name(i)))
         labels.append(example["labels"])
         named.append(example.get("patient_id", ""))
+        seen.append(example.get("view", "unknown"))
     labels, known = subsets.known_labels(np.stack(labels), "ignore")
     units, _ = patients.units(named)
-    return ProbeSet(decoded, labels, known, np.array(units))
+    return ProbeSet(decoded, labels, known, np.array(units), seen)
 
 
 @dataclasses.dataclass(frozen=True)

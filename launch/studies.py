@@ -1,0 +1,131 @@
+"""What a study is: arms, training seeds, and the probes that compare them.
+
+A file of configs/studies/ has `get_study(data)`, which returns a `Study` that
+launch/study.py runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+
+from pacx_jax.errors import PacxError
+
+FLOORS = ("random", "pixels", "view", "person", "permuted")
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One way of training an encoder.
+
+    Attributes:
+      recipe: as `--config` takes it: configs/mae_vitb16.py:runlocal.
+      fields: config field -> value.
+      starts: config field -> the arm whose run of the same seed it names.
+      once: trained by the first seed alone, for all: a teacher, whose randomness is
+        then no part of the comparison.
+      probed: whether it is an X-ray encoder to compare.
+      name: for people.
+      role: "compared", "floor" or "ceiling".
+      about: a sentence, what it tells.
+    """
+
+    recipe: str
+    fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    once: bool = False
+    probed: bool = True
+    name: str = ""
+    role: str = "floor"
+    about: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """Linear probes on one labelled set.
+
+    Attributes:
+      path: a prepared set with the splits train and val or test.
+      groups: name -> labels over which a macro mean is taken.
+      fractions: of the labelled training studies.
+      subsets: label subsets of each fraction below 1.
+      table: a CSV of path, age and sex, for the floor "person"; "": none.
+      within: views within which the comparison is made again, e.g. PA and AP.
+    """
+
+    path: str
+    groups: Mapping[str, Sequence[str]]
+    fractions: Sequence[float] = (0.01, 0.1, 1.0)
+    subsets: int = 10
+    table: str = ""
+    within: Sequence[str] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A grid of arms and training seeds, and what is asked of it.
+
+    Attributes:
+      arms: in the order of the tables.
+      probe: what they are compared by.
+      pairs: (a, b) arms or floors, whose difference a - b is wanted.
+      treatment, baseline: the arms of the first question.
+      floors: of FLOORS.
+    """
+
+    arms: Mapping[str, Arm]
+    probe: Probe
+    pairs: Sequence[tuple[str, str]]
+    treatment: str
+    baseline: str
+    floors: Sequence[str] = ("random", "pixels", "view", "permuted")
+
+    def __post_init__(self):
+        known = {*self.arms, *self.floors}
+        for arm, about in self.arms.items():
+            for start in about.starts.values():
+                if start not in self.arms:
+                    raise PacxError(f"arm {arm!r} starts from {start!r}, no arm here")
+        named = {
+            self.treatment,
+            self.baseline,
+            *(x for pair in self.pairs for x in pair),
+        }
+        for name in sorted(named - known):
+            near = difflib.get_close_matches(name, known, 1)
+            raise PacxError(
+                f"pairs name the arm {name!r}, which is not there"
+                + (f": is it {near[0]!r}?" if near else "")
+            )
+        if wrong := set(self.floors) - set(FLOORS):
+            raise PacxError(f"floor {min(wrong)!r}: choose of {', '.join(FLOORS)}")
+        if "person" in self.floors and not self.probe.table:
+            raise PacxError("the floor 'person' takes a table of path, age and sex")
+        self.levels()
+
+    def levels(self) -> list[list[str]]:
+        """Arms that can be trained at once, each level after those before it."""
+        found, left = [], dict(self.arms)
+        while left:
+            ready = [
+                a for a, x in left.items() if not set(x.starts.values()) & set(left)
+            ]
+            if not ready:
+                raise PacxError(f"arms start from each other: {', '.join(left)}")
+            found.append(ready)
+            left = {a: x for a, x in left.items() if a not in ready}
+        return found
+
+
+def read(path: str, data: str) -> Study:
+    """The study of a file such as configs/studies/pacx_cohort.py."""
+    name = path.removesuffix(".py").replace("/", ".")
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        if e.name and name.startswith(e.name):
+            raise PacxError(f"{path}: no such study; see configs/studies") from None
+        raise
+    return module.get_study(data)

@@ -1,0 +1,141 @@
+"""Trains the arms of a study by several seeds, and says what the differences are worth.
+
+  python launch/study.py configs/studies/pacx_cohort.py --target=runs/pacx_study \\
+      --data=runs/demo/data/prepared --seeds=5 --jobs=2
+  python launch/study.py ... --on=slurm --sbatch=--partition=gpu
+  python launch/study.py ... --arms=mae,pacx --compare
+
+Each arm is trained once a seed, with others' runs of that seed as its start where it
+says so; probes then compare the encoders. The same command goes on: finished runs are
+skipped, others resume, and on SLURM or GKE each call submits what can be trained next.
+--compare only writes the tables, of the seeds that all arms have.
+
+Arguments that are not listed by --help are every run's. TARGET/results.json holds every
+number with the fingerprints of data and encoders, TARGET/comparison.txt the tables.
+Exit code: 0, 1 where runs failed, 75 where the study was stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
+    sys.path.insert(0, str(ROOT))
+
+from launch import jobset, studies, sweep  # noqa: E402
+from launch.sweep_runs import Run, collect  # noqa: E402
+from pacx_jax import cli  # noqa: E402
+from pacx_jax.errors import PacxError  # noqa: E402
+
+
+def run_name(arm: str, seed: int, once: bool) -> str:
+    """A run's folder in the target."""
+    return arm if once else f"{arm}-seed_{seed}"
+
+
+def plan(study: studies.Study, target: str, seeds: range, common: list[str]):
+    """Every level's runs: each arm with each seed.
+
+    Returns:
+      list of lists of `sweep_runs.Run`.
+    """
+    levels = []
+    for arms in study.levels():
+        runs = []
+        for arm in arms:
+            about = study.arms[arm]
+            for seed in seeds[:1] if about.once else seeds:
+                name = run_name(arm, seed, about.once)
+                starts = {
+                    field: f"{target}/{run_name(start, seed, study.arms[start].once)}"
+                    for field, start in about.starts.items()
+                }
+                fields = {**about.fields, **starts, "seed": seed}
+                arguments = (
+                    f"--config={about.recipe}",
+                    f"--workdir={target}/{name}",
+                    *common,
+                    *(f"--config.{k}={v}" for k, v in fields.items()),
+                )
+                shown = {"arm": arm, "seed": str(seed)}
+                runs.append(Run(name, shown, arguments, f"{target}/{name}", ""))
+        levels.append(runs)
+    return levels
+
+
+def chosen(study: studies.Study, arms: str) -> studies.Study:
+    """The study of some arms alone, and of those that they start from."""
+    if not arms:
+        return study
+    wanted = [a for a in arms.split(",") if a]
+    if unknown := [a for a in wanted if a not in study.arms]:
+        raise PacxError(f"--arms={unknown[0]}: choose of {', '.join(study.arms)}")
+    for arm in wanted:
+        wanted += [a for a in study.arms[arm].starts.values() if a not in wanted]
+    there = {*wanted, *study.floors}
+    missing = [a for a in (study.treatment, study.baseline) if a not in there]
+    if missing:
+        raise PacxError(f"--arms={arms}: {missing[0]} is what the study is about")
+    return dataclasses.replace(
+        study,
+        arms={a: x for a, x in study.arms.items() if a in wanted},
+        pairs=[pair for pair in study.pairs if set(pair) <= there],
+    )
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> int:
+    parser = cli.Parser(description=__doc__)
+    add = parser.add_argument
+    add("study", help="a file of configs/studies")
+    add("--data", required=True, help="folder of the prepared sets")
+    add("--target", required=True, help="folder of the study")
+    add("--seeds", type=int, default=5, help="training seeds of each arm")
+    add("--first_seed", type=int, default=1)
+    add("--arms", default="", help="some arms, a,b, and what they start from")
+    add("--split", default="test", choices=("val", "test"), help="probed patients")
+    add("--compare", action="store_true", help="write the tables, train nothing")
+    add("--on", choices=("local", "slurm", "jobset"), default="local")
+    add("--jobs", type=int, default=1, help="runs at a time, here or on SLURM")
+    add("--gpus_per_job", type=int, default=0, help="here: GPUs of each job")
+    add("--sbatch", action="append", default=[], help="an option of sbatch, repeatable")
+    add("--dry-run", action="store_true", help="print what would run")
+    jobset.add_flags(parser)
+    flags, common = parser.parse_known_args(argv)
+    wrong = [a for a in common if not a.startswith("--config.")]
+    if wrong:
+        raise PacxError(f"unknown argument {wrong[0]!r}: see --help")
+    for name, least in (("seeds", 1), ("jobs", 1), ("gpus_per_job", 0), ("hosts", 1)):
+        if getattr(flags, name) < least:
+            raise PacxError(f"--{name}={getattr(flags, name)}: give at least {least}")
+    study = chosen(studies.read(flags.study, flags.data), flags.arms)
+    seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
+    target = pathlib.Path(flags.target)
+    levels = plan(study, flags.target.rstrip("/"), seeds, common)
+    everything = [run for runs in levels for run in runs]
+    if not flags.compare:
+        for runs in levels:
+            left = [run for run in runs if run.todo()]
+            print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
+            code = sweep.start(left, target / "sweep", flags, runs)
+            if code:
+                collect(everything, target, [])
+                return code
+            if left and flags.on != "local" and not flags.dry_run:
+                print("give the same command again when these have ended")
+                return 0
+        if flags.dry_run:
+            return 0
+    collect(everything, target, [])
+    # JAX comes with it, which takes seconds.
+    from launch import study_results
+
+    print(study_results.write(study, target, seeds, flags.split))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""The tables of a study: probes of every arm and training, floors, within each view.
+
+Features of an encoder and a set are computed once, in TARGET/features. Everything that
+is written is the same, to the byte, when it is written again on the same machine.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import ml_collections
+import numpy as np
+
+from launch.studies import Study
+from pacx_jax import files, load_encoder
+from pacx_jax.encoders.xray_encoder import Encoder
+from pacx_jax.errors import PacxError
+from pacx_jax.evaluate import comparison, features, probe
+from pacx_jax.evaluate.reports import tables, words
+from pacx_jax.input import sources as sources_
+from pacx_jax.input import subsets
+from pacx_jax.run import overlap
+
+NAMES = {
+    "random": tables.Arm("Random ViT", "floor", "The same architecture, untrained."),
+    "pixels": tables.Arm("Pixels 24x24", "floor", "Logistic regression on raw pixels."),
+    "view": tables.Arm("View alone", "floor", "Which view was taken: PA, AP, ..."),
+    "person": tables.Arm(
+        "Age, sex, view", "floor", "What a table says of the patient."
+    ),
+    "permuted": tables.Arm(
+        "Labels permuted", "floor", "The treatment, fitted to others' labels: chance."
+    ),
+}
+
+
+def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) -> str:
+    """Writes results.json and comparison.txt into the target; returns the text.
+
+    Raises:
+      PacxError: no seed whose runs are all finished; patients of the probe's test in
+        an encoder's training.
+    """
+    probed = {name: arm for name, arm in study.arms.items() if arm.probed}
+    workdirs = {
+        (name, seed): target / (name if arm.once else f"{name}-seed_{seed}")
+        for name, arm in probed.items()
+        for seed in seeds
+    }
+    lacking = {s: [] for s in seeds}
+    for (name, seed), workdir in workdirs.items():
+        if not (workdir / "done.json").exists():
+            lacking[seed].append(name)
+    whole = [seed for seed in seeds if not lacking[seed]]
+    if not whole:
+        raise PacxError(
+            f"{target}: no seed has all arms finished; seed {seeds[0]} lacks "
+            f"{', '.join(lacking[seeds[0]])}. Run the study without --compare"
+        )
+    notes = [
+        f"Seed {seed} is left out: {', '.join(names)} not finished."
+        for seed, names in lacking.items()
+        if names
+    ]
+    sources = {s: _source(study.probe.path, s) for s in ("train", split)}
+    for (name, seed), workdir in workdirs.items():
+        if seed in whole:
+            _check_patients(study, target, name, split, workdir)
+    sets = {s: features.read_probe_set(source) for s, source in sources.items()}
+    train, test = sets["train"], sets[split]
+    if set(train.patients) & set(test.patients):
+        raise PacxError(f"{study.probe.path}: patients stand in train and in {split}")
+    found, prints = {}, {}
+    for (name, seed), workdir in workdirs.items():
+        if seed in whole:
+            encoder = load_encoder(workdir)
+            k = whole.index(seed)
+            prints[f"{name}, seed {seed}"] = fingerprint(encoder)
+            found[name, k] = _embed(target, encoder, sources, sets, split)
+    for k, seed in enumerate(whole):
+        if "random" in study.floors:
+            like = load_encoder(workdirs[study.treatment, seed])
+            encoder = features.random_like(like, seed)
+            found["random", k] = _embed(target, encoder, sources, sets, split)
+    found |= _floors(study, sets, sources, split)
+    names = sources["train"].label_names
+    result = compare(study, found, train, test, names, len(whole))
+    everything = {
+        "study": {"split": split, "seeds": whole, "notes": notes},
+        "data": {s: source.fingerprint for s, source in sources.items()},
+        "encoders": prints,
+        "tables": {k: dataclasses.asdict(each) for k, each in result.items()},
+    }
+    files.write(target / "results.json", json.dumps(everything, indent=1) + "\n")
+    text = "\n\n".join([*notes, *(_text(study, k, c) for k, c in result.items())])
+    files.write(target / "comparison.txt", text + "\n")
+    return text
+
+
+def compare(study, found, train, test, names, trainings) -> dict:
+    """The comparison over all test patients, and within each view that is asked for.
+
+    Args:
+      found: (arm, training) -> {"train": (n, d), "test": (m, d)}.
+
+    Returns:
+      "all" or the view's name -> comparison.Comparison.
+    """
+    asked = study.probe
+    about = (asked.fractions, range(asked.subsets), train.patients)
+    scores = probe.run_probes(found, train.labels, train.mask, *about)
+    if "permuted" in study.floors:
+        for k in range(trainings):
+            order = np.random.default_rng(k).permutation(len(train.labels))
+            own = {("permuted", k): found[study.treatment, k]}
+            labels = train.labels[order], train.mask[order]
+            scores |= probe.run_probes(own, *labels, *about)
+    scores = comparison.by_training(scores)
+    fraction_sizes = {
+        f: subsets.subset_size(len(train.labels), len(names), f)
+        for f in asked.fractions
+    }
+    kept = {"all": np.ones(len(test.labels), bool)}
+    for view in asked.within:
+        kept[f"within {view}"] = np.array([v == view for v in test.views])
+        if not kept[f"within {view}"].any():
+            raise PacxError(
+                f"{asked.path}: no test image of the view {view!r}; there are "
+                f"{', '.join(sorted(set(test.views)))}"
+            )
+    return {
+        name: comparison.compare_arms(
+            {key: each[:, :, rows] for key, each in scores.items()},
+            test.labels[rows],
+            test.mask[rows],
+            test.patients[rows],
+            names,
+            asked.groups,
+            study.pairs,
+            fraction_sizes,
+            study.baseline,
+            study.treatment,
+        )
+        for name, rows in kept.items()
+    }
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Names an encoder by its weights, architecture and preprocessing."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([encoder.architecture, encoder.preprocessing]).encode())
+    for leaf in jax.tree.leaves(encoder.params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _source(path: str, split: str):
+    return sources_.open_source(
+        ml_collections.ConfigDict({"source": "prepared", "path": path}), split
+    )
+
+
+def _check_patients(study, target, name, split, workdir) -> None:
+    """Refuses an encoder that has learnt from the probe's test patients."""
+    data = {"source": "prepared", "path": study.probe.path, "allow_overlap": False}
+    config = ml_collections.ConfigDict({"name": name, "data": data})
+    own = str(target / "overlap" / workdir.name)
+    overlap.check(config, own, [split], overlap.behind(str(workdir)))
+
+
+def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:
+    out = {}
+    for part in ("train", split):
+        key = f"{fingerprint(encoder)}_{sources[part].fingerprint[:16]}"
+        cached = target / "features" / f"{key}.npy"
+        if cached.exists():
+            z = np.load(cached, allow_pickle=False)
+        else:
+            given = (sets[part].views,) if encoder.views else ()
+            z = encoder(sets[part].images, *given)
+            with files.whole(cached, "wb") as file:
+                np.save(file, z)
+        out["train" if part == "train" else "test"] = z
+    return out
+
+
+def _floors(study, sets, sources, split) -> dict[tuple[str, int], dict]:
+    train, test = sets["train"], sets[split]
+    seen = sorted({*train.views, *test.views})
+    view = {
+        part: np.eye(len(seen))[[seen.index(v) for v in each.views]]
+        for part, each in (("train", train), ("test", test))
+    }
+    made = {"pixels": {"train": features.pixels(train), "test": features.pixels(test)}}
+    made["view"] = view
+    if "person" in study.floors:
+        who = _people(study.probe.table)
+        made["person"] = {
+            part: np.concatenate(
+                [_rows(who, sources[s], study.probe.table), view[part]], 1
+            )
+            for part, s in (("train", "train"), ("test", split))
+        }
+    return {(name, 0): x for name, x in made.items() if name in study.floors}
+
+
+def _people(table: str) -> dict[str, tuple[float, float]]:
+    """Image path -> age in decades and 1 where female, of a CSV."""
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        return {r["path"]: (float(r["age"]) / 10, r["sex"][:1] in "Ff") for r in rows}
+    except (OSError, KeyError, ValueError) as e:
+        raise PacxError(
+            f"{table}: give a CSV with the columns path, age and sex ({e!r})"
+        ) from None
+
+
+def _rows(who, source, table) -> np.ndarray:
+    paths = [source[i]["path"] for i in range(len(source))]
+    if missing := [path for path in paths if path not in who]:
+        raise PacxError(
+            f"{table} lacks {len(missing)} of {len(paths)} images of {source.split}, "
+            f"such as {missing[0]}"
+        )
+    return np.array([who[path] for path in paths], float)
+
+
+def _text(study: Study, name: str, result: comparison.Comparison) -> str:
+    shown = {
+        arm: tables.Arm(about.name or arm, about.role, about.about)
+        for arm, about in study.arms.items()
+    } | NAMES
+    says = dataclasses.replace(
+        words.PACX,
+        treatment=shown[study.treatment].name,
+        baseline=shown[study.baseline].name,
+    )
+    heading = "All test patients" if name == "all" else name[0].upper() + name[1:]
+    pairs = [
+        r for r in result.pairs if (r["a"], r["b"]) != (study.treatment, study.baseline)
+    ]
+    body = tables.render_table_text(result.table, result.summary, shown, says, pairs)
+    return f"{heading}\n\n{body}"

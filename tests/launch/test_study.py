@@ -1,0 +1,178 @@
+"""Studies: which runs in which order, what is compared, what is refused."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from data import prepare
+from launch import studies, study, study_results, sweep
+from launch.studies import Arm, Probe, Study
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from tests import tiny
+
+FILE = "configs/studies/pacx_cohort.py"
+# Stands in for pacx_jax.main: remembers when it ran, and whether its starts were there.
+STAND_IN = """
+import json, pathlib, sys
+arguments = dict(a.split("=", 1) for a in sys.argv[1:])
+workdir = pathlib.Path(arguments["--workdir"])
+workdir.mkdir(parents=True)
+for key, value in arguments.items():
+    if key.endswith("init"):
+        assert (pathlib.Path(value) / "done.json").exists(), value
+(workdir / "done.json").write_text(json.dumps({"step": 1, "metrics": {}}))
+"""
+
+
+def given(tmp_path, *more):
+    return [FILE, f"--data={tmp_path}/data", f"--target={tmp_path}/study", *more]
+
+
+def test_arms_are_trained_after_what_they_start_from(tmp_path, monkeypatch, capsys):
+    (tmp_path / "main.py").write_text(STAND_IN)
+    monkeypatch.setattr(sweep, "PROGRAM", (sys.executable, str(tmp_path / "main.py")))
+    monkeypatch.setattr(study_results, "write", lambda *_: "the tables")
+    flags = given(tmp_path, "--arms=pacx,shuffled", "--seeds=2", "--jobs=2")
+    assert study.main(flags) == 0
+    made = {p.parent.name for p in tmp_path.glob("study/*/done.json")}
+    arms = {f"{a}-seed_{s}" for a in ("mae", "pacx", "shuffled") for s in (1, 2)}
+    assert made == arms | {"ecg", "labs"}
+    assert capsys.readouterr().out.endswith("the tables\n")
+    rows = json.loads((tmp_path / "study" / "results.json").read_text())
+    assert {row["state"] for row in rows} == {"finished"} and len(rows) == 8
+    assert study.main(flags) == 0  # all of it stands
+    assert "4 runs, 4 of them finished" in capsys.readouterr().out
+
+
+def test_a_run_starts_from_the_run_of_its_own_seed(tmp_path, capsys):
+    assert (
+        study.main(given(tmp_path, "--seeds=2", "--dry-run", "--config.log_every=7"))
+        == 0
+    )
+    lines = [x for x in capsys.readouterr().out.splitlines() if "--workdir" in x]
+    (one,) = [x for x in lines if "/pacx-seed_2 " in x]
+    assert f"model_init={tmp_path}/study/mae-seed_2" in one and "--config.seed=2" in one
+    assert f"modalities.ecg.init={tmp_path}/study/ecg " in one
+    assert all("--config.log_every=7" in x for x in lines)
+    assert len([x for x in lines if f"--workdir={tmp_path}/study/ecg " in x]) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, says",
+    [
+        (["--seeds=0"], "--seeds=0: give at least 1"),
+        (["--arms=pax"], "--arms=pax: choose of mae, "),
+        (["--arms=ecg"], "pacx is what the study is about"),
+        (["--config=x"], "unknown argument '--config=x'"),
+        (["--compare"], "no seed has all arms finished; seed 1 lacks mae, pacx"),
+    ],
+)
+def test_wrong_flags_are_one_line(flags, says, tmp_path, capsys):
+    assert study.main(given(tmp_path, *flags)) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ") and says in err and err.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory):
+    """A prepared set of labelled films, and the encoders of two seeds."""
+    root = tmp_path_factory.mktemp("study")
+    rng = np.random.default_rng(0)
+    rows = ["path,patient_id,split,view,age,sex,a,b"]
+    (root / "films").mkdir()
+    for i in range(120):
+        labels = rng.integers(0, 2, 2)
+        film = rng.integers(0, 100, (24, 24)) + 100 * labels[0] * (np.arange(24) < 12)
+        PIL.Image.fromarray(np.uint8(film)).save(root / "films" / f"{i}.png")
+        split = "train" if i < 60 else "test" if i < 110 else "val"
+        who = f"{i // 2},{split},{('PA', 'AP')[i % 2]},{40 + i % 30},{'FM'[i % 3 % 2]}"
+        rows.append(f"{i}.png,{who},{labels[0]},{labels[1]}")
+    table = root / "films" / "labels.csv"
+    table.write_text("\n".join(rows))
+    flags = [f"--source={root}/films", f"--target={root}/set", "--size=24"]
+    prepare.prepare(prepare.parse(["folder", *flags, "--csv=labels.csv"]))
+    for k, name in enumerate(
+        ("mae-seed_1", "pacx-seed_1", "mae-seed_2", "pacx-seed_2")
+    ):
+        folder = tiny.folder("vit", seed=k)
+        model_folder.save(root / "runs" / name, folder, "card")
+        (root / "runs" / name / "done.json").write_text('{"step": 1, "metrics": {}}')
+    return root
+
+
+def _study(root, **changes):
+    arms = {
+        "mae": Arm("r", name="MAE", role="compared"),
+        "pacx": Arm("r", starts={"model_init": "mae"}, name="PaCX", role="compared"),
+    }
+    table = str(root / "films" / "labels.csv")
+    probe = Probe(
+        str(root / "set"), {"both": ("a", "b")}, (0.5, 1.0), 2, table, ("PA",)
+    )
+    about = dict(arms=arms, probe=probe, pairs=[("pacx", "pixels")], treatment="pacx")
+    about |= {"baseline": "mae", "floors": studies.FLOORS}
+    return Study(**(about | changes))
+
+
+def test_tables_of_a_study_are_the_same_bytes_again(probed):
+    target = probed / "runs"
+    text = study_results.write(_study(probed), target, range(1, 3), "test")
+    for part in ("All test patients", "Within PA", "PaCX - MAE", "PaCX - Pixels 24x24"):
+        assert part in text
+    assert "2 training seeds, 2 label subsets, 25 patients" in text
+    assert "not judged" in text  # two seeds
+    numbers = json.loads((target / "results.json").read_text())
+    rows = numbers["tables"]["all"]["table"]
+    by_arm = {r["arm"]: r for r in rows if r["labels"] == "a" and r["fraction"] == 1}
+    assert set(by_arm) == {"mae", "pacx", *studies.FLOORS}
+    assert by_arm["pixels"]["auroc"] > 0.9 and by_arm["pixels"]["trainings"] == 1
+    assert by_arm["pacx"]["trainings"] == by_arm["permuted"]["trainings"] == 2
+    assert by_arm["view"]["auroc"] < 0.75 and by_arm["person"]["auroc"] < 0.75
+    within = {r["n_patients"] for r in numbers["tables"]["within PA"]["table"]}
+    assert within == {25}
+    assert len(numbers["encoders"]) == len(set(numbers["encoders"].values())) == 4
+    before = {f: (target / f).read_bytes() for f in ("results.json", "comparison.txt")}
+    kept = sorted(p.stat().st_mtime_ns for p in (target / "features").iterdir())
+    study_results.write(_study(probed), target, range(1, 3), "test")
+    assert before == {f: (target / f).read_bytes() for f in before}
+    assert kept == sorted(p.stat().st_mtime_ns for p in (target / "features").iterdir())
+
+
+def test_a_seed_that_lacks_a_run_is_left_out_and_said(probed, tmp_path):
+    text = study_results.write(_study(probed), probed / "runs", range(1, 4), "test")
+    assert text.startswith("Seed 3 is left out: mae, pacx not finished.")
+    assert "2 training seeds" in text
+    with pytest.raises(PacxError, match="no seed has all arms finished; seed 7 lacks"):
+        study_results.write(_study(probed), probed / "runs", range(7, 9), "test")
+
+
+def test_what_a_study_cannot_be_is_said(probed):
+    for changes, says in (
+        ({"treatment": "pcx"}, "'pcx', which is not there: is it 'pacx'"),
+        ({"floors": ("pixel",), "pairs": []}, "floor 'pixel': choose of random"),
+        ({"arms": {"pacx": Arm("r", starts={"x": "mae"})}}, "starts from 'mae'"),
+    ):
+        with pytest.raises(PacxError, match=says):
+            _study(probed, **changes)
+    circle = {
+        a: Arm("r", starts={"x": b}) for a, b in (("mae", "pacx"), ("pacx", "mae"))
+    }
+    with pytest.raises(PacxError, match="start from each other: mae, pacx"):
+        _study(probed, arms=circle)
+    with pytest.raises(PacxError, match="configs/studies/none.py: no such study"):
+        studies.read("configs/studies/none.py", "data")
+    probe = dataclasses.replace(_study(probed).probe, within=("LL",))
+    with pytest.raises(
+        PacxError, match="no test image of the view 'LL'; there are AP, PA"
+    ):
+        study_results.write(_study(probed, probe=probe), probed / "runs", [1], "test")
+    short = probed / "short.csv"
+    short.write_text("path,age,sex\n0.png,40,F\n")
+    probe = dataclasses.replace(_study(probed).probe, table=str(short))
+    with pytest.raises(PacxError, match="short.csv lacks 59 of 60 images of train"):
+        study_results.write(_study(probed, probe=probe), probed / "runs", [1], "test")
