@@ -190,7 +190,8 @@ PROGRAMS = {
     "launch/demo.sh": demo,
     "launch/test.sh": suite,
 }
-SCRIPTS = ("jobset.py", "local.sh", "slurm.sbatch", "sweep.py", "tpu_pod.sh")
+SCRIPTS = ("jobset.py", "local.sh", "slurm.sbatch", "study.py", "sweep.py",
+           "tpu_pod.sh")  # fmt: skip
 PROGRAMS |= {f"launch/{name}": launcher(f"launch/{name}") for name in SCRIPTS}
 
 
