@@ -80,7 +80,7 @@ def finish(
             sums[path.name] = files.sha256(path)
     manifest = {
         "name": name,
-        "namespace": patients.namespace(name),
+        "namespace": plan.namespace or patients.namespace(name),
         "settings": settings,
         "source_fingerprint": plan.fingerprint,
         "fingerprint": fingerprint,
