@@ -263,6 +263,10 @@ class Mixture:
             named += [keys[who] for who in ids] if ids else [""] * len(self._sources[k])
         return named
 
+    def paths(self) -> list[str]:
+        """The path of each image in its set."""
+        return [path for source in self._sources for path in source.paths()]
+
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing, -1 = uncertain."""
         joined = np.full((len(self), len(self.label_names)), np.nan, np.float32)
@@ -347,8 +351,8 @@ def order(source: Any, seed: int) -> Callable[[int], int]:
     if empty:
         raise PacxError(
             f"{empty[0]} has no example left in the {source.split} split "
-            "(data.label_fraction, data.label_count, data.limit): leave it out of "
-            "data.path"
+            "(data.label_fraction, data.label_count, data.subset_list, data.limit): "
+            "leave it out of data.path"
         )
     shuffled = [_Shuffled(rows, seed, k) for k, rows in enumerate(members)]
     bounds = tuple(np.cumsum([0, *shares])[:-1]) + (1.0,)

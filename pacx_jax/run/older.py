@@ -21,6 +21,7 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
         data["transform"] = ""
     if isinstance(data, dict) and "label_columns" in data:
         data.setdefault("label_count", 0)
+        data.setdefault("subset_list", "")
         data.setdefault("label_separator", "|")
         data.setdefault("weights", "size")
         data.setdefault("group", "image")

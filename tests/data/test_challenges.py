@@ -2,13 +2,14 @@
 
 import json
 import re
+import types
 
 import numpy as np
 import pytest
 
 from data import runs
 from pacx_jax.errors import PacxError
-from pacx_jax.input import images
+from pacx_jax.input import images, sources, subsets
 from tests.data import published_trees as trees
 from tests.data.published_trees import module, write
 from tests.data.test_published import edit, examples
@@ -276,3 +277,19 @@ def test_listed_images_that_are_not_there_stop_it_unless_allowed(tmp_path, run):
         allowed = (tmp_path / name, tmp_path / f"{name}_out", "--allow_missing")
         code, _, out = run(name, *allowed)
         assert code == 0 and "1 listed images are not there and left out" in out
+
+
+def test_a_list_of_benchx_names_images_of_a_prepared_set(tmp_path, run):
+    trees.draw_tbx11k(tmp_path / "in")
+    run("tbx11k", tmp_path / "in", tmp_path / "out", "--splits=reference")
+    (tmp_path / "train_10.txt").write_text(
+        "tb0010\nh0000\nh0004\ns0003\ns0005\nh0008\n"
+    )
+    data = types.SimpleNamespace(
+        source="prepared", path=str(tmp_path / "out"), label_fraction=1.0,
+        label_draw="positives", subset_list=str(tmp_path / "train_10.txt"),
+    )  # fmt: skip
+    train = subsets.few_labels(sources.open_source(data, "train"), data)
+    stems = {path.rsplit("/", 1)[1][:-4] for path in train.paths()}
+    assert stems and stems < {*ids}
+    assert f"{6 - len(stems)} of its 6 ids are NOT in the split" in train.notes[-1]
