@@ -9,7 +9,7 @@ import ml_collections
 
 from pacx_jax import files, objectives
 from pacx_jax.distributed import processes
-from pacx_jax.encoders import kinds, model_folder
+from pacx_jax.encoders import golden, kinds, model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.run import checkpoint, metrics, older
 
@@ -60,7 +60,8 @@ def from_workdir(
     model = read_run(config, workdir, which, heads)
     target = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
     if processes.is_first():
-        model_folder.save(target, model, card(config, workdir, model, which))
+        text = card(config, workdir, model, which)
+        model_folder.save(target, model, text, golden.beside(model))
     return target
 
 

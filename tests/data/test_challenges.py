@@ -282,9 +282,8 @@ def test_listed_images_that_are_not_there_stop_it_unless_allowed(tmp_path, run):
 def test_a_list_of_benchx_names_images_of_a_prepared_set(tmp_path, run):
     trees.draw_tbx11k(tmp_path / "in")
     run("tbx11k", tmp_path / "in", tmp_path / "out", "--splits=reference")
-    (tmp_path / "train_10.txt").write_text(
-        "tb0010\nh0000\nh0004\ns0003\ns0005\nh0008\n"
-    )
+    ids = ("tb0010", "h0000", "h0004", "s0003", "s0005", "h0008")
+    (tmp_path / "train_10.txt").write_text("\n".join(ids))
     data = types.SimpleNamespace(
         source="prepared", path=str(tmp_path / "out"), label_fraction=1.0,
         label_draw="positives", subset_list=str(tmp_path / "train_10.txt"),
