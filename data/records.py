@@ -41,6 +41,7 @@ class Plan:
       report: what else the summary says, for JSON.
       notes: lines to tell about the source and its splits.
       namespace: whose ids the patients' are; "" = those of the set's name.
+      simulated: whether the source is the simulated cohort.
       identity: row -> what identifies its source, so that a preparation which is gone
         on with keeps what has not changed; None = `fingerprint` for all rows.
       complete: makes the plan whole where that takes long, as it need not for a
@@ -62,6 +63,7 @@ class Plan:
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
     namespace: str = ""
+    simulated: bool = False
     identity: Callable[[Any], bytes] | None = None
     complete: Callable[[], Plan] | None = None
 
