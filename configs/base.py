@@ -54,6 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.grace_seconds = 25.0  # to save the state after SIGTERM
     c.watchdog_seconds = 900.0  # dump stacks if a step takes longer; 0: off
     c.profile_steps = 0  # steps traced into WORKDIR/profile per session, from the third
+    c.license = ""  # of the exported encoder, for its card
     c.export = "latest"  # checkpoint to export the encoder from
     c.model_init = ""  # folder of the weights to start from
 

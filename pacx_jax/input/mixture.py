@@ -42,7 +42,7 @@ def paths(path: str) -> tuple[str, ...]:
         with commas between and no tuple.
     """
     if not str(path).lstrip().startswith("("):
-        parts = [_kind(part)[1] for part in str(path).split(",")]
+        parts = [kind_of(part)[1] for part in str(path).split(",")]
         if len(parts) == 1 or not all(map(os.path.exists, parts)):
             return (path,)
     found = _texts(path)
@@ -65,11 +65,11 @@ def real(path: str) -> tuple[tuple[str, str], ...]:
 
 
 def _real(path: str) -> tuple[str, str]:
-    kind, folder = _kind(path)
+    kind, folder = kind_of(path)
     return kind, os.path.realpath(folder)
 
 
-def _kind(path: str) -> tuple[str, str]:
+def kind_of(path: str) -> tuple[str, str]:
     """The kind that a path of a mixture names, "" for none, and the folder."""
     kind, _, rest = path.partition(":")
     return (kind, rest) if kind in ("folder", "prepared") and rest else ("", path)
@@ -104,7 +104,7 @@ class Part:
     """`config.data` as one set has it: its own path, kind and namespace."""
 
     def __init__(self, data: Any, path: str, namespace: str):
-        kind, self.path = _kind(path)
+        kind, self.path = kind_of(path)
         self._data = data
         self.source = kind or data.source
         self.some_labels = True  # of label_columns: another set may have the others
@@ -289,7 +289,7 @@ class Mixture:
 
 def names(given: Sequence[str]) -> tuple[str, ...]:
     """The sets' names: the last part of each path, or the whole where two are alike."""
-    short = [pathlib.PurePath(_kind(p)[1]).name for p in given]
+    short = [pathlib.PurePath(kind_of(p)[1]).name for p in given]
     return tuple(
         s if short.count(s) == 1 and s else p for p, s in zip(given, short, strict=True)
     )
