@@ -54,6 +54,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.grace_seconds = 25.0  # to save the state after SIGTERM
     c.watchdog_seconds = 900.0  # dump stacks if a step takes longer; 0: off
     c.profile_steps = 0  # steps traced into WORKDIR/profile per session, from the third
+    c.license = ""  # of the exported encoder, for its card
     c.export = "latest"  # checkpoint to export the encoder from
     c.model_init = ""  # folder of the weights to start from
 
@@ -76,6 +77,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.limit = 0  # 0: all examples
     c.data.label_fraction = 1.0  # of the training examples (D27)
     c.data.label_count = 0  # of the training examples, instead of the fraction; 0: off
+    c.data.subset_list = ""  # or a file of the training images that keep their labels
     c.data.label_draw = "positives"  # one per label, then any; or stratified
     c.data.label_seed = 42
     c.data.group = "image"  # or "study": an example has all images of a visit

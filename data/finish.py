@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from data import published, records, shards
+from data import croissant, published, records, shards
 from pacx_jax import files
 from pacx_jax.errors import one_line
 from pacx_jax.input import patients
@@ -25,6 +25,7 @@ def finish(
     target: pathlib.Path,
     shown: str,
     name: str,
+    description: str,
     settings: dict[str, Any],
 ) -> dict[str, Any]:
     """Writes what stands beside the records, and gives the set its place.
@@ -35,6 +36,7 @@ def finish(
       target: the set's place: nothing, or an empty folder.
       shown: what the summary calls it.
       name: of the builder, in data/prepare.py.
+      description: the builder's.
       settings: what decides the contents, apart from the source's.
 
     Returns:
@@ -78,9 +80,20 @@ def finish(
         if path.name not in sums:
             files.sync(path)
             sums[path.name] = files.sha256(path)
+    text = croissant.card(
+        name,
+        description,
+        plan.simulated,
+        summary,
+        {path.name: (path.stat().st_size, sums[path.name]) for path in written},
+        plan.entries,
+    )
+    written.append(built / croissant.FILE)
+    files.write(written[-1], text)
+    sums[croissant.FILE] = files.sha256(written[-1])
     manifest = {
         "name": name,
-        "namespace": patients.namespace(name),
+        "namespace": plan.namespace or patients.namespace(name),
         "settings": settings,
         "source_fingerprint": plan.fingerprint,
         "fingerprint": fingerprint,

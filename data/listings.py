@@ -10,8 +10,9 @@ import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 
+from data import runs
 from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.input import names, tables
@@ -29,7 +30,8 @@ class Row:
       split: the official one, "" without one.
       stratum: 1 where a stratified draw counts the row as positive.
       folder: a folder above the image, where names repeat ("train").
-      mask: path of its mask, "" if that is not there; None where the set has none.
+      mask: path of its mask, "" if that is not there, or the runs of its pixels;
+        None where the set has none.
       study: its study's id, unique within the patient; "" where the set names none.
       views: its view as each origin has it, (origin, text) for `views.settle`; ()
         where the set says nothing.
@@ -44,7 +46,7 @@ class Row:
     split: str = ""
     stratum: float = 0.0
     folder: str = ""
-    mask: str | None = None
+    mask: str | runs.Runs | None = None
     study: str = ""
     views: tuple[tuple[str, str], ...] = ()
     report: tuple[str, str] | None = None
@@ -167,6 +169,20 @@ def class_folders(
             )
         if not inside or parts[2].lower() == inside:
             yield path, split, known[parts[1].lower()]
+
+
+def told_unlisted(files: Files, listed: Container[str]) -> list[str]:
+    """A line on images whose names, without extension, a table does not have.
+
+    Those are left out; [] where there are none.
+    """
+    stems = ((p, p.rsplit("/", 1)[-1].rsplit(".", 1)[0]) for p in files.paths)
+    odd = [path for path, stem in stems if stem not in listed]
+    return [
+        f"{len(odd)} images have no row in the tables and are left out, the first is "
+        f"{first}"
+        for first in odd[:1]
+    ]
 
 
 def one_hot(names: Sequence[str], name: str) -> list[float]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import importlib
 import json
 import pathlib
@@ -144,6 +145,9 @@ def _make(
             )
         return finished["summary"] | {"status": "unchanged"}
     plan = plan.complete() if plan.complete else plan
+    source = pathlib.Path(options_here.source).resolve()
+    drawn = [(p / published.SIMULATED).is_file() for p in (source, source.parent)]
+    plan = dataclasses.replace(plan, simulated=any(drawn))
     if options.store == "raw":
         plan = records.with_raw_images(plan)
     records.tfds.disable_progress_bar()
@@ -214,9 +218,8 @@ def _prepare(
             shown = options.target
             shown = shown.rstrip("/") if urls.is_remote(shown) else str(target)
             settings = _settings(options)
-            summary = finish.finish(
-                preparation, builder.plan, target, shown, options.name, settings
-            )
+            what = (options.name, builder.description, settings)
+            summary = finish.finish(preparation, builder.plan, target, shown, *what)
             beside.unlink(missing_ok=True)
             shutil.rmtree(work, ignore_errors=True)
         except BaseException as error:

@@ -126,16 +126,20 @@ def _identify(
     size = os.stat(root / path).st_size
     digest.update(f"{path}\0{size}\0{split}\0{row.patient}\0".encode())
     digest.update(labels.tobytes())
-    if row.mask is not None:
+    if isinstance(row.mask, str):
         size = os.stat(root / row.mask).st_size
         digest.update(f"{row.mask}\0{size}\0".encode())
+    elif row.mask is not None:
+        digest.update(f"{row.mask.text}\0".encode())
     if texts:
         digest.update(repr(texts).encode())
 
 
 @dataclasses.dataclass(frozen=True)
 class MakeImage:
-    """Makes the example of (path, patient, labels, path of the mask or None, texts).
+    """Makes the example of (path, patient, labels, mask, texts).
+
+    The mask is its path, its runs, or None.
 
     Attributes:
       root: the folder of the images.
@@ -163,8 +167,10 @@ class MakeImage:
         if mask is None:
             stored = {"image": records.store_image(data, self.size, name)}
         else:
-            mask_name = f"{self.root}/{mask}"
-            mask_data = files.read_bytes(mask_name)
+            mask_name, mask_data = name, mask
+            if isinstance(mask, str):
+                mask_name = f"{self.root}/{mask}"
+                mask_data = files.read_bytes(mask_name)
             stored = records.store_pair(data, mask_data, self.size, name, mask_name)
         example = stored | {"path": path}
         example |= {"labels": labels} if len(labels) else {}

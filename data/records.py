@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data import parallel
+from data import parallel, runs
 from pacx_jax.errors import PacxError
 from pacx_jax.input import images, masks
 from pacx_jax.modalities import vitals
@@ -40,6 +40,8 @@ class Plan:
       files: name -> contents of what else is written beside the records.
       report: what else the summary says, for JSON.
       notes: lines to tell about the source and its splits.
+      namespace: whose ids the patients' are; "" = those of the set's name.
+      simulated: whether the source is the simulated cohort.
       identity: row -> what identifies its source, so that a preparation which is gone
         on with keeps what has not changed; None = `fingerprint` for all rows.
       complete: makes the plan whole where that takes long, as it need not for a
@@ -60,6 +62,8 @@ class Plan:
     files: Mapping[str, bytes] = dataclasses.field(default_factory=dict)
     report: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    namespace: str = ""
+    simulated: bool = False
     identity: Callable[[Any], bytes] | None = None
     complete: Callable[[], Plan] | None = None
 
@@ -166,15 +170,19 @@ def store_image(data: bytes | np.ndarray, size: int, name: str) -> bytes:
 
 
 def store_pair(
-    data: bytes, mask_data: bytes, size: int, name: str, mask_name: str
+    data: bytes, mask_data: bytes | runs.Runs, size: int, name: str, mask_name: str
 ) -> dict[str, bytes]:
     """Entries `image`, as by `store_image`, and `mask`: a PNG of 0 and 255, its size.
 
-    The mask is shrunk by its nearest pixels. PacxError when the two differ in size, or
-    when the mask is none (see pacx_jax/input/masks.py).
+    The mask is a file's bytes, or runs of pixels. It is shrunk by its nearest pixels.
+    PacxError when the two differ in size, or when the mask is none (see
+    pacx_jax/input/masks.py).
     """
     image = images.decode(data, name)
-    mask = masks.decode(mask_data, mask_name)
+    if isinstance(mask_data, runs.Runs):
+        mask = runs.draw(mask_data, mask_name)
+    else:
+        mask = masks.decode(mask_data, mask_name)
     masks.check_size(image, mask, name)
     mask = masks.resize_to(mask, *images.shrunk(image.shape, size))
     return {
@@ -200,8 +208,10 @@ def image_identity(root: str, row: tuple) -> bytes:
     """
     path, patient, labels, mask, *texts = row
     text = f"{path}\0{_size(root, path)}\0{patient}\0"
-    if mask is not None:
+    if isinstance(mask, str):
         text += f"{mask}\0{_size(root, mask)}\0"
+    elif mask is not None:
+        text += f"{mask.text}\0"
     for values in texts:
         text += repr(values)
     return text.encode() + labels.tobytes()

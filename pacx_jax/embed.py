@@ -2,9 +2,11 @@
 
   python -m pacx_jax.embed --encoder=DIR --images=DIR --out=file.npz
   python -m pacx_jax.embed --encoder=DIR --ecgs=DIR_OR_FILE --out=file.npz
+  python -m pacx_jax.embed --encoder=DIR --check
 
 The file holds `path` (n,), relative to the folder and sorted, and `embedding`
 (n, width) float32. For ECGs it holds `start_seconds` (n,) too, unless --windows=mean.
+--check embeds the 4 images that an export brings along, and compares.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import numpy as np
 import tqdm
 
 from pacx_jax import cli, files, target
+from pacx_jax.encoders import golden
 from pacx_jax.encoders.ecg_encoder import load_ecg_encoder
 from pacx_jax.encoders.xray_encoder import load_encoder
 from pacx_jax.errors import PacxError
@@ -123,6 +126,13 @@ def _refuse_unused(parser: argparse.ArgumentParser, args: argparse.Namespace) ->
             raise PacxError(f"--{name} goes with {other}: leave it away")
 
 
+def _refuse_with_check(parser: argparse.ArgumentParser, args) -> None:
+    """Refuses all flags but --encoder and --check."""
+    for name, value in vars(args).items():
+        if name not in ("encoder", "check") and value != parser.get_default(name):
+            raise PacxError(f"--{name} does not go with --check: leave it away")
+
+
 def _refuse_without_arrays(parser: argparse.ArgumentParser, args) -> None:
     """Refuses what speaks of arrays, where all records have headers of their own."""
     given = [
@@ -171,9 +181,15 @@ def _parser() -> cli.Parser:
     )
     parser.add_argument("--encoder", required=True, help="exported folder or workdir")
     what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--check",
+        action="store_true",
+        help="embed the X-ray encoder's golden images, and compare with what it was "
+        "exported with",
+    )
     what.add_argument("--images", help="folder of JPEG, PNG or DICOM files")
     what.add_argument("--ecgs", help="WFDB records or .npy: a folder, or one file")
-    parser.add_argument("--out", required=True, help="the .npz file to write")
+    parser.add_argument("--out", help="the .npz file to write")
     parser.add_argument("--batch_size", type=int, default=32)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
     parser.add_argument(
@@ -216,8 +232,14 @@ def main(argv: list[str] | None = None) -> None:
     """The command line."""
     parser = _parser()
     args = parser.parse_args(argv)
+    if args.check:
+        _refuse_with_check(parser, args)
+        print(f"{args.encoder}: {golden.check(args.encoder)}")
+        return
     host_memory.keep_freed()
     _refuse_unused(parser, args)
+    if args.out is None:
+        raise PacxError("--out is missing: name the .npz file to write")
     out = pathlib.Path(args.out)
     if out.suffix != ".npz":
         raise PacxError(f"--out {out}: name a file that ends in .npz")

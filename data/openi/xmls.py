@@ -40,16 +40,7 @@ class Report:
 
 def read(path: pathlib.Path) -> Report:
     """Reads a report; PacxError if it is none, damaged, or declares entities."""
-    data = files.read_bytes(path, BYTES + 1)
-    try:
-        if len(data) > BYTES:
-            raise ValueError(f"more than {BYTES} bytes")
-        _refuse_doctype(data)
-        root = ElementTree.fromstring(data)
-    except (ValueError, LookupError, ElementTree.ParseError, expat.ExpatError) as error:
-        raise PacxError(
-            f"{path}: no readable XML report ({one_line(error)}); get it again"
-        ) from None
+    root = tree(path, "XML report")
     name = root.find("uId")
     if name is None or not name.get("id", "").strip():
         raise PacxError(f"{path}: names no study (no uId); get it again")
@@ -68,6 +59,20 @@ def read(path: pathlib.Path) -> Report:
         tuple(t for e in root.iter("major") if (t := (e.text or "").strip())),
         tuple(i for e in root.iter("parentImage") if (i := e.get("id", "").strip())),
     )
+
+
+def tree(path: pathlib.Path, what: str) -> ElementTree.Element:
+    """The root of an XML file; PacxError if it is none, or declares entities."""
+    data = files.read_bytes(path, BYTES + 1)
+    try:
+        if len(data) > BYTES:
+            raise ValueError(f"more than {BYTES} bytes")
+        _refuse_doctype(data)
+        return ElementTree.fromstring(data)
+    except (ValueError, LookupError, ElementTree.ParseError, expat.ExpatError) as error:
+        raise PacxError(
+            f"{path}: no readable {what} ({one_line(error)}); get it again"
+        ) from None
 
 
 def _refuse_doctype(data: bytes) -> None:

@@ -4,6 +4,7 @@
   model.safetensors   float32 weights, names as in the parameter tree, joined by "."
   README.md           the model card
   heads.safetensors   only where heads or a decoder are kept too (see model_heads)
+  golden.safetensors  of exported X-ray encoders: images and their embeddings (golden)
 
 Every stage writes one when it ends (`WORKDIR/export`), later stages and `load_encoder`
 read it. Nothing of optimizers is in it, nor, unless asked for, of heads or decoders.
@@ -16,7 +17,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import flax
 import jax
@@ -32,6 +33,8 @@ from pacx_jax.stores import staging, urls
 from pacx_jax.types import Params
 
 FORMAT = 1
+GOLDEN = "golden.safetensors"  # see golden.py
+_NAMES = ("config.json", "model.safetensors", "README.md", model_heads.FILE, GOLDEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +82,16 @@ def shapes_of(kind: str, architecture: dict) -> dict[str, tuple[int, ...]]:
     return {name: leaf.shape for name, leaf in flat.items()}
 
 
-def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
+def save(
+    path: str | os.PathLike,
+    model: ModelFolder,
+    card: str,
+    beside: Mapping[str, bytes] | None = None,
+) -> None:
     """Writes a folder, whole or not at all; an existing model folder is replaced.
 
-    A symbolic link at `path` is followed, and stays.
+    A symbolic link at `path` is followed, and stays. `beside` has the contents of what
+    else is written, by file name (`golden.beside`).
 
     Raises:
       PacxError: the parameters do not fit the architecture, or there is something else
@@ -105,6 +114,8 @@ def save(path: str | os.PathLike, model: ModelFolder, card: str) -> None:
     if model.heads:
         _check_heads(path, model.heads.flat(), model.heads, shapes)
     with files.whole_folder(path) as temporary:
+        for name, data in (beside or {}).items():
+            (temporary / name).write_bytes(data)
         _write(temporary, model, flat, card)
 
 
@@ -119,8 +130,7 @@ def is_ours(path: pathlib.Path) -> bool:
         about = files.read_json(path / "config.json")
     except (OSError, ValueError):
         return False
-    ours = {"config.json", "model.safetensors", "README.md", model_heads.FILE}
-    return names <= ours and "format" in about
+    return names <= {*_NAMES} and "format" in about
 
 
 def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> None:
@@ -214,8 +224,7 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
 
 def _is_of_model(name: str) -> bool:
     folder, _, file = name.rpartition("/")
-    files = ("config.json", "model.safetensors", "README.md", model_heads.FILE)
-    return folder in ("", "export") and file in files
+    return folder in ("", "export") and file in _NAMES
 
 
 def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:

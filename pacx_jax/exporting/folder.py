@@ -8,7 +8,7 @@ from collections.abc import Callable
 import flax
 import numpy as np
 
-from pacx_jax.encoders import model_folder
+from pacx_jax.encoders import golden, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 from pacx_jax.exporting.source import Source, classifier_of
@@ -16,7 +16,8 @@ from pacx_jax.exporting.source import Source, classifier_of
 
 def write(folder: pathlib.Path, source: Source) -> None:
     """Writes the model folder, head included."""
-    model_folder.save(folder, source.model, source.card)
+    beside = golden.beside(source.model)
+    model_folder.save(folder, source.model, source.card, beside)
 
 
 def reopen(folder: pathlib.Path, source: Source) -> Callable:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pacx_jax.encoders import model_folder
+from pacx_jax.encoders import golden, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError, install
 from pacx_jax.exporting import folder, graphs, pytorch
@@ -227,6 +227,8 @@ def _refuse_foreign(path: pathlib.Path, name: str) -> None:
 def _describe(
     path: pathlib.Path, source: Source, name: str, errors: dict, words: str
 ) -> None:
+    for file, data in golden.beside(source.model).items():
+        (path / file).write_bytes(data)
     measured = {"errors": errors, "images": words, "limit": LIMIT}
     files = sorted({p.name for p in path.iterdir()} | {ABOUT, "README.md"})
     about = {"format": name, "files": files, "compared": measured}
@@ -249,6 +251,7 @@ squashed to {source.image_size} x {source.image_size} pixels by PIL's bilinear f
 The embedding is the CLS token after the final LayerNorm, {source.model.width} numbers.
 {head}
 Opened again and compared with the encoder: {_sentence(errors, words)}.
+`{golden.FILE}` has 4 images and their embeddings, to compare with on another machine.
 
 ---
 

@@ -42,7 +42,7 @@ def paths(path: str) -> tuple[str, ...]:
         with commas between and no tuple.
     """
     if not str(path).lstrip().startswith("("):
-        parts = [_kind(part)[1] for part in str(path).split(",")]
+        parts = [kind_of(part)[1] for part in str(path).split(",")]
         if len(parts) == 1 or not all(map(os.path.exists, parts)):
             return (path,)
     found = _texts(path)
@@ -65,11 +65,11 @@ def real(path: str) -> tuple[tuple[str, str], ...]:
 
 
 def _real(path: str) -> tuple[str, str]:
-    kind, folder = _kind(path)
+    kind, folder = kind_of(path)
     return kind, os.path.realpath(folder)
 
 
-def _kind(path: str) -> tuple[str, str]:
+def kind_of(path: str) -> tuple[str, str]:
     """The kind that a path of a mixture names, "" for none, and the folder."""
     kind, _, rest = path.partition(":")
     return (kind, rest) if kind in ("folder", "prepared") and rest else ("", path)
@@ -104,7 +104,7 @@ class Part:
     """`config.data` as one set has it: its own path, kind and namespace."""
 
     def __init__(self, data: Any, path: str, namespace: str):
-        kind, self.path = _kind(path)
+        kind, self.path = kind_of(path)
         self._data = data
         self.source = kind or data.source
         self.some_labels = True  # of label_columns: another set may have the others
@@ -263,6 +263,10 @@ class Mixture:
             named += [keys[who] for who in ids] if ids else [""] * len(self._sources[k])
         return named
 
+    def paths(self) -> list[str]:
+        """The path of each image in its set."""
+        return [path for source in self._sources for path in source.paths()]
+
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing, -1 = uncertain."""
         joined = np.full((len(self), len(self.label_names)), np.nan, np.float32)
@@ -285,7 +289,7 @@ class Mixture:
 
 def names(given: Sequence[str]) -> tuple[str, ...]:
     """The sets' names: the last part of each path, or the whole where two are alike."""
-    short = [pathlib.PurePath(_kind(p)[1]).name for p in given]
+    short = [pathlib.PurePath(kind_of(p)[1]).name for p in given]
     return tuple(
         s if short.count(s) == 1 and s else p for p, s in zip(given, short, strict=True)
     )
@@ -347,8 +351,8 @@ def order(source: Any, seed: int) -> Callable[[int], int]:
     if empty:
         raise PacxError(
             f"{empty[0]} has no example left in the {source.split} split "
-            "(data.label_fraction, data.label_count, data.limit): leave it out of "
-            "data.path"
+            "(data.label_fraction, data.label_count, data.subset_list, data.limit): "
+            "leave it out of data.path"
         )
     shuffled = [_Shuffled(rows, seed, k) for k, rows in enumerate(members)]
     bounds = tuple(np.cumsum([0, *shares])[:-1]) + (1.0,)

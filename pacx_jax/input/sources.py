@@ -79,6 +79,8 @@ class Source(Protocol):
 
     def studies(self) -> studies.Index | None: ...  # a source of images alone
 
+    def paths(self) -> list[str]: ...  # likewise
+
     def labels(self) -> np.ndarray: ...
 
 
@@ -275,6 +277,10 @@ class FolderSource:
         """The patient of each example; None where the data name none."""
         return list(self._patients) or None
 
+    def paths(self) -> list[str]:
+        """The path of each image."""
+        return list(self._paths)
+
     def studies(self) -> studies.Index | None:
         """The study and view of each image; None where the table names none."""
         return self._studies
@@ -368,6 +374,10 @@ class PreparedSource:
         if not isinstance(found, list) or len(found) != len(self):
             raise self._damaged(self._patients, "patients")
         return found
+
+    def paths(self) -> list[str]:
+        """The path of each image, "" where its record is unreadable."""
+        return [record["path"] if record else "" for record in self._all()]
 
     def studies(self) -> studies.Index | None:
         """The study and view of each image, from a file of their own, or None."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from pacx_jax.errors import PacxError
+from pacx_jax.input import listed
 
 _OF_MIXTURES = ("sets", "weights", "fingerprints", "set_labels", "set_entries")
 
@@ -50,6 +51,11 @@ class Subset:
         found = self._source.patients()
         return None if found is None else [found[i] for i in self._indices]
 
+    def paths(self) -> list[str]:
+        """The path of each image."""
+        found = self._source.paths()
+        return [found[i] for i in self._indices]
+
     def labels(self) -> np.ndarray:
         """float32 (n, c), NaN = missing, -1 = uncertain."""
         return self._source.labels()[self._indices]
@@ -78,9 +84,10 @@ def few_labels(source, data: Any):
       source: has labels.
       data: `label_fraction` or `label_count` (0 = all), `label_draw` ("positives",
         the reference's, or "stratified"), `label_seed`, `label_columns` (() = all) and
-        `uncertain`.
+        `uncertain`; or `subset_list`, a file that lists them ("" = none).
 
-    A count above the labelled examples takes all of these, and a note says so.
+    A count above the labelled examples takes all of these, and a note says so. A note
+    also says how many ids of a list are not in the split.
     """
     count = getattr(data, "label_count", 0)
     if not 0 < data.label_fraction <= 1:
@@ -96,6 +103,8 @@ def few_labels(source, data: Any):
             f"data.label_count {count} and data.label_fraction {data.label_fraction}: "
             "give one of them"
         )
+    if at := getattr(data, "subset_list", ""):
+        return _listed(source, data, at)
     if data.label_fraction == 1 and not count:
         return source
     names = tuple(data.label_columns) or source.label_names
@@ -124,6 +133,26 @@ def few_labels(source, data: Any):
         few += f"split has {len(rows):,} labelled examples: all are taken"
         drawn.notes = (*drawn.notes, few)
     return drawn
+
+
+def _listed(source, data: Any, at: str) -> Subset:
+    """The examples that the list `data.subset_list` names."""
+    count = getattr(data, "label_count", 0)
+    if count or data.label_fraction != 1:
+        other = "label_count" if count else "label_fraction"
+        raise PacxError(
+            f"data.subset_list {at} and data.{other} {getattr(data, other)}: give one "
+            "of them"
+        )
+    if not {"image", "path"} <= {*source.entries}:
+        raise PacxError(
+            f"data.subset_list {at}: it names images, and an example of {data.path} "
+            f"has {', '.join(source.entries)}; give data.group=image and images"
+        )
+    rows, told = listed.rows(at, listed.read(at), source.paths(), source.split)
+    kept = Subset(source, rows)
+    kept.notes = (*kept.notes, told)
+    return kept
 
 
 def known_labels(labels: np.ndarray, uncertain: str) -> tuple[np.ndarray, np.ndarray]:

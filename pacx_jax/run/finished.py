@@ -9,9 +9,9 @@ import ml_collections
 
 from pacx_jax import files, objectives
 from pacx_jax.distributed import processes
-from pacx_jax.encoders import kinds, model_folder
+from pacx_jax.encoders import golden, kinds, model_folder
 from pacx_jax.errors import PacxError
-from pacx_jax.run import checkpoint, metrics, older
+from pacx_jax.run import checkpoint, metrics, model_card, older
 
 CARD = """# {title}
 
@@ -20,9 +20,25 @@ Written by pacx_jax from the run `{name}` (objective `{objective}`, step {step})
 ## What it is
 {what}
 
+## Intended use
+Research on medical images and their representations: embeddings for probes, retrieval
+and comparison of methods. Not for diagnosis, triage or any decision on a patient.
+
+## Training sets and their terms
+{sets}
+
+## Licence
+license: {license}
+
 ## Training
 - seed {seed}, global batch {batch}, {steps} steps, dtype {dtype}
 - evaluation of that step on the validation split: {evaluation}
+
+## Measured
+{measured}
+
+## Known shortcuts
+{shortcuts}
 
 ## Use
 ```python
@@ -60,7 +76,8 @@ def from_workdir(
     model = read_run(config, workdir, which, heads)
     target = pathlib.Path(out) if out else pathlib.Path(workdir) / "export"
     if processes.is_first():
-        model_folder.save(target, model, card(config, workdir, model, which))
+        text = card(config, workdir, model, which)
+        model_folder.save(target, model, text, golden.beside(model))
     return target
 
 
@@ -146,6 +163,10 @@ def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
         steps=config.total_steps,
         dtype=config.dtype,
         evaluation=shown(config, evaluation) or "none",
+        sets="\n".join(f"- {line}" for line in model_card.training_sets(config)),
+        license=config.get("license", "") or model_card.NOT_STATED,
+        measured=model_card.measurements(workdir),
+        shortcuts=model_card.SHORTCUTS,
         simulated=simulated,
     )
 

@@ -16,11 +16,14 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
     distils, and `data.transform` could name an ECG's or labs' stage.
     """
     config = {k: dict(v) if isinstance(v, dict) else v for k, v in config.items()}
+    if "objective" in config:
+        config.setdefault("license", "")
     data = config.get("data", {})
     if isinstance(data, dict) and data.get("transform") in _ONCE:
         data["transform"] = ""
     if isinstance(data, dict) and "label_columns" in data:
         data.setdefault("label_count", 0)
+        data.setdefault("subset_list", "")
         data.setdefault("label_separator", "|")
         data.setdefault("weights", "size")
         data.setdefault("group", "image")

@@ -69,6 +69,9 @@ def _data(run: setup.Run) -> str:
         taken = len(run.data.sources[config.data.train_split])
         few = "" if taken >= count else f", all that are labelled: {taken:,}"
         parts.append(f"labels of {count:,} training {unit} (data.label_count{few})")
+    if config.data.get("subset_list", ""):
+        taken = len(run.data.sources[config.data.train_split])
+        parts.append(f"labels of the {taken:,} training {unit} in data.subset_list")
     if "labels" in run.objective.entries:
         parts.append(f"labels {_labels(run)}")
     return "; ".join(parts)

@@ -98,7 +98,8 @@ def test_exported_encoder_is_the_trained_one_without_decoder(finished):
     # The training patients stay in the workdir.
     assert (finished / "patients.json").is_file()
     files = {p.name for p in (finished / "export").iterdir()}
-    assert files == {"config.json", "model.safetensors", "README.md"}
+    ours = {"config.json", "model.safetensors", "README.md"}
+    assert files == ours | {"golden.safetensors"}
 
 
 def test_finished_workdir_is_left_as_it_is(finished, config, capsys):

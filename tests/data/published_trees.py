@@ -9,6 +9,7 @@ import functools
 import gzip
 import importlib
 import io
+import json
 import pathlib
 import shutil
 
@@ -17,6 +18,7 @@ from PIL import Image
 
 from data.cohort import latents, xray
 from pacx_jax.input import images
+from tests.input import dicom_files
 
 CLASSIFIERS = (
     "tb",
@@ -32,6 +34,9 @@ CLASSIFIERS = (
     "mimic_cxr",
     "padchest",
     "openi",
+    "rsna_pneumonia",
+    "siim_acr",
+    "tbx11k",
 )
 
 
@@ -385,8 +390,151 @@ def write_gz(path: pathlib.Path, *lines: str) -> None:
     path.write_bytes(gzip.compress(("\n".join(lines) + "\n").encode()))
 
 
+def put_dicom(path: pathlib.Path, i: int = 0, side: int = 0, view: str = "PA") -> None:
+    """The film as DICOM, 8 bits; of `side` pixels a side, 0 = its own size."""
+    grey = np.roll(film(), i, 1)
+    if side:
+        grey = np.asarray(Image.fromarray(grey).resize((side, side)))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    window = {"WindowCenter": 128, "WindowWidth": 256, "ViewPosition": view}
+    path.write_bytes(dicom_files.made(grey, 8, allocated=8, **window))
+
+
+RSNA_CLASSES = ("Lung Opacity", "No Lung Opacity / Not Normal", "Normal")
+RSNA_MAPPING = "pneumonia-challenge-dataset-mappings_2018.json"
+
+
+def draw_rsna_pneumonia(root, mapping=True):
+    """Forty images, two of each patient of NIH; one has two boxes and a row twice."""
+    boxes, classes = ["patientId,x,y,width,height,Target"], ["patientId,class"]
+    entries = []
+    for i in range(40):
+        image = f"{i * 7919:08x}-5dfa-47a6-9556-0260fd34e921"
+        view = "AP" if i % 4 else "PA"
+        put_dicom(root / f"stage_2_train_images/{image}.dcm", i, view=view)
+        rows = ["264.0,152.0,213.0,379.0,1", "562.0,152.0,256.0,453.0,1"]
+        rows = rows[: 1 + (i == 0)] if i % 4 == 0 else [",,,,0"]
+        boxes += [f"{image},{row}" for row in rows]
+        label = RSNA_CLASSES[0 if i % 4 == 0 else 1 + i % 2]
+        classes += [f"{image},{label}"] * len(rows)
+        nih = f"{i // 2:08}_{i % 2:03}.png"
+        entries.append({"subset_img_id": image, "img_id": nih, "orig_labels": ["x"]})
+    put_dicom(root / "stage_2_test_images/0000.dcm")  # whose labels are not published
+    write(root / "stage_2_train_labels.csv", *boxes, boxes[1])
+    write(root / "stage_2_detailed_class_info.csv", *classes)
+    if mapping:
+        write(root / RSNA_MAPPING, json.dumps(entries))
+
+
+def draw_rsna_pneumonia_unmapped(root):
+    draw_rsna_pneumonia(root, mapping=False)
+
+
+def runs_of(mask: np.ndarray) -> str:
+    """A mask (h, w) as SIIM-ACR writes it, made apart from data/runs.py."""
+    flat = np.concatenate([[0], mask.T.ravel() > 127, [0]]).astype(int)
+    edges = np.flatnonzero(np.diff(flat))
+    return " ".join(map(str, np.diff(np.concatenate([[0], edges]))))
+
+
+def draw_siim_acr(root, csv="stage_2_train.csv", none="-1"):
+    """Half of 12 images with a mask, of which some have a row for each lung."""
+    rows = ["ImageId,EncodedPixels"]
+    drawn = Image.fromarray(film_and_mask()[1])
+    for i in range(12):
+        image = f"1.2.276.0.7230010.3.1.4.8323329.{i}.1517875{i:03}.{i * 97}"
+        folder = image.replace("3.1.4", "3.1.2")
+        put_dicom(root / f"dicom-images-train/{folder}/a/{image}.dcm", side=1024)
+        if i % 2:
+            rows.append(f"{image},{none}")
+            continue
+        mask = np.asarray(drawn.resize((1024, 1024)))
+        left = np.arange(1024) < 512
+        halves = [mask * left, mask * ~left] if i % 4 else [mask]
+        rows += [f"{image},{runs_of(half)}" for half in halves]
+    unlisted = "1.2.276.0.7230010.3.1.4.8323329.99.1517875099.99"
+    put_dicom(root / f"dicom-images-train/x/a/{unlisted}.dcm", side=1024)
+    write(root / csv, *rows, rows[1])
+
+
+def draw_siim_acr_stage_1(root):
+    draw_siim_acr(root, "train-rle.csv", none=" -1")
+    text = (root / "train-rle.csv").read_text()
+    (root / "train-rle.csv").write_text(text.replace(",Enc", ", Enc"))
+
+
+def draw_siim_acr_copy(root):
+    for split, n in (("train", 10), ("test", 2)):
+        rows = ["new_filename,ImageId,has_pneumo"]
+        for i in range(n):
+            name = f"{i}_{split}_{i % 2}_.png"
+            put(root / "png_images" / name, i)
+            put_mask(root / "png_masks" / name, i)
+            if i % 2 == 0:
+                empty = images.encode_png(np.zeros_like(film()))
+                (root / "png_masks" / name).write_bytes(empty)
+            rows.append(f"{name},1.2.{split == 'test':d}.{i},{i % 2}")
+        write(root / f"stage_1_{split}_images.csv", *rows)
+
+
+TBX_KINDS = ("ActiveTuberculosis", "ObsoletePulmonaryTuberculosis")
+
+
+def draw_tbx11k(root, annotations="json"):
+    """Forty images of train, eight of val; of four with tuberculosis one has no box."""
+    for part, n, first in (("train", 40, 0), ("val", 8, 40)):
+        lines, pictures, boxes = [], [], []
+        for i in range(first, first + n):
+            folder = ("health", "sick", "tb", "sick")[i % 4]
+            name = f"{folder}/{folder[: 1 + (folder == 'tb')]}{i:04}.png"
+            put(root / "imgs" / name, i)
+            lines.append(name)
+            pictures.append({"id": i, "file_name": name})
+            if folder == "tb" and i != 2:  # some of both kinds
+                boxes += [(i, 1 + i // 4 % 2)] + [(i, 2)] * (i % 8 == 2)
+        boxes += [(6, 3)] if part == "train" else []
+        write(root / f"lists/TBX11K_{part}.txt", *lines)
+        names = [{"id": i + 1, "name": name} for i, name in enumerate(TBX_KINDS)]
+        names.append({"id": 3, "name": "PulmonaryTuberculosis"})
+        if annotations == "json":
+            keys = [{"image_id": i, "category_id": k, "bbox": []} for i, k in boxes]
+            about = {"categories": names, "images": pictures, "annotations": keys}
+            write(root / f"annotations/json/TBX11K_{part}.json", json.dumps(about))
+            continue
+        for i in {i for i, _ in boxes}:
+            objects = "".join(
+                f"<object><name>{names[k - 1]['name']}</name></object>"
+                for j, k in boxes
+                if i == j
+            )
+            xml = f"<annotation>{objects}</annotation>"
+            write(root / f"annotations/xml/tb{i:04}.xml", xml)
+    put(root / "imgs/test/test_0001.png")  # whose labels are not published
+
+
+def draw_tbx11k_xml(root):
+    draw_tbx11k(root, "xml")
+
+
+def draw_tbx11k_copy(root):
+    rows = ["fname,image_height,image_width,source,bbox,target,tb_type,image_type"]
+    box = "\"{'xmin': 1, 'ymin': 2, 'width': 3, 'height': 4}\""
+    kinds = ("healthy", "sick_but_no_tb", "tb", "sick_but_no_tb")
+    for i in range(48):
+        kind, part = kinds[i % 4], "train" if i < 40 else "val"
+        name = f"{kind[0]}{i:04}.png"
+        put(root / "images" / name, i)
+        sick = f"tb,{('active_tb', 'latent_tb')[i // 4 % 2]}"
+        told = f"{box},{sick}" if kind == "tb" else "none,no_tb,none"
+        rows.append(f"{name},512,512,{part},{told},{kind}")
+    write(root / "data.csv", *rows, rows[3])
+
+
 DRAW = {name: globals()[f"draw_{name}"] for name in CLASSIFIERS}
 DRAW |= {"tb/original": draw_tb_original, "nih14/v2020": draw_nih14_v2020}
 DRAW |= {"cxlseg/unprefixed": draw_cxlseg_unprefixed}
 DRAW |= {"mimic_cxr/newer": draw_mimic_cxr_newer}
 DRAW |= {"padchest/flat": draw_padchest_flat}
+DRAW |= {"rsna_pneumonia/unmapped": draw_rsna_pneumonia_unmapped}
+DRAW |= {"siim_acr/stage_1": draw_siim_acr_stage_1, "siim_acr/copy": draw_siim_acr_copy}
+DRAW |= {"tbx11k/xml": draw_tbx11k_xml, "tbx11k/copy": draw_tbx11k_copy}
