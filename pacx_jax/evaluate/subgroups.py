@@ -8,6 +8,7 @@ columns, each of which divides the examples.
 from __future__ import annotations
 
 import collections
+import itertools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -28,7 +29,7 @@ _SEXES = {"f": "female", "m": "male", "woman": "female", "man": "male"}
 def age_band(cell: str) -> str:
     """The band of an age in years: 57, 57.0 or 057Y; "unknown" for anything else.
 
-    DICOM's 006M, 010W and 005D are below 18. Ages above 120 are no ages.
+    DICOM's 006M, 010W and 005D are months, weeks and days. Above 120 there is no age.
 
     >>> age_band("057Y"), age_band("91"), age_band("411")
     ('40-59', '80+', 'unknown')
@@ -36,7 +37,7 @@ def age_band(cell: str) -> str:
     found = re.fullmatch(r"\s*([0-9]{1,4})(\.[0-9]*)?\s*([YMWD]?)\s*", cell, re.I)
     if not found:
         return UNKNOWN
-    years = 0 if found[3].upper() in ("M", "W", "D") else int(found[1])
+    years = int(found[1]) // {"M": 12, "W": 52, "D": 365}.get(found[3].upper(), 1)
     for low, high in BANDS:
         if low <= years <= high:
             return f"{low}+" if high == BANDS[-1][1] else f"{low}-{high}"
@@ -125,12 +126,12 @@ def read_groups(
                         "each, or a column of paths"
                     )
         groups[column] = [of.get(i, UNKNOWN) if i else UNKNOWN for i in ids]
-        if not of.keys() & set(ids):
-            raise PacxError(
-                f"{file}: no row is of any of the {len(ids)} examples; its first is "
-                f"{table.rows[0][table.columns.index(roles['path'] or roles['patient'])]!r}"
-                f", theirs {ids[0]!r}"
-            )
+    if not set(itertools.chain(*rows)) & set(ids):
+        by = roles["path"] or roles["patient"]
+        raise PacxError(
+            f"{file}: no row is of any of {len(ids)} examples: column {by!r} begins "
+            f"with {table.column(by, '')[0]!r}, the examples with {ids[0]!r}"
+        )
     return groups
 
 

@@ -8,6 +8,7 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import comparison, statistics
 from pacx_jax.objectives import scores
 
@@ -280,3 +281,34 @@ def test_scores_without_what_they_need_are_nan():
     for name in ("brier", "ece", "accuracy"):
         assert np.isfinite(found[name][0]) and np.isnan(found[name][1]), name
     assert found["accuracy"][0] == 1
+
+
+def test_holm_equals_an_independent_packages_and_leaves_nan_out():
+    """By statsmodels 0.15.0's multipletests(p, method="holm"), 2026-11-30."""
+    p = [0.01, 0.04, 0.03, 0.005, 0.5, 0.02]
+    expected = [0.05, 0.09, 0.09, 0.03, 0.5, 0.08]
+    np.testing.assert_allclose(statistics.holm(p), expected, atol=1e-15)
+    found = statistics.holm([0.04, np.nan, 0.03])
+    np.testing.assert_allclose(found, [0.06, np.nan, 0.06])
+
+
+def test_bootstrap_p_is_small_for_a_sure_difference_and_never_0():
+    drawn = np.random.default_rng(0).normal(1, 1, 999)
+    side = np.sum(drawn <= 0)
+    assert statistics.p_value(drawn) == pytest.approx(2 * (side + 1) / 1000)
+    assert statistics.p_value(drawn + 10) == 2 / 1000
+    assert statistics.p_value(np.zeros(99)) == 1
+    assert np.isnan(statistics.p_value(np.full(9, np.nan)))
+
+
+def test_one_patient_has_no_resamples():
+    with pytest.raises(PacxError, match="1 patient has 3 studies: an interval over"):
+        statistics.bootstrap_weights(np.array(["a"] * 3))
+
+
+def test_undefined_resamples_are_counted():
+    found = statistics.row(np.array([0.5, 0.4, np.nan, 0.6, np.nan]))
+    assert found["undefined_resamples"] == 2 and found["low"] < 0.5 < found["high"]
+    assert statistics.row(np.full(4, np.nan)) == {
+        "value": None, "low": None, "high": None, "undefined_resamples": 3,
+    }  # fmt: skip
