@@ -82,16 +82,17 @@ def reliability(
     """
     p = scores.sigmoid(logits)
     bins = np.searchsorted(np.arange(1, scores.BINS) / scores.BINS, p)
-    rows = []
-    for m in np.unique(bins):
-        inside = np.flatnonzero(bins == m)
-        w = weights[:, inside]
-        row = {
-            "above": m / scores.BINS,
-            "upto": (m + 1) / scores.BINS,
-            "n": len(inside),
+    there = np.unique(bins)
+    member = np.float64(bins[:, None] == there)
+    positives = weights @ (member * np.asarray(labels)[:, None])
+    observed = scores.ratio(positives, weights @ member)
+    return [
+        {
+            "above": float(m / scores.BINS),
+            "upto": float((m + 1) / scores.BINS),
+            "n": int(member[:, k].sum()),
+            "predicted": float(p[bins == m].mean()),
+            "observed": statistics.row(observed[:, k]),
         }
-        row["predicted"] = float(p[inside].mean())
-        observed = scores.ratio(w @ np.asarray(labels)[inside], w.sum(1))
-        rows.append(row | {"observed": statistics.row(observed)})
-    return rows
+        for k, m in enumerate(there)
+    ]

@@ -96,14 +96,17 @@ def net_benefit(
       weights: (1 + r, n); the first row is the sample's.
     """
     probability, truth = scores.sigmoid(logits), np.asarray(labels) == 1
-    total = weights.sum(1)
-    share = scores.ratio(weights @ truth.astype(weights.dtype), total)
-    rows = []
-    for p in PROBABILITIES:
-        worth = np.where(truth, 1.0, -p / (1 - p))
-        model = scores.ratio(weights @ (worth * (probability >= p)), total)
-        everybody = share - (1 - share) * p / (1 - p)
-        each = {"model": model, "treat_all": everybody}
-        each["over_others"] = model - np.maximum(everybody, 0)
-        rows.append({"p": p} | {k: statistics.row(v) for k, v in each.items()})
-    return rows
+    odds = np.array([p / (1 - p) for p in PROBABILITIES])
+    worth = np.where(truth[:, None], 1.0, -odds) * (
+        probability[:, None] >= PROBABILITIES
+    )
+    total = weights.sum(1)[:, None]
+    model = scores.ratio(weights @ worth, total)
+    share = scores.ratio(weights @ np.float64(truth)[:, None], total)
+    everybody = share - (1 - share) * odds
+    others = model - np.maximum(everybody, 0)
+    each = {"model": model, "treat_all": everybody, "over_others": others}
+    return [
+        {"p": p} | {name: statistics.row(v[:, k]) for name, v in each.items()}
+        for k, p in enumerate(PROBABILITIES)
+    ]

@@ -94,7 +94,7 @@ def test_clustered_standard_error_is_that_of_many_samples():
     for seed in range(400):
         rng = np.random.default_rng(seed)
         patients = np.repeat(np.arange(60), 3)
-        y = (rng.random(180) < 0.3 + 0.4 * (patients < 20)).astype(float)
+        y = (rng.random(180) < 0.1 + 0.8 * (patients < 20)).astype(float)
         x = 0.8 * y + rng.normal(size=180) + 1.5 * rng.normal(size=60)[patients]
         auroc, variance = delong.covariance(x[None], y, patients)
         aurocs.append(auroc[0])
