@@ -186,6 +186,18 @@ def over_trainings(
 ) -> Estimate:
     """The mean over trainings, with an interval that covers their randomness too.
 
+    Args:
+      values, distribution, seed: as of `training_draws`.
+    """
+    drawn = training_draws(values, distribution, seed)
+    return estimate(float(np.mean(values)), drawn)
+
+
+def training_draws(
+    values: np.ndarray, distribution: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """The bootstrap distribution of a mean over trainings, with their randomness.
+
     To each bootstrap draw of the mean comes a draw of s / sqrt(t) times Student's t
     with t - 1 degrees of freedom, s being the standard deviation over the t trainings.
     (To resample three trainings instead gives intervals that are too narrow by half.)
@@ -196,13 +208,12 @@ def over_trainings(
       seed: of Student's draws.
     """
     values, trainings = np.asarray(values, np.float64), len(values)
-    if trainings > 1:
-        drawn = np.random.default_rng((seed, 2)).standard_t(
-            trainings - 1, len(distribution)
-        )
-        spread = values.std(ddof=1) / np.sqrt(trainings)
-        distribution = distribution + spread * drawn
-    return estimate(float(values.mean()), distribution)
+    if trainings == 1:
+        return distribution
+    drawn = np.random.default_rng((seed, 2)).standard_t(
+        trainings - 1, len(distribution)
+    )
+    return distribution + values.std(ddof=1) / np.sqrt(trainings) * drawn
 
 
 def estimate(value: float, distribution: np.ndarray) -> Estimate:

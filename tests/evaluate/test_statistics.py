@@ -189,6 +189,24 @@ def test_fewer_than_three_trainings_claim_no_effect():
     assert verdicts == ["not judged", "not judged", "gain"]
 
 
+def test_pairs_have_p_values_that_are_corrected_for_their_number():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 1)) < 0.4).astype(float)
+    a, b = _trainings(rng, 3, labels, 2.0, 0.0)
+    arms = {("a", 1.0): a, ("b", 1.0): b, ("c", 1.0): b + 1e-3 * a}
+    found = comparison.compare_arms(
+        arms, labels, np.ones_like(labels), np.arange(300), ["x"], {"all": ["x"]},
+        [("a", "b"), ("c", "b"), ("a", "c")], {1.0: 0}, n_resamples=999,
+    )  # fmt: skip
+    rows = [r for r in found.pairs if r["group"]]
+    assert rows[0]["p"] < 0.05 < rows[1]["p"]
+    expected = statistics.holm([r["p"] for r in rows])
+    assert [r["p_holm"] for r in rows] == pytest.approx(list(expected))
+    assert rows[0]["p_holm"] > rows[0]["p"]
+    few = compare(a[:2], b[:2], labels, np.arange(300), 50).pair
+    assert few["p"] is None and few["p_holm"] is None
+
+
 def test_trainings_are_put_together_in_their_order():
     scores = {
         (("a", 10), 1.0): np.full((1, 2, 1), 10.0),
