@@ -64,9 +64,20 @@ def view_groups(source: Any, index: np.ndarray) -> list[str] | None:
         while hasattr(part, "origin"):
             part, j = part.origin(j)
         if id(part) not in known:
-            known[id(part)] = part.studies() if hasattr(part, "studies") else None
-        found.append(known[id(part)].views[j] if known[id(part)] else UNKNOWN)
+            known[id(part)] = _views(part)
+        views = known[id(part)]
+        if not views and "view" in part.entries:  # only each record names it
+            found.append(part[j]["view"])
+        else:
+            found.append(views[j] if views else UNKNOWN)
     return found if set(found) - {UNKNOWN} else None
+
+
+def _views(source: Any) -> list[str]:
+    """The views of a source's images as far as they are listed; [] without."""
+    listed = getattr(source, "views", [])
+    index = source.studies() if not listed and hasattr(source, "studies") else None
+    return index.views if index else listed
 
 
 def read_groups(

@@ -75,6 +75,16 @@ def test_views_are_those_of_the_source_through_its_subsets():
     assert subgroups.view_groups(few, np.array([1, 0])) == ["PA", "AP"]
     source.studies = lambda: None
     assert subgroups.view_groups(source, np.array([1, 0])) is None
+    source.views = ["LL", "RL", "PA"]  # a table of views without studies
+    assert subgroups.view_groups(few, np.array([1, 0])) == ["LL", "PA"]
+
+
+def test_views_that_only_the_records_name_are_read_of_them():
+    class Records(list):
+        entries = ("image", "view")
+
+    source = Records([{"view": "PA"}, {"view": "AP"}])
+    assert subgroups.view_groups(source, np.array([1, 0])) == ["AP", "PA"]
 
 
 def given(n=400, seed=0):
