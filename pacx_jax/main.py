@@ -40,6 +40,20 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 _EVALUATE = flags.DEFINE_string(
     "evaluate", "", "Measure the finished run on this split, such as test."
 )
+_PREDICTIONS = flags.DEFINE_bool(
+    "predictions", False, "With --evaluate: write WORKDIR/predictions_SPLIT.csv too."
+)
+_GROUPS = flags.DEFINE_string(
+    "groups", "", "With --evaluate: a CSV with sex and age, by path or patient."
+)
+_GROUP_COLUMNS = flags.DEFINE_list(
+    "group_columns", [], "Columns of --groups; by default those of sex and age."
+)
+_THRESHOLDS = flags.DEFINE_list(
+    "thresholds",
+    ["max_f1", "sensitivity=0.9", "specificity=0.9"],
+    "With --evaluate: rules by which thresholds are chosen on validation.",
+)
 _FORCE = flags.DEFINE_bool(
     "force", False, "Go on with another config or other data than the run's."
 )
@@ -143,20 +157,28 @@ def _train(config, workdir: str, asked, force: bool, mirrored=None) -> None:
         summary.say_end(config, workdir, metrics, target)
 
 
-def measure(config: ml_collections.ConfigDict, workdir: str, split: str) -> None:
-    """Prints the finished run's metrics on a split (see evaluate.held_out)."""
+def measure(
+    config: ml_collections.ConfigDict, workdir: str, split: str, **asked
+) -> None:
+    """Prints the finished run's metrics on a split.
+
+    Args:
+      asked: fields of held_out.Asked.
+    """
     from pacx_jax.evaluate import held_out
 
     check_processes(config, workdir)
-    processes.check_agreement({"--evaluate": split})
+    told = {f"--{name}": value for name, value in asked.items()}
+    processes.check_agreement({"--evaluate": split} | told)
     if is_remote(workdir):
         from pacx_jax.run import remote_run
 
-        return remote_run.measure(measure, config, workdir, split)
+        run = functools.partial(measure, **asked)
+        return remote_run.measure(run, config, workdir, split)
     record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)
-    result = held_out.evaluate(config, workdir, split)
+    result = held_out.evaluate(config, workdir, split, held_out.Asked(**asked))
     if processes.is_first():
         print(*held_out.lines(result), sep="\n")
 
@@ -218,7 +240,15 @@ def from_flags(argv: list[str]) -> None:
     start_processes()
     target.check_backend()
     if _EVALUATE.value:
-        measure(_CONFIG.value, _WORKDIR.value, _EVALUATE.value)
+        measure(
+            _CONFIG.value,
+            _WORKDIR.value,
+            _EVALUATE.value,
+            predictions=_PREDICTIONS.value,
+            groups=_GROUPS.value,
+            group_columns=tuple(_GROUP_COLUMNS.value),
+            thresholds=tuple(_THRESHOLDS.value),
+        )
     else:
         run(_CONFIG.value, _WORKDIR.value, force=_FORCE.value)
 

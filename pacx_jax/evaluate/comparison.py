@@ -25,8 +25,11 @@ class Comparison:
         (True for a macro mean over a group), auroc, low, high, spread, trainings,
         subsets, n_patients, n_positive, n_defined, n_labels.
       pairs: one row a pair, fraction and label or group: a, b, fraction, labels,
-        group, a_auroc, b_auroc, difference (a - b), low, high, spread, trainings,
-        subsets, n_patients, n_labels.
+        group, a_auroc, b_auroc, difference (a - b), low, high, spread, p, p_holm,
+        trainings, subsets, n_patients, n_labels. p is two-sided by the distribution of
+        the interval, so at least 2 / (n_resamples + 1), and None for fewer than
+        `MIN_TRAININGS`; p_holm corrects it for the rows of all groups, or of all
+        labels. (For m rows, 40 m resamples let one of them fall below 0.05.)
     `trainings` counts training seeds, `spread` is the standard deviation over them
     (None for one), `subsets` counts subset seeds, `n_labels` labelled training studies.
     """
@@ -117,6 +120,11 @@ def compare_arms(
         for name in columns
         if (a, fraction) in scores and (b, fraction) in scores
     ]
+    for group in (True, False):
+        family = [row for row in pair_rows if row["group"] is group]
+        known = [math.nan if row["p"] is None else row["p"] for row in family]
+        for row, p in zip(family, statistics.holm(known), strict=True):
+            row["p_holm"] = _plain(p)
     summary = [
         _pair_row(treatment, baseline, fraction, name, values, rows, seed)
         for name in groups
@@ -166,13 +174,17 @@ def _pair_row(a, b, fraction, name, values, rows, seed) -> dict:
     trainings = {row["trainings"], other["trainings"]}
     if len(trainings - {1}) > 1:
         raise ValueError(f"arms {a!r} and {b!r} have different training seeds")
+    each, drawn = each_a - each_b, drawn_a - drawn_b
+    judged = max(trainings) >= MIN_TRAININGS
+    p = statistics.p_value(statistics.training_draws(each, drawn, seed))
     return (
         {"a": a, "b": b}
         | {key: row[key] for key in ("labels", "fraction", "group")}
         | {"trainings": max(trainings)}
         | {key: row[key] for key in ("subsets", "n_patients", "n_labels")}
         | {"a_auroc": row["auroc"], "b_auroc": other["auroc"]}
-        | _numbers("difference", each_a - each_b, drawn_a - drawn_b, seed)
+        | _numbers("difference", each, drawn, seed)
+        | {"p": _plain(p) if judged else None}
     )
 
 

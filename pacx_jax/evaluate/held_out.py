@@ -13,29 +13,57 @@ import numpy as np
 from pacx_jax import files, sharding, step
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import statistics
-from pacx_jax.input import patients
-from pacx_jax.objectives import late_fusion, scores, segment
+from pacx_jax.evaluate import (
+    calibration,
+    delong,
+    frozen,
+    measures,
+    predictions,
+    statistics,
+    subgroups,
+    thresholds,
+)
+from pacx_jax.input import patients, sources
+from pacx_jax.objectives import late_fusion
 from pacx_jax.run import batches, checkpoint, finished, overlap, setup
 
 WORDS = {"auroc": "AUROC", "ap": "AP", "f1": "F1", "brier": "Brier", "ece": "ECE"}
 WORDS |= {"accuracy": "accuracy"}
 
 
-def evaluate(config, workdir: str, split: str) -> dict:
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What `evaluate` is asked for besides; main's flags of these names say more.
+
+    Attributes:
+      predictions: write predictions_SPLIT.csv.
+      groups: a CSV that divides the examples, "" for none; see `subgroups`.
+      group_columns: its columns to divide by; () = those called sex, gender or age.
+      thresholds: rules by which thresholds are chosen on validation.
+    """
+
+    predictions: bool = False
+    groups: str = ""
+    group_columns: tuple[str, ...] = ()
+    thresholds: tuple[str, ...] = thresholds.RULES
+
+
+def evaluate(config, workdir: str, split: str, asked: Asked = Asked()) -> dict:
     """Metrics of the run's exported checkpoint on `split`; evaluation_SPLIT.json.
 
-    Classifiers also get each label's AUROC, and segmentation its Dice and IoU, with a
-    95% interval from 1,000 resamples of patients (of images, where the data name none).
-    Multi-label classifiers have more under `scores`, and those of studies the same for
-    fewer views under `views` (see `label_scores` and `late_fusion.NUMBERS`). Of several
-    sets, each has all of these too, under `sets`.
+    Classifiers, masks and retrieval also have `with_intervals`: 95% intervals from
+    1,000 resamples of patients (of images, where the data name none), subgroups, and
+    for labels what was chosen on the validation split, unless that is measured. Of
+    several sets, each has all of these too, under `sets`.
 
     Raises:
-      PacxError: an unfinished run, or data without that split.
+      PacxError: an unfinished run, data without that split, outputs that are not
+        finite.
     """
+    thresholds.check_rules(asked.thresholds)
     if not (pathlib.Path(workdir) / "done.json").exists():
         raise PacxError(f"{workdir} holds no finished run: train it first")
+    chosen_on = config.data.val_split
     config = ml_collections.ConfigDict(config.to_dict())
     config.data.val_split = split
     opened = batches.open_sources(config)
@@ -43,37 +71,39 @@ def evaluate(config, workdir: str, split: str) -> dict:
     config = batches.with_label_names(config, opened)
     _check_labels(config, workdir)
     mesh, objective = setup.place(config)
+    collected = _collector(config, workdir, mesh, objective)
     data = batches.Data(config, workdir, objective, mesh, opened)
-    params = checkpoint.read_params(workdir, config.export)
-    trained, frozen = step.split_params(params, objective.trainable)
-    state = step.TrainState(jnp.zeros((), jnp.int32), trained, frozen, ())
-    shardings = sharding.tree_shardings(state, mesh)
-    state = sharding.put_tree(state, shardings)
-    eval_step = step.make_eval_step(objective, mesh, shardings)
-    key = jax.random.key(config.seed)
-    outputs, index = setup.collect(eval_step, state, data.val(), key, mesh)
+    outputs, index = collected(data, split)
+    source = data.sources[split]
     result = {"split": split, "n": len(index)} | objective.summarize(outputs)
     if split in data.left_out:
         result["left_out"] = data.left_out[split]
-    source, spread = data.sources[split], None
-    if "logits" in outputs or "hits" in outputs:
+    names, task = config.data.label_columns, config.get("task", "multilabel")
+    given, spread = measures.examples(outputs, names, task), None
+    if given:
         named = source.patients() or [""] * len(source)
-        units, unknown = patients.units([named[int(i)] for i in index])
-        what = {"image": "images", "images": "studies"}
-        what = next((what[e] for e in source.entries if e in what), "records")
-        if unknown == len(units):
-            result[f"n_{what}"] = unknown
-        else:
-            result["n_patients"] = len(set(units)) - unknown
-            if unknown:
-                result[f"n_{what}_without_patient"] = unknown
+        named = [named[int(i)] for i in index]
+        units, unknown = patients.units(named)
+        result |= _counts(source, units, unknown)
+        groups, ids = _divided(source, index, named, asked)
+        chosen = None
+        if "logits" in outputs and split != chosen_on:
+            config.data.val_split = chosen_on
+            both = opened | {chosen_on: sources.open_source(config.data, chosen_on)}
+            held = batches.Data(config, workdir, objective, mesh, both)
+            validation, _ = collected(held, chosen_on)
+            validation = measures.examples(validation, names, task)
+            chosen = frozen.choose(validation, chosen_on, asked.thresholds)
 
         def spread(outputs: dict, rows) -> dict:
-            names, task = config.data.label_columns, config.get("task", "multilabel")
+            each = {column: np.array(g)[rows] for column, g in groups.items()}
             who = np.array(units)[rows]
-            return with_intervals(outputs, who, names, config.seed, task)
+            return with_intervals(outputs, who, names, config.seed, task, each, chosen)
 
         result |= spread(outputs, slice(None))
+        if asked.predictions and processes.is_first():
+            file = pathlib.Path(workdir) / f"predictions_{split}.csv"
+            predictions.write(file, given, ids, named)
     if sets := setup.by_set(objective, source, outputs, index, spread):
         result["sets"] = sets
     processes.check_agreement({f"evaluated {k}": v for k, v in result.items()})
@@ -82,65 +112,189 @@ def evaluate(config, workdir: str, split: str) -> dict:
     return result
 
 
-def with_intervals(outputs, units, names, seed: int, task: str) -> dict[str, dict]:
-    """What `evaluate` gives with intervals: `intervals`, `scores` and `views`.
+def _collector(config, workdir: str, mesh, objective):
+    """(data, its validation split) -> outputs and index by the exported checkpoint."""
+    params = checkpoint.read_params(workdir, config.export)
+    trained, kept = step.split_params(params, objective.trainable)
+    state = step.TrainState(jnp.zeros((), jnp.int32), trained, kept, ())
+    shardings = sharding.tree_shardings(state, mesh)
+    state = sharding.put_tree(state, shardings)
+    eval_step = step.make_eval_step(objective, mesh, shardings)
+    key = jax.random.key(config.seed)
+
+    def collected(data, split: str):
+        outputs, index = setup.collect(eval_step, state, data.val(), key, mesh)
+        refuse_nonfinite(outputs, index, data.sources[split])
+        return outputs, index
+
+    return collected
+
+
+def refuse_nonfinite(outputs: dict, index: np.ndarray, source) -> None:
+    """PacxError, with their number, for examples whose scores are not finite."""
+    bad = np.zeros(len(index), bool)
+    for name in {"logits", "cxr", "called"} & outputs.keys():
+        bad |= ~np.isfinite(outputs[name]).reshape(len(index), -1).all(1)
+    if bad.any():
+        first = source.name(int(index[np.argmax(bad)]))
+        raise PacxError(
+            f"{int(bad.sum())} of {len(bad)} examples of the {source.split} split have "
+            f"scores that are not finite, the first is {first}: nothing is measured; "
+            "look for the cause in that file or in the run's weights"
+        )
+
+
+def _counts(source, units: list[str], unknown: int) -> dict[str, int]:
+    """How many patients there are, and how many examples name none."""
+    what = {"image": "images", "images": "studies"}
+    what = next((what[e] for e in source.entries if e in what), "records")
+    if unknown == len(units):
+        return {f"n_{what}": unknown}
+    found = {"n_patients": len(set(units)) - unknown}
+    return found | ({f"n_{what}_without_patient": unknown} if unknown else {})
+
+
+def _divided(source, index, named, asked: Asked) -> tuple[dict, list[str]]:
+    """The examples' groups by column, and their paths, which are read if needed."""
+    groups, ids = {}, []
+    if found := subgroups.view_groups(source, index):
+        groups["view"] = found
+    if asked.predictions or asked.groups:
+        ids = [source[int(i)].get("path") or source.name(int(i)) for i in index]
+    if asked.groups:
+        columns = asked.group_columns
+        groups |= subgroups.read_groups(asked.groups, columns, ids, named)
+    return groups, ids
+
+
+def with_intervals(
+    outputs, units, names, seed: int, task: str, groups=None, chosen=None
+) -> dict[str, dict]:
+    """What `evaluate` gives with intervals.
 
     Args:
       outputs: of the objective, (n, ...) each.
       units: (n,) patients, or what stands for one (`patients.units`).
-      task: only "multilabel" has `scores` and `views`, the latter of studies alone.
+      names: of the labels.
+      task: "multilabel" or "multiclass".
+      groups: column -> (n,) subgroups.
+      chosen: of `frozen.choose`.
+
+    Returns:
+      `scores` of `measures.scored`; `intervals`, for labels each one's AUROC, with
+      DeLong's interval by patient beside it, else the macro means; `views`, the scores
+      of fewer views; `subgroups` by column (`subgroups.compared`). For labels also
+      `undefined`, those without both classes, counted; `reliability`; and with `chosen`
+      what `frozen.measured` gives. Of one patient alone there are only `notes`.
     """
-    if "hits" in outputs:
-        return {"intervals": mask_intervals(outputs, units, seed)}
-    found = {"intervals": intervals(outputs, units, names, seed)}
-    if task != "multilabel":
-        return found
-    found["scores"] = label_scores(outputs, units, names, seed)
-    views = {
-        name: {
-            "n": len(part["rows"]),
-            "scores": label_scores(part, units[part["rows"]], names, seed),
-        }
-        for name, part in late_fusion.populations(outputs).items()
-    }
-    return found | ({"views": views} if views else {})
+    given = measures.examples(outputs, names, task)
+    if len(set(units)) < 2:
+        told = f"no intervals: {len(units)} examples are of one patient alone"
+        return {"notes": [told]}
+    weights = np.float64(statistics.bootstrap_weights(units, 1000, seed))
+    scored, counted = measures.scored(given, weights), measures.counts(given)
+    found = {"intervals": _intervals(given, scored, units), "scores": scored}
+    if undefined := {k: n for k, n in counted.items() if k not in scored["labels"]}:
+        found["undefined"] = undefined
+    for name, part in late_fusion.populations(outputs).items():
+        rows = part.pop("rows")
+        some = measures.scored(measures.examples(part, names, task), weights[:, rows])
+        found.setdefault("views", {})[name] = {"n": len(rows), "scores": some}
+    for column, each in (groups or {}).items():
+        compared = subgroups.compared(given, each, units, weights)
+        found.setdefault("subgroups", {})[column] = compared
+    every = np.concatenate([np.ones((1, len(units))), weights])
+    for c in measures.defined(given) if counted else ():
+        x, y, rows = given.known(c)
+        label, drawn = given.names[c], every[:, rows]
+        of = {"reliability": calibration.reliability(x, y, drawn)}
+        of |= frozen.measured(x, y, drawn, chosen[label]) if chosen else {}
+        for part, value in of.items():
+            found.setdefault(part, {})[label] = value
+    return found
+
+
+def _intervals(given, scored, units) -> dict[str, dict]:
+    if "label_mask" not in given.arrays:
+        return scored["macro"]
+    found = {}
+    for c in measures.defined(given):
+        x, y, rows = given.known(c)
+        row = scored["labels"][given.names[c]]["auroc"]
+        auroc, variance = delong.covariance(x[None], y, units[rows])
+        low, high = delong.interval(auroc[0], variance[0, 0])
+        each = {"se": float(np.sqrt(variance[0, 0])), "low": low, "high": high}
+        each = {k: None if np.isnan(v) else v for k, v in each.items()}
+        found[given.names[c]] = {"auroc": row["value"]} | row | {"delong": each}
+    return found
 
 
 def lines(result: dict) -> list[str]:
     """What `evaluate` returned, as text: the whole, then each set.
 
-    The intervals, a line for the macro means of each number of views, and at last the
-    metrics; the other scores are in evaluation_SPLIT.json alone.
+    The intervals, a line for the macro means of each number of views, the gap between
+    subgroups, what is undefined, and at last the metrics; everything else is in
+    evaluation_SPLIT.json alone.
     """
     told = []
     for whose, found in ({"": result} | result.get("sets", {})).items():
         whose = f"{whose}: " if whose else ""
         for name, row in found.get("intervals", {}).items():
-            label = "auroc" in row
-            value = f": AUROC {row['auroc']:.3f}" if label else f" {row['value']:.3f}"
-            interval = f"95% interval {row['low']:.3f} to {row['high']:.3f}"
-            told.append(f"{whose}{name}{value} ({interval})")
+            name = f"{name}: AUROC" if "auroc" in row else name
+            told.append(f"{whose}{name} {_span(row, '95% interval ')}")
         views = found.get("views", {})
-        shown = {"all": found} | views
         told += [
             f"{whose}{_macro(which, row)}"
-            for which, row in shown.items()
-            if row.get("scores", {}).get("macro")
+            for which, row in ({"all": found} | views).items()
+            if "auroc" in row.get("scores", {}).get("macro", {})
         ]
-        inner = {"sets", "intervals", "scores", "views"}
+        for column, compared in found.get("subgroups", {}).items():
+            told.append(f"{whose}{column}: {_gap(compared)}")
+        if undefined := found.get("undefined"):
+            each = (
+                f"{k} ({n['positives']} of {n['known']} positive)"
+                for k, n in undefined.items()
+            )
+            told.append(f"{whose}without both classes, left out: {', '.join(each)}")
+        told += [f"{whose}{note}" for note in found.get("notes", ())]
+        inner = {k for k, v in found.items() if isinstance(v, (dict, list))}
         inner |= {k for k in found for name in views if k.endswith(f"_{name}")}
         rest = (f"{k} {v}" for k, v in found.items() if k not in inner)
         told.append(whose + ", ".join(rest))
     return told
 
 
+def _span(row: dict, what: str = "") -> str:
+    """A row as 0.812 (0.79 to 0.83)."""
+    value, low, high = (
+        "undefined" if row[k] is None else f"{row[k]:.3f}"
+        for k in ("value", "low", "high")
+    )
+    return f"{value} ({what}{low} to {high})"
+
+
 def _macro(which: str, row: dict) -> str:
     n = "" if which == "all" else f" ({row['n']:,} studies)"
     each = (
-        f"{WORDS[k]} {at['value']:.3f} ({at['low']:.3f} to {at['high']:.3f})"
-        for k, at in row["scores"]["macro"].items()
+        f"{WORDS.get(k, k)} {_span(at)}" for k, at in row["scores"]["macro"].items()
     )
     return f"macro, {which.replace('_', ' ')}{n}: {', '.join(each)}"
+
+
+def _gap(compared: dict) -> str:
+    """The gap of the first measure's mean, and which groups are not compared."""
+    text = "fewer than two groups can be compared"
+    if gaps := compared.get("gap"):
+        name, row = next(iter(gaps["macro"].items()))
+        if "highest" in row:
+            high, low = row["highest"], row["lowest"]
+            values = [
+                compared["scores"][g]["macro"][name]["value"] for g in (high, low)
+            ]
+            text = f"{WORDS.get(name, name)} {values[0]:.3f} ({high})"
+            text += f", {values[1]:.3f} ({low}), gap {_span(row)}"
+    left = [f"{g} {compared['n'][g]['n']}" for g in compared["not_compared"]]
+    return text + (f"; not compared: {', '.join(left)}" if left else "")
 
 
 def _check_labels(config, workdir: str) -> None:
@@ -152,86 +306,3 @@ def _check_labels(config, workdir: str) -> None:
             f"{config.data.path}: its labels are {', '.join(now)}, those that the run "
             f"was trained on are in {file}: train another with data.label_columns"
         )
-
-
-def intervals(outputs, units, names, seed: int) -> dict[str, dict]:
-    """AUROC of each label with its patient-clustered 95% interval.
-
-    Args:
-      outputs: logits, labels, label_mask, (n, c) each.
-      units: (n,) patients, or what stands for one (`patients.units`).
-    """
-    weights = statistics.bootstrap_weights(units, 1000, seed)
-    found = {}
-    for c, name in enumerate(names):
-        known = outputs["label_mask"][:, c] > 0
-        scores, labels = outputs["logits"][known, c], outputs["labels"][known, c]
-        value = statistics.auroc(scores, labels)
-        if np.isnan(value):
-            continue  # one class alone: there is no AUROC
-        spread = statistics.weighted_auroc(scores, labels, weights[:, known])
-        low, high = np.nanpercentile(spread, (2.5, 97.5))
-        found[name] = {"auroc": value, "low": float(low), "high": float(high)}
-    return found
-
-
-def label_scores(outputs, units, names, seed: int) -> dict[str, dict]:
-    """AUROC, and `scores.MEASURES`, with patient-clustered 95% intervals.
-
-    Args:
-      outputs: logits, labels, label_mask, (n, c) each.
-      units: (n,) patients, or what stands for one (`patients.units`).
-
-    Noise adds to the absolute gaps of the calibration error, and resampling adds noise:
-    its interval tends to lie above its value, which is itself above the truth.
-
-    Returns:
-      {"macro": {measure: {"value", "low", "high"}}, "labels": {label: the same}}. A
-      label of one class is left out, also of the means; a resample that leaves a label
-      undefined has the mean of the others.
-    """
-    x, y, mask = (outputs[k] for k in ("logits", "labels", "label_mask"))
-    both = np.flatnonzero(scores.both_classes(y, mask))
-    x, y, mask = (np.float64(a[:, both]) for a in (x, y, mask))
-    drawn = statistics.bootstrap_weights(units, 1000, seed)
-    rows = np.concatenate([np.ones((1, len(y))), drawn])  # the sample itself is first
-    counts = np.int32(rows)  # exact, and quicker to sum
-    truth = np.where(mask > 0, y, np.nan)
-    columns = zip(x.T, truth.T, strict=True)
-    aurocs = [statistics.weighted_auroc(*xy, counts) for xy in columns]
-    each = {"auroc": np.stack(aurocs, 1) if len(both) else np.empty((len(rows), 0))}
-    each |= {k: measure(x, y, mask, rows) for k, measure in scores.MEASURES.items()}
-    labels: dict[str, dict] = {names[c]: {} for c in both}
-    macro = {}
-    for measure, values in each.items():
-        if len(both):
-            macro[measure] = _interval(statistics.mean_defined(values))
-        for k, c in enumerate(both):
-            labels[names[c]][measure] = _interval(values[:, k])
-    return {"macro": macro, "labels": labels}
-
-
-def _interval(values: np.ndarray) -> dict[str, float]:
-    """The first of (1 + r,) values, with an interval from the others."""
-    return dataclasses.asdict(statistics.estimate(float(values[0]), values[1:]))
-
-
-def mask_intervals(outputs, units, seed: int) -> dict[str, dict]:
-    """Dice and IoU, pooled and per image, with patient-clustered 95% intervals.
-
-    Args:
-      outputs: hits, called, truth, (n,) each (see objectives.segment).
-      units: (n,) patients, or what stands for one (`patients.units`).
-    """
-    counts = [np.float64(outputs[k]) for k in ("hits", "called", "truth")]
-    weights = statistics.bootstrap_weights(units, 1000, seed)
-    spread = segment.overlap(*(weights @ c for c in counts))
-    values = segment.overlap(*(c.sum() for c in counts))
-    for name, each in segment.overlap(*counts).items():
-        values[f"{name}_per_image"] = each.mean()
-        spread[f"{name}_per_image"] = weights @ each / weights.sum(1)
-    found = {}
-    for name, value in values.items():
-        low, high = np.percentile(spread[name], (2.5, 97.5))
-        found[name] = {"value": float(value), "low": float(low), "high": float(high)}
-    return found

@@ -14,8 +14,11 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
+
+from pacx_jax.errors import PacxError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,9 +98,17 @@ def bootstrap_weights(
 
     Returns:
       (r, n) int32 counts; studies of one patient always have the same count.
+
+    Raises:
+      PacxError: fewer than two patients, whose resamples would all be alike.
     """
     _, index = np.unique(np.asarray(patients), return_inverse=True)
-    n_patients = int(index.max()) + 1
+    n_patients = int(index.max(initial=-1)) + 1
+    if n_patients < 2:
+        raise PacxError(
+            f"{n_patients} patient has {len(index)} studies: an interval over patients "
+            "needs at least two; measure on more"
+        )
     rng = np.random.default_rng((seed, 0))
     # Uniform multinomial = counting n draws with replacement among n patients.
     counts = rng.multinomial(
@@ -175,6 +186,18 @@ def over_trainings(
 ) -> Estimate:
     """The mean over trainings, with an interval that covers their randomness too.
 
+    Args:
+      values, distribution, seed: as of `training_draws`.
+    """
+    drawn = training_draws(values, distribution, seed)
+    return estimate(float(np.mean(values)), drawn)
+
+
+def training_draws(
+    values: np.ndarray, distribution: np.ndarray, seed: int = 0
+) -> np.ndarray:
+    """The bootstrap distribution of a mean over trainings, with their randomness.
+
     To each bootstrap draw of the mean comes a draw of s / sqrt(t) times Student's t
     with t - 1 degrees of freedom, s being the standard deviation over the t trainings.
     (To resample three trainings instead gives intervals that are too narrow by half.)
@@ -185,13 +208,12 @@ def over_trainings(
       seed: of Student's draws.
     """
     values, trainings = np.asarray(values, np.float64), len(values)
-    if trainings > 1:
-        drawn = np.random.default_rng((seed, 2)).standard_t(
-            trainings - 1, len(distribution)
-        )
-        spread = values.std(ddof=1) / np.sqrt(trainings)
-        distribution = distribution + spread * drawn
-    return estimate(float(values.mean()), distribution)
+    if trainings == 1:
+        return distribution
+    drawn = np.random.default_rng((seed, 2)).standard_t(
+        trainings - 1, len(distribution)
+    )
+    return distribution + values.std(ddof=1) / np.sqrt(trainings) * drawn
 
 
 def estimate(value: float, distribution: np.ndarray) -> Estimate:
@@ -199,6 +221,47 @@ def estimate(value: float, distribution: np.ndarray) -> Estimate:
     with warnings.catch_warnings(action="ignore"):  # of nothing: NaN
         low, high = np.nanpercentile(distribution, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
+
+
+def row(values: np.ndarray) -> dict[str, float | int | None]:
+    """A measure as files have it: value, low and high, None where undefined.
+
+    Args:
+      values: (1 + r,), on the sample and on its resamples. Those that are undefined
+        take no part in the interval, and are counted as `undefined_resamples`.
+    """
+    found = dataclasses.asdict(estimate(float(values[0]), values[1:]))
+    found = {k: None if np.isnan(v) else v for k, v in found.items()}
+    undefined = int(np.isnan(values[1:]).sum())
+    return found | ({"undefined_resamples": undefined} if undefined else {})
+
+
+def p_value(distribution: np.ndarray) -> float:
+    """Two-sided p of a difference from its bootstrap distribution.
+
+    Twice the smaller share of resamples on one side of 0, each share (k + 1) / (r + 1),
+    so never below 2 / (r + 1); NaN where nothing is defined.
+    """
+    drawn = distribution[~np.isnan(distribution)]
+    if not len(drawn):
+        return np.nan
+    fewer = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
+    return float(min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)))
+
+
+def holm(p: Sequence[float]) -> np.ndarray:
+    """Adjusted p of m tests by Holm (1979): one below alpha is significant at alpha.
+
+    The k-th smallest is multiplied by m - k + 1, and never below the one before. NaN
+    stays NaN, and is not counted among the m.
+    """
+    p = np.asarray(p, np.float64)
+    tested = np.flatnonzero(~np.isnan(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    adjusted = np.full(len(p), np.nan)
+    scaled = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1)
+    return adjusted
 
 
 def mean_defined(values: np.ndarray) -> np.ndarray:

@@ -216,7 +216,11 @@ def _read_json(path: pathlib.Path) -> Any:
 
 
 class FolderSource:
-    """A tree of JPEG, PNG and DICOM files, with or without a CSV of labels."""
+    """A tree of JPEG, PNG and DICOM files, with or without a CSV of labels.
+
+    Attributes:
+      views: the fine name of each image's view; [] where no table states them.
+    """
 
     def __init__(self, spec: folders.FolderSpec, split: str, stage: str = ""):
         root = staging.local(spec.path, stage, setting="data.path")
@@ -236,8 +240,9 @@ class FolderSource:
         self._patients = [listing.patients[i] for i in rows] if listing.patients else []
         self._labels = listing.labels[rows]
         self._studies = None
+        self.views = [listing.views[i] for i in rows] if listing.views else []
         if listing.studies:
-            named = [listing.views[i] if listing.views else "unknown" for i in rows]
+            named = self.views or ["unknown"] * len(rows)
             self._studies = studies.Index([listing.studies[i] for i in rows], named)
         self.label_names = listing.label_names
         self.split = split

@@ -33,18 +33,30 @@ def recall_at_k(
     Returns:
       dict: `recall@k`, and `chance@k` = k / n, for each k.
     """
+    n = len(keys)
+    hits = hits_at_k(query, keys, ks, chunk)
+    recall = {f"recall@{k}": float(hits[k].sum()) / n for k in ks}
+    return recall | {f"chance@{k}": min(k / n, 1.0) for k in ks}
+
+
+def hits_at_k(
+    query: np.ndarray, keys: np.ndarray, ks: Sequence[int], chunk: int = 1024
+) -> dict[int, np.ndarray]:
+    """k -> (n,) of each query, whether `recall_at_k` finds its own key.
+
+    Raises:
+      ValueError: as many queries as keys are needed, and at least one.
+    """
     if len(query) != len(keys) or not len(keys):
         raise ValueError(f"{len(query)} queries do not pair with {len(keys)} keys")
     query, keys = normalize_rows(query), normalize_rows(keys)
-    n = len(keys)
-    hits = dict.fromkeys(ks, 0.0)
-    for start in range(0, n, chunk):
+    hits: dict[int, list[np.ndarray]] = {k: [] for k in ks}
+    for start in range(0, len(keys), chunk):
         similarity = query[start : start + chunk] @ keys.T
         rows = np.arange(len(similarity))
         own = similarity[rows, start + rows][:, None]
         better = np.sum(similarity > own, axis=1)
         tied = np.sum(similarity == own, axis=1)  # at least itself
         for k in ks:
-            hits[k] += float(np.clip((k - better) / tied, 0.0, 1.0).sum())
-    recall = {f"recall@{k}": hits[k] / n for k in ks}
-    return recall | {f"chance@{k}": min(k / n, 1.0) for k in ks}
+            hits[k].append(np.clip((k - better) / tied, 0.0, 1.0))
+    return {k: np.concatenate(each) for k, each in hits.items()}

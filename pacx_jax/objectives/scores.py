@@ -43,8 +43,8 @@ def average_precision(logits, labels, mask, weights) -> np.ndarray:
             mass = np.take(w, positive, axis=1)
             called = np.take(np.cumsum(w, axis=1), upto, axis=1)
             hit = np.take(np.cumsum(mass, axis=1), hits, axis=1)
-            precision = _ratio(hit, called, 0.0)
-            found[start : start + _BLOCK, c] = _ratio(
+            precision = ratio(hit, called, 0.0)
+            found[start : start + _BLOCK, c] = ratio(
                 (mass * precision).sum(1), mass.sum(1)
             )
     return found
@@ -54,19 +54,19 @@ def f1(logits, labels, mask, weights) -> np.ndarray:
     """2 tp / (2 tp + fp + fn) at a probability of 0.5; NaN where that is 0 / 0."""
     called, labels, mask, weights = _wide(logits >= 0, labels, mask, weights)
     hit = weights @ (called * labels * mask)
-    return _ratio(2 * hit, weights @ ((called + labels) * mask))
+    return ratio(2 * hit, weights @ ((called + labels) * mask))
 
 
 def accuracy(logits, labels, mask, weights) -> np.ndarray:
     """Share of the examples called rightly at a probability of 0.5."""
     called, labels, mask, weights = _wide(logits >= 0, labels, mask, weights)
-    return _ratio(weights @ ((called == labels) * mask), weights @ mask)
+    return ratio(weights @ ((called == labels) * mask), weights @ mask)
 
 
 def brier(logits, labels, mask, weights) -> np.ndarray:
     """Mean squared error of the probability of the label (Brier 1950, one class)."""
     p, labels, mask, weights = _wide(sigmoid(logits), labels, mask, weights)
-    return _ratio(weights @ ((p - labels) ** 2 * mask), weights @ mask)
+    return ratio(weights @ ((p - labels) ** 2 * mask), weights @ mask)
 
 
 def calibration_error(logits, labels, mask, weights) -> np.ndarray:
@@ -81,11 +81,11 @@ def calibration_error(logits, labels, mask, weights) -> np.ndarray:
     """
     p, labels, mask, weights = _wide(sigmoid(logits), labels, mask, weights)
     edges = np.arange(1, BINS) / BINS
-    found = _ratio(np.zeros(()), weights @ mask)  # 0, or NaN without weight
+    found = ratio(np.zeros(()), weights @ mask)  # 0, or NaN without weight
     for c in range(p.shape[1]):
         member = np.searchsorted(edges, p[:, c])[:, None] == np.arange(BINS)
         gap = weights @ (member * ((labels - p) * mask)[:, c, None])
-        found[:, c] += _ratio(np.abs(gap).sum(1), weights @ mask[:, c])
+        found[:, c] += ratio(np.abs(gap).sum(1), weights @ mask[:, c])
     return found
 
 
@@ -114,8 +114,8 @@ def _wide(*arrays) -> list[np.ndarray]:
     return [np.asarray(a, np.float64) for a in arrays]
 
 
-def _ratio(part: np.ndarray, whole: np.ndarray, undefined=np.nan) -> np.ndarray:
-    """part / whole, `undefined` where whole is 0."""
+def ratio(part: np.ndarray, whole: np.ndarray, undefined=np.nan) -> np.ndarray:
+    """part / whole, broadcast, `undefined` where whole is 0."""
     part, whole = np.broadcast_arrays(part, whole)
     out = np.full(whole.shape, undefined)
     np.divide(part, whole, out=out, where=whole > 0)

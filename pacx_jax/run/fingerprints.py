@@ -153,9 +153,9 @@ def reopen(workdir: str, done: int) -> None:
     What was measured of those steps keeps its numbers, under a name that says so.
     """
     path = pathlib.Path(workdir)
-    for file in path.glob("evaluation_*.json"):
+    for file in [*path.glob("evaluation_*.json"), *path.glob("predictions_*.csv")]:
         if ".step_" not in file.name:
-            file.rename(file.with_suffix(f".step_{done}.json"))
+            file.rename(file.with_suffix(f".step_{done}{file.suffix}"))
     (path / DONE).unlink()
 
 

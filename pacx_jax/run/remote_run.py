@@ -37,7 +37,8 @@ def measure(run: Callable, config, url: str, split: str) -> None:
     with staging.named(path, url.rstrip("/")):
         run(config, str(path), split)
         store = objects.Store(url)
-        for file in sorted(path.glob(f"evaluation_{split}*.json")):
+        written = (f"evaluation_{split}*.json", f"predictions_{split}*.csv")
+        for file in sorted(f for pattern in written for f in path.glob(pattern)):
             if processes.is_first():
                 staging.send(store, file.name, file)
 

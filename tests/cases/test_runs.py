@@ -282,6 +282,7 @@ def test_a_finished_run_goes_on_with_more_steps(straight, patients, tmp_path, ca
     workdir = tmp_path / "run"
     main.run(config(total_steps=4), str(workdir))
     (workdir / "evaluation_val.json").write_text("{}\n")
+    (workdir / "predictions_val.csv").write_text("id\n")
     (workdir / "quarantine.jsonl").write_text('{"split": "train", "index": 3}\n')
     main.run(config(), str(workdir))
     assert_same_state(workdir, straight)
@@ -289,6 +290,7 @@ def test_a_finished_run_goes_on_with_more_steps(straight, patients, tmp_path, ca
     assert (workdir / name).read_bytes() == (straight / name).read_bytes()
     assert fingerprints.steps_done(str(workdir)) == 6
     assert [p.name for p in workdir.glob("eval*")] == ["evaluation_val.step_4.json"]
+    assert (workdir / "predictions_val.step_4.csv").is_file()
     said = capfd.readouterr().out
     assert "from step 4 on" in said and said.isascii()
     for text in (

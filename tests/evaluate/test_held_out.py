@@ -2,6 +2,7 @@
 
 import csv
 import json
+import types
 
 import numpy as np
 import PIL.Image
@@ -10,7 +11,15 @@ import pytest
 from pacx_jax import main
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import held_out
+from pacx_jax.evaluate import (
+    calibration,
+    frozen,
+    held_out,
+    measures,
+    predictions,
+    statistics,
+    thresholds,
+)
 from pacx_jax.objectives import late_fusion
 from tests import tiny
 
@@ -111,8 +120,105 @@ def test_studies_are_scored_with_one_view_two_and_all():
     shown = held_out.lines({"split": "test", "auroc_macro_two_views": 0.5} | result)
     assert shown[-1] == "split test"
     assert shown[-2].startswith("macro, one of two views (200 studies): AUROC 0.")
-    classes = held_out.with_intervals(out, units, ("a", "b"), 0, "multiclass")
-    assert set(classes) == {"intervals"}
+
+
+def test_choices_of_validation_are_frozen_for_the_test_split(config, workdir):
+    result = held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
+    logits, labels = validation_logits(config, workdir)
+    row = result["thresholds"]["sick"]
+    assert (row["chosen_on"], row["known"], row["positives"]) == ("val", 40, 20)
+    for rule in thresholds.RULES:
+        expected = thresholds.choose(logits, labels, rule)
+        assert row[rule]["logit"] == pytest.approx(expected, abs=1e-5), rule
+        for name in ("sensitivity", "specificity", "f1"):
+            at = row[rule][name]
+            assert at["low"] <= at["value"] <= at["high"], (rule, name)
+    scalings = result["calibration"]["sick"]
+    a, b = calibration.platt(logits, labels)
+    assert (scalings["platt"]["a"], scalings["platt"]["b"]) == pytest.approx((a, b))
+    expected = 1 / calibration.temperature(logits, labels)
+    assert scalings["temperature"]["a"] == pytest.approx(expected)
+    ece = result["scores"]["labels"]["sick"]["ece"]
+    assert scalings["none"]["ece"] == pytest.approx(ece, abs=1e-12)
+    assert result["decision_curve"]["sick"][0]["p"] == 0.05
+    assert sum(r["n"] for r in result["reliability"]["sick"]) == 40
+
+
+def validation_logits(config, workdir):
+    """As predictions_val.csv has them, which no choice is made for."""
+    asked = held_out.Asked(predictions=True)
+    config = config.copy_and_resolve_references()
+    result = held_out.evaluate(config, workdir, "val", asked)
+    assert "thresholds" not in result and "reliability" in result
+    rows = predictions.read(str(workdir / "predictions_val.csv")).rows.values()
+    return np.array([x for *_, x in rows]), np.array([y for _, y, _ in rows])
+
+
+def test_a_table_of_people_and_predictions_by_the_command(
+    config, workdir, tmp_path, capsys
+):
+    rows = [f"p{i},{'MF'[i // 6 % 2]},{20 + i}" for i in range(57)]  # p59 is unknown
+    (tmp_path / "people.csv").write_text(
+        "\n".join(["patient_id,sex,age", *rows]) + "\n"
+    )
+    main.measure(
+        tiny.copy_of(config), str(workdir), "test", predictions=True,
+        groups=str(tmp_path / "people.csv"), thresholds=("sensitivity=0.5",),
+    )  # fmt: skip
+    result = json.loads((workdir / "evaluation_test.json").read_text())
+    sex, age = (result["subgroups"][k] for k in ("sex", "age"))
+    assert set(sex["scores"]) == {"female", "male"} and sex["n"]["unknown"]["n"] == 2
+    assert set(age["scores"]) == {"18-39", "40-59", "60-79"}
+    gap = sex["gap"]["macro"]["auroc"]
+    each = {k: v["macro"]["auroc"]["value"] for k, v in sex["scores"].items()}
+    assert gap["value"] == pytest.approx(max(each.values()) - min(each.values()))
+    assert set(result["thresholds"]["sick"]) == {
+        "chosen_on", "known", "positives", "sensitivity=0.5",
+    }  # fmt: skip
+    said = capsys.readouterr().out
+    assert "sex: AUROC 0." in said and "not compared: unknown 2" in said
+    found = predictions.read(str(workdir / "predictions_test.csv"))
+    assert len(found.rows) == 40 and ("004.png", "sick") in found.rows
+    truth, x = np.array([row[1:] for row in found.rows.values()]).T
+    assert statistics.auroc(x, truth) == pytest.approx(result["auroc_sick"])
+
+
+def test_scores_that_are_not_finite_are_counted_and_nothing_is_measured():
+    logits = np.zeros((5, 2))
+    logits[3, 1], logits[4] = np.nan, np.inf
+    source = types.SimpleNamespace(split="test", name=lambda i: f"image {i}")
+    message = "2 of 5 examples of the test split have scores that are not finite, the "
+    with pytest.raises(PacxError, match=message + "first is image 13: nothing is"):
+        held_out.refuse_nonfinite({"logits": logits}, np.arange(10, 15), source)
+
+
+def test_labels_of_one_class_and_one_patient_alone_are_said_and_counted():
+    rng = np.random.default_rng(0)
+    y = np.float32(np.stack([rng.random(40) < 0.4, np.zeros(40)], 1))
+    out = {"logits": rng.normal(size=(40, 2)), "labels": y}
+    out["label_mask"] = np.ones_like(y)
+    given = measures.examples(out, ("a", "b"))
+    chosen = frozen.choose(given, "val", thresholds.RULES)
+    assert chosen["b"] == {"chosen_on": "val", "known": 40, "positives": 0}
+    units = np.arange(40)
+    result = held_out.with_intervals(
+        out, units, ("a", "b"), 0, "multilabel", None, chosen
+    )
+    assert result["undefined"] == {"b": {"known": 40, "positives": 0}}
+    for part in ("intervals", "thresholds", "calibration", "decision_curve"):
+        assert set(result[part]) == {"a"}, part
+    told = held_out.lines({"split": "test"} | result)
+    assert "without both classes, left out: b (0 of 40 positive)" in told
+    y[:20, 1] = 1
+    result = held_out.with_intervals(
+        out, units, ("a", "b"), 0, "multilabel", None, chosen
+    )
+    assert (
+        result["not_chosen"] == {"b": chosen["b"]} and "b" in result["scores"]["labels"]
+    )
+    one = held_out.with_intervals(out, ["p"] * 40, ("a", "b"), 0, "multilabel")
+    assert one == {"notes": ["no intervals: 40 examples are of one patient alone"]}
+    assert one["notes"][0] in held_out.lines({"split": "test"} | one)
 
 
 def test_evaluating_on_validation_gives_what_the_best_checkpoint_had(config, workdir):

@@ -8,6 +8,7 @@ from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import comparison, statistics
 from pacx_jax.objectives import scores
 
@@ -188,6 +189,25 @@ def test_fewer_than_three_trainings_claim_no_effect():
     assert verdicts == ["not judged", "not judged", "gain"]
 
 
+def test_pairs_have_p_values_that_are_corrected_for_their_number():
+    rng = np.random.default_rng(0)
+    labels = (rng.random((300, 1)) < 0.4).astype(float)
+    a, b = _trainings(rng, 5, labels, 2.0, 0.0)
+    noise = 0.3 * rng.normal(size=b.shape)
+    arms = {("a", 1.0): a, ("b", 1.0): b, ("c", 1.0): b + noise}
+    found = comparison.compare_arms(
+        arms, labels, np.ones_like(labels), np.arange(300), ["x"], {"all": ["x"]},
+        [("a", "b"), ("c", "b"), ("a", "c")], {1.0: 0}, n_resamples=999,
+    )  # fmt: skip
+    rows = [r for r in found.pairs if r["group"]]
+    assert rows[0]["p"] < 0.05
+    expected = statistics.holm([r["p"] for r in rows])
+    assert [r["p_holm"] for r in rows] == pytest.approx(list(expected))
+    assert rows[0]["p_holm"] > rows[0]["p"]
+    few = compare(a[:2], b[:2], labels, np.arange(300), 50).pair
+    assert few["p"] is None and few["p_holm"] is None
+
+
 def test_trainings_are_put_together_in_their_order():
     scores = {
         (("a", 10), 1.0): np.full((1, 2, 1), 10.0),
@@ -280,3 +300,34 @@ def test_scores_without_what_they_need_are_nan():
     for name in ("brier", "ece", "accuracy"):
         assert np.isfinite(found[name][0]) and np.isnan(found[name][1]), name
     assert found["accuracy"][0] == 1
+
+
+def test_holm_equals_an_independent_packages_and_leaves_nan_out():
+    """By statsmodels 0.15.0's multipletests(p, method="holm"), 2026-11-30."""
+    p = [0.01, 0.04, 0.03, 0.005, 0.5, 0.02]
+    expected = [0.05, 0.09, 0.09, 0.03, 0.5, 0.08]
+    np.testing.assert_allclose(statistics.holm(p), expected, atol=1e-15)
+    found = statistics.holm([0.04, np.nan, 0.03])
+    np.testing.assert_allclose(found, [0.06, np.nan, 0.06])
+
+
+def test_bootstrap_p_is_small_for_a_sure_difference_and_never_0():
+    drawn = np.random.default_rng(0).normal(1, 1, 999)
+    side = np.sum(drawn <= 0)
+    assert statistics.p_value(drawn) == pytest.approx(2 * (side + 1) / 1000)
+    assert statistics.p_value(drawn + 10) == 2 / 1000
+    assert statistics.p_value(np.zeros(99)) == 1
+    assert np.isnan(statistics.p_value(np.full(9, np.nan)))
+
+
+def test_one_patient_has_no_resamples():
+    with pytest.raises(PacxError, match="1 patient has 3 studies: an interval over"):
+        statistics.bootstrap_weights(np.array(["a"] * 3))
+
+
+def test_undefined_resamples_are_counted():
+    found = statistics.row(np.array([0.5, 0.4, np.nan, 0.6, np.nan]))
+    assert found["undefined_resamples"] == 2 and found["low"] < 0.5 < found["high"]
+    assert statistics.row(np.full(4, np.nan)) == {
+        "value": None, "low": None, "high": None, "undefined_resamples": 3,
+    }  # fmt: skip

@@ -79,7 +79,8 @@ def test_metrics_are_pooled_per_image_and_per_batch_as_by_hand():
     }
     for name, value in want.items():
         assert got[name] == pytest.approx(value, abs=1e-6), name
-    rows = held_out.mask_intervals(out, np.array(["a", "a", "b"]), seed=0)
+    units = np.array(["a", "a", "b"])
+    rows = held_out.with_intervals(out, units, (), 0, "multilabel")["intervals"]
     assert rows["dice"]["value"] == pytest.approx(0.6, abs=1e-6)
     # Two patients: a resample has a alone, b alone, or both.
     ends = rows["dice_per_image"]
