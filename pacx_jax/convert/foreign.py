@@ -191,8 +191,8 @@ def _eva_fields(a: dict, names: tables.Names, options: Options) -> dict:
     pool = "mean" if names.norm == "fc_norm" else options.pool
     if pool is None:
         raise PacxError(
-            "its last LayerNorm is `norm`, and no file says what it is applied to: give "
-            "--pool=mean (the patches' mean, as EVA-X's authors do) or --pool=cls"
+            "its last LayerNorm is `norm`, and no file says what it is applied to: "
+            "give --pool=mean (the patches' mean, as EVA-X's authors do) or --pool=cls"
         )
     if options.pool not in (None, pool):
         raise PacxError(f"--pool={options.pool}, and its last LayerNorm is fc_norm")
@@ -258,13 +258,13 @@ def check(kind, state: dict, left: list[str], a: dict, options: Options, source:
       PacxError: image statistics that are not given, rotary positions of another grid.
     """
     if not (options.mean and options.std):
-        beside = {"dinov2_hf": "preprocessor_config.json"}.get(
-            kind, "timm's config.json"
-        )
+        beside = "timm's config.json"
+        if kind == "dinov2_hf":
+            beside = "its preprocessor_config.json"
         raise PacxError(
             f"{source} does not say how images are normalised: give --mean and --std, "
             "one number for each channel, of pixels divided by 255, or put beside it "
-            f"the {beside} that it came with"
+            f"{beside}, as it came"
         )
     for key in left:
         which = TABLES.get(key.rpartition(".")[2])
@@ -289,9 +289,15 @@ def told(kind: str, a: dict) -> dict:
     return {"posemb_resampling": a.get("posemb_resampling", "antialias")}
 
 
-def needed(told: dict) -> dict:
-    """The options among those of `kinds.told` without which a file is refused."""
+def needed(told: dict, a: dict) -> dict:
+    """The options among those of `kinds.told` without which a file is refused.
+
+    Args:
+      told: option -> value.
+      a: the architecture.
+    """
     names = ["mean", "std", "task"] + ["pool"] * (told.get("pool") == "cls")
+    names += ["rotary_grid"] * (a["patch_size"] not in EVA_PATCHES)
     found = {k: told[k] for k in names if k in told}
     return {k: tuple(v) if isinstance(v, list) else v for k, v in found.items()}
 

@@ -120,7 +120,7 @@ def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
     if layouts.KINDS[kind].final_ln_eps:
         here.setdefault("final_ln_eps", folder.architecture["ln_eps"])
     given = {k: v for k, v in here.items() if k.endswith("num_heads")}
-    needed = foreign.needed(here) if kind in foreign.KINDS else {}
+    needed = foreign.needed(here, spec.architecture) if kind in foreign.KINDS else {}
     options = Options(**(given | needed))
     again, _ = read(kind, write(kind, folder, merged), options, "it")
     found, h = told(kind, again), spec.heads_architecture

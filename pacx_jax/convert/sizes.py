@@ -225,10 +225,9 @@ def _net1d(state, prefix, options):
         filters.append(shape_of(state, f"{key}0.conv1.conv.weight", "out in k")[0])
     grouped = f"{prefix}stage_list.0.block_list.0.conv2.conv.weight"
     _, groups_width, kernel = shape_of(state, grouped, "out group k")
+    stem = shape_of(state, f"{prefix}first_conv.conv.weight", "out in k")
     a = {
-        "base_filters": shape_of(state, f"{prefix}first_conv.conv.weight", "out in k")[
-            0
-        ],
+        "base_filters": stem[0],
         "filters": filters,
         "blocks": blocks,
         "kernel": kernel,
