@@ -117,7 +117,7 @@ def learned(
 def rotary(
     grid: tuple[int, int], reference: Sequence[int], channels: int, prefix: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines and sines of rotary positions (Su 2021), (prefix + n, c) float32 each.
+    """Cosines and sines of rotary positions (Su 2021), (prefix + n, c) float64 each.
 
     Axial as in EVA-02 (Fang 2023): each head's channels are pairs, the first half of
     which encodes the row, the second half the column.
@@ -142,7 +142,7 @@ def rotary(
     angles = np.concatenate([p.reshape(-1, 1) * bands for p in places], axis=1)
     angles = np.repeat(angles, 2, axis=1)  # one for each channel of a pair
     angles = np.concatenate([np.zeros((prefix, channels)), angles])
-    return np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+    return np.cos(angles), np.sin(angles)
 
 
 def turned(x: Array, cos: Array, sin: Array) -> Array:
@@ -160,5 +160,6 @@ def turned(x: Array, cos: Array, sin: Array) -> Array:
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     pairs = wide.reshape(*x.shape[:-1], -1, 2)
     across = jnp.stack([-pairs[..., 1], pairs[..., 0]], axis=-1).reshape(x.shape)
-    cos, sin = (t[..., None, :] for t in (cos, sin))  # the same for every head
+    # The same for every head.
+    cos, sin = (t[..., None, :].astype(wide.dtype) for t in (cos, sin))
     return (wide * cos + across * sin).astype(x.dtype)
