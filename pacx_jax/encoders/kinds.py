@@ -79,9 +79,13 @@ def _check_vit(architecture: dict) -> None:
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels!r}: 1 or 3")
     a = {k: architecture[k] for k in ("image_size", "patch_size", "width")}
+    registers = architecture.get("registers", 0)
+    if type(registers) is not int or registers < 0:
+        raise ValueError(f"registers is {registers!r}: a whole number")
     if not all(type(value) is int and value > 0 for value in a.values()):
         raise ValueError(f"{a} must be whole numbers above 0")
-    if (a["image_size"] // a["patch_size"]) ** 2 * a["width"] > LARGEST_POSITIONS:
+    tokens = (a["image_size"] // a["patch_size"]) ** 2 + registers
+    if tokens * a["width"] > LARGEST_POSITIONS:
         raise ValueError(f"{a} make too many positions")
     grid = architecture.get("rotary_grid", [])
     if grid and not (len(grid) == 2 and all(type(n) is int and n > 0 for n in grid)):

@@ -139,6 +139,8 @@ def test_formats_without_their_parts_say_so():
         ({"rotary_grid": [3]}, r"rotary_grid is \[3\]: two whole numbers above 0"),
         ({"rotary_grid": [0, 3]}, r"rotary_grid is \[0, 3\]: two whole numbers"),
         ({"registers": 2}, "missing registers"),
+        ({"registers": 1.5}, "registers is 1.5: a whole number"),
+        ({"registers": 2**20, "width": 128}, "make too many positions"),
         ({"num_heads": 16}, "heads of 2 channels: rotary positions need a multiple"),
     ],
 )
