@@ -33,6 +33,8 @@ RULES = (
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/kernel", PartitionSpec("fsdp", "tensor")),
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/bias", PartitionSpec("tensor")),
     (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/kernel", PartitionSpec("tensor", "fsdp")),
+    # The norm of hidden units, as EVA-02 has it, lies as they do.
+    (r"(.*/)?block_\d+/mlp/norm/(scale|bias)", PartitionSpec("tensor")),
     # LoRA: the side that meets a split one. Gathering 1% would cost more than it saves.
     (r"(.*/)?block_\d+/(attn/qkv|mlp/fc1)/b", PartitionSpec(None, "tensor")),
     (r"(.*/)?block_\d+/(attn/proj|mlp/fc2)/a", PartitionSpec("tensor")),

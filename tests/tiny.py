@@ -122,6 +122,50 @@ def mvmae_folder(seed: int = 0) -> model_folder.ModelFolder:
     return dataclasses.replace(empty, params=params)
 
 
+# Other people's encoders, by the kind of checkpoint that they come as.
+FOREIGN = {
+    "dinov2": {
+        "posemb_grid": [4, 4],
+        "posemb_resampling": "offset",
+        "layer_scale": True,
+    },
+    "dinov2_hf": {
+        "posemb_grid": [4, 4],
+        "layer_scale": True,
+        "registers": 3,
+        "swiglu": True,
+        "mlp_dim": 24,
+    },
+    "eva02": {
+        "posemb_grid": [4, 4],
+        "swiglu": True,
+        "mlp_dim": 20,
+        "mlp_norm": True,
+        "rotary_grid": [3, 3],
+        "pool": "mean",
+    },
+}
+
+
+def foreign_folder(kind: str, seed: int = 0, **fields) -> model_folder.ModelFolder:
+    """One of FOREIGN, with random weights; k has no bias, which EVA-02 has no key for.
+
+    Args:
+      fields: of the architecture.
+    """
+    a = VIT | FOREIGN[kind] | fields
+    about = model_folder.image_preprocessing(
+        (0.53,) * 3, (0.26,) * 3, a.get("pool", "cls")
+    )
+    empty = model_folder.ModelFolder("vit", a, about, {})
+    image = jnp.zeros((1, 32, 32, a.get("channels", 3)))
+    params = random_params(empty.module(), image, seed=seed, noise=0.3)
+    for i in range(a["depth"]):
+        bias = params[f"block_{i:02d}"]["attn"]["qkv"]["bias"]
+        bias[len(bias) // 3 : 2 * len(bias) // 3] = 0
+    return dataclasses.replace(empty, params=params)
+
+
 def write_folders(path) -> dict[str, str]:
     """Writes one folder of each kind; returns the config fields that name them."""
     names = {"model_init": "vit", "modalities__ecg__init": "ecg_net1d"}

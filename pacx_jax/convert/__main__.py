@@ -4,7 +4,8 @@
   python -m pacx_jax.convert --kind=mae --to=torch --source=DIR --target=FILE
 
 Kinds: mae (the original repository's, or Lightning's), mvmae, vit_timm, vit_hf (ViT and
-ViTMAE of transformers), pacx (with LoRA, or merged), labs_dae, ecgfounder, probe and
+ViTMAE of transformers), dinov2 (the original's and timm's), dinov2_hf (transformers'),
+eva02 (EVA-X's and timm's), pacx (with LoRA, or merged), labs_dae, ecgfounder, probe and
 segment (an encoder with its head). The folder opens with load_encoder, embed, export
 and --config.model_init. A FILE named .safetensors needs no PyTorch.
 """
@@ -21,7 +22,7 @@ import numpy as np
 from pacx_jax import cli
 from pacx_jax.convert import beside, files, kinds, layouts, state, tables
 from pacx_jax.convert.layouts import KINDS
-from pacx_jax.convert.sizes import Options
+from pacx_jax.convert.options import CHOICES, Options
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
@@ -30,7 +31,8 @@ from pacx_jax.stores import objects, staging, urls
 
 # Options of one direction alone.
 OPTIONS = ("num_heads", "decoder_num_heads", "ln_eps", "final_ln_eps", "alpha", "mean",
-           "std", "decimate", "labels", "task")  # fmt: skip
+           "std", "decimate", "labels", "task", "pool", "rotary_grid",
+           "posemb_resampling")  # fmt: skip
 IN, OUT = (*OPTIONS, "preset", "weights"), ("merged", "container")
 
 CARD = """# pacx_jax {model}
@@ -70,10 +72,11 @@ def from_torch(args) -> None:
     found = files.read(source, args.weights or "", KINDS[args.kind].anchor)
     folder, left = kinds.read(args.kind, found.state, options, str(source))
     for name, value in sizes.items():
-        if folder.architecture[name] != value:
+        size = folder.architecture.get(name, 0)
+        if size != value:
             raise PacxError(
-                f"{source} has {name} {folder.architecture[name]}, and the config.json "
-                f"beside it says {value}: they do not belong together"
+                f"{source} has {name} {size}, and the config.json beside it says "
+                f"{value}: they do not belong together"
             )
     _refuse_unused(args, folder)
     leaves = [v for k, v in found.state.items() if k not in left]
@@ -150,7 +153,7 @@ def open_source(path: str) -> model_folder.ModelFolder:
 
 def _refuse_unused(args, folder: model_folder.ModelFolder) -> None:
     """Refuses an option that speaks of a part which the file does not hold."""
-    applies = {*kinds.told(folder), "weights"}
+    applies = {*kinds.told(args.kind, folder), "weights"}
     if "ln_eps" in applies:
         applies.add("final_ln_eps")
     if applies & {"mean", "mask_inputs"}:
@@ -175,7 +178,7 @@ def _options(args, weights: pathlib.Path) -> tuple[Options, dict]:
     fields, sizes = beside.read(args.kind, weights)
     if args.preset == "reference":
         fields |= {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, "mask_inputs": False}
-    elif args.kind == "vit_hf" and not (args.mean and args.std):
+    elif args.kind in ("vit_hf", "dinov2_hf") and not (args.mean and args.std):
         fields |= beside.images(weights)
     try:
         return Options(**(fields | given)), sizes
@@ -221,7 +224,18 @@ def parser() -> cli.Parser:
     add("--std", type=float, nargs="+", help="of each channel, above 0, to 1")
     add("--decimate", type=int, help="of an ECG encoder (ecgfounder; default 1)")
     add("--labels", type=_labels, help="names of a classifier's outputs, as CSV")
-    add("--task", choices=("multilabel", "multiclass"), help="of a classifier")
+    add("--task", choices=CHOICES["task"], help="of a classifier")
+    add("--pool", choices=CHOICES["pool"], help="what the embedding is (eva02)")
+    add(
+        "--rotary_grid",
+        type=int,
+        help="patches a side of the images of pretraining (eva02; default 224 pixels')",
+    )
+    add(
+        "--posemb_resampling",
+        choices=CHOICES["posemb_resampling"],
+        help="of learned positions for other image sizes (dinov2, dinov2_hf)",
+    )
     add(
         "--merged",
         action="store_true",

@@ -21,14 +21,20 @@ def read(kind: str, weights: pathlib.Path) -> tuple[dict, dict]:
     """Fields of `sizes.Options`, and sizes that the weights must have.
 
     Args:
-      kind: of the checkpoint; kinds other than vit_hf and vit_timm have no such files.
+      kind: of the checkpoint; those of neither timm nor transformers have none.
       weights: the file, beside which config.json may lie.
 
     Raises:
       PacxError: a file that is damaged, another kind's, or says what we cannot do.
     """
     file = weights.parent / CONFIG
-    parse = {"vit_hf": _hugging_face, "vit_timm": _timm}.get(kind)
+    parse = {
+        "vit_hf": _hugging_face,
+        "vit_timm": _timm,
+        "dinov2": _timm,
+        "dinov2_hf": _dinov2_hf,
+        "eva02": _timm_eva,
+    }.get(kind)
     if not parse or not file.is_file():
         return {}, {}
     config = files.read_own_json(file, REMEDY)
@@ -98,6 +104,28 @@ def _hugging_face(config: dict) -> tuple[dict, dict]:
         "width": config.get("hidden_size"),
         "depth": config.get("num_hidden_layers"),
     }
+
+
+def _dinov2_hf(config: dict) -> tuple[dict, dict]:
+    kind, registers = config["model_type"], 0
+    if kind not in ("dinov2", "dinov2_with_registers"):
+        raise PacxError(f"model_type is {kind}, and dinov2's is needed")
+    if kind == "dinov2_with_registers":
+        registers = config.get("num_register_tokens", 4)
+    config = {"layer_norm_eps": 1e-6} | config  # Dinov2Config's default
+    fields, sizes = _hugging_face(config)
+    fields = {k: fields[k] for k in ("num_heads", "ln_eps")}
+    return fields, sizes | {"registers": registers}
+
+
+def _timm_eva(config: dict) -> tuple[dict, dict]:
+    pools = {"avg": "mean", "token": "cls"}
+    given = dict(config.get("model_args") or {})
+    pool = given.pop("global_pool", config.get("global_pool", "avg"))
+    if pool not in pools:
+        raise PacxError(f"global_pool is {pool!r}: 'avg' or 'token' is needed")
+    fields, sizes = _timm(config | {"global_pool": "token", "model_args": given})
+    return fields | {"pool": pools[pool]}, sizes
 
 
 def _timm(config: dict) -> tuple[dict, dict]:

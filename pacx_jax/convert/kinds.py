@@ -9,9 +9,9 @@ import shlex
 import flax
 import numpy as np
 
-from pacx_jax.convert import layouts, sizes, state, tables
+from pacx_jax.convert import foreign, layouts, shapes, sizes, state, tables
 from pacx_jax.convert.layouts import Spec
-from pacx_jax.convert.sizes import Options
+from pacx_jax.convert.options import LIMITS, Options
 from pacx_jax.encoders import model_folder, model_heads
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.model_heads import Heads
@@ -41,17 +41,19 @@ def read(kind: str, found: dict, options: Options, source: str):
     """
     spec = sizes.infer(kind, found, options, source)
     left = _left_out(spec, found)
+    if kind in foreign.KINDS:
+        foreign.check(kind, found, left, spec.architecture, options, source)
     buffers = _statistics(found, source) if kind == "segment" else {}
     kept = {k: v for k, v in found.items() if k not in buffers and k not in left}
     encoder = model_folder.shapes_of(spec.model, spec.architecture)
-    shapes = {f"encoder.{k}": v for k, v in encoder.items()}
+    wanted = {f"encoder.{k}": v for k, v in encoder.items()}
     adapted = spec.heads_architecture.get("adapted", ())
     odd = [name for name in adapted if f"{name}.kernel" not in encoder]
     if odd:
         raise PacxError(f"{source} has adapters of {', '.join(odd)}, and no such layer")
     if spec.heads:
-        shapes |= model_heads.shapes(spec.heads, spec.heads_architecture, encoder)
-    flat = state.load(layouts.table(spec), kept, shapes, source)
+        wanted |= model_heads.shapes(spec.heads, spec.heads_architecture, encoder)
+    flat = state.load(layouts.table(spec), kept, wanted, source)
     for name in adapted:
         h, a, b = spec.heads_architecture, *(flat[f"lora.{name}.{x}"] for x in "ab")
         low_rank = np.float32(h["alpha"] / h["rank"]) * (a @ b)
@@ -96,37 +98,40 @@ def write(kind: str, folder: ModelFolder, merged: bool = False) -> dict:
     return out
 
 
-def told(model: ModelFolder) -> dict:
-    """What no state dict tells of a model, by the name of the option that does."""
+def told(kind: str, model: ModelFolder) -> dict:
+    """What no state dict of a kind tells of a model, by the option that does."""
     a, heads = model.architecture, model.heads
     h = heads.architecture if heads else {}
     names = ("ln_eps", "final_ln_eps", "num_heads", "mask_inputs")
     out = {k: a[k] for k in names if k in a}
-    out |= {k: v for k, v in model.preprocessing.items() if k in sizes.LIMITS}
+    out |= {k: v for k, v in model.preprocessing.items() if k in LIMITS}
     if heads and heads.kind == "mae":
         out["decoder_num_heads"] = h["num_heads"]
     if h.get("adapted"):
         out["alpha"] = h["alpha"]
     if h.get("labels"):
         out |= {k: h[k] for k in ("labels", "task") if k in h}
-    return out
+    return out | (foreign.told(kind, a) if kind in foreign.KINDS else {})
 
 
 def lost(kind: str, folder: ModelFolder, merged: bool = False) -> list[str]:
     """The flags that `read` needs to get back what a PyTorch file cannot hold."""
-    spec, here = layouts.of_folder(kind, folder, merged), told(folder)
+    spec, here = layouts.of_folder(kind, folder, merged), told(kind, folder)
     if layouts.KINDS[kind].final_ln_eps:
         here.setdefault("final_ln_eps", folder.architecture["ln_eps"])
     given = {k: v for k, v in here.items() if k.endswith("num_heads")}
-    again, _ = read(kind, write(kind, folder, merged), Options(**given), "it")
-    defaults, h = told(again), spec.heads_architecture
+    needed = foreign.needed(here, spec.architecture) if kind in foreign.KINDS else {}
+    options = Options(**(given | needed))
+    again, _ = read(kind, write(kind, folder, merged), options, "it")
+    found, h = told(kind, again), spec.heads_architecture
+    defaults = found | dict.fromkeys(needed)
     # Those heads of attention that the width does not tell.
-    defaults["num_heads"] = sizes.NUM_HEADS.get(spec.architecture.get("width"))
-    known = sizes.DECODER_NUM_HEADS.get(kind, {})
+    defaults["num_heads"] = shapes.NUM_HEADS.get(spec.architecture.get("width"))
+    known = shapes.DECODER_NUM_HEADS.get(kind, {})
     defaults["decoder_num_heads"] = known.get(h.get("width"))
     flags = []
     for name, value in here.items():
-        if name not in told(again) or value == defaults[name]:
+        if name not in found or value == defaults[name]:
             continue
         if name == "mask_inputs":
             flags.append("--preset=reference")
@@ -149,6 +154,8 @@ def _left_out(spec: Spec, found: dict) -> list[str]:
     names = ()
     if spec.kind == "mae" and not spec.heads:
         names = ("mask_token",)
+    elif spec.kind in foreign.KINDS:
+        return foreign.left_out(spec.kind, found, spec.prefix)
     elif spec.kind == "vit_hf":
         names = ("pooler.dense.weight", "pooler.dense.bias")
     elif spec.kind == "mvmae":
@@ -180,6 +187,7 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
     learned = "posemb_grid" in spec.architecture
     half = spec.kind in ("vit_timm", "vit_hf") and learned
     mean, std = (HALF, HALF) if half else (IMAGENET_MEAN, IMAGENET_STD)
+    pool = spec.architecture.get("pool", "cls")
     if buffers:  # as short decimals: the same float32, and equal to the config's
         mean, std = (
             tuple(float(str(x)) for x in np.float32(buffers[name]).ravel())
@@ -194,4 +202,5 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
                 f"--{name} has {len(value)} numbers, and images have {channels} "
                 "channels: give one each"
             )
-    return model_folder.image_preprocessing(options.mean or mean, options.std or std)
+    statistics = options.mean or mean, options.std or std
+    return model_folder.image_preprocessing(*statistics, pool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pacx_jax.convert import tables
+from pacx_jax.convert import foreign, tables
 from pacx_jax.convert.state import Entry
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
@@ -55,6 +55,9 @@ KINDS = {
         container="",
         ln_eps=1e-12,
     ),
+    "dinov2": Kind(heads=("classify",), container=""),
+    "dinov2_hf": Kind(anchor=f"{foreign.HF.patch}.weight", container=""),
+    "eva02": Kind(heads=("classify",), container=""),
     "pacx": Kind("cxr_encoder.base_model.model.", heads=("pacx",), ln_eps=1e-5),
     "labs_dae": Kind("model.", "encoder.0.weight", ("labs_dae",), True, "labs_dae"),
     "ecgfounder": Kind(
@@ -154,18 +157,22 @@ def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
     if kind == "pacx" and not h.get("adapted"):
         prefix = "cxr_encoder."
     names = {"vit_hf": tables.HF, "mvmae": tables.MVMAE}.get(kind, tables.TIMM)
+    if kind in foreign.KINDS:
+        names = foreign.written(kind, folder.architecture)
     return Spec(kind, folder.architecture, heads, h, prefix, names)
 
 
 # Fields of an architecture -> the value without which a kind has no place for them.
 _OURS = {"channels": 3, "qk_norm": False, "views": 0, "posemb_cls": True}
-_OURS |= {"project": True}
+_OURS |= {"project": True} | foreign.PLAIN
 
 
 def _refuse_foreign(kind: str, a: dict, h: dict) -> None:
     """Refuses an encoder, or a decoder, whose parts a kind has no keys for."""
     wrong = []
-    if kind == "mvmae":
+    if kind in foreign.KINDS:
+        wrong = foreign.lacks(kind, a)
+    elif kind == "mvmae":
         if a.get("channels", 3) != 1:
             wrong.append("its images have 3 channels, not 1")
         if not a.get("posemb_grid") or a.get("posemb_cls", True):
@@ -174,6 +181,7 @@ def _refuse_foreign(kind: str, a: dict, h: dict) -> None:
             wrong.append("its decoder's positions are not learned")
         if h and h.get("project", True):
             wrong.append("its decoder projects the encoder's tokens")
+        wrong += foreign.parts(a)
     else:
         for part, fields in (("it", a), ("its decoder", h)):
             wrong += [f"{part} has {k} {fields[k]}" for k, usual in _OURS.items()
@@ -182,6 +190,8 @@ def _refuse_foreign(kind: str, a: dict, h: dict) -> None:
             wrong.append("its decoder has learned positions")
     if wrong:
         other = "" if kind == "mvmae" else "; --kind=mvmae holds MVMAE's"
+        if foreign.parts(a):
+            other = "; --kind=dinov2, dinov2_hf or eva02 may hold it"
         raise PacxError(
             f"this model cannot be written as {kind}: {'; '.join(wrong)}{other}"
         )

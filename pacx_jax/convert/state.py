@@ -60,8 +60,31 @@ CONV1D = _axes(2, 1, 0)  # (out, in / groups, k) -> (k, in / groups, out)
 CONV2D = _axes(2, 3, 1, 0)
 POSITIONS = _axes(1, 0, 2)  # (n, 1, d) -> (1, n, d)
 UP = Turn(_up_load, _up_dump)
-QKV_WEIGHT = Turn(lambda x: np.concatenate(x).T, lambda y: np.split(y.T, 3))
-QKV_BIAS = Turn(lambda x: np.concatenate(x), lambda y: np.split(y, 3))
+
+
+def joined(count: int, weight: bool) -> Turn:
+    """Layers side by side, such as q, k and v: their outputs are joined to one's."""
+    if weight:
+        return Turn(lambda x: np.concatenate(x).T, lambda y: np.split(y.T, count))
+    return Turn(np.concatenate, lambda y: np.split(y, count))
+
+
+def _q_and_v_load(x):
+    q, v = x
+    return np.concatenate([q, np.zeros_like(q), v])
+
+
+def _q_and_v_dump(y):
+    q, k, v = np.split(y, 3)
+    if k.any():
+        raise PacxError(
+            "this model does not fit the kind: its attention's k has a bias, for which "
+            "the kind has no key"
+        )
+    return q, v
+
+
+Q_AND_V_BIAS = Turn(_q_and_v_load, _q_and_v_dump)  # k has none
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,15 +15,15 @@ from pacx_jax.convert.state import (
     CONV2D,
     LINEAR,
     POSITIONS,
-    QKV_BIAS,
-    QKV_WEIGHT,
+    Q_AND_V_BIAS,
     SAME,
     UP,
     Entry,
     Turn,
+    joined,
     patch,
 )
-from pacx_jax.models.vit import posemb_sincos_2d
+from pacx_jax.models.positions import sincos_2d
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Names:
 
     Attributes:
       blocks: prefix of block {i}.
-      parts: norm1, qkv (one key or three), proj, norm2, fc1, fc2 within a block.
+      parts: norm1, qkv (one key or three), proj, norm2, fc1, fc2 within a block; where
+        it has them qkv_bias (keys of q's and v's), mlp_norm, ls1 and ls2.
       patch, cls, pos, norm: the rest of the encoder.
       decoder: what stands before the keys of MAE's decoder.
       decoder_blocks: prefix of its block {i}, after that.
-      head: the classifier.
+      head: the classifier; "" for a layout without one.
+      registers: tokens of their own.
     """
 
     blocks: str
@@ -48,16 +50,17 @@ class Names:
     decoder: str
     decoder_blocks: str
     head: str
+    registers: str = ""
 
 
-def _parts(norm1, qkv, proj, norm2, fc1, fc2):
+def parts(norm1, qkv, proj, norm2, fc1, fc2):
     singles = dict(norm1=norm1, proj=proj, norm2=norm2, fc1=fc1, fc2=fc2)
     return {k: (v,) for k, v in singles.items()} | {"qkv": qkv}
 
 
 TIMM = Names(  # also MAE's and PaCX's
     blocks="blocks.{i}.",
-    parts=_parts("norm1", ("attn.qkv",), "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
+    parts=parts("norm1", ("attn.qkv",), "attn.proj", "norm2", "mlp.fc1", "mlp.fc2"),
     patch="patch_embed.proj",
     cls="cls_token",
     pos="pos_embed",
@@ -69,7 +72,7 @@ TIMM = Names(  # also MAE's and PaCX's
 _HF_SPLIT = tuple(f"attention.attention.{x}" for x in ("query", "key", "value"))
 HF = Names(  # the files that transformers writes
     blocks="encoder.layer.{i}.",
-    parts=_parts(
+    parts=parts(
         "layernorm_before", _HF_SPLIT, "attention.output.dense",
         "layernorm_after", "intermediate.dense", "output.dense",
     ),
@@ -84,7 +87,7 @@ HF = Names(  # the files that transformers writes
 HF5 = dataclasses.replace(  # state_dict() of transformers 5 in memory
     HF,
     blocks="layers.{i}.",
-    parts=_parts(
+    parts=parts(
         "layernorm_before", tuple(f"attention.{x}_proj" for x in "qkv"),
         "attention.o_proj", "layernorm_after", "mlp.fc1", "mlp.fc2",
     ),
@@ -116,19 +119,12 @@ def norm(ours: str, key: str) -> list[Entry]:
 
 
 def layer(ours: str, *keys: str, turn: Turn = LINEAR) -> list[Entry]:
-    """A layer of a kernel and a bias; of three keys, q, k and v are joined."""
-    joined = len(keys) == 3
+    """A layer of a kernel and a bias; several keys, such as q, k and v, are joined."""
+    count = len(keys)
+    weights, biases = (tuple(f"{k}.{x}" for k in keys) for x in ("weight", "bias"))
     return [
-        Entry(
-            f"{ours}.kernel",
-            tuple(f"{k}.weight" for k in keys),
-            QKV_WEIGHT if joined else turn,
-        ),
-        Entry(
-            f"{ours}.bias",
-            tuple(f"{k}.bias" for k in keys),
-            QKV_BIAS if joined else SAME,
-        ),
+        Entry(f"{ours}.kernel", weights, joined(count, True) if count > 1 else turn),
+        Entry(f"{ours}.bias", biases, joined(count, False) if count > 1 else SAME),
     ]
 
 
@@ -138,15 +134,24 @@ def blocks(ours: str, prefix: str, names: Names, a: dict) -> list[Entry]:
     Args:
       a: the architecture, of which `depth` and `qk_norm` count.
     """
-    place = {"qkv": "attn.", "proj": "attn.", "fc1": "mlp.", "fc2": "mlp."}
-    place |= dict.fromkeys(QK_NORM, "attn.")
-    parts = names.parts | (QK_NORM if a.get("qk_norm") else {})
+    place = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+    place |= {k: f"attn.{k}" for k in QK_NORM} | {"mlp_norm": "mlp.norm"}
+    all_parts = names.parts | (QK_NORM if a.get("qk_norm") else {})
+    biases = all_parts.pop("qkv_bias", ())
     entries = []
     for i in range(a["depth"]):
-        for part, keys in parts.items():
-            name = f"{ours}.block_{i:02d}.{place.get(part, '')}{part}"
-            make = norm if "norm" in part else layer
-            entries += make(name, *(prefix.format(i=i) + key for key in keys))
+        before = prefix.format(i=i)
+        for part, keys in all_parts.items():
+            name = f"{ours}.block_{i:02d}.{place.get(part, part)}"
+            keys = tuple(before + key for key in keys)
+            if part in ("ls1", "ls2"):
+                entries.append(Entry(name, keys))
+            elif part == "qkv" and biases:
+                entries.append(layer(name, *keys)[0])
+                keys = tuple(before + key for key in biases)
+                entries.append(Entry(f"{name}.bias", keys, Q_AND_V_BIAS))
+            else:
+                entries += (norm if "norm" in part else layer)(name, *keys)
     return entries
 
 
@@ -158,11 +163,14 @@ def vit(a: dict, names: Names, prefix: str = "") -> list[Entry]:
     else:
         side = a["image_size"] // a["patch_size"]
         pos = Entry("", (key,), fixed=positions(side, a["width"]))
-    return [
+    entries = [
         Entry("encoder.cls_token", (prefix + names.cls,)),
         pos,
         *encoder_layers(a, names, prefix),
     ]
+    if a.get("registers"):
+        entries.append(Entry("encoder.registers", (prefix + names.registers,)))
+    return entries
 
 
 def encoder_layers(a: dict, names: Names, prefix: str) -> list[Entry]:
@@ -205,7 +213,7 @@ def _mvmae_tables(ours: str, a: dict, key: str) -> list[Entry]:
 
 def positions(side: int, width: int) -> np.ndarray:
     """Sin-cos positions as MAE stores them, (1, 1 + n, d): first the CLS token's, 0."""
-    patches = posemb_sincos_2d((side, side), width)
+    patches = sincos_2d((side, side), width)
     return np.concatenate([np.zeros((1, width), np.float32), patches])[None]
 
 

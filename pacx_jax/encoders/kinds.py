@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from pacx_jax.encoders import image_statistics
 from pacx_jax.errors import PacxError
-from pacx_jax.models import ecg, labs_dae, vit
+from pacx_jax.models import ecg, labs_dae, positions, vit
 
 LARGEST_POSITIONS = 2**26  # numbers: 65,536 tokens of width 1024
 
@@ -57,7 +57,8 @@ def _floats(*shape: int) -> jax.ShapeDtypeStruct:
 
 def _vit(architecture: dict, dtype) -> vit.ViT:
     fields = {k: v for k, v in architecture.items() if k != "image_size"}
-    fields["posemb_grid"] = tuple(fields.get("posemb_grid", ()))
+    for name in ("posemb_grid", "rotary_grid"):
+        fields[name] = tuple(fields.get(name, ()))
     return vit.ViT(**fields, dtype=dtype)
 
 
@@ -78,10 +79,23 @@ def _check_vit(architecture: dict) -> None:
     if channels not in (1, 3):
         raise ValueError(f"channels is {channels!r}: 1 or 3")
     a = {k: architecture[k] for k in ("image_size", "patch_size", "width")}
+    registers = architecture.get("registers", 0)
+    if type(registers) is not int or registers < 0:
+        raise ValueError(f"registers is {registers!r}: a whole number")
     if not all(type(value) is int and value > 0 for value in a.values()):
         raise ValueError(f"{a} must be whole numbers above 0")
-    if (a["image_size"] // a["patch_size"]) ** 2 * a["width"] > LARGEST_POSITIONS:
+    tokens = (a["image_size"] // a["patch_size"]) ** 2 + registers
+    if tokens * a["width"] > LARGEST_POSITIONS:
         raise ValueError(f"{a} make too many positions")
+    grid = architecture.get("rotary_grid", [])
+    if grid and not (len(grid) == 2 and all(type(n) is int and n > 0 for n in grid)):
+        raise ValueError(f"rotary_grid is {grid!r}: two whole numbers above 0")
+    for name, choices in (
+        ("pool", vit.POOLS),
+        ("posemb_resampling", positions.RESAMPLING),
+    ):
+        if architecture.get(name, choices[0]) not in choices:
+            raise ValueError(f"{name} is {architecture[name]!r}: {', '.join(choices)}")
 
 
 def _check_labs(architecture: dict) -> None:
@@ -97,7 +111,8 @@ KINDS = {
         ),
         width=lambda a: a["width"],
         about="A chest-X-ray encoder (Vision Transformer). Its embedding is the CLS "
-        "token after the final LayerNorm; at inference only the X-ray is needed.",
+        "token, or with pool mean the patches' mean, after the final LayerNorm; at "
+        "inference only the X-ray is needed.",
         check=_check_vit,
         check_preprocessing=image_statistics.check,
     ),

@@ -28,7 +28,7 @@ from pacx_jax import files, target
 from pacx_jax.encoders import image_statistics, kinds, model_heads, model_sizes
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
-from pacx_jax.models import vit
+from pacx_jax.models import positions
 from pacx_jax.stores import staging, urls
 from pacx_jax.types import Params
 
@@ -154,7 +154,16 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
         file.chmod(0o644)  # safetensors' are for the owner alone
 
 
-def image_preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict:
+# `ViT.pool` -> what the embedding is.
+EMBEDDINGS = {
+    "cls": "CLS token after the final LayerNorm",
+    "mean": "mean of the patches' tokens, then the final LayerNorm",
+}
+
+
+def image_preprocessing(
+    mean: Sequence[float], std: Sequence[float], pool: str = "cls"
+) -> dict:
     """How decoded pixels become the input of a "vit"; of one mean, a grey one."""
     grey = "one channel; colour to grey by PIL's luma"
     return {
@@ -162,7 +171,7 @@ def image_preprocessing(mean: Sequence[float], std: Sequence[float]) -> dict:
         "resize": "PIL bilinear, antialiased, to image_size x image_size (squash)",
         "mean": list(mean),
         "std": list(std),
-        "embedding": "CLS token after the final LayerNorm",
+        "embedding": EMBEDDINGS[pool],
     }
 
 
@@ -183,7 +192,8 @@ def at_size(model: ModelFolder, image_size: int) -> ModelFolder:
     a["image_size"] = size
     if a.get("posemb_grid"):
         grid, side = tuple(a["posemb_grid"]), size // patch
-        learned = vit.resample_posemb(params["pos_embed"], grid, (side, side))
+        how = a.get("posemb_resampling", "antialias")
+        learned = positions.resample(params["pos_embed"], grid, (side, side), how)
         a["posemb_grid"] = [side, side]
         params = {**params, "pos_embed": np.asarray(learned)}
     return dataclasses.replace(model, architecture=a, params=params)
@@ -195,7 +205,9 @@ def trained_further(config, params: Params) -> ModelFolder:
     Its images are those that the run read: their size, mean and std.
     """
     start = load(config.model_init, "vit")
-    preprocessing = image_preprocessing(*image_statistics.chosen(start, config.data))
+    statistics = image_statistics.chosen(start, config.data)
+    pool = start.architecture.get("pool", "cls")
+    preprocessing = image_preprocessing(*statistics, pool)
     architecture = start.architecture | {"image_size": config.data.image_size}
     return ModelFolder("vit", architecture, preprocessing, params)
 

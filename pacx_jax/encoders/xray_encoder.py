@@ -24,6 +24,8 @@ Views = str | Sequence[str] | None
 class Encoder:
     """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
 
+    Of an encoder with `pool` "mean", it is the patches' mean in its place.
+
     Only the X-ray is needed. A call of less than `batch_size` images is padded to the
     next power of two a device, so that one image does not cost a batch; each such size
     is compiled when it first comes. An image's embedding does not depend on the others
@@ -89,7 +91,8 @@ class Encoder:
     ) -> np.ndarray:
         """All tokens after the last LayerNorm, (n, 1 + patches, width) float32.
 
-        The first is the CLS token, which a call returns; the patches follow row by row.
+        The first is the CLS token (or what takes its place), which a call returns; the
+        patches follow row by row. Registers are not among them.
 
         Args:
           images, views: as for a call.
@@ -102,6 +105,8 @@ class Encoder:
         self, images: Image | Sequence[Image], views: Views = None
     ) -> list[np.ndarray]:
         """Softmax attention of every block, (n, heads, tokens, tokens) each.
+
+        Tokens are CLS, the registers of an encoder that has them, and the patches.
 
         Args:
           images: at least one, as for a call; all are taken in one step.

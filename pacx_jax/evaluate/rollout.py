@@ -12,7 +12,9 @@ import numpy as np
 import scipy.ndimage
 
 
-def attention_rollout(attentions: Sequence[np.ndarray]) -> np.ndarray:
+def attention_rollout(
+    attentions: Sequence[np.ndarray], registers: int = 0, pool: str = "cls"
+) -> np.ndarray:
     """Roll attention out from the input to the CLS token of the last layer.
 
     With A the heads' mean, each layer mixes tokens by the row-normalised A + I (the
@@ -21,26 +23,34 @@ def attention_rollout(attentions: Sequence[np.ndarray]) -> np.ndarray:
 
     Args:
       attentions: one (b, heads, n, n) softmax attention a layer, first layer first;
-        token 0 is CLS and the other n - 1 form a square grid.
+        token 0 is CLS, then come registers, and the others form a square grid.
+      registers: number of tokens between CLS and the patches, as of DINOv2.
+      pool: "mean" where the patches' mean is the embedding and not CLS: the mean of
+        their rows is carried backwards.
 
     Returns:
-      (b, grid, grid) float64 shares of the CLS row; with CLS's own share sum to 1.
+      (b, grid, grid) float64 shares of that row; with CLS's own share and those of the
+      registers they sum to 1.
 
     Raises:
-      ValueError: no layers, or n - 1 is not a square.
+      ValueError: no layers, or patches that do not form a square.
     """
     if not len(attentions):
         raise ValueError("attention rollout of no layers")
     batch, _, n, _ = np.shape(attentions[0])
-    grid = round((n - 1) ** 0.5)
-    if grid * grid != n - 1:
-        raise ValueError(f"{n - 1} patch tokens do not form a square grid")
+    before = 1 + registers
+    grid = round(max(n - before, 0) ** 0.5)
+    if grid * grid != n - before:
+        raise ValueError(f"{n - before} patch tokens do not form a square grid")
     row = np.zeros((batch, 1, n))
-    row[:, :, 0] = 1.0
+    if pool == "mean":
+        row[:, :, before:] = 1 / (n - before)
+    else:
+        row[:, :, 0] = 1.0
     for attention in reversed(attentions):
         mixing = np.asarray(attention, np.float64).mean(axis=1) + np.eye(n)
         row = row @ (mixing / mixing.sum(axis=-1, keepdims=True))
-    return row[:, 0, 1:].reshape(batch, grid, grid)
+    return row[:, 0, before:].reshape(batch, grid, grid)
 
 
 def upsample(maps: np.ndarray, size: int) -> np.ndarray:
@@ -58,9 +68,11 @@ def minmax(maps: np.ndarray) -> np.ndarray:
     return (maps - low) / np.where(span > 0, span, 1.0)
 
 
-def rollout_maps(attentions: Sequence[np.ndarray], size: int) -> np.ndarray:
+def rollout_maps(
+    attentions: Sequence[np.ndarray], size: int, registers: int = 0, pool: str = "cls"
+) -> np.ndarray:
     """The figure's map: rollout, upsampled, min-max scaled; (b, size, size)."""
-    return minmax(upsample(attention_rollout(attentions), size))
+    return minmax(upsample(attention_rollout(attentions, registers, pool), size))
 
 
 def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:

@@ -71,6 +71,7 @@ FORMATS = {
         pytorch.reopen_timm,
         pytorch.use_timm,
         normalised=True,
+        lacks=pytorch.timm_lacks,
     ),
     "hf": Format(
         ("torch", "transformers"),

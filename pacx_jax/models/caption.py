@@ -6,8 +6,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from pacx_jax.models import embeddings, text, vit
+from pacx_jax.models import embeddings, positions, text
 from pacx_jax.models.dense import Dense
+from pacx_jax.models.transformer import xavier
 from pacx_jax.types import Array
 
 
@@ -33,9 +34,9 @@ class Memory(nn.Module):
         """Tokens (b, 1 + k, e), patches (b, k), views (b,) -> (b, 1 + k, width)."""
         if tokens.shape[-1] != self.width:
             tokens = Dense(
-                self.width, kernel_init=vit.xavier, dtype=self.dtype, name="embed"
+                self.width, kernel_init=xavier, dtype=self.dtype, name="embed"
             )(tokens)
-        posemb = vit.learned_posemb(self, self.grid, self.grid, cls=False)[0]
+        posemb = positions.learned(self, self.grid, self.grid, cls=False)[0]
         placed = embeddings.take_rows(posemb, ids_keep)
         x = tokens + jnp.pad(placed, ((0, 0), (1, 0), (0, 0)))
         view = view if self.views else None

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.models import embeddings, vit
+from pacx_jax.models import embeddings, positions, vit
 from pacx_jax.models.dense import Dense
 from pacx_jax.types import Array
 
@@ -133,12 +133,12 @@ class Decoder(nn.Module):
     def _posemb(self, ids_restore: Array, grid: tuple[int, int], dtype) -> Array:
         """Positions in [CLS, kept, masked] order, (b, 1 + n, d)."""
         if self.posemb_grid:
-            learned = vit.learned_posemb(self, self.posemb_grid, grid, cls=True)
+            learned = positions.learned(self, self.posemb_grid, grid, cls=True)
             place = jnp.pad(1 + ids_restore, ((0, 0), (1, 0)))
             return embeddings.permuted(learned[0].astype(dtype), place)
         # Gathering constants needs no scatter in the backward pass. CLS has no
         # position: it takes the table's row of zeros.
-        table = np.pad(vit.posemb_sincos_2d(grid, self.width), ((1, 0), (0, 0)))
+        table = np.pad(positions.sincos_2d(grid, self.width), ((1, 0), (0, 0)))
         order = jnp.pad(1 + jnp.argsort(ids_restore, axis=1), ((0, 0), (1, 0)))
         return jnp.take(jnp.asarray(table, dtype), order, axis=0, mode="clip")
 

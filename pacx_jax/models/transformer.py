@@ -5,6 +5,9 @@ Shape letters: b batch, n tokens, h heads, c channels of a head, d width.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,11 +15,35 @@ import jax.numpy as jnp
 from pacx_jax import sharding
 from pacx_jax.errors import PacxError
 from pacx_jax.models import attention
-from pacx_jax.models.dense import Dense, gelu
+from pacx_jax.models.dense import Dense, gelu, silu
 from pacx_jax.models.layer_norm import LayerNorm
+from pacx_jax.models.positions import turned
 from pacx_jax.types import Array
 
 xavier = nn.initializers.xavier_uniform()
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What the blocks of other people's encoders have beyond a plain ViT's.
+
+    Attributes:
+      mlp_dim: hidden units; 0: 4 times the width.
+      swiglu: whether the MLP is silu(gate) * value (Shazeer 2020), with `fc1` giving
+        [gate | value], each of `mlp_dim`.
+      mlp_norm: whether a LayerNorm stands before `fc2` (EVA-02's sub-LN).
+      layer_scale: whether each branch is multiplied by a learned vector, `ls1` and
+        `ls2`, before it is added (Touvron 2021; DINOv2).
+    """
+
+    mlp_dim: int = 0
+    swiglu: bool = False
+    mlp_norm: bool = False
+    layer_scale: bool = False
+
+
+PLAIN = Parts()
+Tables = tuple[Array, Array]  # of positions.rotary
 
 
 class Attention(nn.Module):
@@ -35,13 +62,16 @@ class Attention(nn.Module):
     ln_eps: float = 1e-6
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, positions: Tables | None = None) -> Array:
+        """(b, n, d) -> (b, m, d); `positions` turn q and k, see `positions.turned`."""
         d, outputs = x.shape[-1], slice(*(self.outputs or (None,)))
         if self.num_heads < 1 or d % self.num_heads:
             raise PacxError(f"width {d} is not divisible by num_heads {self.num_heads}")
         qkv = Dense(3 * d, kernel_init=xavier, dtype=self.dtype, name="qkv")(x)
         if self.qk_norm:
             qkv = self._normalized(qkv)
+        if positions is not None:
+            qkv = self._turned(qkv, positions)
         if self.is_mutable_collection("intermediates"):  # caller wants probabilities
             q, k, v = attention.split_heads(qkv, self.num_heads)
             probs = attention.probabilities(q, k)
@@ -64,18 +94,40 @@ class Attention(nn.Module):
         ]
         return jnp.concatenate([*(x.astype(v.dtype) for x in normed), v], axis=-1)
 
+    def _turned(self, qkv: Array, positions: Tables) -> Array:
+        """Fused projections (b, n, 3 h c) with q and k turned by their positions."""
+        b, n, width = qkv.shape
+        d = width // 3
+        heads = qkv[..., : 2 * d].reshape(b, n, 2 * self.num_heads, -1)
+        qk = turned(heads, *positions).reshape(b, n, 2 * d)
+        return jnp.concatenate([qk, qkv[..., 2 * d :]], axis=-1)
+
 
 class Mlp(nn.Module):
-    """Two dense layers with an exact GELU between them."""
+    """Two dense layers with an exact GELU between them, or as `Parts` says.
+
+    Attributes:
+      ln_eps: epsilon of the LayerNorm of `Parts.mlp_norm`.
+    """
 
     mlp_dim: int
     dtype: jnp.dtype = jnp.float32
+    parts: Parts = PLAIN
+    ln_eps: float = 1e-6
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        d = x.shape[-1]
-        x = Dense(self.mlp_dim, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
-        return Dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(gelu(x))
+        d, swiglu = x.shape[-1], self.parts.swiglu
+        hidden = self.mlp_dim * (2 if swiglu else 1)
+        x = Dense(hidden, kernel_init=xavier, dtype=self.dtype, name="fc1")(x)
+        if swiglu:
+            gate, value = jnp.split(x, 2, axis=-1)
+            x = silu(gate) * value
+        else:
+            x = gelu(x)
+        if self.parts.mlp_norm:
+            x = LayerNorm(self.ln_eps, name="norm")(x)
+        return Dense(d, kernel_init=xavier, dtype=self.dtype, name="fc2")(x)
 
 
 class Block(nn.Module):
@@ -84,6 +136,7 @@ class Block(nn.Module):
     Attributes:
       outputs: (first, last + 1) of the tokens to compute outputs for; None: all.
       qk_norm: see `Attention`.
+      parts: see `Parts`.
     """
 
     num_heads: int
@@ -93,15 +146,24 @@ class Block(nn.Module):
     attention: str = "auto"
     outputs: tuple[int, int] | None = None
     qk_norm: bool = False
+    parts: Parts = PLAIN
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, positions: Tables | None = None) -> Array:
         y = LayerNorm(self.ln_eps, name="norm1")(x)
         ways = self.dtype, self.attention, self.outputs, self.qk_norm, self.ln_eps
-        y = Attention(self.num_heads, *ways, name="attn")(y)
+        y = self._scaled(Attention(self.num_heads, *ways, name="attn")(y, positions), 1)
         x = (x if self.outputs is None else x[:, slice(*self.outputs)]) + y
         y = LayerNorm(self.ln_eps, name="norm2")(x)
-        return x + Mlp(self.mlp_dim, self.dtype, name="mlp")(y)
+        mlp = Mlp(self.mlp_dim, self.dtype, self.parts, self.ln_eps, name="mlp")
+        return x + self._scaled(mlp(y), 2)
+
+    def _scaled(self, y: Array, branch: int) -> Array:
+        """A branch's output (b, n, d), multiplied by its layer scale if it has one."""
+        if not self.parts.layer_scale:
+            return y
+        scale = self.param(f"ls{branch}", nn.initializers.ones, y.shape[-1:])
+        return y * scale.astype(y.dtype)
 
 
 # config.remat -> what a block keeps for the backward pass; the rest is computed again.
@@ -124,6 +186,9 @@ def stack(
     outputs: tuple[int, int] | None = None,
     qk_norm: bool = False,
     final_ln_eps: float = 0.0,
+    parts: Parts = PLAIN,
+    positions: Tables | None = None,
+    gather: Callable[[Array], Array] | None = None,
 ) -> Array:
     """Applies `depth` blocks and a LayerNorm to (b, n, d), named in the calling module.
 
@@ -136,16 +201,21 @@ def stack(
         keys and values of the others.
       qk_norm: see `Attention`.
       final_ln_eps: epsilon of the last LayerNorm; 0: `ln_eps`.
+      parts: see `Parts`.
+      positions: rotary ones, see `Attention`.
+      gather: (b, n, d) -> (b, m, d), what the last LayerNorm is applied to; None: all.
     """
     if remat not in REMAT:
         raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
     sharding.check_heads(num_heads)
     block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
-    x, width = sharding.constrain_rows(x), 4 * x.shape[-1]
+    x, mlp_dim = sharding.constrain_rows(x), parts.mlp_dim or 4 * x.shape[-1]
     x = sharding.row_major(x)
     for i in range(depth):
         name = f"block_{i:02d}"
         ways = dtype, attention, outputs if i == depth - 1 else None, qk_norm
-        x = block_of(num_heads, width, ln_eps, *ways, name=name)(x)
+        x = block_of(num_heads, mlp_dim, ln_eps, *ways, parts, name=name)(x, positions)
         x = sharding.constrain_rows(x)
+    if gather is not None:
+        x = gather(x)
     return LayerNorm(final_ln_eps or ln_eps, name="norm")(x)

@@ -3,7 +3,8 @@
 Shape letters: b batch, n tokens, k kept tokens, p patch pixels, d width, h w c image.
 The parameter tree is an API (sharding rules, LoRA targets, conversion): patch_embed,
 cls_token, block_NN/{norm1,attn/{qkv,proj},norm2,mlp/{fc1,fc2}}, norm; where the fields
-ask for them attn/{q_norm,k_norm}, pos_embed and view_embed.
+ask for them attn/{q_norm,k_norm}, mlp/norm, ls1, ls2, pos_embed, view_embed and
+registers.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ import einops
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.models import embeddings
+from pacx_jax.models import embeddings, positions
 from pacx_jax.models.dense import Dense
-from pacx_jax.models.transformer import stack, xavier
+from pacx_jax.models.transformer import Parts, stack, xavier
 from pacx_jax.types import Array
 
 # name -> (width, depth, num_heads); mlp_dim is 4 * width. "mu" is for tests and
@@ -125,37 +125,7 @@ def unpatchify(patches: Array, patch_size: int, grid: tuple[int, int]) -> Array:
     )
 
 
-def posemb_sincos_2d(grid: tuple[int, int], width: int) -> np.ndarray:
-    """Fixed 2-D sin-cos positions, (grid_h * grid_w, width) float32.
-
-    The first half of the channels encodes the column, the second half the row, each
-    as [sin, cos] of pos * 10000^(-i / (width / 4)); computed in float64 (MAE).
-    """
-    if width % 4:
-        raise PacxError(f"width {width} is not divisible by 4, as positions need")
-    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
-    rows, cols = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
-    parts = []
-    for pos in (cols, rows):
-        angle = pos.reshape(-1, 1) * omega
-        parts += [np.sin(angle), np.cos(angle)]
-    return np.concatenate(parts, axis=1).astype(np.float32)
-
-
-def resample_posemb(posemb: Array, grid: tuple[int, int], to: tuple[int, int]) -> Array:
-    """Learned positions of `grid` for another grid.
-
-    Bicubic (Keys, a = -0.5) with antialiasing, like timm's.
-
-    Args:
-      posemb: (1, n, d), or (1, 1 + n, d) with the CLS token's first, which stays.
-    """
-    if tuple(grid) == tuple(to):
-        return posemb
-    d, cls = posemb.shape[-1], posemb.shape[1] - grid[0] * grid[1]
-    patches = posemb[:, cls:].reshape(1, *grid, d)
-    patches = jax.image.resize(patches, (1, *to, d), "cubic", antialias=True)
-    return jnp.concatenate([posemb[:, :cls], patches.reshape(1, -1, d)], axis=1)
+POOLS = ("cls", "mean")  # what is returned first
 
 
 class ViT(nn.Module):
@@ -177,6 +147,15 @@ class ViT(nn.Module):
       views: number of views with an embedding of their own (`input.views.COARSE`),
         which is added to every patch and not to CLS; 0: none.
       final_ln_eps: epsilon of the last LayerNorm; 0: `ln_eps`.
+      registers: number of learned tokens between CLS and the patches, without
+        positions, which are not returned (Darcet 2023; DINOv2).
+      layer_scale, swiglu, mlp_norm, mlp_dim: see `transformer.Parts`.
+      rotary_grid: empty for none, else q and k of the patches are turned by their
+        places, scaled to this grid (rows, columns), see `positions.rotary` (EVA-02).
+      posemb_resampling: how learned positions are made for other grids
+        (`positions.RESAMPLING`).
+      pool: "cls", or "mean": the patches' mean before the last LayerNorm takes the
+        place of the CLS token in what is returned (EVA-02's `fc_norm`).
     """
 
     patch_size: int = 16
@@ -193,6 +172,14 @@ class ViT(nn.Module):
     posemb_cls: bool = True
     views: int = 0
     final_ln_eps: float = 0.0
+    registers: int = 0
+    layer_scale: bool = False
+    swiglu: bool = False
+    mlp_norm: bool = False
+    mlp_dim: int = 0
+    rotary_grid: tuple[int, ...] = ()
+    posemb_resampling: str = "antialias"
+    pool: str = "cls"
 
     @nn.compact
     def __call__(
@@ -202,7 +189,7 @@ class ViT(nn.Module):
         cls_only: bool = False,
         view: Array | None = None,
     ) -> Array:
-        """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS first.
+        """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS or `pool` first.
 
         With `ids_keep` (b, k), embeds only these patches: (b, 1 + k, d). With
         `cls_only`, returns (b, 1, d) and skips the last block's work for other tokens.
@@ -241,7 +228,13 @@ class ViT(nn.Module):
             "cls_token", nn.initializers.normal(0.02), (1, 1, self.width)
         )
         cls_token = (cls_token + cls_posemb).astype(x.dtype)
-        x = jnp.concatenate([jnp.tile(cls_token, (b, 1, 1)), x], 1)
+        before = [jnp.tile(cls_token, (b, 1, 1))]
+        if self.registers:
+            shape = (1, self.registers, self.width)
+            registers = self.param("registers", nn.initializers.normal(0.02), shape)
+            before.append(jnp.tile(registers.astype(x.dtype), (b, 1, 1)))
+        x = jnp.concatenate([*before, x], 1)
+        alone = cls_only and self.pool == "cls"
         return stack(
             x,
             self.depth,
@@ -250,17 +243,49 @@ class ViT(nn.Module):
             self.dtype,
             self.remat,
             self.attention,
-            (0, 1) if cls_only else None,
+            (0, 1) if alone else None,
             self.qk_norm,
             self.final_ln_eps,
+            Parts(self.mlp_dim, self.swiglu, self.mlp_norm, self.layer_scale),
+            self._turns(grid, ids_keep),
+            None if alone else self._gather(cls_only),
         )
+
+    def _turns(self, grid: tuple[int, int], ids_keep: Array | None):
+        """Rotary tables of all tokens, of those kept if any are masked; None: none."""
+        if not self.rotary_grid:
+            return None
+        channels, prefix = self.width // self.num_heads, 1 + self.registers
+        turns = positions.rotary(grid, self.rotary_grid, channels, prefix)
+        if ids_keep is None:
+            return turns
+        ids = jnp.pad(ids_keep + prefix, ((0, 0), (prefix, 0)))
+        ids = ids.at[:, :prefix].set(jnp.arange(prefix))
+        return tuple(_take(jnp.asarray(table), ids) for table in turns)
+
+    def _gather(self, cls_only: bool):
+        """What is returned of the last block's tokens; None: all of them."""
+        if self.pool not in POOLS:
+            raise PacxError(f"pool is {self.pool!r}: choose {' or '.join(POOLS)}")
+        if self.pool == "cls" and not self.registers:
+            return None
+
+        def gather(x):
+            patches = x[:, 1 + self.registers :]
+            first = x[:, :1]
+            if self.pool == "mean":
+                first = patches.mean(1, keepdims=True)
+            return first if cls_only else jnp.concatenate([first, patches], 1)
+
+        return gather
 
     def _posemb(self, grid: tuple[int, int], dtype):
         """Positions of the patches (1, n, d) and of the CLS token: 0 or (1, 1, d)."""
         if not self.posemb_grid:
-            fixed = posemb_sincos_2d(grid, self.width)
+            fixed = positions.sincos_2d(grid, self.width)
             return jnp.asarray(fixed, dtype)[None], 0.0
-        learned = learned_posemb(self, self.posemb_grid, grid, self.posemb_cls)
+        choices = self.posemb_cls, self.posemb_resampling
+        learned = positions.learned(self, self.posemb_grid, grid, *choices)
         learned = learned.astype(dtype)
         if not self.posemb_cls:
             return learned, 0.0
@@ -269,23 +294,6 @@ class ViT(nn.Module):
 
 def _take(rows: Array, ids: Array) -> Array:
     return jnp.take(rows, ids, axis=0, mode="clip")
-
-
-def learned_posemb(
-    module: nn.Module, of: tuple[int, ...], grid: tuple[int, int], cls: bool
-) -> Array:
-    """The parameter `pos_embed` of a module with a width, for `grid`.
-
-    Args:
-      of: the grid, (rows, columns), that the parameter is for.
-      cls: whether the CLS token has a position, which is then the first.
-
-    Returns:
-      (1, n, d), or (1, 1 + n, d).
-    """
-    shape = (1, int(cls) + of[0] * of[1], module.width)
-    learned = module.param("pos_embed", nn.initializers.normal(0.02), shape)
-    return resample_posemb(learned, of, grid)
 
 
 def ways(config) -> dict[str, str]:

@@ -198,7 +198,9 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
         about |= fields | {"adapted": names}
     architecture = load_image_encoder(config).architecture
     architecture = architecture | {"image_size": config.data.image_size}
-    preprocessing = model_folder.image_preprocessing(config.data.mean, config.data.std)
+    preprocessing = model_folder.image_preprocessing(
+        config.data.mean, config.data.std, architecture.get("pool", "cls")
+    )
     heads = Heads("pacx", about, kept)
     return ModelFolder("vit", architecture, preprocessing, encoder, heads)
 

@@ -139,11 +139,11 @@ def heads_of(config, widths: dict[str, int]) -> dict[str, Head]:
 def trainable(config, depth: int):
     """Path predicate of `tuning` and `train_norms` (D2).
 
-    `train_norms` applies to lora and norms; "all" has those of q and k too.
+    `train_norms` applies to lora and norms; "all" has those of q, k and the MLP too.
     last_n_blocks trains these blocks and the final norm, like the reference; full
     trains everything.
     """
-    norms = {"all": r"encoder/(block_\d+/(norm\d|attn/[qk]_norm)|norm)/.*",
+    norms = {"all": r"encoder/(block_\d+/(norm\d|attn/[qk]_norm|mlp/norm)|norm)/.*",
              "final": r"encoder/norm/.*",
              "none": r"(?!)"}[config.train_norms]  # fmt: skip
     patterns = [r"heads/.*", r"lora/.*"]

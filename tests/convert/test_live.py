@@ -9,7 +9,7 @@ import pytest
 
 from pacx_jax.convert import files, kinds, tables
 from pacx_jax.convert.sizes import Options
-from pacx_jax.models import mae, vit
+from pacx_jax.models import mae, positions
 from tests.convert.test_kinds import assert_same
 
 if not os.environ.get("PACX_REQUIRE_TORCH"):
@@ -92,7 +92,7 @@ def test_learned_positions_are_resampled_as_timm_does():
         theirs = timm.layers.resample_abs_pos_embed(
             torch.tensor(posemb), [side, side], num_prefix_tokens=1
         ).numpy()
-        ours = np.asarray(vit.resample_posemb(posemb, (4, 4), (side, side)))
+        ours = np.asarray(positions.resample(posemb, (4, 4), (side, side)))
         close(f"positions 4x4 to {side}x{side}", ours, theirs)
 
 
@@ -130,9 +130,9 @@ def test_hugging_face_mae_gives_the_same_pixels(images, tmp_path):
     config = transformers.ViTMAEConfig(**SIZES, **decoder, mask_ratio=0.5)
     module = shake(transformers.ViTMAEForPreTraining(config))
     # transformers 5.23 leaves a new model's positions zero; published ones are sin-cos.
-    positions = torch.tensor(tables.positions(4, 32))
-    module.vit.embeddings.position_embeddings.data = positions
-    module.decoder.decoder_pos_embed.data = positions.clone()
+    fixed = torch.tensor(tables.positions(4, 32))
+    module.vit.embeddings.position_embeddings.data = fixed
+    module.decoder.decoder_pos_embed.data = fixed.clone()
     options = Options(num_heads=2, decoder_num_heads=2, ln_eps=config.layer_norm_eps)
     folder, left = kinds.read("vit_hf", state_of(module), options, "memory")
     assert not left and "posemb_grid" not in folder.architecture

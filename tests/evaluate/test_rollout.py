@@ -11,20 +11,38 @@ def _attention(layers=3, b=2, heads=4, n=10):
     return [rng.dirichlet(np.ones(n), size=(b, heads, n)) for _ in range(layers)]
 
 
+def _product(attentions, i):
+    """The rollout of image i, of all tokens to all."""
+    n = attentions[0].shape[-1]
+    product = np.eye(n)
+    for attention in attentions:
+        mixed = np.zeros((n, n))
+        for head in attention[i]:
+            mixed += head / 4
+        mixed += np.eye(n)
+        for row in mixed:
+            row /= row.sum()
+        product = mixed @ product
+    return product
+
+
 def test_rollout_equals_the_product_of_matrices():
     attentions = _attention()
     for i in range(2):
-        product = np.eye(10)
-        for attention in attentions:
-            mixed = np.zeros((10, 10))
-            for head in attention[i]:
-                mixed += head / 4
-            mixed += np.eye(10)
-            for row in mixed:
-                row /= row.sum()
-            product = mixed @ product
-        expected = product[0, 1:].reshape(3, 3)
+        expected = _product(attentions, i)[0, 1:].reshape(3, 3)
         np.testing.assert_allclose(rollout.attention_rollout(attentions)[i], expected)
+
+
+def test_registers_take_part_and_are_left_out():
+    attentions = _attention(n=12)
+    for i in range(2):
+        product = _product(attentions, i)
+        got = rollout.attention_rollout(attentions, registers=2)[i]
+        np.testing.assert_allclose(got, product[0, 3:].reshape(3, 3))
+        got = rollout.attention_rollout(attentions, registers=2, pool="mean")[i]
+        np.testing.assert_allclose(got, product[3:, 3:].mean(0).reshape(3, 3))
+    with pytest.raises(ValueError, match="10 patch tokens"):
+        rollout.attention_rollout(attentions, registers=1)
 
 
 def test_rollout_of_a_cls_that_looks_at_one_patch_finds_it():

@@ -10,7 +10,7 @@ import pytest
 
 from pacx_jax import sharding
 from pacx_jax.errors import PacxError
-from pacx_jax.models import attention, embeddings, mae, transformer, vit
+from pacx_jax.models import attention, embeddings, mae, positions, transformer, vit
 from tests import tiny
 
 GRID, SIZE, PATCH = (4, 4), 16, 4
@@ -228,8 +228,8 @@ def test_heads_split_over_devices_give_the_loss_and_gradients_of_one():
 
 def test_positions_without_cls_are_resampled_as_those_with_it():
     with_cls = np.random.default_rng(0).normal(size=(1, 17, 8)).astype(np.float32)
-    want = vit.resample_posemb(with_cls, (4, 4), (6, 6))
-    got = vit.resample_posemb(with_cls[:, 1:], (4, 4), (6, 6))
+    want = positions.resample(with_cls, (4, 4), (6, 6))
+    got = positions.resample(with_cls[:, 1:], (4, 4), (6, 6))
     np.testing.assert_array_equal(got, want[:, 1:])
     np.testing.assert_array_equal(want[:, :1], with_cls[:, :1])
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pacx_jax.errors import PacxError
-from pacx_jax.models import vit
+from pacx_jax.models import positions, vit
 from tests import tiny
 from tests.models import plain
 
@@ -47,13 +47,13 @@ def test_unpatchify_inverts_patchify_on_a_rectangle():
 @pytest.mark.parametrize(("grid", "width"), [((14, 14), 768), ((2, 5), 16)])
 def test_positions_follow_the_formula(grid, width):
     # Bound: rounding to float32 of values up to 1. Measured 3.0e-8.
-    got = vit.posemb_sincos_2d(grid, width)
+    got = positions.sincos_2d(grid, width)
     assert got.dtype == np.float32
     assert np.abs(got - plain.positions(*grid, width)).max() < 6e-8
 
 
 def test_first_half_of_the_position_encodes_the_column():
-    grid = einops.rearrange(vit.posemb_sincos_2d((3, 4), 8), "(h w) d -> h w d", h=3)
+    grid = einops.rearrange(positions.sincos_2d((3, 4), 8), "(h w) d -> h w d", h=3)
     assert (grid[:, :, :4] == grid[:1, :, :4]).all()  # the same in every row
     assert (grid[:, :, 4:] == grid[:, :1, 4:]).all()  # the same in every column
     assert not (grid[:, :, :4] == grid[:, :1, :4]).all()
@@ -61,7 +61,7 @@ def test_first_half_of_the_position_encodes_the_column():
 
 def test_width_that_positions_cannot_split_is_an_error():
     with pytest.raises(PacxError, match="width 30 is not divisible by 4"):
-        vit.posemb_sincos_2d((2, 2), 30)
+        positions.sincos_2d((2, 2), 30)
 
 
 def test_image_that_patches_cannot_tile_is_an_error(model, params):

@@ -14,6 +14,7 @@ them live. Inputs and weights are drawn by numpy, so that they do not depend on 
 
 from __future__ import annotations
 
+from tests.parity import cases_foreign as foreign
 from tests.parity import cases_models as models
 from tests.parity import cases_stage_two as two
 from tests.parity import cases_training as training
@@ -24,6 +25,7 @@ ALL = {
     for f in (
         models.mae, models.mvmae, models.labs, models.ecg, models.rollout,
         models.classifier, models.segmenter, models.text, models.text_positions,
+        foreign.dinov2, foreign.dinov2_plain, foreign.eva02, foreign.eva02_mean,
         two.pacx, two.info_nce, two.cosine_regression, training.train_mae,
         training.train_labs, training.train_pacx,
     )

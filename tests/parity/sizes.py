@@ -13,6 +13,9 @@ ECG = {"base": 6, "filters": (6, 9, 9, 12, 12, 15, 15), "blocks": (2, 1, 1, 1, 1
        "kernel": 16, "width": 3, "classes": 5}  # fmt: skip
 # 5000 meets odd lengths at four stages; the others are odd from the start.
 ECG_LENGTHS = (5000, 1001, 333)
+FOREIGN = {"patch": 4, "d": 16, "depth": 2, "heads": 2, "side": 4}
+FOREIGN_LARGER, REGISTERS, DINOV2_HIDDEN = 6, 3, 16  # patches a side; SwiGLU's units
+EVA_HIDDEN, EVA_REFERENCE = 20, 3
 PACX = {"patch": 4, "d": 16, "depth": 2, "heads": 2, "eps": 1e-5}
 PACX_GRID, PACX_RANK, PACX_ALPHA = (4, 4), 2, 4.0
 PACX_ECG, PACX_LABS, PACX_SHARED = 12, 6, 8

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pacx_jax import losses
-from pacx_jax.models import ecg, heads, labs_dae, mae, text, text_loss, vit
+from pacx_jax.models import ecg, heads, labs_dae, mae, positions, text, text_loss, vit
 from tests.parity import comparing, sizes
 
 
@@ -53,7 +53,7 @@ def test_fixed_positions_equal_those_of_the_checkpoint(source, measure):
     # Bound 1e-7, one rounding. Measured 0.
     for name, width in (("pos_embed", "d"), ("decoder_pos_embed", "dec_d")):
         want = comparing.load(source, "mae")[f"state/model.{name}"]
-        got = vit.posemb_sincos_2d(sizes.MAE_GRID, sizes.MAE[width])
+        got = positions.sincos_2d(sizes.MAE_GRID, sizes.MAE[width])
         measure(name, got, want[0, 1:], 1e-7)
         assert not want[0, 0].any()
 
