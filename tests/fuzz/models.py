@@ -16,13 +16,21 @@ import safetensors.numpy
 
 from pacx_jax import main
 from pacx_jax.convert import beside, files, kinds
-from pacx_jax.encoders import model_folder, model_heads
+from pacx_jax.encoders import golden, model_folder, model_heads
 from pacx_jax.errors import PacxError
 from pacx_jax.input import quarantine
-from pacx_jax.run import finished, manifest, metrics, overlap, recipe_flags
+from pacx_jax.run import (
+    finished,
+    manifest,
+    metrics,
+    model_card,
+    overlap,
+    recipe_flags,
+)
 from tests import tiny
 from tests.convert.test_kinds import OPTIONS
 from tests.convert.test_kinds import folder as made
+from tests.core.test_model_card import EVALUATION
 from tests.fuzz import damage
 from tests.fuzz.readers import Reader
 
@@ -154,6 +162,19 @@ def _best(path: pathlib.Path) -> None:
     assert "step" in card
 
 
+@functools.cache
+def _golden() -> dict[str, bytes]:
+    return golden.beside(tiny.folder("vit"))
+
+
+def _draw_golden(folder: pathlib.Path) -> None:
+    model_folder.save(folder, tiny.folder("vit"), "card", _golden())
+
+
+def _check_golden(path: pathlib.Path) -> None:
+    assert "golden images" in golden.check(path.parent)
+
+
 def _config(path: pathlib.Path) -> None:
     config = finished.read_config(str(path.parent))
     assert isinstance(config, ml_collections.ConfigDict)
@@ -266,6 +287,15 @@ for _kind in ("vit", "ecg_net1d", "labs_dae", "pacx"):
     )
 READERS["model.safetensors"] = Reader(
     "model.safetensors", _draw_model("vit"), _load, damage.of_safetensors
+)
+READERS["golden.safetensors"] = Reader(
+    golden.FILE, _draw_golden, _check_golden, damage.of_safetensors
+)
+READERS["evaluation_test.json"] = Reader(
+    "evaluation_test.json",
+    _writes(evaluation_test__json=lambda: json.dumps(EVALUATION).encode()),
+    lambda path: model_card.measurements(str(path.parent)),
+    damage.of_json,
 )
 READERS["heads.safetensors"] = Reader(
     model_heads.FILE, _draw_model("pacx"), _load, damage.of_safetensors

@@ -11,7 +11,7 @@ import shutil
 import tempfile
 
 from data import prepare
-from pacx_jax.input import folders, images, sources
+from pacx_jax.input import folders, images, listed, sources
 from tests.data import published_trees
 from tests.data.test_prepare_mimic_labs import draw as draw_labs
 from tests.data.test_prepare_mimic_labs import plain_events
@@ -36,6 +36,11 @@ def _draw_folder(folder: pathlib.Path) -> None:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.png").write_bytes(pngs()[1])
     (folder / "labels.csv").write_bytes(_LABELS)
+
+
+def _draw_list(folder: pathlib.Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "list.csv").write_bytes(_LABELS)
 
 
 def inside(root: pathlib.Path, paths) -> None:
@@ -83,6 +88,12 @@ _TABLES = {
     "mimic_cxr/newer": "mimic-cxr-2.1.0-split.csv",
     "padchest/flat": "PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv",
     "openi": "ecgen-radiology/3.xml",
+    "rsna_pneumonia": published_trees.RSNA_MAPPING,
+    "rsna_pneumonia/unmapped": "stage_2_train_labels.csv",
+    "siim_acr": "stage_2_train.csv",
+    "tbx11k": "annotations/json/TBX11K_train.json",
+    "tbx11k/xml": "annotations/xml/tb0010.xml",
+    "tbx11k/copy": "data.csv",
 }
 
 
@@ -145,6 +156,7 @@ READERS = {
     "labels.csv": _table(
         "labels.csv", _draw_folder, _read_folder, seeds=lambda: [_FINDINGS]
     ),
+    "subset_list": _table("list.csv", _draw_list, lambda path: listed.read(str(path))),
     "pacx.json": _of_prepared("pacx.json", damage.of_json),
     "features.json": _of_prepared("features.json", damage.of_json),
     "dataset_info.json": _of_prepared("dataset_info.json", damage.of_json),
