@@ -59,7 +59,8 @@ def test_batches_are_the_same_bytes_however_many_are_ahead(devices, tmp_path):
 FULL = pytest.mark.full
 
 
-@pytest.mark.parametrize(("first", "then"), [(2, 0), pytest.param(0, 1, marks=FULL)])
+@pytest.mark.full
+@pytest.mark.parametrize(("first", "then"), [(2, 0), (0, 1)])
 def test_stopped_run_goes_on_bit_for_bit_with_any_number_ahead(
     first, then, tmp_path, monkeypatch
 ):
@@ -75,7 +76,8 @@ def test_stopped_run_goes_on_bit_for_bit_with_any_number_ahead(
 
 
 @pytest.mark.parametrize(
-    ("count", "devices"), [(0, 1), pytest.param(1, 1, marks=FULL), (2, 8)]
+    ("count", "devices"),
+    [(0, 1), pytest.param(1, 1, marks=FULL), pytest.param(2, 8, marks=FULL)],
 )
 def test_loop_waits_for_no_copy_of_the_batch_that_it_is_about_to_use(
     count, devices, tmp_path, monkeypatch
@@ -186,8 +188,11 @@ def test_hidden_copy_to_the_host_would_be_seen(
 @pytest.mark.parametrize(
     "stage_name",
     [
-        *("labs_dae", "classify"),
-        *(pytest.param(x, marks=FULL) for x in ("segment", "mae", "ecg", "distill")),
+        "labs_dae",
+        *(
+            pytest.param(x, marks=FULL)
+            for x in ("classify", "segment", "mae", "ecg", "distill")
+        ),
     ],
 )
 def test_no_stage_has_a_hidden_transfer(stage_name, guarded_to_the_host, tmp_path):

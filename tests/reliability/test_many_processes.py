@@ -124,6 +124,7 @@ def four(folders, tmp_path_factory):
     return stages, root
 
 
+@pytest.mark.full
 def test_run_of_four_processes_goes_on_with_eight_devices_of_one(
     four, tmp_path, monkeypatch
 ):
@@ -283,7 +284,7 @@ def no_data(erring: int, number: int) -> None:
         sources.open_source = refuse
 
 
-@pytest.mark.parametrize("erring", [0, 1])
+@pytest.mark.parametrize("erring", [0, pytest.param(1, marks=pytest.mark.full)])
 def test_error_of_one_process_is_its_line_and_code_and_ends_the_other(tmp_path, erring):
     workdir, before = tmp_path / "run", functools.partial(no_data, erring)
     started = runs.start(runs.config("labs_dae", {}), workdir, before, count=2)

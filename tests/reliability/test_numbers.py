@@ -217,7 +217,8 @@ def test_a_folder_that_takes_no_trace_is_one_line(unwell, tmp_path):
         main.run(config(nonfinite="skip", profile_steps=2), str(tmp_path))
 
 
-@pytest.mark.parametrize("disk", ["full", pytest.param("free", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("disk", ["full", "free"])
 def test_a_run_preempted_in_its_trace_is_saved_and_goes_on(
     disk, unwell, tmp_path, monkeypatch, caplog
 ):
