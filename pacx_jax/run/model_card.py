@@ -96,6 +96,8 @@ def measurements(workdir: str) -> str:
     """Tables of what `--evaluate` wrote: values with intervals, and subgroups."""
     parts = []
     for path in sorted(pathlib.Path(workdir).glob("evaluation_*.json")):
+        if ".step_" in path.stem:  # of an earlier step: another model
+            continue
         try:
             found = files.read_json(path)
             parts.append(_evaluated(found, path.stem.removeprefix("evaluation_")))
