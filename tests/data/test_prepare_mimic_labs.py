@@ -219,6 +219,7 @@ def test_a_finished_target_is_left_alone_without_reading_labevents(
     assert code == 0 and second == first | {"status": "unchanged"}
 
 
+@pytest.mark.full
 def test_two_steps_train_the_labs_autoencoder(tmp_path, run):
     root, target = draw(tmp_path / "in", plain_events()), tmp_path / "out"
     run("mimic_labs", f"--source={root}", f"--target={target}")

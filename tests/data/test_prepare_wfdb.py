@@ -284,6 +284,7 @@ def test_the_script_finds_the_package_wfdb_beside_its_own_folder(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.full
 def test_two_steps_train_the_ecg_encoder(tmp_path, run):
     root, target = draw(tmp_path / "in"), tmp_path / "out"
     run("wfdb", f"--source={root}", f"--target={target}")

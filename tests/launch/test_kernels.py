@@ -250,6 +250,7 @@ def test_a_plan_for_an_h100_is_compiled_for_it(monkeypatch, tmp_path, capsys):
     assert any(line.startswith("| __cublas$lt$matmul |") for line in lines)
 
 
+@pytest.mark.full
 def test_a_batch_that_does_not_fit_an_h100_is_refused_with_what_fits(
     monkeypatch, tmp_path, capsys
 ):

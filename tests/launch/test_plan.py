@@ -343,7 +343,9 @@ def test_without_libtpu_a_plan_for_tpus_is_one_line(monkeypatch, tmp_path, capsy
     assert code == 2 and "pip install --no-deps --target=DIR libtpu, and set" in err
 
 
-@pytest.mark.parametrize("recipe", [mae_vitb16, distill_vitb16])
+@pytest.mark.parametrize(
+    "recipe", [pytest.param(mae_vitb16, marks=pytest.mark.full), distill_vitb16]
+)
 def test_a_step_has_no_collective_but_gradients_and_contrastive_gathers(
     recipe, tmp_path
 ):
