@@ -101,6 +101,7 @@ def test_run_that_cannot_save_in_time_ends_without_a_new_checkpoint(tmp_path):
     assert [p.name for p in (workdir / "checkpoints").iterdir()] == ["3"]
 
 
+@pytest.mark.full
 def test_sigterm_during_an_evaluation_gives_it_up_and_does_it_again(
     folders, straight, patients, tmp_path, monkeypatch
 ):
