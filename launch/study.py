@@ -10,8 +10,9 @@ says so; probes then compare the encoders. The same command goes on: finished ru
 skipped, others resume, and on SLURM or GKE each call submits what can be trained next.
 --compare only writes the tables, of the seeds that all arms have.
 
-Arguments that are not listed by --help are every run's. TARGET/results.json holds every
-number with the fingerprints of data and encoders, TARGET/comparison.txt the tables.
+Arguments that are not listed by --help are every run's. TARGET/comparison.json holds
+every number with the fingerprints of data and encoders, comparison.txt the tables, and
+results.json a row a run.
 Exit code: 0, 1 where runs failed, 75 where the study was stopped.
 """
 
@@ -25,7 +26,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import jobset, studies, sweep  # noqa: E402
+from launch import studies, sweep  # noqa: E402
 from launch.sweep_runs import Run, collect  # noqa: E402
 from pacx_jax import cli  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
@@ -98,12 +99,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--arms", default="", help="some arms, a,b, and what they start from")
     add("--split", default="test", choices=("val", "test"), help="probed patients")
     add("--compare", action="store_true", help="write the tables, train nothing")
-    add("--on", choices=("local", "slurm", "jobset"), default="local")
-    add("--jobs", type=int, default=1, help="runs at a time, here or on SLURM")
-    add("--gpus_per_job", type=int, default=0, help="here: GPUs of each job")
-    add("--sbatch", action="append", default=[], help="an option of sbatch, repeatable")
-    add("--dry-run", action="store_true", help="print what would run")
-    jobset.add_flags(parser)
+    sweep.add_flags(parser)
     flags, common = parser.parse_known_args(argv)
     wrong = [a for a in common if not a.startswith("--config.")]
     if wrong:

@@ -41,7 +41,7 @@ NAMES = {
 
 
 def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) -> str:
-    """Writes results.json and comparison.txt into the target; returns the text.
+    """Writes comparison.json and comparison.txt into the target; returns the text.
 
     Raises:
       PacxError: no seed whose runs are all finished; patients of the probe's test in
@@ -97,7 +97,7 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
         "encoders": prints,
         "tables": {k: dataclasses.asdict(each) for k, each in result.items()},
     }
-    files.write(target / "results.json", json.dumps(everything, indent=1) + "\n")
+    files.write(target / "comparison.json", json.dumps(everything, indent=1) + "\n")
     text = "\n\n".join([*notes, *(_text(study, k, c) for k, c in result.items())])
     files.write(target / "comparison.txt", text + "\n")
     return text

@@ -181,6 +181,17 @@ def create_jobsets(runs: list[Run], flags) -> int:
     return 0
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of where runs run; a study has them too."""
+    add = parser.add_argument
+    add("--on", choices=("local", "slurm", "jobset"), default="local")
+    add("--jobs", type=int, default=1, help="runs at a time, here or on SLURM")
+    add("--gpus_per_job", type=int, default=0, help="here: GPUs of each job")
+    add("--sbatch", action="append", default=[], help="an option of sbatch, repeatable")
+    add("--dry-run", action="store_true", help="print what would run")
+    jobset.add_flags(parser)
+
+
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__, remote=("target",))
@@ -190,14 +201,9 @@ def main(argv: list[str] | None = None) -> int:
     add("--arms", help="JSON file of named sets of config fields")
     add("--grid", action="append", default=[], help="FIELD=VALUE;VALUE, repeatable")
     add("--evaluate", default="", help="also measure finished runs on this split")
-    add("--on", choices=("local", "slurm", "jobset"), default="local")
-    add("--jobs", type=int, default=1, help="runs at a time, here or on SLURM")
-    add("--gpus_per_job", type=int, default=0, help="here: GPUs of each job")
-    add("--sbatch", action="append", default=[], help="an option of sbatch, repeatable")
     add("--metrics", default="", help="columns of results.md, such as val/loss")
     add("--collect", action="store_true", help="write the table, run nothing")
-    add("--dry-run", action="store_true", help="print what would run")
-    jobset.add_flags(parser)
+    add_flags(parser)
     flags, common = parser.parse_known_args(argv)
     wrong = [a for a in common if not a.startswith("--config.")]
     if wrong:

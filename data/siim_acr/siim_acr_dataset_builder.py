@@ -14,7 +14,7 @@ data/runs.py reads it; several rows of an image are one mask. Images that the ta
 not have (37 of stage 1's) are counted and left out. Neither patients nor a mapping to
 NIH ChestX-ray14, from which all images are, are published.
 
-Of the DICOM layout 15% of the images are drawn for test and 15% of the rest for val,
+In the DICOM layout, 15% of the images are drawn for test and 15% of the rest for val,
 stratified. The copy's test is kept, and as many images of train are drawn for val.
 """
 

@@ -25,7 +25,7 @@ class ProbeSet:
       labels: (n, c) float32, 0 where unknown.
       mask: (n, c) float32, 1 where the label is known.
       patients: (n,) str, of an example without one its number (`patients.units`).
-      views: the fine name of each, "unknown" where nothing is said.
+      views: the fine name of each, "unknown" where the data name none.
     """
 
     images: list[np.ndarray]

@@ -200,7 +200,7 @@ def training_draws(
 
     To each bootstrap draw of the mean comes a draw of s / sqrt(t) times Student's t
     with t - 1 degrees of freedom, s being the standard deviation over the t trainings.
-    (To resample three trainings instead gives intervals that are too narrow by half.)
+    (To resample few trainings instead would give intervals that are too narrow.)
 
     Args:
       values: (t,) of each training seed, on all patients.

@@ -126,7 +126,7 @@ def test_tables_of_a_study_are_the_same_bytes_again(probed):
         assert part in text
     assert "2 training seeds, 2 label subsets, 25 patients" in text
     assert "not judged" in text  # two seeds
-    numbers = json.loads((target / "results.json").read_text())
+    numbers = json.loads((target / "comparison.json").read_text())
     rows = numbers["tables"]["all"]["table"]
     by_arm = {r["arm"]: r for r in rows if r["labels"] == "a" and r["fraction"] == 1}
     assert set(by_arm) == {"mae", "pacx", *studies.FLOORS}
@@ -136,7 +136,9 @@ def test_tables_of_a_study_are_the_same_bytes_again(probed):
     within = {r["n_patients"] for r in numbers["tables"]["within PA"]["table"]}
     assert within == {25}
     assert len(numbers["encoders"]) == len(set(numbers["encoders"].values())) == 4
-    before = {f: (target / f).read_bytes() for f in ("results.json", "comparison.txt")}
+    before = {
+        f: (target / f).read_bytes() for f in ("comparison.json", "comparison.txt")
+    }
     kept = sorted(p.stat().st_mtime_ns for p in (target / "features").iterdir())
     study_results.write(_study(probed), target, range(1, 3), "test")
     assert before == {f: (target / f).read_bytes() for f in before}
