@@ -14,7 +14,7 @@ import flax
 import numpy as np
 import safetensors.numpy
 
-from pacx_jax.convert import state, tables
+from pacx_jax.convert import foreign, state, tables
 from pacx_jax.exporting.source import Source
 from pacx_jax.input import views
 
@@ -113,23 +113,10 @@ with torch.inference_mode():
 mean {source.mean}, std {source.std}."""
 
 
-# Parts of other people's encoders, which neither layout here has places for; `convert
-# --to=torch` writes them in their own.
-_PLAIN = {
-    "registers": 0,
-    "layer_scale": False,
-    "swiglu": False,
-    "mlp_norm": False,
-    "mlp_dim": 0,
-    "rotary_grid": [],
-    "pool": "cls",
-}
-
-
 def timm_lacks(source: Source) -> str:
     """What a plain ViT of timm's has no place for; "" for nothing."""
     a = source.model.architecture
-    ours = [k for k, value in _PLAIN.items() if a.get(k, value) != value]
+    ours = [k for k, value in foreign.PLAIN.items() if a.get(k, value) != value]
     text = ", ".join(f"{k} {a[k]}" for k in ours)
     return f"the encoder has {text}, which timm's plain ViT has not" if ours else ""
 
@@ -138,7 +125,7 @@ def hf_lacks(source: Source) -> str:
     """What transformers' ViT has no place for; "" for nothing."""
     a = source.model.architecture
     usual = {"qk_norm": False, "channels": 3, "views": 0, "posemb_cls": True}
-    usual |= {"final_ln_eps": 0, **_PLAIN}
+    usual |= {"final_ln_eps": 0, **foreign.PLAIN}
     ours = [k for k, value in usual.items() if a.get(k, value) != value]
     text = ", ".join(f"{k} {a[k]}" for k in ours)
     return f"the encoder has {text}, which transformers' ViT has not" if ours else ""
