@@ -41,7 +41,9 @@ LONG = ("launch/test_demo", "reliability/test_many_processes", "core/test_extend
         "core/test_main", "reliability/", "launch/test_bench_models", "own/",
         "core/test_meshes", "core/test_export_formats", "launch/test_pages",
         "core/test_losses", "models/", "objectives/", "core/", "launch/")  # fmt: skip
-MOST = 1.3e9  # bytes of a process, beyond which it forgets what it compiled
+MOST = 1.3e9  # bytes of a process, beyond which it forgets what it compiled,
+GROWN = 2e8  # once it has as many more as it kept when it last did
+kept = 0  # bytes then
 gc.freeze()  # what was imported stays: nothing to look through at each collection
 
 
@@ -57,12 +59,14 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(autouse=True)
 def memory():
     """Keeps a process below 2 GB: compiled programs are found again in the cache."""
+    global kept
     yield
-    if psutil.Process().memory_info().rss > MOST:
+    if psutil.Process().memory_info().rss > max(MOST, kept + GROWN):
         jax.clear_caches()
         gc.collect()
         if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):  # glibc keeps it
             trim(0)
+        kept = psutil.Process().memory_info().rss
 
 
 @pytest.fixture(scope="session")

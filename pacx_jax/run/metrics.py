@@ -11,9 +11,10 @@ import json
 import math
 import os
 import pathlib
+import sys
+from typing import Any
 
 import numpy as np
-import tensorboardX
 
 from pacx_jax import files
 from pacx_jax.distributed import processes
@@ -34,9 +35,8 @@ class MetricsWriter:
         self._timings = self.path.with_name("timings.jsonl").open(
             "a", encoding="utf-8", buffering=1
         )
-        self._board = tensorboardX.SummaryWriter(
-            str(self.path.parent / "tensorboard"),
-            purge_step=start_step or None,
+        self._board = _summary_writer(
+            str(self.path.parent / "tensorboard"), start_step or None
         )
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -127,3 +127,20 @@ def read_rows(workdir: str | os.PathLike) -> list[dict]:
         _step(path, number, line)
         rows.append(json.loads(line))
     return rows
+
+
+def _summary_writer(folder: str, purge_step: int | None) -> Any:
+    """A tensorboardX.SummaryWriter, without PyTorch.
+
+    tensorboardX imports PyTorch wherever it is installed, to know tensors by their type.
+    None are given here, and the import takes each run two seconds of CPU.
+    """
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # an import of it raises ImportError
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX.SummaryWriter(folder, purge_step=purge_step)
