@@ -132,8 +132,8 @@ def read_rows(workdir: str | os.PathLike) -> list[dict]:
 def _summary_writer(folder: str, purge_step: int | None) -> Any:
     """A tensorboardX.SummaryWriter, without PyTorch.
 
-    tensorboardX imports PyTorch wherever it is installed, to know tensors by their type.
-    None are given here, and the import takes each run two seconds of CPU.
+    tensorboardX imports PyTorch wherever it is installed, to know its tensors. It is
+    given none here, and the import takes each run two seconds of CPU.
     """
     hidden = "torch" not in sys.modules
     if hidden:
