@@ -5,6 +5,7 @@
   README.md           the model card
   heads.safetensors   only where heads or a decoder are kept too (see model_heads)
   golden.safetensors  of exported X-ray encoders: images and their embeddings (golden)
+  calibration.json    of classifiers: calibration, thresholds (evaluate.classifier)
 
 Every stage writes one when it ends (`WORKDIR/export`), later stages and `load_encoder`
 read it. Nothing of optimizers is in it, nor, unless asked for, of heads or decoders.
@@ -29,12 +30,14 @@ from pacx_jax.encoders import image_statistics, kinds, model_heads, model_sizes
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.models import positions
-from pacx_jax.stores import staging, urls
+from pacx_jax.stores import packed, staging, urls
 from pacx_jax.types import Params
 
 FORMAT = 1
 GOLDEN = "golden.safetensors"  # see golden.py
 _NAMES = ("config.json", "model.safetensors", "README.md", model_heads.FILE, GOLDEN)
+_NAMES += (model_heads.CALIBRATION,)
+_PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +150,9 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
         safetensors.numpy.save_file(model.heads.flat(), folder / model_heads.FILE)
         about = {"kind": model.heads.kind, "architecture": model.heads.architecture}
         description["heads"] = about
+        if model.heads.calibration:
+            found = json.dumps(model.heads.calibration, indent=1) + "\n"
+            (folder / model_heads.CALIBRATION).write_text(found, encoding="utf-8")
     text = json.dumps(description, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -215,16 +221,22 @@ def trained_further(config, params: Params) -> ModelFolder:
 def resolve(path: str | os.PathLike) -> pathlib.Path:
     """The model folder at `path`, which may be a finished run's workdir.
 
-    A remote one's local copy, without the states that a workdir has.
+    A remote one's local copy, without the states that a workdir has; that of a zip, or
+    of hf://OWNER/NAME.
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise PacxError(f"{path!r} is no path; give a model folder or a workdir")
-    if urls.is_remote(path):
+    if str(path).startswith(packed.HUB):
+        path = packed.from_hub(str(path), _NAMES)
+    elif urls.is_remote(path):
         path = staging.local(path, wanted=_is_of_model)
     path = pathlib.Path(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        path = packed.unpacked(path, _NAMES)
     if not path.is_dir():
         found = "is a file" if path.exists() else "no such folder"
-        raise PacxError(f"{path}: {found}; give a model folder or a workdir")
+        more = "" if path.suffix not in _PYTORCH else ", made of it by pacx_jax.convert"
+        raise PacxError(f"{path}: {found}; give a model folder or a workdir{more}")
     for candidate in (path, path / "export"):
         if (candidate / "model.safetensors").is_file():
             return candidate
@@ -284,8 +296,12 @@ def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads |
         return None
     flat = _read(path / model_heads.FILE)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    file, calibration = path / model_heads.CALIBRATION, None
+    if file.is_file():
+        remedy = "export the model again, or delete the file to do without calibration"
+        calibration = files.read_own_json(file, remedy)
     with _refusing(path, "heads"):
-        heads = Heads(about["kind"], about["architecture"], params)
+        heads = Heads(about["kind"], about["architecture"], params, calibration)
         model_sizes.check(heads.architecture, flat)
         _check_heads(path, flat, heads, shapes)
     return heads

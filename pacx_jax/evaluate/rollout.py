@@ -6,10 +6,43 @@ where the MAE and the distilled encoder look.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+import PIL.Image
 import scipy.ndimage
+
+from pacx_jax.encoders.xray_encoder import Encoder, Image, each_image
+
+
+def rollout(
+    encoder: Encoder, images: Image | Sequence[Image], view: str | None = None
+) -> np.ndarray:
+    """Which patches an encoder's embedding drew on: `attention_rollout` of images.
+
+    Args:
+      encoder: of `load_encoder`.
+      images: of any size, as for a call of `Encoder`.
+      view: of all images, for an encoder with view embeddings.
+
+    Returns:
+      (n, grid, grid) float32, row by row from the top left; grid is the encoder's
+      image_size / patch_size. A map's shares sum to 1 less those of the CLS token and
+      of registers.
+
+    Raises:
+      PacxError: as a call of `Encoder`.
+    """
+    a, rows = encoder.architecture, map(encoder.preprocess, each_image(images))
+    grid = encoder.image_size // a["patch_size"]
+    found = [np.zeros((0, grid, grid), np.float32)]
+    while chunk := list(itertools.islice(rows, encoder.batch_size)):
+        maps = encoder.attentions(chunk, view)
+        shares = attention_rollout(maps, a.get("registers", 0), a.get("pool", "cls"))
+        found.append(shares.astype(np.float32))
+    return np.concatenate(found)
 
 
 def attention_rollout(
@@ -73,6 +106,25 @@ def rollout_maps(
 ) -> np.ndarray:
     """The figure's map: rollout, upsampled, min-max scaled; (b, size, size)."""
     return minmax(upsample(attention_rollout(attentions, registers, pool), size))
+
+
+def overlay(image: np.ndarray, shares: np.ndarray) -> PIL.Image.Image:
+    """A decoded image in grey under its rollout in colour.
+
+    Args:
+      image: uint8 (h, w) or (h, w, 3).
+      shares: (grid, grid) of `rollout`; its least is blue, its most red.
+
+    Returns:
+      RGB of the image's size.
+    """
+    grey = image if image.ndim == 2 else image.mean(axis=-1)
+    levels = np.uint8(255 * minmax(shares[None])[0])
+    size = grey.shape[1], grey.shape[0]
+    levels = cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR)
+    heat = cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1]
+    mixed = 0.6 * grey[..., None] + 0.4 * heat
+    return PIL.Image.fromarray(np.uint8(mixed.round()))
 
 
 def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:
