@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +131,12 @@ def view_means(features: np.ndarray, study_set: StudySet) -> np.ndarray:
 
 def pixels(probe_set: ProbeSet | StudySet, size: int = 24) -> np.ndarray:
     """Raw grey pixels of each image, (n, size^2) float32: the floor without a model."""
-    small = [images.resize(image, size)[..., 0] for image in probe_set.images]
+    return small_pixels(probe_set.images, size)
+
+
+def small_pixels(decoded: Sequence[np.ndarray], size: int = 24) -> np.ndarray:
+    """`pixels` of uint8 images."""
+    small = [images.resize(image, size)[..., 0] for image in decoded]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
 
 
