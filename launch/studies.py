@@ -30,6 +30,7 @@ class Arm:
       name: for people.
       role: "compared", "floor" or "ceiling".
       about: a sentence, what it tells.
+      needs: file -> the command that makes it, of what training reads besides data.
     """
 
     recipe: str
@@ -40,6 +41,7 @@ class Arm:
     name: str = ""
     role: str = "floor"
     about: str = ""
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)

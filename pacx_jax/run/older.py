@@ -29,6 +29,9 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
         data.setdefault("group", "image")
         data.setdefault("max_views", 3)
         data.setdefault("channels", 3)
+    if isinstance(data, dict) and "shuffle_pairs" in data:
+        data.setdefault("shuffle_within", [])
+        data.setdefault("shuffle_table", "")
     optim = config.get("optim", {})
     if isinstance(optim, dict) and "warmup_from_zero" in optim:
         optim.setdefault("warmup_start", 0.0)
