@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from pacx_jax.errors import PacxError
@@ -75,6 +76,7 @@ class Study:
       pairs: (a, b) arms or floors, whose difference a - b is wanted.
       treatment, baseline: the arms of the first question.
       floors: of FLOORS.
+      name: under which the spread over its trainings is recorded, see `spreads`.
     """
 
     arms: Mapping[str, Arm]
@@ -83,6 +85,7 @@ class Study:
     treatment: str
     baseline: str
     floors: Sequence[str] = ("random", "pixels", "view", "permuted")
+    name: str = ""
 
     def __post_init__(self):
         known = {*self.arms, *self.floors}
@@ -130,4 +133,4 @@ def read(path: str, data: str) -> Study:
         if e.name and name.startswith(e.name):
             raise PacxError(f"{path}: no such study; see configs/studies") from None
         raise
-    return module.get_study(data)
+    return dataclasses.replace(module.get_study(data), name=pathlib.Path(path).stem)

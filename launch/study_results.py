@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import ml_collections
 import numpy as np
 
+from launch import spreads
 from launch.studies import Study
 from pacx_jax import files, load_encoder
 from pacx_jax.errors import PacxError
@@ -88,6 +89,8 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     found |= _floors(study, sets, sources, split)
     names = sources["train"].label_names
     result = compare(study, found, train, test, names, len(whole))
+    name = study.name or "this study"
+    notes += spreads.notes(result["all"].summary, name, spreads.read())
     everything = {
         "study": {"split": split, "seeds": whole, "notes": notes},
         "data": {s: source.fingerprint for s, source in sources.items()},

@@ -108,18 +108,24 @@ def with_intervals(
     weights = np.concatenate([np.ones((1, len(y_test))), weights])
     found = {}
     for name, arrays in given.items():
-        predicted = predict(*arrays, alpha)
-        total = weights.sum(1)
-        rows = {"r2": _r2(predicted, y_test, weights)} | {
-            k: weights @ v / total for k, v in per_example(predicted, y_test).items()
-        }
-        found[name] = {k: statistics.row(v) for k, v in rows.items()}
+        values = resampled(predict(*arrays, alpha), y_test, weights)
+        found[name] = {k: statistics.row(v) for k, v in values.items()}
     n = len(y_test)
     for k in KS:
         found["encoder"][f"hits@{k}"] = found["encoder"][f"recall@{k}"]["value"] * n
         found["encoder"][f"chance@{k}"] = min(k / n, 1.0)
     found["encoder"]["n"] = n
     return found
+
+
+def resampled(
+    predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Measure -> its value under each of (r, m) weights, (r,)."""
+    total = weights.sum(1)
+    each = per_example(predicted, truth)
+    found = {k: weights @ v / total for k, v in each.items()}
+    return {"r2": _r2(predicted, truth, weights)} | found
 
 
 def per_example(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:

@@ -162,12 +162,25 @@ def embedded(
     Raises:
       PacxError: a damaged file.
     """
+    return _once(encoder, source, folder, probe_set.images, probe_set.views)
+
+
+def of_source(encoder: Encoder, source, folder: str | os.PathLike) -> np.ndarray:
+    """`embedded` of a split that is read image by image, in its order."""
+    index = source.studies()
+    named = index.views if index else ["unknown"] * len(source)
+    decoded = (
+        images.decode(source[i]["image"], source.name(i)) for i in range(len(source))
+    )
+    return _once(encoder, source, folder, decoded, named)
+
+
+def _once(encoder: Encoder, source, folder, decoded, named: list[str]) -> np.ndarray:
     key = f"{fingerprint(encoder)}_{source.fingerprint[:16]}.npy"
     path = pathlib.Path(folder) / key
     if path.is_file():
-        return embedding_cache.read(path, (len(probe_set.images), encoder.width))
-    views_given = (probe_set.views,) if encoder.views else ()
-    z = encoder(probe_set.images, *views_given)
+        return embedding_cache.read(path, (len(source), encoder.width))
+    z = encoder(decoded, *((named,) if encoder.views else ()))
     with files.whole(path, "wb") as file:
         np.save(file, z)
     return z
