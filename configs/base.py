@@ -113,6 +113,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.decay = "kernels"  # or "all": biases, norms and scalars too
     c.optim.clip_norm = 0.0  # 0: off
     c.optim.encoder_lr_ratio = 1.0
+    c.optim.layer_decay = 1.0  # of the rate, from a block to the one before
     return c
 
 

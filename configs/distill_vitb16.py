@@ -71,6 +71,8 @@ def get_config(arg=None):
 
     c.data.transform = "distill"  # never flips: the heart stays on the left
     c.data.shuffle_pairs = False  # control: breaks the pairing of the modalities
+    c.data.shuffle_within = ()  # columns of shuffle_table whose groups pairs stay in
+    c.data.shuffle_table = ""  # CSV with a column of hadm_id, path or subject_id
     c.optim.peak_lr = 1e-4
     c.optim.weight_decay = 0.05
     c.optim.min_ratio = 0.01

@@ -50,6 +50,7 @@ APPLIES = {
     "images": ("medmod",),
     "reports": ("mimic_cxr", "openi"),
     "symile": ("medmod",),
+    "frontal": ("medmod",),
     "lead_order": ("ecg_array",),
     "masks": ("folder",),
     "windows": ("wfdb",),
@@ -94,6 +95,7 @@ def parse(argv: list[str] | None, description: str) -> argparse.Namespace:
     add("--images", default="", help="medmod: MIMIC-CXR-JPG, if not in --source")
     add("--reports", default="", help="mimic_cxr, openi: if not in --source")
     add("--symile", default="", help="medmod: Symile-MIMIC, which it must not share")
+    add("--frontal", action="store_true", help="medmod: frontal X-rays alone")
     add("--lead_order", choices=("standard", "mimic"), default="standard")
     add("--csv", default="", help="folder, ecg_array, wfdb: CSV of labels, patients")
     add("--label_columns", default="", help="comma-separated; default: all")

@@ -15,6 +15,7 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 
 import jax
 import ml_collections
@@ -24,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import results  # noqa: E402
+from launch import results, spreads  # noqa: E402
 from launch.curricula.stage import training  # noqa: E402
 from pacx_jax import cli, files, load_encoder, sharding  # noqa: E402
 from pacx_jax.encoders import model_folder  # noqa: E402
@@ -236,20 +237,21 @@ def retrieval_rows(target: pathlib.Path, identity: dict) -> list[dict]:
     return rows
 
 
-def reconstructions(target: pathlib.Path, test, count: int = 4) -> list[tuple]:
-    """Input, masked input and reconstruction of a few probe X-rays."""
+def reconstructions(workdir: pathlib.Path, films: Sequence) -> list[tuple]:
+    """Input, masked input and reconstruction of a few X-rays by a finished MAE."""
     config = ml_collections.ConfigDict(
-        json.loads((target / "mae" / "config.json").read_text())
+        json.loads((workdir / "config.json").read_text())
     )
+    count = len(films)
     model = mae.from_config(config.model)
     size, patch = config.data.image_size, config.model.patch_size
     grid = (size // patch, size // patch)
-    x = np.stack([images.resize(image, size) for image in test.images[:count]])
+    x = np.stack([images.resize(image, size) for image in films])
     ids_keep, ids_restore, mask = mae.random_masking(
         jax.random.key(0), np.arange(count), grid[0] * grid[1], config.loss.mask_ratio
     )
     inputs = normalize(x, config.data.mean, config.data.std)
-    params = checkpoint.read_params(target / "mae")
+    params = checkpoint.read_params(workdir)
     pred = jax.jit(model.apply)({"params": params}, inputs, ids_keep, ids_restore)
     shown = mae.pictures(inputs, pred, mask, patch, config.loss.norm_pix_loss)
     std, mean = np.array(config.data.std), np.array(config.data.mean)
@@ -299,6 +301,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     read = time.time()
     result, test, names = compare(target, split, identity, seeds)
     arms = arms_of(identity)
+    told = spreads.notes(result.summary, "demo", spreads.read())
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
     page = report.Report(
         title="PaCX-MAE: the demonstration",
@@ -309,7 +312,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         pairs=result.pairs,
         arms=arms,
         curves=results.curves(target, stages),
-        reconstructions=reconstructions(target, test),
+        reconstructions=reconstructions(target / "mae", test.images[:4]),
         retrieval=retrieval_rows(target, identity),
         rollouts=rollouts(target, test, names),
         configs={s: results.config(target, s) for s in stages},
@@ -321,10 +324,12 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
             f"Probes are measured on the {split} patients.",
             "Retrieval is measured on Stage 2's validation triplets, which chose no "
             "checkpoint: every arm is its run's last step.",
+            *told,
         ],
     )  # fmt: skip
     report.write_report(target / "report.html", page)
     text = tables.render_table_text(result.table, result.summary, arms)
+    text = "\n".join([text, "", *told]).rstrip()
     (target / "comparison.txt").write_text(text + "\n", encoding="utf-8")
     numbers = {"table": result.table, "pairs": result.pairs}
     (target / "comparison.json").write_text(json.dumps(numbers, indent=1) + "\n")

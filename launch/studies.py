@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import pathlib
 from collections.abc import Mapping, Sequence
 
 from pacx_jax.errors import PacxError
@@ -30,6 +31,7 @@ class Arm:
       name: for people.
       role: "compared", "floor" or "ceiling".
       about: a sentence, what it tells.
+      needs: file -> the command that makes it, of what training reads besides data.
     """
 
     recipe: str
@@ -40,6 +42,7 @@ class Arm:
     name: str = ""
     role: str = "floor"
     about: str = ""
+    needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +76,7 @@ class Study:
       pairs: (a, b) arms or floors, whose difference a - b is wanted.
       treatment, baseline: the arms of the first question.
       floors: of FLOORS.
+      name: under which the spread over its trainings is recorded, see `spreads`.
     """
 
     arms: Mapping[str, Arm]
@@ -81,6 +85,7 @@ class Study:
     treatment: str
     baseline: str
     floors: Sequence[str] = ("random", "pixels", "view", "permuted")
+    name: str = ""
 
     def __post_init__(self):
         known = {*self.arms, *self.floors}
@@ -128,4 +133,4 @@ def read(path: str, data: str) -> Study:
         if e.name and name.startswith(e.name):
             raise PacxError(f"{path}: no such study; see configs/studies") from None
         raise
-    return module.get_study(data)
+    return dataclasses.replace(module.get_study(data), name=pathlib.Path(path).stem)

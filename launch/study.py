@@ -87,6 +87,14 @@ def chosen(study: studies.Study, arms: str) -> studies.Study:
     )
 
 
+def check_needs(study: studies.Study, dry_run: bool) -> None:
+    """PacxError where a file is missing that an arm is trained with."""
+    needed = {k: v for arm in study.arms.values() for k, v in arm.needs.items()}
+    for file, command in needed.items():
+        if not dry_run and not pathlib.Path(file).is_file():
+            raise PacxError(f"{file}: no such file; make it by: {command}")
+
+
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     parser = cli.Parser(description=__doc__)
@@ -113,6 +121,7 @@ def main(argv: list[str] | None = None) -> int:
     levels = plan(study, flags.target.rstrip("/"), seeds, common)
     everything = [run for runs in levels for run in runs]
     if not flags.compare:
+        check_needs(study, flags.dry_run)
         for runs in levels:
             left = [run for run in runs if run.todo()]
             print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")

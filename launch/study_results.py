@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import hashlib
 import json
 import pathlib
 from collections.abc import Sequence
 
-import jax
 import ml_collections
 import numpy as np
 
+from launch import spreads
 from launch.studies import Study
 from pacx_jax import files, load_encoder
-from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import comparison, features, probe
 from pacx_jax.evaluate.reports import tables, words
@@ -81,7 +79,7 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
         if seed in whole:
             encoder = load_encoder(workdir)
             k = whole.index(seed)
-            prints[f"{name}, seed {seed}"] = fingerprint(encoder)
+            prints[f"{name}, seed {seed}"] = features.fingerprint(encoder)
             found[name, k] = _embed(target, encoder, sources, sets, split)
     for k, seed in enumerate(whole):
         if "random" in study.floors:
@@ -91,6 +89,8 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     found |= _floors(study, sets, sources, split)
     names = sources["train"].label_names
     result = compare(study, found, train, test, names, len(whole))
+    name = study.name or "this study"
+    notes += spreads.notes(result["all"].summary, name, spreads.read())
     everything = {
         "study": {"split": split, "seeds": whole, "notes": notes},
         "data": {s: source.fingerprint for s, source in sources.items()},
@@ -151,15 +151,6 @@ def compare(study, found, train, test, names, trainings) -> dict:
     }
 
 
-def fingerprint(encoder: Encoder) -> str:
-    """Names an encoder by its weights, architecture and preprocessing."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([encoder.architecture, encoder.preprocessing]).encode())
-    for leaf in jax.tree.leaves(encoder.params):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:16]
-
-
 def _source(path: str, split: str):
     return sources_.open_source(
         ml_collections.ConfigDict({"source": "prepared", "path": path}), split
@@ -175,19 +166,11 @@ def _check_patients(study, target, name, split, workdir) -> None:
 
 
 def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:
-    out = {}
-    for part in ("train", split):
-        key = f"{fingerprint(encoder)}_{sources[part].fingerprint[:16]}"
-        cached = target / "features" / f"{key}.npy"
-        if cached.exists():
-            z = np.load(cached, allow_pickle=False)
-        else:
-            given = (sets[part].views,) if encoder.views else ()
-            z = encoder(sets[part].images, *given)
-            with files.whole(cached, "wb") as file:
-                np.save(file, z)
-        out["train" if part == "train" else "test"] = z
-    return out
+    """The features of the training split and of the one that is probed."""
+    return {
+        part: features.embedded(encoder, sources[s], sets[s], target / "features")
+        for part, s in (("train", "train"), ("test", split))
+    }
 
 
 def _floors(study, sets, sources, split) -> dict[tuple[str, int], dict]:

@@ -91,7 +91,56 @@ def make(optim, total_steps: int) -> optax.GradientTransformation:
     )
     if optim.encoder_lr_ratio != 1.0:  # fine-tuning: a slower backbone
         steps.append(optax.stateless(_scale_encoder(optim.encoder_lr_ratio)))
+    if (decay := optim.get("layer_decay", 1.0)) != 1.0:  # not in older workdirs
+        steps.append(layerwise(decay))
     return optax.chain(*steps)
+
+
+def layerwise(decay: float) -> optax.GradientTransformation:
+    """Multiplies updates of `encoder` by decay^(L + 1 - i), i being the layer.
+
+    i is 0 for what comes before the L blocks (patches, tokens, positions), 1 to L for
+    the blocks, and L + 1 for the last norm, as for what stands outside of the encoder
+    (Clark 2020; BEiT; MAE's fine-tuning).
+
+    Raises:
+      PacxError: decay is not in (0, 1], or no block of an encoder is trained.
+    """
+    if not 0 < decay <= 1:
+        raise PacxError(
+            f"config.optim.layer_decay is {decay}: give above 0 and at most 1"
+        )
+
+    def init(params):
+        _depth(params)
+        return optax.EmptyState()
+
+    def update(updates, state, params=None):
+        del params
+        depth = _depth(updates)
+
+        def scale(path, u):
+            names = [key.key for key in path]
+            if names[0] != "encoder" or names[1] == "norm":
+                return u
+            block = names[1].startswith("block_")
+            layer = int(names[1].removeprefix("block_")) + 1 if block else 0
+            return u * decay ** (depth + 1 - layer)
+
+        return jax.tree_util.tree_map_with_path(scale, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _depth(params: Params) -> int:
+    """Number of blocks of the encoder, counted to the last one that is trained."""
+    blocks = [k for k in params.get("encoder", {}) if k.startswith("block_")]
+    if not blocks:
+        raise PacxError(
+            "config.optim.layer_decay is below 1, and no block of an encoder is "
+            "trained: give 1, or --config.tuning=full"
+        )
+    return max(int(k.removeprefix("block_")) for k in blocks) + 1
 
 
 def _scale_encoder(ratio: float):

@@ -9,20 +9,43 @@ which. All of them with five seeds take a day on two cores: --arms=pacx,shuffled
 these and what they start from.
 """
 
+import dataclasses
+
 from launch.studies import Arm, Probe, Study
 
 MAE = "configs/mae_vitb16.py:runlocal"
 DISTILL = "configs/distill_vitb16.py:runlocal"
+GENERATE = "bash launch/demo.sh with a new --target, for a cohort that has it"
 GROUPS = {
     "physiological": ("slvh_dlv", "heart_failure"),
     "anatomical": ("consolidation", "nodule", "hyperinflation"),
 }
+TEACHERS, LOSSES = ("ecg", "labs"), ("clip", "regression")
 # Name, fields beside those of PaCX, what the arm tells.
 CONTROLS = {
     "shuffled": (
         "Shuffled pairs",
         {"data.shuffle_pairs": True},
         "Stage 2 with ECGs and labs of other patients.",
+    ),
+    "shuffled_within": (
+        "Shuffled within view and sex",
+        {"data.shuffle_pairs": True, "data.shuffle_within": ("view", "sex")},
+        "ECGs and labs of other patients of the same view and sex.",
+    ),
+    "random_targets": (
+        "Targets of random encoders",
+        {},
+        "Stage 2 from encoders of ECG and labs that were never trained.",
+    ),
+    "report_labels": (
+        "Report labels as targets",
+        {
+            **{f"modalities.{m}.{k}_weight": 0.0 for m in TEACHERS for k in LOSSES},
+            **{f"modalities.teacher.{k}_weight": 1.0 for k in LOSSES},
+            "modalities.teacher.by": "study",
+        },
+        "Stage 2 from what reports say of the X-ray, without physiology.",
     ),
     "ecg_only": (
         "ECG alone",
@@ -87,8 +110,25 @@ def get_study(data: str) -> Study:
             about="MAE trained on, for as many presentations of the same X-rays.",
         ),
     }
+    for teacher in TEACHERS:  # one step at a rate of 0: the encoder as it was drawn
+        trained = arms[teacher]
+        fields = {**trained.fields, "total_steps": 1, "optim.peak_lr": 0.0}
+        drawn = dataclasses.replace(trained, fields=fields)
+        arms[f"{teacher}_random"] = drawn
+    people = f"{data}/../raw/paired/symile_mimic/people.csv"
+    labels = f"{data}/report_labels.npz"
+    make = f"python data/label_table.py --data={data}/symile_mimic --out={labels}"
+    own = {
+        "shuffled_within": ({"data.shuffle_table": people}, {people: GENERATE}),
+        "report_labels": ({"modalities.teacher.init": labels}, {labels: make}),
+    }
     for arm, (name, fields, about) in CONTROLS.items():
-        arms[arm] = Arm(DISTILL, stage_two | fields, starts, name=name, about=about)
+        more, needs = own.get(arm, ({}, {}))
+        begins = starts
+        if arm == "random_targets":
+            begins = starts | {f"modalities.{t}.init": f"{t}_random" for t in TEACHERS}
+        fields = stage_two | fields | more
+        arms[arm] = Arm(DISTILL, fields, begins, name=name, about=about, needs=needs)
     floors = ("random", "pixels", "view", "person", "permuted")
     return Study(
         arms,
@@ -99,7 +139,9 @@ def get_study(data: str) -> Study:
             within=("PA", "AP"),
         ),
         pairs=[
-            ("pacx", a) for a in (*arms, *floors) if a not in ("pacx", "ecg", "labs")
+            ("pacx", a)
+            for a in (*(a for a, arm in arms.items() if arm.probed), *floors)
+            if a != "pacx"
         ],
         treatment="pacx",
         baseline="mae",

@@ -46,7 +46,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--probe_train", type=int, default=3000)
     add("--probe_val", type=int, default=1000)
     add("--probe_test", type=int, default=2000)
-    add("--masks", type=int, default=0, help="lung masks in probe/; -1 for all")
+    add(
+        "--masks",
+        type=int,
+        default=0,
+        help="lung and heart masks in probe/; -1 for all",
+    )
     add("--mimic", type=int, default=0, help="studies in mimic_cxr/, split train")
     add("--mimic_valid", type=int, help="in validate (default 5 %%, >= 8)")
     add("--mimic_test", type=int, help="in test (default 5 %%, >= 8)")

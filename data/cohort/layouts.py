@@ -151,8 +151,10 @@ def draw_probe(task) -> list:
         path = context.folder / "images" / f"{name}.jpg"
         path.write_bytes(xray.encode(film))
         if row < context.masks_below:
-            png = cv2.imencode(".png", mask)[1].tobytes()
-            (context.folder / "masks" / f"{name}.png").write_bytes(png)
+            drawn = {"masks": mask, "hearts": xray.heart_mask(study)}
+            for folder, each in drawn.items():
+                png = cv2.imencode(".png", each)[1].tobytes()
+                (context.folder / folder / f"{name}.png").write_bytes(png)
         waves[row] = ecg.to_microvolts(ecg.record(study)[0])
         head = [f"images/{name}.jpg", study.key.patient_id, context.split]
         who = [study.patient.age, _sex(study, False), _view(study)]
@@ -173,6 +175,7 @@ def write_probe(root, parameters, run) -> dict:
         percentiles = fit_percentiles(parameters["seed"], parameters["percentiles_on"])
         (work / "images").mkdir()
         (work / "masks").mkdir()
+        (work / "hearts").mkdir()
         write.create_array(work / "ecg.npy", (total, 5000, 12), np.int16)
         ranks = np.empty((total, 50), np.float32)
         seen = np.empty((total, 50), np.int64)

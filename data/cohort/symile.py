@@ -121,6 +121,12 @@ def write_symile(root, parameters, run) -> dict:
             done[split] = _write_symile_split(context, n, rows, percentiles, run)
         sizes = {"train": train, "val": val, "test": test}
         vitals.write_tables(work / "ed", _admissions(parameters["seed"], sizes))
+        head = ("subject_id", "hadm_id", "age", "sex", "view")
+        with write.table(work / "people.csv", head) as table:
+            for hadm, study in _admissions(parameters["seed"], sizes):
+                who = study.key.patient_id, hadm, study.patient.age
+                sex, view = "FM"[study.patient.male], ("PA", "AP")[bool(study.ap)]
+                table.writerow([*who, sex, view])
     return done
 
 

@@ -65,6 +65,18 @@ def heart_share(study, short: int = SHORT_SIDE) -> float:
     return float(inside.sum() / (inside | lung).sum())
 
 
+def heart_mask(study, short: int = SHORT_SIDE) -> np.ndarray:
+    """The heart's shadow on the film of `render`: (h, w) uint8 of 0 and 255."""
+    rng = study.key.rng("xray")
+    pose = anatomy.draw_pose(study, rng, short)
+    u, v = anatomy.grid(pose, _GRID)
+    radius, centre = anatomy.heart_radius(study, rng)
+    depth = anatomy.heart(u - np.float32(pose.turn), v, radius, centre)
+    h, w = pose.size
+    depth = cv2.resize(depth, (w, h), interpolation=cv2.INTER_LINEAR)
+    return (depth > 0.3) * np.uint8(255)
+
+
 def _soft_tissue(study, pose, rng):
     """Smooth attenuation, depth of air and lung coverage at half resolution."""
     u, v = anatomy.grid(pose, _GRID)

@@ -10,6 +10,9 @@ Layouts, that of MedMod's own code over MIMIC-IV, and that of the authors of PaC
   {train,val,test}/{train,val,test}.csv   stays that are linked and split already
   {train,val,test}/DICOM.jpg
 
+With --frontal, laterals are no X-rays of a stay: the view is that of MIMIC-CXR-JPG's
+metadata, and what it does not know is left out. The reference takes any view.
+
 Two tasks: `phenotypes` (25) and `mortality` (3). MedMod's code sets `mortality` and
 `mortality_inhospital` alike.
 
@@ -110,10 +113,14 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
     kept = [stay for stay, known in zip(found, symile, strict=True) if not known]
     what = "patients" if options.splits == "strict" else "training admissions"
     notes = [f"{sum(symile)} stays are of Symile-MIMIC's {what} and left out"]
-    if not split:
-        linked = stays.link(kept, images, root)
+    if not split or options.frontal:
+        if split:
+            linked = stays.frontal_of(kept, images, root)
+        else:
+            linked = stays.link(kept, images, root, options.frontal)
+        what = "frontal X-ray" if options.frontal else "X-ray"
         notes.append(
-            f"{len(kept) - len(linked)} of the other {len(kept)} stays have no X-ray "
+            f"{len(kept) - len(linked)} of the other {len(kept)} stays have no {what} "
             "and are left out"
         )
         kept = linked
@@ -131,6 +138,7 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
                 stay.split,
                 stay.stratum,
                 stay.split,
+                views=stay.views,
             )
 
     plan = published.make_plan(source, options, facts, read)

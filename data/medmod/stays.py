@@ -10,13 +10,15 @@ import dataclasses
 import datetime
 import pathlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 
 from data import listings, splits
+from data.mimic_cxr import metadata
 from data.mimic_labs import events
 from pacx_jax.errors import PacxError
-from pacx_jax.input import findings, patients, tables
+from pacx_jax.input import findings, patients, tables, views
 
 STAYS, LABELS = "all_stays.csv", "phenotype_labels.csv"
 METADATA = ("mimic-cxr-2.0.0-metadata.csv.gz", "mimic-cxr-2.0.0-metadata.csv")
@@ -25,6 +27,7 @@ SYMILE = ("train", "val", "val_retrieval", "test")
 _IDS = ("subject_id", "hadm_id", "stay_id")
 _STARTS, _ENDS = ("intime", "admittime"), ("outtime", "dischtime")  # ICU, hospital
 _COLUMNS = ("dicom_id", "subject_id", "study_id", "StudyDate", "StudyTime")
+Views = tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Stay:
       stratum: of the label by which draws are stratified.
       window: seconds from the first of its times to the last.
       film: its X-ray, relative to the folder of images; "" without one.
+      views: what the metadata say of its view, see `listings.Row`.
       split: the official one, "" without one.
     """
 
@@ -49,6 +53,15 @@ class Stay:
     window: tuple[float, float] = (0.0, 0.0)
     film: str = ""
     split: str = ""
+    views: Views = ()
+
+
+class Film(NamedTuple):
+    """An X-ray: seconds, path, and what is said of its view."""
+
+    taken: float
+    path: str
+    views: Views
 
 
 def number(text: str) -> str:
@@ -112,11 +125,48 @@ def read_release(
         yield dataclasses.replace(stay, window=window, split=split)
 
 
-def link(stays: list[Stay], images: pathlib.Path, root: pathlib.Path) -> list[Stay]:
+def link(
+    stays: list[Stay], images: pathlib.Path, root: pathlib.Path, frontal: bool = False
+) -> list[Stay]:
     """The stays with an X-ray: the earliest of the patient within the stay's window.
 
-    Any view counts, of one time the first in the metadata, and no image is taken twice.
+    Any view counts, or `frontal` ones alone; of one time the first in the metadata, and
+    no image is taken twice.
     """
+    films = _films(_metadata(images, root), {stay.patient for stay in stays}, frontal)
+    linked = []
+    for stay in stays:
+        first, last = stay.window
+        mine = films.get(stay.patient, [])
+        inside = [film for film in mine if first <= film.taken <= last]
+        if inside:
+            chosen = min(inside, key=lambda film: film.taken)
+            mine.remove(chosen)
+            about = {"film": chosen.path, "views": chosen.views}
+            linked.append(dataclasses.replace(stay, **about))
+    return linked
+
+
+def frontal_of(
+    stays: list[Stay], images: pathlib.Path, root: pathlib.Path
+) -> list[Stay]:
+    """The stays whose X-ray, linked already, is frontal by the metadata."""
+    path = _metadata(images, root)
+    films = {
+        pathlib.PurePosixPath(film.path).stem: film.views
+        for each in _films(path, {stay.patient for stay in stays}, True).values()
+        for film in each
+    }
+    named = [(stay, pathlib.PurePosixPath(stay.film).stem) for stay in stays]
+    return [
+        dataclasses.replace(stay, views=films[name])
+        for stay, name in named
+        if name in films
+    ]
+
+
+def _metadata(images: pathlib.Path, root: pathlib.Path) -> pathlib.Path:
+    """The metadata of MIMIC-CXR-JPG, in either folder."""
     found = [d / name for d in (root, images) for name in METADATA]
     path = next((path for path in found if path.is_file()), None)
     if path is None:
@@ -124,17 +174,7 @@ def link(stays: list[Stay], images: pathlib.Path, root: pathlib.Path) -> list[St
             f"{images}: no {METADATA[0]}; put that of MIMIC-CXR-JPG beside {STAYS}, or "
             "give the folder of MIMIC-CXR-JPG as --images"
         )
-    films = _films(path, {stay.patient for stay in stays})
-    linked = []
-    for stay in stays:
-        first, last = stay.window
-        mine = films.get(stay.patient, [])
-        inside = [film for film in mine if first <= film[0] <= last]
-        if inside:
-            chosen = min(inside, key=lambda film: film[0])
-            mine.remove(chosen)
-            linked.append(dataclasses.replace(stay, film=chosen[1]))
-    return linked
+    return path
 
 
 def seen(stays: list[Stay], symile: pathlib.Path, policy: str) -> list[bool]:
@@ -188,13 +228,27 @@ def _official(root: pathlib.Path) -> dict[str, str]:
     return found
 
 
-def _films(path: pathlib.Path, people: set[str]) -> dict[str, list[tuple[float, str]]]:
-    """Patient -> (seconds, path) of each X-ray, in the order of the metadata."""
-    films: dict[str, list[tuple[float, str]]] = {}
-    for row, places in events.rows(path, _COLUMNS, progress=True):
-        dicom, patient, study, date, time = (row[i].strip() for i in places)
+def _films(
+    path: pathlib.Path, people: set[str], frontal: bool
+) -> dict[str, list[Film]]:
+    """Patient -> X-rays, in the order of the metadata; frontal ones alone if asked."""
+    films: dict[str, list[Film]] = {}
+    asked = (*_COLUMNS, metadata.VIEWS[0]) if frontal else _COLUMNS
+    more = tuple(name for name in metadata.VIEWS if name not in asked)
+    names = (*asked, *more)
+    for row, places in events.rows(path, asked, progress=True, optional=more):
+        cells = {
+            name: row[i].strip() if i >= 0 else None
+            for name, i in zip(names, places, strict=True)
+        }
+        dicom, patient, study, date, time = (cells[name] for name in _COLUMNS)
         patient = number(patient)
         if patient not in people:
+            continue
+        said: Views = ()
+        if cells[metadata.VIEWS[0]] is not None:
+            said = metadata.claims(*(cells[name] or "" for name in metadata.VIEWS))
+        if frontal and views.coarse(views.settle(said).view) != "frontal":
             continue
         # 213014.531 is half past nine in the evening; zeros in front are lacking.
         whole, _, fraction = time.partition(".")
@@ -210,5 +264,5 @@ def _films(path: pathlib.Path, people: set[str]) -> dict[str, list[tuple[float, 
                 f"{time!r}; they must be such as 21800506 and 213014.531"
             ) from None
         place = f"files/p{patient[:2]}/p{patient}/s{number(study)}/{dicom}.jpg"
-        films.setdefault(patient, []).append((taken, place))
+        films.setdefault(patient, []).append(Film(taken, place, said))
     return films

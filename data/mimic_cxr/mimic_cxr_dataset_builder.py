@@ -23,16 +23,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from data import listings, published, records, splits
 from data.chexpert.chexpert_dataset_builder import LABELS
-from data.mimic_cxr import texts
+from data.mimic_cxr import metadata, texts
 from data.mimic_labs import events
 from pacx_jax.errors import PacxError
-from pacx_jax.input import patients, tables, views
+from pacx_jax.input import patients, tables
 
 FACTS = published.Facts(
     title="MIMIC-CXR-JPG",
@@ -50,8 +49,6 @@ FACTS = published.Facts(
 )
 TASKS = {"chexpert": FACTS, "negbio": FACTS}  # whose labels
 _SPLIT = ("dicom_id", "study_id", "subject_id", "split")
-_DESCRIPTION = "PerformedProcedureStepDescription"
-_VIEWS = ("ViewPosition", "ViewCodeSequence_CodeMeaning", _DESCRIPTION)
 _LABEL = {"": float("nan"), "1": 1.0, "0": 0.0, "-1": -1.0}
 _MISSING = (float("nan"),) * len(LABELS)
 
@@ -137,17 +134,11 @@ def _views(table: pathlib.Path) -> dict[str, tuple[tuple[str, str], ...]]:
     """
     found, answers = {}, {}
     for row, (dicom, *at) in events.rows(
-        table, ("dicom_id", _VIEWS[0]), optional=_VIEWS[1:]
+        table, ("dicom_id", metadata.VIEWS[0]), optional=metadata.VIEWS[1:]
     ):
         cells = tuple(row[i].strip() if i >= 0 else "" for i in at)
         if cells not in answers:
-            position, code, description = cells
-            claims = (("listed", position), *((("DICOM", code),) if code else ()))
-            if views.settle(claims).view == "unknown":
-                words = {*re.findall("[a-z]+", description.lower())}
-                if "ap" in words and not words & {"pa", "lat", "lateral"}:
-                    claims += (("guessed", "AP"),)
-            answers[cells] = claims
+            answers[cells] = metadata.claims(*cells)
         found[row[dicom].strip()] = answers[cells]
     return found
 

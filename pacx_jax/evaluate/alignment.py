@@ -7,9 +7,31 @@ ECG embeddings share a mean direction (random pairs already agree at about 0.43)
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
-from pacx_jax.objectives.retrieval import normalize_rows, recall_at_k
+from pacx_jax.evaluate import statistics
+from pacx_jax.objectives.retrieval import hits_at_k, normalize_rows, recall_at_k
+
+KS = (1, 5, 10)  # of recall at k
+# What the probe is fitted to besides the encoder's own embeddings.
+FLOORS = {
+    "shuffled": "the encoder's embeddings, paired with other patients' in training",
+    "random": "normal noise in their place, as many numbers",
+}
+
+
+def predict(
+    x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, alpha: float = 10.0
+) -> np.ndarray:
+    """Ridge regression from standardised embeddings: (m, f) predictions of x_test."""
+    from sklearn.linear_model import Ridge
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler().fit(x_train)
+    ridge = Ridge(alpha=alpha, solver="svd").fit(scaler.transform(x_train), y_train)
+    return ridge.predict(scaler.transform(x_test)).reshape(len(x_test), -1)
 
 
 def ridge_alignment(
@@ -32,25 +54,104 @@ def ridge_alignment(
       dict: `r2` (uniform average over f), `cosine` and `cosine_centred` (both sides
       less the test targets' mean), `random_cosine` and `random_cosine_centred` (true
       targets against a permutation of them), `recall@k` and `chance@k` of finding
-      one's own target by the prediction, k in 1, 5, 10.
+      one's own target by the prediction, k in 1, 5, 10, and `hits@k` of `n`.
     """
-    from sklearn.linear_model import Ridge
-    from sklearn.metrics import r2_score
-    from sklearn.preprocessing import StandardScaler
-
-    scaler = StandardScaler().fit(x_train)
-    ridge = Ridge(alpha=alpha, solver="svd").fit(scaler.transform(x_train), y_train)
-    predicted = ridge.predict(scaler.transform(x_test)).reshape(y_test.shape)
+    predicted = predict(x_train, y_train, x_test, alpha)
     mean = y_test.mean(axis=0)
     other = y_test[np.random.default_rng(0).permutation(len(y_test))]
+    each = per_example(predicted, y_test)
+    hits = {f"hits@{k}": float(each[f"recall@{k}"].sum()) for k in KS}
     return {
-        "r2": float(r2_score(y_test, predicted, multioutput="uniform_average")),
-        "cosine": _mean_cosine(predicted, y_test),
-        "cosine_centred": _mean_cosine(predicted - mean, y_test - mean),
-        "random_cosine": _mean_cosine(other, y_test),
-        "random_cosine_centred": _mean_cosine(other - mean, y_test - mean),
-    } | recall_at_k(predicted, y_test)
+        "r2": float(_r2(predicted, y_test, np.ones((1, len(y_test))))[0]),
+        "cosine": float(each["cosine"].mean()),
+        "cosine_centred": float(each["cosine_centred"].mean()),
+        "random_cosine": float(_cosines(other, y_test).mean()),
+        "random_cosine_centred": float(_cosines(other - mean, y_test - mean).mean()),
+        **recall_at_k(predicted, y_test, KS),
+        **hits,
+        "n": len(y_test),
+    }
 
 
-def _mean_cosine(a: np.ndarray, b: np.ndarray) -> float:
-    return float(np.mean(np.sum(normalize_rows(a) * normalize_rows(b), axis=1)))
+def with_intervals(
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    x_test: np.ndarray,
+    y_test: np.ndarray,
+    patients: Sequence,
+    alpha: float = 10.0,
+    n_resamples: int = 1000,
+    seed: int = 0,
+) -> dict[str, dict]:
+    """`ridge_alignment` with 95% intervals over test patients, and its floors.
+
+    The mean that cosines are centred by and the gallery that is searched stay those of
+    the whole test set; the probe is not fitted again.
+
+    Args:
+      patients: (m,) of the test examples.
+      seed: of resamples, permutation and noise.
+
+    Returns:
+      "encoder" and each of FLOORS -> measure -> {"value", "low", "high"}, and of
+      "encoder" `hits@k`, `chance@k` and `n`, which are numbers.
+    """
+    x_train, x_test = np.asarray(x_train), np.asarray(x_test)
+    rng = np.random.default_rng((seed, 3))
+    noise = [rng.normal(size=x.shape) for x in (x_train, x_test)]
+    given = {
+        "encoder": (x_train, y_train, x_test),
+        "shuffled": (x_train, y_train[rng.permutation(len(y_train))], x_test),
+        "random": (noise[0], y_train, noise[1]),
+    }
+    weights = np.float64(statistics.bootstrap_weights(patients, n_resamples, seed))
+    weights = np.concatenate([np.ones((1, len(y_test))), weights])
+    found = {}
+    for name, arrays in given.items():
+        values = resampled(predict(*arrays, alpha), y_test, weights)
+        found[name] = {k: statistics.row(v) for k, v in values.items()}
+    n = len(y_test)
+    for k in KS:
+        found["encoder"][f"hits@{k}"] = found["encoder"][f"recall@{k}"]["value"] * n
+        found["encoder"][f"chance@{k}"] = min(k / n, 1.0)
+    found["encoder"]["n"] = n
+    return found
+
+
+def resampled(
+    predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Measure -> its value under each of (r, m) weights, (r,)."""
+    total = weights.sum(1)
+    each = per_example(predicted, truth)
+    found = {k: weights @ v / total for k, v in each.items()}
+    return {"r2": _r2(predicted, truth, weights)} | found
+
+
+def per_example(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+    """`cosine`, `cosine_centred` and `recall@k` of each test example, (m,)."""
+    mean = truth.mean(axis=0)
+    hits = hits_at_k(predicted, truth, KS)
+    return {
+        "cosine": _cosines(predicted, truth),
+        "cosine_centred": _cosines(predicted - mean, truth - mean),
+    } | {f"recall@{k}": hits[k] for k in KS}
+
+
+def _r2(predicted, truth, weights: np.ndarray) -> np.ndarray:
+    """Mean over outputs of R^2 under (r, m) weights, (r,); a constant output has 0."""
+    truth = np.asarray(truth, np.float64)
+    total = weights.sum(1, keepdims=True)
+    mean = weights @ truth / total
+    # Around the sample's mean, so that squares do not cancel.
+    centred = truth - truth.mean(axis=0)
+    shift = mean - truth.mean(axis=0)
+    spread = weights @ centred**2 - total * shift**2
+    missed = weights @ (truth - predicted) ** 2
+    defined = spread > 1e-12 * np.maximum(weights @ truth**2, 1e-300)
+    ratio = np.divide(missed, spread, out=np.ones_like(missed), where=defined)
+    return (1 - ratio).mean(axis=1)
+
+
+def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.sum(normalize_rows(a) * normalize_rows(b), axis=1)

@@ -20,7 +20,8 @@ class Comparison:
     """All the numbers of a probe study.
 
     Attributes:
-      summary: rows as of `pairs`, treatment - baseline: one a label group and fraction.
+      summary: rows as of `pairs`, treatment - baseline: one a label group and fraction;
+        p_holm is None where this is none of the pairs.
       table: one row an arm, fraction and label or group: arm, fraction, labels, group
         (True for a macro mean over a group), auroc, low, high, spread, trainings,
         subsets, n_patients, n_positive, n_defined, n_labels.
@@ -39,6 +40,7 @@ class Comparison:
     pairs: list[dict]
 
 
+_KEYS = ("a", "b", "labels", "fraction")  # of a row of pairs
 MIN_TRAININGS = 3  # training seeds below which no effect is claimed
 
 
@@ -131,6 +133,9 @@ def compare_arms(
         for fraction in sorted({f for _, f in scores})
         if (treatment, fraction) in scores and (baseline, fraction) in scores
     ]
+    adjusted = {tuple(r[k] for k in _KEYS): r["p_holm"] for r in pair_rows}
+    for row in summary:  # as among all the pairs, if it is one of them
+        row["p_holm"] = adjusted.get(tuple(row[k] for k in _KEYS))
     return Comparison(summary, table, pair_rows)
 
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from pacx_jax import sharding
+from pacx_jax import files, sharding
 from pacx_jax.encoders import forward
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.input import images, patients, subsets, views
+from pacx_jax.run import embedding_cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,8 +131,59 @@ def view_means(features: np.ndarray, study_set: StudySet) -> np.ndarray:
 
 def pixels(probe_set: ProbeSet | StudySet, size: int = 24) -> np.ndarray:
     """Raw grey pixels of each image, (n, size^2) float32: the floor without a model."""
-    small = [images.resize(image, size)[..., 0] for image in probe_set.images]
+    return small_pixels(probe_set.images, size)
+
+
+def small_pixels(decoded: Sequence[np.ndarray], size: int = 24) -> np.ndarray:
+    """`pixels` of uint8 images."""
+    small = [images.resize(image, size)[..., 0] for image in decoded]
     return np.stack(small).reshape(len(small), -1).astype(np.float32) / 255
+
+
+def fingerprint(encoder: Encoder) -> str:
+    """Names an encoder by its weights, architecture and preprocessing."""
+    digest = hashlib.sha256()
+    digest.update(json.dumps([encoder.architecture, encoder.preprocessing]).encode())
+    for leaf in jax.tree.leaves(encoder.params):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def embedded(
+    encoder: Encoder, source, probe_set: ProbeSet, folder: str | os.PathLike
+) -> np.ndarray:
+    """Embeddings (n, d) of a split, computed once for an encoder and a set.
+
+    Args:
+      source: whose fingerprint names the set.
+      probe_set: the same split, decoded.
+      folder: of the cache; a file is named by both fingerprints.
+
+    Raises:
+      PacxError: a damaged file.
+    """
+    return _once(encoder, source, folder, probe_set.images, probe_set.views)
+
+
+def of_source(encoder: Encoder, source, folder: str | os.PathLike) -> np.ndarray:
+    """`embedded` of a split that is read image by image, in its order."""
+    index = source.studies()
+    named = index.views if index else ["unknown"] * len(source)
+    decoded = (
+        images.decode(source[i]["image"], source.name(i)) for i in range(len(source))
+    )
+    return _once(encoder, source, folder, decoded, named)
+
+
+def _once(encoder: Encoder, source, folder, decoded, named: list[str]) -> np.ndarray:
+    key = f"{fingerprint(encoder)}_{source.fingerprint[:16]}.npy"
+    path = pathlib.Path(folder) / key
+    if path.is_file():
+        return embedding_cache.read(path, (len(source), encoder.width))
+    z = encoder(decoded, *((named,) if encoder.views else ()))
+    with files.whole(path, "wb") as file:
+        np.save(file, z)
+    return z
 
 
 def random_encoder(folder: ModelFolder, seed: int) -> Encoder:

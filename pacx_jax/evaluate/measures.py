@@ -155,11 +155,24 @@ def per_image(arrays: Arrays) -> dict[str, np.ndarray]:
     return segment.overlap(*(arrays[k] for k in ("hits", "called", "truth")))
 
 
-_RANKING = ("ap", "brier", "ece")  # of one class against the others, too
+def _of_class(measure) -> Measure:
+    """`measure` of the class called, the one of highest probability."""
+
+    def measured(arrays, weights):
+        x = np.asarray(arrays["logits"])
+        called = np.where(np.arange(x.shape[1]) == x.argmax(1)[:, None], 1.0, -1.0)
+        return measure(arrays | {"logits": called}, weights)
+
+    return measured
+
+
+_RANKING = ("auroc", "ap", "brier", "ece")  # of one class against the others, too
+_CALLED = ("f1", "precision", "recall")
 _BINARY = {"auroc": _auroc} | {k: _of_label(v) for k, v in scores.MEASURES.items()}
 MEASURES: dict[str, dict[str, Measure]] = {
     "multilabel": _BINARY,
-    "multiclass": {k: v for k, v in _BINARY.items() if k in ("auroc", *_RANKING)},
+    "multiclass": {k: _BINARY[k] for k in _RANKING}
+    | {k: _of_class(_BINARY[k]) for k in _CALLED},
     "masks": {k: _pooled(k) for k in ("dice", "iou")}
     | {
         f"{k}_per_image": _mean(lambda a, k=k: per_image(a)[k]) for k in ("dice", "iou")

@@ -1,7 +1,8 @@
 """Attention rollout: which patches the CLS token drew on, through all the layers.
 
 Abnar & Zuidema 2020; used in the paper's appendix A.2.2 to compare
-where the MAE and the distilled encoder look.
+where the MAE and the distilled encoder look. As a command, and with masks of organs:
+`attention_shares`.
 """
 
 from __future__ import annotations
@@ -130,3 +131,9 @@ def overlay(image: np.ndarray, shares: np.ndarray) -> PIL.Image.Image:
 def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:
     """PaCX - MAE of two min-max scaled (b, h, w) maps, in [-1, 1] (Fig. 4)."""
     return pacx - mae
+
+
+if __name__ == "__main__":
+    from pacx_jax.evaluate import attention_shares  # which imports this file
+
+    raise SystemExit(attention_shares.main())

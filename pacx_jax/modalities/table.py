@@ -56,23 +56,23 @@ class Table:
           PacxError: no example of the source is in the table, or examples of two sets
             of a mixture are one row.
         """
-        ids = list(_ids(source, self.by))
-        found = np.full((len(ids), self.width), -np.inf, np.float32)
-        known = [(i, self.rows[key]) for i, key in enumerate(ids) if key in self.rows]
+        named = list(ids(source, self.by))
+        found = np.full((len(named), self.width), -np.inf, np.float32)
+        known = [(i, self.rows[key]) for i, key in enumerate(named) if key in self.rows]
         if not known:
             example = next(iter(self.rows))
             raise PacxError(
                 f"{self.path}: none of its {len(self.rows)} ids (the first: {example}) "
-                f"is a {self.by} of the {source.split} split (the first: {ids[0]}): "
+                f"is a {self.by} of the {source.split} split (the first: {named[0]}): "
                 f"check config.modalities.{self.name}.by, one of {', '.join(BY)}"
             )
         places, rows = np.array(known).T
         if hasattr(source, "sets") and self.by != "patient":
             numbers, first = source.set_numbers(), {}
             for i in places:
-                if first.setdefault(ids[i], numbers[i]) != numbers[i]:
+                if first.setdefault(named[i], numbers[i]) != numbers[i]:
                     raise PacxError(
-                        f"{self.path}: id {ids[i]} names examples of several sets, "
+                        f"{self.path}: id {named[i]} names examples of several sets, "
                         f"such as {source.name(int(i))}: train on one of these sets, "
                         f"or set config.modalities.{self.name}.by=patient"
                     )
@@ -140,8 +140,11 @@ def load(name: str, path: str, by: str) -> Table:
     return Table(name, path, by, rows, embedding)
 
 
-def _ids(source, by: str):
-    """The id that `by` names for every example of a source, "" if unknown."""
+def ids(source, by: str):
+    """The id that `by` names for every example of a source, "" if unknown.
+
+    Those of patients and studies are in the form of `input.patients.canonical`.
+    """
     if by == "patient":
         named = source.patients()
         if named is None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from pacx_jax import sharding
 from pacx_jax.errors import PacxError
-from pacx_jax.models import attention
+from pacx_jax.models import attention, dropout
 from pacx_jax.models.dense import Dense, gelu, silu
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.models.positions import turned
@@ -149,21 +149,42 @@ class Block(nn.Module):
     parts: Parts = PLAIN
 
     @nn.compact
-    def __call__(self, x: Array, positions: Tables | None = None) -> Array:
+    def __call__(
+        self, x: Array, positions: Tables | None = None, paths: Array | None = None
+    ) -> Array:
+        """(b, n, d) -> (b, m, d); `paths` (b, 2) multiply the two branches."""
         y = LayerNorm(self.ln_eps, name="norm1")(x)
         ways = self.dtype, self.attention, self.outputs, self.qk_norm, self.ln_eps
-        y = self._scaled(Attention(self.num_heads, *ways, name="attn")(y, positions), 1)
+        y = Attention(self.num_heads, *ways, name="attn")(y, positions)
+        y = self._scaled(y, 1, paths)
         x = (x if self.outputs is None else x[:, slice(*self.outputs)]) + y
         y = LayerNorm(self.ln_eps, name="norm2")(x)
         mlp = Mlp(self.mlp_dim, self.dtype, self.parts, self.ln_eps, name="mlp")
-        return x + self._scaled(mlp(y), 2)
+        return x + self._scaled(mlp(y), 2, paths)
 
-    def _scaled(self, y: Array, branch: int) -> Array:
-        """A branch's output (b, n, d), multiplied by its layer scale if it has one."""
-        if not self.parts.layer_scale:
-            return y
-        scale = self.param(f"ls{branch}", nn.initializers.ones, y.shape[-1:])
-        return y * scale.astype(y.dtype)
+    def _scaled(self, y: Array, branch: int, paths: Array | None) -> Array:
+        """A branch's output (b, n, d), multiplied by its layer scale and its path."""
+        if self.parts.layer_scale:
+            scale = self.param(f"ls{branch}", nn.initializers.ones, y.shape[-1:])
+            y = y * scale.astype(y.dtype)
+        if paths is not None:
+            y = y * paths[:, branch - 1, None, None].astype(y.dtype)
+        return y
+
+
+def drop_path(key: jax.Array, rows: Array, depth: int, rate: float) -> jax.Array:
+    """What each image's branches are multiplied by in training, (b, depth, 2) float32.
+
+    0 with a probability that grows evenly from 0 in the first block to `rate` in the
+    last, else 1 / (1 - that) (stochastic depth, Huang 2016; DeiT). It depends on the
+    image's number `rows` (b,) in the global batch.
+    """
+    if not 0 <= rate < 1:
+        raise PacxError(f"config.drop_path is {rate}: give at least 0 and below 1")
+    rates = rate * jnp.arange(depth) / max(depth - 1, 1)
+    words = dropout.bits(dropout.row_seeds(key, rows), (depth, 2))
+    draws = (words >> 8).astype(jnp.float32) / 2**24  # in [0, 1), exact
+    return (draws >= rates[:, None]) / (1 - rates[:, None])
 
 
 # config.remat -> what a block keeps for the backward pass; the rest is computed again.
@@ -189,6 +210,7 @@ def stack(
     parts: Parts = PLAIN,
     positions: Tables | None = None,
     gather: Callable[[Array], Array] | None = None,
+    paths: Array | None = None,
 ) -> Array:
     """Applies `depth` blocks and a LayerNorm to (b, n, d), named in the calling module.
 
@@ -204,6 +226,7 @@ def stack(
       parts: see `Parts`.
       positions: rotary ones, see `Attention`.
       gather: (b, n, d) -> (b, m, d), what the last LayerNorm is applied to; None: all.
+      paths: (b, depth, 2), see `drop_path`; None: every branch counts.
     """
     if remat not in REMAT:
         raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
@@ -214,7 +237,8 @@ def stack(
     for i in range(depth):
         name = f"block_{i:02d}"
         ways = dtype, attention, outputs if i == depth - 1 else None, qk_norm
-        x = block_of(num_heads, mlp_dim, ln_eps, *ways, parts, name=name)(x, positions)
+        block = block_of(num_heads, mlp_dim, ln_eps, *ways, parts, name=name)
+        x = block(x, positions, None if paths is None else paths[:, i])
         x = sharding.constrain_rows(x)
     if gather is not None:
         x = gather(x)

@@ -188,13 +188,15 @@ class ViT(nn.Module):
         ids_keep: Array | None = None,
         cls_only: bool = False,
         view: Array | None = None,
+        paths: Array | None = None,
     ) -> Array:
         """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS or `pool` first.
 
         With `ids_keep` (b, k), embeds only these patches: (b, 1 + k, d). With
         `cls_only`, returns (b, 1, d) and skips the last block's work for other tokens.
         `view` (b,) int32 numbers the images' views, (1,) those of all; None: frontal,
-        0. A number from `views` on gives NaN.
+        0. A number from `views` on gives NaN. `paths` (b, depth, 2) multiply the
+        branches of the blocks (`transformer.drop_path`).
         """
         b, h, w, c = images.shape
         if c != self.channels:
@@ -249,6 +251,7 @@ class ViT(nn.Module):
             Parts(self.mlp_dim, self.swiglu, self.mlp_norm, self.layer_scale),
             self._turns(grid, ids_keep),
             None if alone else self._gather(cls_only),
+            paths,
         )
 
     def _turns(self, grid: tuple[int, int], ids_keep: Array | None):

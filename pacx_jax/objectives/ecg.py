@@ -9,7 +9,7 @@ from pacx_jax import losses, modalities
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.models import ecg
-from pacx_jax.objectives import classify
+from pacx_jax.objectives import classify_metrics
 from pacx_jax.types import Objective, Params
 
 SHOWN = ("loss", "auroc_macro")
@@ -42,7 +42,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         trainable=lambda path: True,
         loss=loss,
         outputs=outputs,
-        summarize=classify.summarize_multilabel(tuple(config.data.label_columns)),
+        summarize=classify_metrics.multilabel(tuple(config.data.label_columns)),
         # The head is for this data's labels, so it starts fresh.
         pretrained={"encoder": config.model_init} if config.model_init else {},
         entries=("labels",),

@@ -57,6 +57,24 @@ def f1(logits, labels, mask, weights) -> np.ndarray:
     return ratio(2 * hit, weights @ ((called + labels) * mask))
 
 
+def precision(logits, labels, mask, weights) -> np.ndarray:
+    """tp / (tp + fp) at a probability of 0.5; 0 where nobody is called.
+
+    So it is in scikit-learn and torchmetrics. NaN without weight on positives.
+    """
+    called, labels, mask, weights = _wide(logits >= 0, labels, mask, weights)
+    positive = (labels == 1) * mask
+    value = ratio(weights @ (called * positive), weights @ (called * mask), 0.0)
+    return np.where(weights @ positive > 0, value, np.nan)
+
+
+def recall(logits, labels, mask, weights) -> np.ndarray:
+    """tp / (tp + fn) at a probability of 0.5 (sensitivity); NaN where that is 0 / 0."""
+    called, labels, mask, weights = _wide(logits >= 0, labels, mask, weights)
+    positive = (labels == 1) * mask
+    return ratio(weights @ (called * positive), weights @ positive)
+
+
 def accuracy(logits, labels, mask, weights) -> np.ndarray:
     """Share of the examples called rightly at a probability of 0.5."""
     called, labels, mask, weights = _wide(logits >= 0, labels, mask, weights)
@@ -93,6 +111,8 @@ def calibration_error(logits, labels, mask, weights) -> np.ndarray:
 MEASURES = {
     "ap": average_precision,
     "f1": f1,
+    "precision": precision,
+    "recall": recall,
     "brier": brier,
     "ece": calibration_error,
     "accuracy": accuracy,

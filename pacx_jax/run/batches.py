@@ -21,7 +21,7 @@ from pacx_jax.input import (
     subsets,
     transforms,
 )
-from pacx_jax.run import embedding_cache, fingerprints
+from pacx_jax.run import embedding_cache, fingerprints, strata
 from pacx_jax.types import Objective
 
 
@@ -130,12 +130,18 @@ class Data:
             source = self.sources[split] = subsets.Subset(source, kept)
         if config.data.shuffle_pairs:  # a control: breaks the pairing, keeps the rest
             usable = [~np.isnan(table).any(1) for table in tables.values()]
-            good = np.flatnonzero(np.all(usable, axis=0))  # no image gets a bad row
+            good = np.all(usable, axis=0)  # no image gets a bad row
             rng = np.random.default_rng([config.seed, *split.encode()])
-            order = np.arange(len(source))
-            order[good] = good[rng.permutation(len(good))]
+            order = strata.shuffled(good, self._strata(source), rng)
             tables = {m: table[order] for m, table in tables.items()}
         self.tables[split] = {f"{m}_embedding": table for m, table in tables.items()}
+
+    def _strata(self, source) -> np.ndarray | None:
+        """The groups within which pairs are shuffled; None: over all examples."""
+        data = self.config.data
+        within = tuple(data.get("shuffle_within", ()))  # not in older workdirs
+        file = data.get("shuffle_table", "")
+        return strata.of(source, file, within) if within or file else None
 
     def _note_missing(self, split: str, lacking: dict[str, np.ndarray]) -> None:
         none = int(np.all(list(lacking.values()), axis=0).sum())

@@ -29,11 +29,18 @@ def upgrade(config: dict[str, Any]) -> dict[str, Any]:
         data.setdefault("group", "image")
         data.setdefault("max_views", 3)
         data.setdefault("channels", 3)
+    if isinstance(data, dict) and "shuffle_pairs" in data:
+        data.setdefault("shuffle_within", [])
+        data.setdefault("shuffle_table", "")
     optim = config.get("optim", {})
     if isinstance(optim, dict) and "warmup_from_zero" in optim:
         optim.setdefault("warmup_start", 0.0)
+        optim.setdefault("layer_decay", 1.0)
     if config.get("objective") == "labs_dae":
         config.setdefault("modality", _ONCE[1])
+    if config.get("objective") == "classify":
+        config.setdefault("drop_path", 0.0)
+        config.setdefault("mixup", 0.0)
     loss = config.get("loss", {})
     if "modalities" in config or not isinstance(loss, dict) or "modalities" not in loss:
         return config

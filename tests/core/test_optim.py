@@ -162,6 +162,45 @@ def test_encoder_may_have_a_slower_rate():
         )
 
 
+def test_layer_decay_multiplies_the_updates_of_each_layer():
+    params = {
+        "encoder": {
+            "patch_embed": {"kernel": jnp.zeros((2, 2))},
+            "cls_token": jnp.zeros((1, 1, 2)),
+            "block_00": {"mlp": {"fc1": {"kernel": jnp.zeros((2, 2))}}},
+            "block_01": {"norm1": {"scale": jnp.zeros(2)}},
+            "norm": {"scale": jnp.zeros(2)},
+        },
+        "head": {"linear": {"kernel": jnp.zeros((2, 1))}},
+    }
+    grads = jax.tree.map(lambda p: jnp.full_like(p, 0.5), params)
+    moved = {}
+    for decay in (1.0, 0.5):
+        c = settings(peak_lr=0.1, layer_decay=decay)
+        moved[decay] = two_steps(c, params, [grads])
+    power = {"patch_embed": 3, "cls_token": 3, "block_00": 2, "block_01": 1}
+    for name, full in moved[1.0].items():
+        want = 0.5 ** power.get(name.split("/")[1], 0)
+        np.testing.assert_allclose(moved[0.5][name], want * full, rtol=1e-6)
+
+
+def test_layer_decay_of_1_leaves_the_optimizer_as_it_was():
+    params, *grads = tree()
+    c = settings(peak_lr=0.1)
+    without = settings(peak_lr=0.1)
+    del without["layer_decay"]  # an older workdir's
+    for name, want in two_steps(without, params, grads).items():
+        np.testing.assert_array_equal(two_steps(c, params, grads)[name], want)
+
+
+def test_layer_decay_that_can_do_nothing_is_an_error():
+    with pytest.raises(PacxError, match="layer_decay is 1.5: give above 0"):
+        optim.make(settings(layer_decay=1.5), 100)
+    tx = optim.make(settings(layer_decay=0.65), 100)
+    with pytest.raises(PacxError, match="no block of an encoder is trained"):
+        tx.init({"head": {"kernel": jnp.ones((2, 2))}})
+
+
 def test_unknown_decay_is_an_error():
     with pytest.raises(PacxError, match="config.optim.decay 'some': choose kernels or"):
         optim.make(settings(decay="some"), 100)

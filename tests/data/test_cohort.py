@@ -167,6 +167,18 @@ def test_fluid_whitens_the_lungs(people):
     assert np.mean([lung(s) for s in wet]) > 1.1 * np.mean([lung(s) for s in dry])
 
 
+def test_the_heart_is_light_and_between_the_lungs(people):
+    for s in people[:20]:
+        film, lung = xray.render(s, mask=True)
+        heart = xray.heart_mask(s)
+        assert heart.shape == film.shape and set(np.unique(heart)) == {0, 255}
+        assert np.mean((heart > 0) & (lung > 0)) < 0.005
+        assert film[heart > 0].mean() > film[lung > 0].mean()
+        share = (heart > 0).sum() / ((heart > 0) | (lung > 0)).sum()
+        # The share that readers measure counts lung behind the great vessels too.
+        assert 0.8 < share / xray.heart_share(s) < 1.6
+
+
 def test_mask_is_dark_lung_on_both_sides(people):
     for s in people[:6]:
         film, mask = xray.render(s, mask=True)
@@ -308,7 +320,9 @@ def test_ecg_and_probe_layouts(cohort):
     assert np.load(cohort / "probe/labs_percentiles.npy").shape == (30, 50)
     masks = sorted((cohort / "probe/masks").iterdir())
     assert len(masks) == 15
-    for path in masks:
+    hearts = sorted((cohort / "probe/hearts").iterdir())
+    assert [p.name for p in hearts] == [p.name for p in masks]
+    for path in (*masks, *hearts):
         film = cv2.imread(str(cohort / "probe/images" / f"{path.stem}.jpg"), 0)
         assert cv2.imread(str(path), cv2.IMREAD_UNCHANGED).shape == film.shape
     for row in rows:

@@ -139,6 +139,39 @@ def test_mortality_keeps_what_is_missing_and_images_may_lie_elsewhere(
     np.testing.assert_array_equal(labels[8], [0, 0, 0])
 
 
+def views(root):
+    """Film a of every third stay is a lateral, of stay 4 of no known view."""
+    path = root / "mimic-cxr-2.0.0-metadata.csv.gz"
+    head, *rows = gzip.decompress(path.read_bytes()).decode().split("\n")
+    lines = [head + ",ViewPosition"]
+    for row in rows:
+        dicom = row.split(",")[0]
+        lateral = dicom.endswith("a") and int(dicom[1:-1]) % 3 == 0
+        lines.append(f"{row},{'' if dicom == 'd4a' else 'LL' if lateral else 'AP'}")
+    path.write_bytes(gzip.compress("\n".join(lines).encode()))
+
+
+def test_frontal_takes_the_earliest_frontal_xray(prepared):
+    found, _, out = prepared("--splits=reference", "--frontal", change=views)
+    films = {path.rsplit("/d")[-1].removesuffix(".jpg") for path in found}
+    # Of one time, b stands before c.
+    assert {"1a", "5a", "9b", "15b", "4b"} <= films and "9a" not in films
+    assert {e["view"] for e in found.values()} == {"AP"}
+    assert "stays have no frontal X-ray" in out
+
+
+def test_frontal_of_stays_that_are_linked_leaves_laterals_out(tmp_path, prepared):
+    def metadata(root):
+        draw(tmp_path / "release")
+        views(tmp_path / "release")
+        name = "mimic-cxr-2.0.0-metadata.csv.gz"
+        (tmp_path / "release" / name).rename(root / name)
+
+    found, _, out = prepared("--frontal", split=True, change=metadata)
+    assert not [i for i in stays_of(found) if i % 3 == 0 or i == 4]
+    assert stays_of(found) >= {13, 17, 19} and "no frontal X-ray" in out
+
+
 def test_no_image_is_taken_twice(prepared):
     def one_stay_in_another(root):
         path = root / "all_stays.csv"
@@ -215,6 +248,11 @@ BAD = {
         "{}/symile",
         lambda r: (r / "mimic-cxr-2.0.0-metadata.csv.gz").unlink(),
         "no mimic-cxr-2.0.0-metadata.csv.gz; put that of MIMIC-CXR-JPG beside",
+    ),
+    "no views": (
+        "{}/symile --frontal",
+        lambda r: None,
+        "mimic-cxr-2.0.0-metadata.csv.gz: no column ViewPosition",
     ),
     "another run": (
         "{}/symile",

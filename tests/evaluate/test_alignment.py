@@ -1,6 +1,7 @@
 """Retrieval and ridge alignment."""
 
 import numpy as np
+import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
@@ -51,3 +52,46 @@ def test_a_shared_mean_direction_raises_the_raw_cosine_but_not_the_centred():
     assert out["random_cosine"] > 0.8 and out["cosine"] > 0.8
     assert abs(out["random_cosine_centred"]) < 0.1 and abs(out["cosine_centred"]) < 0.1
     assert out["r2"] < 0.05
+
+
+def _pairs(n=300, noise=1.0, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(n, 8))
+    y = x @ rng.normal(size=(8, 6)) + noise * rng.normal(size=(n, 6)) + 2
+    return x[:200], y[:200], x[200:], y[200:]
+
+
+def test_hits_are_of_n_and_chance_is_that_of_the_gallery():
+    found = alignment.ridge_alignment(*_pairs())
+    assert found["n"] == 100
+    for k in (1, 5, 10):
+        assert found[f"hits@{k}"] == pytest.approx(100 * found[f"recall@{k}"])
+        assert found[f"chance@{k}"] == k / 100
+    assert found["hits@5"] > 50
+
+
+def test_intervals_hold_the_value_and_floors_show_what_it_is_worth():
+    pairs = _pairs()
+    plain = alignment.ridge_alignment(*pairs)
+    found = alignment.with_intervals(*pairs, np.arange(100) // 2, n_resamples=200)
+    for name in ("r2", "cosine", "cosine_centred", "recall@1", "recall@5", "recall@10"):
+        row = found["encoder"][name]
+        assert row["value"] == pytest.approx(plain[name], abs=1e-12), name
+        assert row["low"] < row["value"] < row["high"], name
+    assert found["encoder"]["hits@5"] == pytest.approx(plain["hits@5"])
+    assert found["encoder"]["n"] == 100
+    for floor in alignment.FLOORS:
+        row = found[floor]
+        assert row["r2"]["value"] < 0.02 and abs(row["cosine_centred"]["value"]) < 0.2
+        assert row["recall@5"]["value"] < 0.2 < found["encoder"]["recall@5"]["low"]
+
+
+def test_resampled_r2_equals_sklearns_of_the_rows_drawn():
+    rng = np.random.default_rng(1)
+    truth = rng.normal(size=(40, 3)) + 50
+    predicted = truth + rng.normal(size=(40, 3))
+    weights = rng.integers(0, 3, (5, 40)).astype(float)
+    ours = alignment._r2(predicted, truth, weights)
+    for w, value in zip(weights, ours, strict=True):
+        rows = np.repeat(np.arange(40), w.astype(int))
+        assert value == pytest.approx(r2_score(truth[rows], predicted[rows]), abs=1e-9)

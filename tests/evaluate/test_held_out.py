@@ -84,7 +84,8 @@ def test_auroc_stands_inside_its_patient_interval(config, workdir):
 def test_every_score_has_its_interval_and_the_lines_say_the_means(config, workdir):
     result = held_out.evaluate(config.copy_and_resolve_references(), workdir, "test")
     found = result["scores"]
-    names = {"auroc", "ap", "f1", "brier", "ece", "accuracy"}
+    names = {"auroc", "ap", "f1", "precision", "recall"}
+    names |= {"brier", "ece", "accuracy"}
     assert set(found["macro"]) == set(found["labels"]["sick"]) == names
     row, interval = found["labels"]["sick"]["auroc"], result["intervals"]["sick"]
     assert row == {k: interval[k] for k in ("low", "high")} | {"value": row["value"]}

@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 import scipy.special
-from sklearn.metrics import brier_score_loss, roc_auc_score
+from sklearn.metrics import (
+    brier_score_loss,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+)
 
 from pacx_jax.evaluate import held_out, measures, statistics
 from pacx_jax.objectives import retrieval
@@ -24,7 +30,8 @@ def weights(n, r=100):
 def test_one_of_c_classes_is_measured_by_its_probability_against_the_others():
     out = classes()
     found = measures.scored(measures.examples(out, "abc", "multiclass"), weights(300))
-    assert set(found["macro"]) == {"auroc", "ap", "brier", "ece"}
+    ranking, called = {"auroc", "ap", "brier", "ece"}, {"f1", "precision", "recall"}
+    assert set(found["macro"]) == ranking | called
     p = scipy.special.softmax(out["logits"], axis=1)
     for c, name in enumerate("abc"):
         row, y = found["labels"][name], out["labels"][:, c]
@@ -32,6 +39,14 @@ def test_one_of_c_classes_is_measured_by_its_probability_against_the_others():
         assert row["auroc"]["value"] == pytest.approx(expected, abs=1e-12)
         expected = brier_score_loss(y, p[:, c])
         assert row["brier"]["value"] == pytest.approx(expected, abs=1e-12)
+    truth, top = out["labels"].argmax(1), out["logits"].argmax(1)
+    for name, theirs in (
+        ("f1", f1_score),
+        ("precision", precision_score),
+        ("recall", recall_score),
+    ):
+        each = [found["labels"][c][name]["value"] for c in "abc"]
+        np.testing.assert_allclose(each, theirs(truth, top, average=None), atol=1e-12)
     mean = np.mean([row["auroc"]["value"] for row in found["labels"].values()])
     assert found["macro"]["auroc"]["value"] == pytest.approx(mean)
 

@@ -241,6 +241,12 @@ THEIRS = {
     "f1": lambda y, x, sample_weight: metrics.f1_score(
         y, x >= 0, sample_weight=sample_weight
     ),
+    "precision": lambda y, x, sample_weight: metrics.precision_score(
+        y, x >= 0, sample_weight=sample_weight, zero_division=0
+    ),
+    "recall": lambda y, x, sample_weight: metrics.recall_score(
+        y, x >= 0, sample_weight=sample_weight
+    ),
     "brier": lambda y, x, sample_weight: metrics.brier_score_loss(
         y, scores.sigmoid(x), sample_weight=sample_weight
     ),
@@ -296,7 +302,8 @@ def test_scores_without_what_they_need_are_nan():
         name: measure(logits - 1, labels, np.ones((4, 1)), weights)[:, 0]
         for name, measure in scores.MEASURES.items()
     }
-    assert np.isnan(found["ap"]).all() and np.isnan(found["f1"]).all()
+    for name in ("ap", "f1", "precision", "recall"):
+        assert np.isnan(found[name]).all(), name
     for name in ("brier", "ece", "accuracy"):
         assert np.isfinite(found[name][0]) and np.isnan(found[name][1]), name
     assert found["accuracy"][0] == 1

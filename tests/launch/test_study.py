@@ -1,9 +1,11 @@
 """Studies: which runs in which order, what is compared, what is refused."""
 
 import dataclasses
+import importlib
 import json
 import sys
 
+import jax
 import numpy as np
 import PIL.Image
 import pytest
@@ -11,9 +13,12 @@ import pytest
 from data import prepare
 from launch import studies, study, study_results, sweep
 from launch.studies import Arm, Probe, Study
+from pacx_jax import main, objectives
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
+from pacx_jax.objectives import distill
 from tests import tiny
+from tests.reliability import runs
 
 FILE = "configs/studies/pacx_cohort.py"
 # Stands in for pacx_jax.main: remembers when it ran, and whether its starts were there.
@@ -178,3 +183,66 @@ def test_what_a_study_cannot_be_is_said(probed):
     probe = dataclasses.replace(_study(probed).probe, table=str(short))
     with pytest.raises(PacxError, match="short.csv lacks 59 of 60 images of train"):
         study_results.write(_study(probed, probe=probe), probed / "runs", [1], "test")
+
+
+def test_every_arm_is_a_config_that_its_recipe_takes(tmp_path):
+    about = studies.read(FILE, str(tmp_path))
+    controls = "shuffled shuffled_within ecg_only labs_only contrastive_only norms full"
+    controls += " regression_only fixed_temperature last_blocks random_targets"
+    assert set(controls.split()) | {"report_labels", "mae_continued"} < set(about.arms)
+    for name, arm in about.arms.items():
+        fields = {**arm.fields, **dict.fromkeys(arm.starts, "runs/x")}
+        default = _config(dataclasses.replace(arm, fields={}))
+        for field, value in fields.items():
+            known = default
+            for part in field.split("."):
+                known = known[part]  # a KeyError names what the recipe lacks
+            assert isinstance(value, type(known)), (name, field)
+        config = _config(dataclasses.replace(arm, fields=fields))
+        if config.objective == "distill":
+            distill._check(config)
+    active = {
+        name: distill.active(_config(about.arms[name]))
+        for name in ("pacx", "ecg_only", "labs_only", "report_labels")
+    }
+    assert active == {
+        "pacx": ("ecg", "labs"),
+        "ecg_only": ("ecg",),
+        "labs_only": ("labs",),
+        "report_labels": ("teacher",),
+    }
+    levels = about.levels()
+    assert {"ecg_random", "labs_random"} <= set(levels[0])
+    assert "random_targets" in levels[1]
+
+
+def _config(arm):
+    recipe, _, preset = arm.recipe.partition(":")
+    module = importlib.import_module(recipe.removesuffix(".py").replace("/", "."))
+    config = module.get_config(preset)
+    config.update_from_flattened_dict(arm.fields)
+    return config
+
+
+def test_what_an_arm_needs_is_asked_for_before_anything_is_trained(tmp_path, capsys):
+    assert study.main(given(tmp_path, "--arms=pacx,report_labels")) == 2
+    said = capsys.readouterr().err
+    assert "report_labels.npz: no such file; make it by: python data/label_tab" in said
+    assert said.count("\n") == 1 and not (tmp_path / "study").exists()
+
+
+def test_an_encoder_of_no_training_is_the_one_that_was_drawn(tmp_path, monkeypatch):
+    """The arms `ecg_random` and `labs_random`: one step at a rate of 0."""
+    runs.use_patients(monkeypatch)
+    arm = studies.read(FILE, str(tmp_path)).arms["labs_random"]
+    fields = {k.replace(".", "__"): v for k, v in arm.fields.items()}
+    del fields["data__path"]
+    config = runs.config("labs_dae", {}, **fields)
+    main.run(config, str(tmp_path / "labs"))
+    objective = objectives.make(config, None)
+    key = jax.random.split(jax.random.key(config.seed), 3)[0]  # as run/setup.py
+    drawn = tiny.flat(objective.init(key))
+    folder = model_folder.load(str(tmp_path / "labs"), "labs_dae")
+    for name, value in tiny.flat(folder.params).items():
+        (want,) = [v for k, v in drawn.items() if k.endswith(f"encoder/{name}")]
+        np.testing.assert_array_equal(value, want)

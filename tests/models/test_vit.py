@@ -3,13 +3,14 @@
 import functools
 
 import einops
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from pacx_jax.errors import PacxError
-from pacx_jax.models import positions, vit
+from pacx_jax.models import positions, transformer, vit
 from tests import tiny
 from tests.models import plain
 
@@ -75,6 +76,43 @@ def test_vit_equals_plain_numpy(model, params, images):
     want = np.stack([plain.vit(params, x, 8, 2, 1e-6) for x in np.float64(images)])
     assert got.shape == (3, 1 + 12, 32)
     assert tiny.worst(got, want) < 1e-5
+
+
+def test_paths_that_all_count_change_no_bit(model, params, images):
+    apply = jax.jit(model.apply)
+    ones = transformer.drop_path(jax.random.key(0), np.arange(3), 2, 0.0)
+    np.testing.assert_array_equal(ones, np.ones((3, 2, 2)))
+    got = apply({"params": params}, images, paths=ones)
+    np.testing.assert_array_equal(got, apply({"params": params}, images))
+
+
+def test_a_dropped_path_leaves_its_branch_out(model, params, images):
+    paths = np.ones((3, 2, 2), np.float32)
+    paths[0, 1], paths[1, 0, 0] = 0, 0
+    got = np.asarray(model.apply({"params": params}, images, paths=paths))
+    whole = np.asarray(model.apply({"params": params}, images))
+    cut = flax.core.copy(params, {})
+    cut["block_01"] = jax.tree.map(lambda p: p * 0, cut["block_01"])
+    shallow = np.asarray(model.apply({"params": cut}, images))
+    np.testing.assert_allclose(got[0], shallow[0], atol=1e-6)
+    assert np.abs(got[1] - whole[1]).max() > 1e-3
+    np.testing.assert_array_equal(got[2], whole[2])
+
+
+def test_paths_are_dropped_at_rates_that_grow_over_the_depth():
+    depth, rate, b = 4, 0.3, 20_000
+    rows = np.arange(b)
+    paths = np.asarray(transformer.drop_path(jax.random.key(1), rows, depth, rate))
+    rates = rate * np.arange(depth) / (depth - 1)
+    share = (paths == 0).mean((0, 2))
+    bound = 5 * np.sqrt(rates * (1 - rates) / (2 * b))
+    assert (np.abs(share - rates) <= bound).all()
+    kept = paths[:, -1][paths[:, -1] > 0]
+    np.testing.assert_allclose(kept, 1 / (1 - rate), rtol=1e-6)
+    some = transformer.drop_path(jax.random.key(1), rows[[7, 3]], depth, rate)
+    np.testing.assert_array_equal(some, paths[[7, 3]])  # by the image's number alone
+    with pytest.raises(PacxError, match="config.drop_path is 1.0"):
+        transformer.drop_path(jax.random.key(1), rows, depth, 1.0)
 
 
 def test_vit_equals_plain_numpy_with_the_other_epsilon(params, images):

@@ -12,7 +12,7 @@ import sklearn.metrics
 from pacx_jax import main, step
 from pacx_jax.encoders import model_folder
 from pacx_jax.models import vit
-from pacx_jax.objectives import classify, late_fusion
+from pacx_jax.objectives import classify, classify_metrics, late_fusion
 from pacx_jax.run import finished
 from tests import tiny
 
@@ -218,7 +218,7 @@ def outputs_of(n=400, seed=0):
 
 def test_metrics_of_one_and_two_views_are_of_the_first_slots():
     out = outputs_of()
-    plain = classify.summarize_multilabel(("a", "b"))
+    plain = classify_metrics.multilabel(("a", "b"))
     got = late_fusion.by_views(plain)(out)
     whole = {k: v for k, v in out.items() if not k.startswith("view")}
     assert {k: got[k] for k in plain(whole)} == plain(whole)
@@ -244,10 +244,10 @@ def test_without_a_second_view_there_are_no_metrics_of_two():
     out = outputs_of()
     out["view_mask"][:, 1:] = 0
     out["logits"] = out["view_logits"][:, 0]
-    got = late_fusion.by_views(classify.summarize_multilabel(("a", "b")))(out)
+    got = late_fusion.by_views(classify_metrics.multilabel(("a", "b")))(out)
     assert not [k for k in got if "two" in k]
     assert got["auroc_macro_one_view"] == got["auroc_macro"]
-    assert "view_logits" not in classify.summarize_multilabel(("a", "b"))(out)
+    assert "view_logits" not in classify_metrics.multilabel(("a", "b"))(out)
 
 
 def test_the_model_card_says_how_images_make_a_study(encoder, tmp_path):

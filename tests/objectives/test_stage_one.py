@@ -13,7 +13,7 @@ from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.models import labs_dae, mae
-from pacx_jax.objectives import classify
+from pacx_jax.objectives import classify, classify_metrics
 from tests import tiny
 from tests.convert import test_kinds as converted
 
@@ -137,7 +137,7 @@ def test_multilabel_summary_leaves_out_labels_with_one_class():
     mask = (rng.random((40, 3)) < 0.8).astype(np.float32)
     x = rng.normal(size=(40, 3)).astype(np.float32)
     out = {"labels": y, "label_mask": mask, "logits": x}
-    got = classify.summarize_multilabel(("a", "b", "c"))(out)
+    got = classify_metrics.multilabel(("a", "b", "c"))(out)
     aurocs, f1s = [], []
     for c in range(2):
         m = mask[:, c] > 0
@@ -146,7 +146,7 @@ def test_multilabel_summary_leaves_out_labels_with_one_class():
     assert got["auroc_macro"] == pytest.approx(np.mean(aurocs))
     assert got["f1_macro"] == pytest.approx(np.mean(f1s))
     assert got["n_labels"] == 2 and "auroc_c" not in got
-    zero = classify.summarize_multilabel(("a", "b", "c"), "zero")(out)  # torchmetrics'
+    zero = classify_metrics.multilabel(("a", "b", "c"), "zero")(out)  # torchmetrics'
     assert zero["auroc_macro"] == pytest.approx(np.sum(aurocs) / 3)
     assert zero["f1_macro"] == pytest.approx(np.sum(f1s) / 3)
     assert zero["n_labels"] == 2 and "auroc_c" not in zero
@@ -166,7 +166,7 @@ def test_multiclass_summary_equals_scikit_learn():
     mask[-1] = 0
     out = {"labels": np.concatenate([labels, extra]), "label_mask": mask}
     out["logits"] = np.concatenate([x, 9 * rng.normal(size=(3, 3)).astype(np.float32)])
-    got = classify.summarize_multiclass(("a", "b", "c"))(out)
+    got = classify_metrics.multiclass(("a", "b", "c"))(out)
     p = np.exp(np.float64(x))
     p /= p.sum(1, keepdims=True)
     want = {
@@ -174,6 +174,14 @@ def test_multiclass_summary_equals_scikit_learn():
         "acc_macro": sklearn.metrics.balanced_accuracy_score(truth, x.argmax(1)),
         "f1_macro": sklearn.metrics.f1_score(truth, x.argmax(1), average="macro"),
         "auroc_macro": sklearn.metrics.roc_auc_score(truth, p, multi_class="ovr"),
+        "ap_macro": sklearn.metrics.average_precision_score(labels, p),
+        "accuracy": sklearn.metrics.accuracy_score(truth, x.argmax(1)),
+        "precision_macro": sklearn.metrics.precision_score(
+            truth, x.argmax(1), average="macro"
+        ),
+        "recall_macro": sklearn.metrics.recall_score(
+            truth, x.argmax(1), average="macro"
+        ),
     }
     for name, value in want.items():
         assert got[name] == pytest.approx(value, abs=1e-6), name

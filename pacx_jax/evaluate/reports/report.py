@@ -104,6 +104,7 @@ def render(report: Report) -> str:
         "integer": "{:,}".format,
         "seconds": "{:,.1f}".format,
         "verdict": verdict,
+        "p_holm": tables.p_after_holm,
         "png": figures.png_uri,
     }
     pairs = [row for row in report.pairs if row["group"]]

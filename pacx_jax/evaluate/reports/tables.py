@@ -158,13 +158,24 @@ def _pair_lines(name: str, rows: Sequence[Mapping]) -> list[str]:
     wide = max(len(row["labels"]) for row in rows)
     for row in rows:
         shown = verdict(row)
+        shown = shown if shown.startswith("not") else shown + " shown"
         lines.append(
             f"{row['labels']:<{wide}}  {budget(row['fraction']):>5}  "
             f"{number(row['difference'], True):>7}  "
-            f"({interval(row['low'], row['high'], True)})  "
-            f"{shown if shown.startswith('not') else shown + ' shown'}"
+            f"({interval(row['low'], row['high'], True)})  {shown}{_holm(row)}"
         )
     return lines
+
+
+def p_after_holm(row: Mapping) -> str:
+    """ "p 0.012 after Holm"; "" where no p was computed, as of few trainings."""
+    p = row.get("p_holm")
+    return "" if p is None else f"p {p:.2g} after Holm"
+
+
+def _holm(row: Mapping) -> str:
+    said = p_after_holm(row)
+    return f", {said}" if said else ""
 
 
 def _arm_lines(table: Sequence[Mapping], arms: Mapping[str, Arm]) -> list[str]:

@@ -1,0 +1,1 @@
+"""What launch/reproduce.py needs: rows, measurements, figures and the page."""

@@ -1,0 +1,362 @@
+"""The numbers of the tables: probes on cached features, masks, alignment.
+
+A number is the mean over t trainings (and s label subsets) with a 95% interval over
+test patients, label subsets and, from two trainings on, trainings, as in a study
+(`pacx_jax.evaluate.statistics`). Whatever is measured is kept in OUT/cells under the
+fingerprints of what it depends on, and is not measured again.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+
+import ml_collections
+import numpy as np
+
+from launch.paper.rows import Row
+from pacx_jax import files, sharding
+from pacx_jax.encoders.xray_encoder import Encoder
+from pacx_jax.errors import PacxError
+from pacx_jax.evaluate import (
+    alignment,
+    attention_shares,
+    features,
+    held_out,
+    measures,
+    probe,
+    source_probe,
+    statistics,
+)
+from pacx_jax.input import images, patients, sources, subsets
+from pacx_jax.modalities import teachers
+from pacx_jax.run import embedding_cache, finished, overlap
+
+Distribution = tuple[np.ndarray, np.ndarray]  # (t,) values, (r,) resampled means
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What all measurements share.
+
+    Attributes:
+      data: folder of the prepared sets.
+      out: folder of what is written.
+      encoders: arm -> its encoders, one a training.
+      folders: arm -> their folders.
+      subsets: label subsets of fractions below 1.
+      resamples: of patients.
+    """
+
+    data: str
+    out: pathlib.Path
+    encoders: dict[str, list[Encoder]]
+    folders: dict[str, list[str]]
+    subsets: int = 5
+    resamples: int = 1000
+
+    def remembered(self, name: str, depends: Sequence, make: Callable[[], dict]):
+        """The JSON of a measurement, made once for what it depends on."""
+        prints = {
+            arm: [features.fingerprint(e) for e in each]
+            for arm, each in self.encoders.items()
+        }
+        about = [name, *depends, prints, self.subsets, self.resamples]
+        key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
+        path = self.out / "cells" / f"{name}_{key}.json"
+        if path.is_file():
+            return files.read_json(path)
+        found = make()
+        files.write_json(path, found)
+        return found
+
+
+def open_split(data: str, row: Row, split: str):
+    """A split of a row's prepared set."""
+    path = str(pathlib.Path(data) / row.folder)
+    config = ml_collections.ConfigDict({"source": "prepared", "path": path})
+    return sources.open_source(config, split)
+
+
+def shown(value: Distribution, resamples_of: str, n: int) -> dict:
+    """A cell: value, low, high, the spread over trainings, and what it is over."""
+    each, drawn = value
+    found = statistics.over_trainings(each, drawn)
+    cell = {k: None if np.isnan(v) else v for k, v in vars(found).items()}
+    spread = float(np.std(each, ddof=1)) if len(each) > 1 else None
+    return cell | {"spread": spread, "trainings": len(each), resamples_of: n}
+
+
+def distribution(
+    examples: Sequence[Sequence[measures.Examples]], weights: np.ndarray, name: str
+) -> Distribution:
+    """A measure's macro mean over labels, averaged over label subsets.
+
+    Args:
+      examples: of each training and label subset.
+      weights: (r, m) of the test examples.
+      name: of measures.MEASURES.
+    """
+    rows = np.concatenate([np.ones((1, weights.shape[1])), weights])
+    values = []
+    for training in examples:
+        values.append([])
+        for given in training:
+            given = given.columns(measures.defined(given))
+            each = measures.MEASURES[given.kind][name](given.arrays, rows)
+            values[-1].append(statistics.mean_defined(each))
+    values = np.array(values)  # (t, s, 1 + r)
+    draws = statistics.seed_draws(values.shape[1], len(weights))
+    drawn = np.take_along_axis(values[:, :, 1:].transpose(0, 2, 1), draws[None], 2)
+    return values[:, :, 0].mean(1), drawn.mean((0, 2))
+
+
+def classified(setting: Setting, row: Row, fractions: Mapping[str, Sequence]) -> dict:
+    """AUROC and F1 of linear probes on a row's test patients.
+
+    Args:
+      fractions: arm -> the shares of the labels that it is probed at.
+
+    Returns:
+      "cells": arm -> fraction -> measure -> cell; "gains": fraction -> PaCX - MAE;
+      "sizes"; "refused": what an arm cannot be asked, in words.
+    """
+    splits = {s: open_split(setting.data, row, s) for s in ("train", "test")}
+    depends = [splits[s].fingerprint for s in splits]
+    depends += [row.labels, {k: list(v) for k, v in fractions.items()}]
+    return setting.remembered(
+        f"labels_{row.folder}_{row.name}", depends, lambda: _classified(
+            setting, row, fractions, splits
+        )
+    )  # fmt: skip
+
+
+def _classified(setting, row, fractions, splits) -> dict:
+    names = row.labels or splits["train"].label_names
+    columns = [splits["train"].label_names.index(name) for name in names]
+    known = {
+        s: subsets.known_labels(each.labels()[:, columns], "ignore")
+        for s, each in splits.items()
+    }
+    who = {
+        s: patients.units(each.patients() or [""] * len(each))[0]
+        for s, each in splits.items()
+    }
+    (y, mask), (y_test, mask_test) = known["train"], known["test"]
+    arms, refused = {}, {}
+    for arm in fractions:
+        try:
+            for k, encoder in enumerate(setting.encoders.get(arm, ())):
+                _check_patients(setting, row, arm, k)
+                z = {
+                    s: features.of_source(encoder, each, setting.out / "features")
+                    for s, each in splits.items()
+                }
+                arms[arm, k] = z
+        except PacxError as e:
+            refused[arm] = str(e)
+            arms = {key: z for key, z in arms.items() if key[0] != arm}
+    weights = statistics.bootstrap_weights(who["test"], setting.resamples)
+    cells, by_fraction = {}, {}
+    for fraction in dict.fromkeys(f for each in fractions.values() for f in each):
+        asked = {key: z for key, z in arms.items() if fraction in fractions[key[0]]}
+        about = ((fraction,), range(setting.subsets), np.array(who["train"]))
+        scores = probe.run_probes(asked, y, mask, *about)
+        for arm in dict.fromkeys(arm for arm, _ in asked):
+            p = [scores[key, fraction] for key in asked if key[0] == arm]
+            logits = [
+                np.log(np.maximum(x, 1e-300) / np.maximum(1 - x, 1e-16)) for x in p
+            ]
+            examples = [
+                [
+                    measures.Examples(
+                        row.kind,
+                        tuple(names),
+                        {"logits": x, "labels": y_test, "label_mask": mask_test},
+                    )
+                    for x in each
+                ]
+                for each in logits
+            ]
+            for name in row.metrics:
+                value = distribution(examples, weights, name)
+                by_fraction[arm, fraction, name] = value
+                cell = shown(value, "patients", len(set(who["test"])))
+                cells.setdefault(arm, {}).setdefault(str(fraction), {})[name] = cell
+    gains = {}
+    for fraction in fractions.get("pacx", ()):
+        pair = [by_fraction.get((a, fraction, "auroc")) for a in ("pacx", "mae")]
+        if None not in pair:
+            (a, drawn_a), (b, drawn_b) = pair
+            each = (a - b, drawn_a - drawn_b)  # training k against training k
+            gains[str(fraction)] = shown(each, "patients", len(set(who["test"])))
+    sizes = {s: len(each) for s, each in splits.items()}
+    return {"cells": cells, "gains": gains, "sizes": sizes, "refused": refused}
+
+
+def _check_patients(setting: Setting, row: Row, arm: str, k: int) -> None:
+    """PacxError where an encoder has learnt from the row's test patients."""
+    path = str(pathlib.Path(setting.data) / row.folder)
+    data = {"source": "prepared", "path": path, "allow_overlap": False}
+    config = ml_collections.ConfigDict({"name": f"{arm}, {row.name}", "data": data})
+    own = str(setting.out / "overlap" / f"{row.folder}_{arm}_{k}")
+    overlap.check(config, own, ["test"], overlap.behind(setting.folders[arm][k]))
+
+
+def masked(setting: Setting, row: Row, workdirs: Mapping[str, Sequence]) -> dict:
+    """IoU and Dice, pooled over the test images, of each arm's decoders."""
+    source = open_split(setting.data, row, "test")
+    depends = [source.fingerprint, {k: list(map(str, v)) for k, v in workdirs.items()}]
+    return setting.remembered(
+        f"masks_{row.folder}", depends, lambda: _masked(setting, row, workdirs)
+    )
+
+
+def _masked(setting, row, workdirs) -> dict:
+    cells: dict = {}
+    for arm, folders in workdirs.items():
+        examples = []
+        for workdir in folders:
+            asked = held_out.Asked(predictions=True)
+            if not (pathlib.Path(workdir) / "predictions_test.csv").exists():
+                config = finished.read_config(str(workdir))
+                held_out.evaluate(config, str(workdir), "test", asked)
+            with open(pathlib.Path(workdir) / "predictions_test.csv") as file:
+                rows = list(csv.DictReader(file))
+            arrays = {
+                k: np.array([[float(r[k])] for r in rows])
+                for k in ("hits", "called", "truth")
+            }
+            examples.append([measures.Examples("masks", ("mask",), arrays)])
+        who = patients.units([r["patient_id"] for r in rows])[0]
+        weights = np.float64(statistics.bootstrap_weights(who, setting.resamples))
+        cells[arm] = {
+            "1.0": {
+                name: shown(
+                    distribution(examples, weights, name), "patients", len(set(who))
+                )
+                for name in row.metrics
+            }
+        }
+    return {"cells": cells, "gains": {}, "sizes": {"test": len(rows)}, "refused": {}}
+
+
+def aligned(setting: Setting, workdir: str) -> dict:
+    """Table 2: how well ECG and laboratory embeddings are predicted and found.
+
+    Args:
+      workdir: of a distillation, whose config names data and teachers.
+    """
+    config = finished.read_config(workdir)
+    splits = {s: sources.open_source(config.data, s) for s in ("train", "test")}
+    depends = [each.fingerprint for each in splits.values()]
+    return setting.remembered(
+        "alignment", depends, lambda: _aligned(setting, config, splits)
+    )
+
+
+def _aligned(setting, config, splits) -> dict:
+    who = patients.units(splits["test"].patients() or [""] * len(splits["test"]))[0]
+    weights = np.float64(statistics.bootstrap_weights(who, setting.resamples))
+    weights = np.concatenate([np.ones((1, len(who))), weights])
+    found: dict = {"n": len(who)}
+    for m in ("ecg", "labs"):
+        y = {
+            s: embedding_cache.embeddings(
+                source,
+                teachers.load(m, config.modalities[m]),
+                config.data,
+                sharding.make_mesh(),
+                cache_dir=setting.out / "features",
+                batch_size=config.global_batch_size,
+                quarantine=None,
+            )
+            for s, source in splits.items()
+        }
+        there = {s: np.isfinite(each).all(1) for s, each in y.items()}
+        found[m] = {}
+        for arm in ("imagenet", "mae", "pacx"):
+            values: dict = {}
+            for encoder in setting.encoders.get(arm, ()):
+                z = {
+                    s: features.of_source(encoder, each, setting.out / "features")
+                    for s, each in splits.items()
+                }
+                z, t = (
+                    {s: each[there[s]] for s, each in given.items()} for given in (z, y)
+                )
+                predicted = alignment.predict(z["train"], t["train"], z["test"])
+                of_test = weights[:, there["test"]]
+                each = alignment.resampled(predicted, t["test"], of_test)
+                for name, value in each.items():
+                    values.setdefault(name, []).append(value)
+            n = int(there["test"].sum())
+            for name, each in values.items():
+                each = np.array(each)
+                cell = shown((each[:, 0], each[:, 1:].mean(0)), "n", n)
+                if name.startswith("recall@"):
+                    cell |= {"hits": cell["value"] * n}
+                    cell |= {"chance": min(int(name[7:]) / n, 1.0)}
+                found[m].setdefault(arm, {})[name] = cell
+    return found
+
+
+def inside_masks(setting: Setting, row: Row, limit: int = 200) -> dict:
+    """The share of attention inside a row's masks, and the films of figures 4 and 5."""
+    source = open_split(setting.data, row, "test")
+    return setting.remembered(
+        f"attention_{row.folder}",
+        [source.fingerprint, limit],
+        lambda: _inside(setting, source, limit),
+    )
+
+
+def _inside(setting, source, limit) -> dict:
+    examples = [source[i] for i in range(min(limit, len(source)))]
+    masks = [np.asarray(example["mask"]) for example in examples]
+    maps = {}
+    for arm in ("mae", "pacx"):
+        each = setting.encoders.get(arm, ())
+        for k, encoder in enumerate(each):
+            films = (
+                encoder.preprocess(images.decode(example["image"]))
+                for example in examples
+            )
+            maps[f"{arm} {k}"] = attention_shares.maps_of(encoder, films)
+    rows = attention_shares.shares(maps, {"mask": masks})
+    for row in rows:
+        for arm in ("mae", "pacx"):
+            each = [v for k, v in row.items() if k.startswith(f"mask_{arm} ")]
+            row[arm] = float(np.mean(each)) if each else np.nan
+    named = source.patients() or [""] * len(source)
+    units = patients.units(named[: len(examples)])[0]
+    columns = ("mae", "pacx", "pacx - mae", "mask_area")
+    found = attention_shares.summary(rows, units, columns)
+    return {"shares": found, "trainings": len(setting.encoders.get("pacx", ()))}
+
+
+def told_apart(setting: Setting, rows: Sequence[Row], limit: int = 2000) -> dict:
+    """Whether the sets of several rows are told apart by the embeddings."""
+    found = {}
+    for arm in ("imagenet", "mae", "pacx"):
+        for encoder in setting.encoders.get(arm, ())[:1]:
+            z: dict = {"train": {}, "test": {}}
+            named = {}
+            for row in rows:
+                for s in z:
+                    source = open_split(setting.data, row, s)
+                    chosen = np.random.default_rng(0).permutation(len(source))[:limit]
+                    whole = features.of_source(
+                        encoder, source, setting.out / "features"
+                    )
+                    z[s][row.folder] = whole[np.sort(chosen)]
+                people = source.patients() or [""] * len(source)
+                named[row.folder] = [people[i] for i in np.sort(chosen)]
+            found[arm] = source_probe.measured(
+                z["train"], z["test"], named, setting.resamples
+            )
+    return found

@@ -1,0 +1,161 @@
+"""The page: the paper's tables with ours beside, as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from launch.paper.rows import ABLATIONS, ENCODERS, FIGURE3, FRACTIONS, NAMES, TABLE3
+
+METRICS = {
+    "auroc": "AUROC",
+    "f1": "F1",
+    "iou": "IoU",
+    "dice": "Dice",
+    "cosine_centred": "cosine, centred",
+    "cosine": "cosine, raw",
+    "r2": "R²",
+}
+MISSING = "–"
+
+
+def number(cell: Mapping | None) -> str:
+    """A cell as text: 0.803 (0.79–0.82), or a dash."""
+    if not cell or cell["value"] is None:
+        return MISSING
+    if cell["low"] is None:
+        return f"{cell['value']:.3f}"
+    return f"{cell['value']:.3f} ({cell['low']:.2f}–{cell['high']:.2f})"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _of(result: Mapping, arm: str, fraction: float, metric: str) -> Mapping | None:
+    cells = result.get("cells", {}).get(arm, {})
+    return cells.get(str(fraction), {}).get(metric)
+
+
+def table1(rows, found: Mapping, published: Mapping) -> str:
+    """Every data set by ImageNet, MAE and PaCX, with the published numbers."""
+    head = ["Data set", "metric", *(NAMES[a] for a in ENCODERS)]
+    head += [f"{NAMES[a]}, paper" for a in ENCODERS]
+    lines = []
+    for row in rows:
+        for i, metric in enumerate(row.metrics):
+            theirs = published["table1"][row.name][metric]
+            ours = [
+                number(_of(found.get(row.name, {}), arm, 1.0, metric))
+                for arm in ENCODERS
+            ]
+            name = row.name + (f" ({row.stand_in}, simulated)" * bool(row.stand_in))
+            cells = ["" if i else name, METRICS[metric], *ours]
+            lines.append([*cells, *(f"{x:.3f}" for x in theirs)])
+    return table(head, lines)
+
+
+def table2(found: Mapping | None, published: Mapping) -> str:
+    """Alignment with ECGs and laboratory values."""
+    head = [
+        "",
+        *(NAMES[a] for a in ENCODERS),
+        *(f"{NAMES[a]}, paper" for a in ENCODERS),
+    ]
+    lines = []
+    for m, what in (("ecg", "ECG"), ("labs", "Labs")):
+        for name in (
+            "cosine_centred",
+            "cosine",
+            "r2",
+            "recall@1",
+            "recall@5",
+            "recall@10",
+        ):
+            ours, each = [], (found or {}).get(m, {})
+            for arm in ENCODERS:
+                cell = each.get(arm, {}).get(name)
+                text = number(cell)
+                if cell and "hits" in cell:
+                    text += f", {cell['hits']:.4g} of {cell['n']}"
+                ours.append(text)
+            theirs = published["table2"][m].get(name, [None] * 3)
+            shown = [MISSING if x is None else f"{x:.3f}" for x in theirs]
+            lines.append([f"{what}: {METRICS.get(name, name)}", *ours, *shown])
+        chance = next(
+            (c for a in each.values() for k, c in a.items() if k == "recall@5"), None
+        )
+        if chance:
+            lines.append([f"{what}: chance at 5", f"{chance['chance']:.3f}", *[""] * 5])
+    return table(head, lines)
+
+
+def table3(rows, found: Mapping, published: Mapping) -> str:
+    """Ablations of Stage 2."""
+    full = {**NAMES, "pacx": "Full"}
+    head = ["Data set", "metric", *(full[a] for a in ABLATIONS)]
+    head += [f"{full[a]}, paper" for a in ABLATIONS]
+    lines = []
+    for row in rows:
+        if row.name not in TABLE3:
+            continue
+        for i, metric in enumerate(row.metrics):
+            theirs = published["table3"][row.name][metric]
+            ours = [
+                number(_of(found.get(row.name, {}), arm, 1.0, metric))
+                for arm in ABLATIONS
+            ]
+            cells = ["" if i else row.name, METRICS[metric], *ours]
+            lines.append([*cells, *(f"{x:.3f}" for x in theirs)])
+    return table(head, lines)
+
+
+def figure3(found: Mapping, published: Mapping) -> str:
+    """PaCX - MAE by the share of the labels."""
+    head = ["Data set", *(f"{f:.0%}" for f in FRACTIONS)]
+    head += [f"{f:.0%}, paper" for f in FRACTIONS]
+    lines = []
+    for name in FIGURE3:
+        gains = found.get(name, {}).get("gains", {})
+        ours = [number(gains.get(str(f))) for f in FRACTIONS]
+        theirs = published["figure3"].get(name, {}).get("gain", [])
+        lines.append([name, *ours, *(f"{x:+.3f}" for x in theirs)])
+    return table(head, lines)
+
+
+def attention(found: Mapping[str, Mapping]) -> str:
+    """The share of attention inside masks, a row a set."""
+    head = ["Masks", "MAE", "PaCX", "PaCX − MAE", "area of the masks", "images"]
+    lines = []
+    for name, each in found.items():
+        shares = each["shares"]
+        columns = ("mae", "pacx", "pacx - mae", "mask_area")
+        cells = [number(shares[c]) for c in columns]
+        lines.append([name, *cells, str(shares["mask_area"]["n"])])
+    return table(head, lines)
+
+
+def sources(found: Mapping[str, Mapping]) -> str:
+    """How well the sets are told apart."""
+    head = ["Encoder", "balanced accuracy", "chance", "AUROC"]
+    lines = [
+        [
+            NAMES[arm],
+            number(row["balanced_accuracy"]),
+            f"{row['chance']:.3f}",
+            number(row["auroc"]),
+        ]
+        for arm, row in found.items()
+    ]
+    return table(head, lines)
+
+
+def encoders(folders: Mapping[str, Sequence], prints: Mapping[str, Sequence]) -> str:
+    """Every encoder: its folder, with config and checkpoint, and its fingerprint."""
+    lines = [
+        [NAMES.get(arm, arm), f"`{folder}`", f"`{print_}`"]
+        for arm in folders
+        for folder, print_ in zip(folders[arm], prints[arm], strict=True)
+    ]
+    return table(["Encoder", "folder", "fingerprint"], lines)

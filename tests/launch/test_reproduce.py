@@ -1,0 +1,211 @@
+"""The paper's tables: what is trained, measured, shown, and said to be missing."""
+
+import dataclasses
+import json
+
+import numpy as np
+import PIL.Image
+import pytest
+from sklearn.metrics import f1_score, roc_auc_score
+
+from data import prepare
+from data.cohort import generate, latents
+from launch import reproduce
+from launch.paper import measure, page, rows
+from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.xray_encoder import load_encoder
+from pacx_jax.errors import PacxError
+from pacx_jax.evaluate import probe
+from tests import tiny
+from tests.launch.test_study import _config
+
+PUBLISHED = json.loads(reproduce.PUBLISHED.read_text())
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory):
+    """A prepared probe set of the cohort's labels, and an encoder of every arm."""
+    root = tmp_path_factory.mktemp("paper")
+    rng = np.random.default_rng(0)
+    lines = [",".join(["path,patient_id,split", *latents.LABELS])]
+    (root / "films").mkdir()
+    for i in range(120):
+        labels = rng.integers(0, 2, 7)
+        film = rng.integers(0, 100, (24, 24)) + 100 * labels[0] * (np.arange(24) < 12)
+        PIL.Image.fromarray(np.uint8(film)).save(root / "films" / f"{i}.png")
+        split = "train" if i < 60 else "test" if i < 110 else "val"
+        lines.append(f"{i}.png,{i // 2},{split},{','.join(map(str, labels))}")
+    (root / "films" / "labels.csv").write_text("\n".join(lines))
+    flags = [f"--source={root}/films", f"--target={root}/data/probe", "--size=24"]
+    prepare.prepare(prepare.parse(["folder", *flags, "--csv=labels.csv"]))
+    for k, arm in enumerate(reproduce.ARMS):
+        model_folder.save(root / arm, tiny.folder("vit", seed=k), card="a test's")
+    return root
+
+
+def test_what_is_trained_fits_its_recipes_and_what_is_not_is_said(tmp_path):
+    for folder in ("chexpert", "symile_mimic", "ecg", "covid_qu_ex"):
+        (tmp_path / folder).mkdir()
+    asked, notes = rows.study(str(tmp_path), False, {"imagenet": "runs/imagenet"})
+    assert notes == []
+    decoders = {f"covid_qu_ex_{e}" for e in rows.ENCODERS}
+    assert set(asked.arms) == {*reproduce.GIVEN, *decoders} - {"imagenet"}
+    for arm in asked.arms.values():
+        default = _config(dataclasses.replace(arm, fields={}))
+        for field in {**arm.fields, **arm.starts}:
+            known = default
+            for part in field.split("."):
+                known = known[part]  # a KeyError names what the recipe lacks
+    (tmp_path / "ecg").rmdir()
+    given = {"mae": "runs/mae", "labs": "runs/labs"}
+    asked, notes = rows.study(str(tmp_path), False, given)
+    assert set(asked.arms) == {"covid_qu_ex_mae"}
+    assert notes[0].startswith(f"ecg is not trained, for want of {tmp_path}/ecg; give")
+    assert "pacx is not trained, for want of ecg" in notes[1]
+    assert rows.study(str(tmp_path / "x"), False, {})[0] is None
+
+
+def test_every_missing_set_says_where_it_is_from_and_how_it_is_prepared():
+    for row in rows.PAPER:
+        line = row.missing("prepared")
+        assert "https://" in line and f"--target=prepared/{row.folder}" in line
+        assert prepare.parse(
+            [row.builder, "--source=DIR", "--target=x", *row.flags.split()]
+        )
+        numbers = PUBLISHED["table1"][row.name]
+        assert all(len(numbers[m]) == len(rows.ENCODERS) for m in row.metrics)
+    for name in rows.TABLE3:
+        numbers = PUBLISHED["table3"][name]
+        assert all(len(numbers[m]) == len(rows.ABLATIONS) for m in ("auroc", "f1"))
+        full = dict(zip(rows.ENCODERS, PUBLISHED["table1"][name]["auroc"], strict=True))
+        assert numbers["auroc"][-1] == full["pacx"]
+    for name in rows.FIGURE3:
+        mae, gain = (PUBLISHED["figure3"][name][k][-1] for k in ("mae", "gain"))
+        table = PUBLISHED["table1"][name]["auroc"]
+        assert [mae, round(mae + gain, 3)] == table[1:]
+
+
+def test_a_cell_is_the_probes_score_and_is_measured_once(there, tmp_path, monkeypatch):
+    row = next(r for r in rows.of(True) if r.name == "MedMod")
+    encoders = {a: [load_encoder(there / a)] for a in ("mae", "pacx")}
+    folders = {a: [str(there / a)] for a in encoders}
+    about = str(there / "data"), tmp_path, encoders, folders
+    setting = measure.Setting(*about, subsets=2, resamples=50)
+    fractions = {"mae": (0.5, 1.0), "pacx": (0.5, 1.0)}
+    found = measure.classified(setting, row, fractions)
+    train, test = (measure.open_split(setting.data, row, s) for s in ("train", "test"))
+    columns = [train.label_names.index(name) for name in row.labels]
+    y = [source.labels()[:, columns] for source in (train, test)]
+    z = [
+        encoders["pacx"][0]([source[i]["image"] for i in range(len(source))])
+        for source in (train, test)
+    ]
+    p = probe.fit(z[0], y[0], groups=np.array(train.patients())).predict(z[1])
+    cell = found["cells"]["pacx"]["1.0"]
+    assert cell["auroc"]["value"] == pytest.approx(roc_auc_score(y[1], p), abs=1e-9)
+    f1 = f1_score(y[1], p >= 0.5, average="macro", zero_division=0)
+    assert cell["f1"]["value"] == pytest.approx(f1, abs=1e-9)
+    assert cell["auroc"]["low"] < cell["auroc"]["value"] < cell["auroc"]["high"]
+    assert (cell["auroc"]["trainings"], cell["auroc"]["patients"]) == (1, 25)
+    each = [found["cells"][a]["0.5"]["auroc"]["value"] for a in ("pacx", "mae")]
+    gain = found["gains"]["0.5"]
+    assert gain["value"] == pytest.approx(each[0] - each[1])
+    monkeypatch.setattr(measure, "_classified", None)  # it would fail
+    assert measure.classified(setting, row, fractions) == found
+
+
+def test_a_refused_encoder_is_no_number(there, tmp_path, monkeypatch):
+    def refuse(setting, row, arm, k):
+        if arm == "pacx":
+            raise PacxError("3 of 25 test patients were in the training")
+
+    monkeypatch.setattr(measure, "_check_patients", refuse)
+    row = rows.of(True)[1]
+    encoders = {a: [load_encoder(there / a)] for a in ("mae", "pacx")}
+    folders = {a: [str(there / a)] for a in encoders}
+    about = str(there / "data"), tmp_path, encoders, folders
+    setting = measure.Setting(*about, resamples=20)
+    found = measure.classified(setting, row, {"mae": (1.0,), "pacx": (1.0,)})
+    assert set(found["cells"]) == {"mae"} and found["gains"] == {}
+    assert found["refused"] == {"pacx": "3 of 25 test patients were in the training"}
+
+
+def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsys):
+    flags = [f"--data={there}/data", f"--out={tmp_path}", "--cohort", "--tiny"]
+    flags += [f"--encoder={arm}={there}/{arm}" for arm in reproduce.ARMS]
+    assert reproduce.main([*flags, "--measure"]) == 0
+    text = (tmp_path / "reproduction.md").read_text()
+    assert capsys.readouterr().out == text and "The patients are simulated" in text
+    lines = {line.split(" | ")[0][2:]: line for line in text.splitlines()}
+    chexchonet = lines["CheXchoNet (structural heart disease, simulated)"].split(" | ")
+    assert chexchonet[-3:] == ["0.728", "0.788", "0.803 |"]
+    assert all("(" in cell for cell in chexchonet[2:5])
+    assert lines["TB"].split(" | ")[2:5] == [page.MISSING] * 3
+    table3 = text[text.index("## Table 3") : text.index("## Figure 2") if "## Figure 2"
+                  in text else text.index("## Figure 3")]  # fmt: skip
+    assert "| MedMod | AUROC | 0." in table3 and "0.717 | 0.721 |" in table3
+    for part in (
+        "TB: ",
+        "prepare.py tb --source=DIR",
+        "masked is not there: the docstring of configs/segment.py",
+        "table 2 takes the workdir of a distillation",
+        "figure 2 takes the MAE's workdir",
+    ):
+        assert part in text[text.index("## What is missing") :], part
+    for name in ("figure3.svg", "figure4.png", "figure5.png"):
+        assert (tmp_path / name).stat().st_size > 1000 and f"({name})" in text
+    numbers = json.loads((tmp_path / "reproduction.json").read_text())
+    assert numbers["encoders"]["mae"][0]["folder"] == f"{there}/mae"
+    assert len(numbers["encoders"]["mae"][0]["fingerprint"]) == 16
+    assert set(numbers["rows"]) == {"CheXchoNet", "VinDr-CXR", "NIH-14", "MedMod"}
+    before = (tmp_path / "reproduction.json").read_bytes()
+    assert reproduce.main([*flags, "--measure"]) == 0
+    assert (tmp_path / "reproduction.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (["--data=nowhere"], "--data=nowhere: no such folder"),
+        (["--seeds=0"], "--seeds=0: give at least 1"),
+        (["--encoder=mea=x"], "--encoder=mea=x: give NAME=DIR, of imagenet, mae"),
+        (["--encoder=mae=nowhere"], "--encoder=mae=nowhere: no such folder"),
+        (["--sed=1"], "unknown argument '--sed=1'"),
+        (["--measure"], "there is no encoder to measure: mae is not trained"),
+    ],
+)
+def test_wrong_flags_are_one_line(there, tmp_path, flags, says, capsys):
+    given = [f"--data={there}/data", f"--out={tmp_path}/out", *flags]
+    assert reproduce.main(given) == 2
+    said = capsys.readouterr().err
+    assert says in said and said.count("\n") == 1
+
+
+@pytest.mark.full
+def test_all_of_it_on_a_tiny_cohort(tmp_path):
+    """Trainings, decoders, alignment, every figure."""
+    raw, data = tmp_path / "raw", tmp_path / "data"
+    sizes = {"pretrain": 40, "pretrain_valid": 8, "symile": 100, "symile_val": 12,
+             "symile_test": 20, "symile_size": 48, "ecg": 40, "probe_train": 120,
+             "probe_val": 30, "probe_test": 60, "masks": -1}  # fmt: skip
+    flags = [f"--{k}={v}" for k, v in sizes.items()]
+    assert generate.main([f"--target={raw}", "--seed=1", *flags]) == 0
+    for name, builder, folder, *more in (
+        ("chexpert", "chexpert", "chexpert", "--size=48"),
+        ("ecg", "ecg_array", "ecg"),
+        ("symile_mimic", "symile_mimic", "symile_mimic", "--size=48"),
+        ("probe", "folder", "probe", "--size=48"),
+        ("masked", "folder", "probe", "--size=48", "--masks=masks"),
+    ):
+        flags = [f"--source={raw}/{folder}", f"--target={data}/{name}", *more]
+        prepare.prepare(prepare.parse([builder, *flags]))
+    flags = [f"--data={data}", f"--out={tmp_path}/out", "--cohort", "--tiny"]
+    assert reproduce.main([*flags, "--config.global_batch_size=8"]) == 0
+    numbers = json.loads((tmp_path / "out/reproduction.json").read_text())
+    assert {f for f in numbers["figures"].values()} == {
+        "figure2.png", "figure3.svg", "figure4.png", "figure5.png"
+    }  # fmt: skip
+    assert set(numbers["rows"]["COVID-QU-Ex"]["cells"]) == {"mae", "pacx"}
+    assert numbers["table2"]["n"] == 20
+    assert numbers["attention"]["COVID-QU-Ex"]["shares"]["pacx - mae"]["n"] == 60
+    assert set(numbers["sources"]) == {"mae", "pacx"} or len(numbers["rows"]) < 6
