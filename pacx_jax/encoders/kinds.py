@@ -16,9 +16,10 @@ import jax.numpy as jnp
 
 from pacx_jax.encoders import image_statistics
 from pacx_jax.errors import PacxError
-from pacx_jax.models import ecg, labs_dae, positions, vit
+from pacx_jax.models import ecg, labs_dae, positions, vit, vq
 
 LARGEST_POSITIONS = 2**26  # numbers: 65,536 tokens of width 1024
+MOST_HALVINGS = 8  # of a tokenizer's images: a token of 256 pixels a side
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +99,24 @@ def _check_vit(architecture: dict) -> None:
             raise ValueError(f"{name} is {architecture[name]!r}: {', '.join(choices)}")
 
 
+def _check_vq(architecture: dict) -> None:
+    levels = [architecture[name] for name in ("widths", "blocks")]
+    if not all(isinstance(level, list) for level in levels):
+        raise ValueError("widths and blocks must be lists")
+    sizes = [architecture[name] for name in ("image_size", "codes", "code_width")]
+    if not all(type(n) is int and n > 0 for n in (*levels[0], *levels[1], *sizes)):
+        raise ValueError(f"{architecture} must be whole numbers above 0")
+    if len(levels[0]) != len(levels[1]) or not 0 < len(levels[0]) <= MOST_HALVINGS:
+        raise ValueError(f"widths {levels[0]} and blocks {levels[1]} do not match")
+    if architecture["channels"] not in (1, 3):
+        raise ValueError(f"channels is {architecture['channels']!r}: 1 or 3")
+    if architecture["image_size"] % 2 ** len(levels[0]):
+        raise ValueError(
+            f"image_size {architecture['image_size']} is not divisible by "
+            f"{2 ** len(levels[0])}"
+        )
+
+
 def _check_labs(architecture: dict) -> None:
     if type(architecture["features"]) is not int:
         raise ValueError("features must be a whole number")
@@ -128,5 +147,15 @@ KINDS = {
         width=lambda a: a["latent"],
         about="The encoder half of a denoising autoencoder of laboratory values.",
         check=_check_labs,
+    ),
+    "vq": Kind(
+        module=vq.module,
+        inputs=lambda a: (_floats(a["image_size"], a["image_size"], a["channels"]),),
+        width=lambda a: a["code_width"],
+        about="A tokenizer of chest X-rays (a convolutional autoencoder with a "
+        "codebook): it turns an image into a grid of token numbers, and such a grid "
+        "into an image. It gives no embedding of an image.",
+        check=_check_vq,
+        check_preprocessing=image_statistics.check,
     ),
 }

@@ -128,7 +128,7 @@ class Encoder:
 
     def _rows(self, images, views: Views) -> Iterator:
         """Each image, preprocessed; with view embeddings, paired with its number."""
-        rows = map(self.preprocess, _each(images))
+        rows = map(self.preprocess, each(images))
         if views is not None and not self.views:
             raise PacxError("views are given, and this encoder has no view embeddings")
         if not self.views:
@@ -152,24 +152,7 @@ class Encoder:
 
     def preprocess(self, image: Image) -> np.ndarray:
         """One image as the model sees it before normalisation: uint8 (s, s, c)."""
-        if isinstance(image, (str, os.PathLike)):
-            image = imageio.decode(staging.local(image), name=str(image))
-        elif isinstance(image, PIL.Image.Image):
-            image = imageio.decode(image)
-        try:
-            image = np.asarray(image)
-        except Exception as error:  # what other libraries' arrays and lists raise
-            raise PacxError(
-                f"{type(image).__name__}: no image ({one_line(error)}); give uint8 "
-                "(h, w) or (h, w, 3)"
-            ) from None
-        deep = image.ndim == 3 and image.shape[-1] in (1, 3)
-        if image.dtype != np.uint8 or not (image.ndim == 2 or deep) or not image.size:
-            raise PacxError(
-                f"image array of dtype {image.dtype} and shape {image.shape}: give "
-                "uint8 (h, w) or (h, w, 3), without alpha, channels last"
-            )
-        return imageio.resize(image, self.image_size, self.channels)
+        return preprocess(image, self.image_size, self.channels)
 
 
 def _paired(rows: Iterator, numbers: list) -> Iterator:
@@ -184,7 +167,34 @@ def _paired(rows: Iterator, numbers: list) -> Iterator:
         )
 
 
-def _each(images) -> Iterator[Image]:
+def preprocess(image: Image, size: int, channels: int) -> np.ndarray:
+    """One image as a model sees it before normalisation: uint8 (s, s, c).
+
+    Raises:
+      PacxError: an unreadable file, or an array that is no uint8 image.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = imageio.decode(staging.local(image), name=str(image))
+    elif isinstance(image, PIL.Image.Image):
+        image = imageio.decode(image)
+    try:
+        image = np.asarray(image)
+    except Exception as error:  # what other libraries' arrays and lists raise
+        raise PacxError(
+            f"{type(image).__name__}: no image ({one_line(error)}); give uint8 "
+            "(h, w) or (h, w, 3)"
+        ) from None
+    deep = image.ndim == 3 and image.shape[-1] in (1, 3)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or deep) or not image.size:
+        raise PacxError(
+            f"image array of dtype {image.dtype} and shape {image.shape}: give "
+            "uint8 (h, w) or (h, w, 3), without alpha, channels last"
+        )
+    return imageio.resize(image, size, channels)
+
+
+def each(images) -> Iterator[Image]:
+    """The images of one, an array or a sequence of them."""
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
         yield images
     elif (shape := getattr(images, "shape", None)) is not None:  # JAX's and torch's too
