@@ -32,6 +32,14 @@ ECG = {
     "kernel": 4,
     "groups_width": 8,
 }
+VQ = {
+    "image_size": 16,
+    "channels": 1,
+    "widths": [8, 8],
+    "blocks": [1, 1],
+    "codes": 16,
+    "code_width": 8,
+}
 LABS = {"features": 50, "hidden": 16, "latent": 8, "mask_inputs": True}
 
 
@@ -103,6 +111,16 @@ def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
     return model_folder.ModelFolder(kind, architecture, preprocessing, params)
 
 
+def vq_folder(seed: int = 0) -> model_folder.ModelFolder:
+    """An image tokenizer with random weights: 16 codes of 4 pixels a side, grey."""
+    about = model_folder.image_preprocessing((0.5056,), (0.252,))
+    empty = model_folder.ModelFolder("vq", VQ, about, {})
+    params = random_params(empty.module(), jnp.zeros((1, 16, 16, 1)), seed=seed)
+    codes = params["codebook"]["codes"]
+    codes /= np.linalg.norm(codes, axis=-1, keepdims=True)
+    return dataclasses.replace(empty, params=params)
+
+
 MVMAE = {
     "channels": 1,
     "qk_norm": True,
@@ -172,6 +190,7 @@ def write_folders(path) -> dict[str, str]:
     names["modalities__labs__init"] = "labs_dae"
     for i, kind in enumerate(names.values()):
         model_folder.save(path / kind, folder(kind, i), card="a test's")
+    model_folder.save(path / "image_tokenizer", vq_folder(), card="a test's")
     write_tokenizer(path / "tokenizer.json")
     return {field: str(path / kind) for field, kind in names.items()}
 

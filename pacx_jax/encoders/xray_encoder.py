@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 
 from pacx_jax import sharding
-from pacx_jax.encoders import forward, model_folder
+from pacx_jax.encoders import forward, kinds, model_folder
 from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import images as imageio
 from pacx_jax.input import views as viewnames
@@ -24,7 +24,8 @@ Views = str | Sequence[str] | None
 class Encoder:
     """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
 
-    Of an encoder with `pool` "mean", it is the patches' mean in its place.
+    Of an encoder with `pool` "mean", it is the patches' mean in its place, and of a
+    CheXmix the mean over the image's positions of some layers.
 
     Only the X-ray is needed. A call of less than `batch_size` images is padded to the
     next power of two a device, so that one image does not cost a batch; each such size
@@ -40,6 +41,7 @@ class Encoder:
       num_devices: how many devices to use; 0 = all.
 
     Attributes:
+      kind: of the folder.
       params: the parameters, on every device.
       forward, attention_maps: jitted functions of them and of uint8 (b, s, s, c); with
         view embeddings, of these and the views' numbers (b,).
@@ -52,7 +54,7 @@ class Encoder:
         dtype: str = "float32",
         num_devices: int = 0,
     ):
-        self.architecture = folder.architecture
+        self.kind, self.architecture = folder.kind, folder.architecture
         self.preprocessing = folder.preprocessing
         self.width = folder.width
         self.image_size = folder.architecture["image_size"]
@@ -112,6 +114,8 @@ class Encoder:
           images: at least one, as for a call; all are taken in one step.
           views: as for a call.
         """
+        if self.kind != "vit":
+            raise PacxError(f"attentions of a {self.kind} model: only a vit has maps")
         rows = list(self._rows(images, views))
         if not rows:
             raise PacxError("attentions of no image: give at least one")
@@ -233,5 +237,5 @@ def load_encoder(
     Raises:
       PacxError: no such folder, or weights that do not fit its description.
     """
-    folder = model_folder.at_size(model_folder.load(path, "vit"), image_size)
+    folder = model_folder.at_size(model_folder.load(path, kinds.XRAY), image_size)
     return Encoder(folder, batch_size, dtype)

@@ -28,6 +28,7 @@ from pacx_jax.errors import PacxError
 from pacx_jax.types import Objective
 
 MODULES = ("mae", "mvmae", "labs_dae", "ecg", "distill", "classify", "segment")
+MODULES += ("unified",)
 _PARTS = ("make", "export", "SHOWN")
 
 

@@ -61,7 +61,7 @@ def account(config, workdir: str, train: sources.Source) -> None:
         or are in another set's training split of its mixture, and
         `config.data.allow_overlap` is not set.
     """
-    chain, held_out = behind(config.model_init), [config.data.val_split]
+    chain, held_out = behind(start_of(config)), [config.data.val_split]
     if config.objective in PROBES:
         held_out = [s for s in sources.splits(config.data) if s != train.split]
         check(config, workdir, held_out, chain)
@@ -74,7 +74,7 @@ def check_evaluation(config, workdir: str, split: str) -> None:
     """Before measuring a finished probe on `split`: the same refusal."""
     if config.objective in PROBES and split != config.data.train_split:
         own = read(pathlib.Path(workdir))
-        chain = Chain(own.key, own.runs[:-1]) if own else behind(config.model_init)
+        chain = Chain(own.key, own.runs[:-1]) if own else behind(start_of(config))
         check(config, workdir, [split], chain)
         _check_sets(config, _open(config, config.data.train_split), [split])
 
@@ -119,6 +119,11 @@ def _open(config, split: str):
         return sources.open_source(config.data, split)
     except sources.NoSplit:
         return None
+
+
+def start_of(config) -> str:
+    """What the run starts from: `config.model_init`, else its image tokenizer."""
+    return config.model_init or config.get("vq_init", "")
 
 
 def behind(model_init: str) -> Chain:
@@ -282,7 +287,7 @@ def is_listed(config, workdir: str, train: sources.Source) -> bool:
     return bool(own) and own.runs[-1].get("start") == [
         train.fingerprint,
         train.namespace,
-        config.model_init,
+        start_of(config),
     ]
 
 
@@ -293,7 +298,7 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
     run = {
         "run": staging.name_of(workdir),
         "objective": config.objective,
-        "start": [train.fingerprint, train.namespace, config.model_init],
+        "start": [train.fingerprint, train.namespace, start_of(config)],
     }
     everybody = _named(train)
     if not everybody:

@@ -17,6 +17,7 @@ SHOWN_LABELS = 14
 EMBED = "python -m pacx_jax.embed --encoder={} --%s=DIR --out=embeddings.npz"
 NEXT = {  # kind of the exported encoder -> what to do with it
     "vit": EMBED % "images",
+    "unified": EMBED % "images",
     "ecg_net1d": EMBED % "ecgs",
     "labs_dae": "distil it by --config.modalities.labs.init={}",
 }

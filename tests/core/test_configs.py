@@ -10,7 +10,7 @@ from pacx_jax.errors import PacxError
 from tests import tiny
 
 RECIPES = (
-    "mae_vitb16", "mvmae_vitb16", "mvmae_v2t_vitb16",
+    "mae_vitb16", "mvmae_vitb16", "mvmae_v2t_vitb16", "chexmix_vitb",
     "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
     "linear_probe", "late_fusion", "segment",
 )  # fmt: skip
@@ -163,3 +163,8 @@ def test_recipes_that_need_an_initial_folder_say_so(recipe, meshes):
 def test_every_recipe_says_what_it_is_and_how_to_run_it(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"--config=configs/{name}.py" in text
+
+
+def test_chexmix_needs_an_image_tokenizer_or_a_model(meshes):
+    with pytest.raises(PacxError, match="config.vq_init is empty: give the image tok"):
+        objectives.make(tiny.config("chexmix_vitb"), meshes[8])

@@ -53,6 +53,7 @@ def patients(monkeypatch):
     [
         ("labs_dae", 4),  # test_main has the MAE
         pytest.param("v2t", 5, marks=pytest.mark.full),
+        pytest.param("masked", 4, marks=pytest.mark.full),
         pytest.param("distill", 4, marks=pytest.mark.full),  # test_processes has it
         pytest.param("classify", 6, marks=pytest.mark.full),
         pytest.param("segment", 4, marks=pytest.mark.full),
