@@ -22,6 +22,7 @@ CASES = [
         {"encoder_chunks": 2, "loss__chunk": 8, "remat": "full"},
     ),
     ("labs_dae", (8, 4, 1), {"accumulate": 2}),
+    ("vq", (8, 2, 2), {"accumulate": 2, "remat": "full"}),
 ]
 LONG = [
     ("mae", (8, 2, 2), {"accumulate": 2, "remat": "dots"}),
