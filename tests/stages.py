@@ -11,8 +11,8 @@ from pacx_jax import objectives, optim, sharding, step
 from tests import tiny
 from tests.reliability import runs
 
-STAGES = ("mae", "mvmae", "v2t", "labs_dae", "ecg", "distill", "classify", "segment")
-STAGES += ("causal", "masked")
+STAGES = ("mae", "mvmae", "v2t", "vq", "causal", "masked", "labs_dae", "ecg",
+          "distill", "classify", "segment")  # fmt: skip
 
 
 def config(stage: str, folders: dict[str, str], **fields):
@@ -26,10 +26,10 @@ def config(stage: str, folders: dict[str, str], **fields):
 def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
     """Random examples, as `config`'s objective takes them; masks are uneven."""
     rng = np.random.default_rng(seed)
-    size = 16 if stage in ("mae", "causal", "masked") else 32
-    channels = 1 if stage in ("causal", "masked") else 3
+    grey = stage in ("vq", "causal", "masked")
+    size, channels = 16 if grey or stage == "mae" else 32, 1 if grey else 3
     entries = {
-        "image": rng.integers(0, 256, (b, size, size, channels), dtype=np.uint8),
+        "image": rng.integers(0, 256, (b, size, size, channels), np.uint8),
         "images": rng.integers(0, 256, (b, 2, 16, 16, 1), dtype=np.uint8),
         "view": rng.integers(0, 3, (b, 2), dtype=np.int32),
         "view_mask": np.stack([np.ones(b), np.arange(b) % 3 > 0], 1),
@@ -47,6 +47,7 @@ def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
     of = {
         "mae": ("image",),
         "mvmae": ("images", "view", "view_mask"),
+        "vq": ("image",),
         "v2t": ("images", "view", "view_mask", "report_tokens", "report_present"),
         "causal": ("image", "report_tokens", "report_present"),
         "masked": ("image", "report_tokens", "report_present"),

@@ -62,7 +62,12 @@ def attend(
         if cudnn_runs(n, num_heads, c, dtype, causal):
             return by_cudnn(qkv, num_heads, causal)[:, outputs]
         large = num_heads * n * n * 4 >= LARGE_SCORES and c <= FEW_CHANNELS
-        if large and not causal and target.platform() == "cpu" and target.device_count() == 1:
+        if (
+            large
+            and not causal
+            and target.platform() == "cpu"
+            and target.device_count() == 1
+        ):
             return by_image(qkv, num_heads)[:, outputs]
     return as_written(qkv, num_heads, outputs, causal)
 
@@ -148,9 +153,7 @@ def by_cudnn(qkv: Array, num_heads: int, causal: bool = False) -> Array:
     return einops.rearrange(out[:, :n], "b n h c -> b n (h c)")
 
 
-def cudnn_runs(
-    n: int, heads: int, channels: int, dtype, causal: bool = False
-) -> bool:
+def cudnn_runs(n: int, heads: int, channels: int, dtype, causal: bool = False) -> bool:
     """Whether `by_cudnn` runs on the mesh's devices; warns once if not."""
     if target.platform() != "gpu":
         return False

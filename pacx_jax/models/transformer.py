@@ -95,7 +95,6 @@ class Attention(nn.Module):
         return jnp.concatenate([*(x.astype(v.dtype) for x in normed), v], axis=-1)
 
 
-
 def turned_qkv(qkv: Array, num_heads: int, positions: Tables) -> Array:
     """Fused projections (b, n, 3 h c) with q and k turned by their positions."""
     b, n, width = qkv.shape

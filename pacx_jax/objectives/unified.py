@@ -69,9 +69,7 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         if config.stage == "masked":
             masked = replaced(config.loss, words, tokens, key, rows)
             inputs = jnp.where(masked, words.mask, tokens)
-        x = transformer.apply(
-            {"params": params[TRANSFORMER]}, inputs, method="hidden"
-        )
+        x = transformer.apply({"params": params[TRANSFORMER]}, inputs, method="hidden")
         labels = tokens[:, 1:]
         kinds = words.kinds(labels)
         valid = jnp.stack([kinds == unified.IMAGE, kinds == unified.TEXT], axis=-1)
@@ -114,7 +112,8 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         loss=loss,
         outputs=outputs,
         summarize=summarize,
-        pretrained={VQ: start or config.vq_init} | ({TRANSFORMER: start} if start else {}),
+        pretrained={VQ: start or config.vq_init}
+        | ({TRANSFORMER: start} if start else {}),
         readers=(reader,),
     )
 
@@ -251,7 +250,9 @@ def _alike(a: ModelFolder, b: ModelFolder) -> bool:
     same = a.architecture == b.architecture
     return same and all(
         np.array_equal(x, y)
-        for x, y in zip(jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True)
+        for x, y in zip(
+            jax.tree.leaves(a.params), jax.tree.leaves(b.params), strict=True
+        )
     )
 
 

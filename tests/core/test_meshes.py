@@ -23,6 +23,7 @@ CASES = [
     ),
     ("labs_dae", (8, 4, 1), {"accumulate": 2}),
     ("masked", (8, 2, 2), {"remat": "dots"}),
+    ("vq", (8, 2, 2), {"accumulate": 2, "remat": "full"}),
 ]
 LONG = [
     ("mae", (8, 2, 2), {"accumulate": 2, "remat": "dots"}),

@@ -291,7 +291,9 @@ def test_where_the_kernel_does_not_run_that_is_said_once(monkeypatch, said):
 def test_auto_takes_the_kernel_on_tpus(monkeypatch):
     with_device(monkeypatch, "TPU v5 lite", "tpu")
     taken = []
-    monkeypatch.setattr(attention, "by_kernel", lambda x, h, causal: taken.append(h) or x)
+    monkeypatch.setattr(
+        attention, "by_kernel", lambda x, h, causal: taken.append(h) or x
+    )
     qkv = jnp.zeros((2, 70, 3 * 16), jnp.bfloat16)
     attention.attend(qkv, 2)
     attention.attend(qkv, 2, "xla")

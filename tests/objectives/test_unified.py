@@ -108,7 +108,9 @@ def test_loss_is_the_weighted_mean_over_tokens(made):
 
 def text_first(made, examples):
     return np.asarray(
-        objective_module.text_first("both", KEY, jnp.arange(len(examples["image"])), True)
+        objective_module.text_first(
+            "both", KEY, jnp.arange(len(examples["image"])), True
+        )
     )
 
 
@@ -195,7 +197,9 @@ def test_exported_folder_embeds_an_x_ray_alone(exported):
     text = np.zeros((3, 1), int)
     sequence = words.sequences(codes, text, np.zeros(3, bool))[:, :-1]
     layers = [
-        module.transformer.apply(transformer, sequence, (i, i + 1), method="mean_layers")
+        module.transformer.apply(
+            transformer, sequence, (i, i + 1), method="mean_layers"
+        )
         for i in (0, 1)
     ]
     np.testing.assert_allclose(z, sum(layers)[:, 1:-1].mean(1) / 2, atol=1e-5)
@@ -267,7 +271,9 @@ def test_a_config_that_cannot_be_is_one_line(
 ):
     named = {"MODEL": str(exported[0]), "OTHER": str(others / "vq"),
              "WORDS": str(others / "words.json")}  # fmt: skip
-    fields = {k: named.get(v, v) if isinstance(v, str) else v for k, v in fields.items()}
+    fields = {
+        k: named.get(v, v) if isinstance(v, str) else v for k, v in fields.items()
+    }
     with pytest.raises(PacxError, match=message):
         objective = objectives.make(runs.config(stage, folders, **fields), None)
         jax.eval_shape(objective.init, KEY)
