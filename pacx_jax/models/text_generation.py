@@ -14,7 +14,6 @@ from pacx_jax.errors import PacxError
 from pacx_jax.models import text
 from pacx_jax.types import Array, Params
 
-
 DRAWING = ("k", "temperature", "top_p")  # how tokens are drawn, see `chosen`
 
 

@@ -12,7 +12,6 @@ and encodes in the step. docs/chexmix.md.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 
 import jax
@@ -47,6 +46,9 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     transformer, words = model.transformer, model.words
     mean, std = tuple(config.data.mean), tuple(config.data.std)
     weights = jnp.array([config.loss.image_weight, config.loss.text_weight])
+    # The causal stage is the masked one of shares 0: the same program, the same bits.
+    masks = config.loss.mask_image, config.loss.mask_text
+    shares = masks if config.stage == "masked" else ((0.0, 0.0),) * 2
     start = config.model_init
 
     def init(key):
@@ -65,10 +67,8 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         )
         first = text_first(config.order, key, rows, train)
         tokens = words.sequences(codes, text, first)
-        inputs, masked = tokens, jnp.ones(tokens.shape, bool)
-        if config.stage == "masked":
-            masked = replaced(config.loss, words, tokens, key, rows)
-            inputs = jnp.where(masked, words.mask, tokens)
+        masked = replaced(words, shares, tokens, key, rows)
+        inputs = jnp.where(masked, words.mask, tokens)
         x = transformer.apply({"params": params[TRANSFORMER]}, inputs, method="hidden")
         labels = tokens[:, 1:]
         kinds = words.kinds(labels)
@@ -129,14 +129,17 @@ def text_first(order: str, key: jax.Array, rows: Array, train: bool) -> Array:
     return jnp.full(rows.shape, order == "text_first")
 
 
-def replaced(settings, words: unified.Words, tokens: Array, key, rows: Array) -> Array:
+def replaced(words: unified.Words, shares, tokens: Array, key, rows: Array) -> Array:
     """Which tokens (b, n) are read as [MASK], bool.
 
-    Each row draws a share for its image and one for its text, evenly from
-    `loss.mask_image` and `loss.mask_text`, and each code and word is replaced with that
-    probability. [IMG], [/IMG], [CLS], [SEP] and padding stay.
+    Each row draws a share for its image and one for its text, evenly, and each code and
+    word is replaced with that probability. [IMG], [/IMG], [CLS], [SEP] and padding
+    stay.
+
+    Args:
+      shares: (low, high) of the image's share and of the text's.
     """
-    bounds = jnp.array([settings.mask_image, settings.mask_text], jnp.float32)
+    bounds = jnp.array(shares, jnp.float32)
     kinds = words.kinds(tokens)
 
     def drawn(key):

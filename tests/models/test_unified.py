@@ -57,8 +57,9 @@ def test_parameter_tree_is_as_stated(model, params):
     want = {"token_embed/embedding": (21, 16), "norm/scale": (16,), "norm/bias": (16,)}
     want |= {"pos_embed": (LENGTH, 16)} if model.tied else {"head/kernel": (16, 21)}
     for i in range(2):
-        for name, shape in {"attn/qkv": (16, 48), "attn/proj": (16, 16),
-                            "mlp/fc1": (16, 64), "mlp/fc2": (64, 16)}.items():  # fmt: skip
+        kernels = {"attn/qkv": (16, 48), "attn/proj": (16, 16),
+                   "mlp/fc1": (16, 64), "mlp/fc2": (64, 16)}  # fmt: skip
+        for name, shape in kernels.items():
             want[f"block_{i:02d}/{name}/kernel"] = shape
             want[f"block_{i:02d}/{name}/bias"] = shape[1:]
         for name in ("norm1", "norm2"):
