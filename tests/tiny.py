@@ -15,6 +15,7 @@ import numpy as np
 from pacx_jax import tokenizer
 from pacx_jax.encoders import model_folder
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pacx_jax.models import unified, unified_encoder
 from tests import report_sets
 
 VIT = {
@@ -119,6 +120,19 @@ def vq_folder(seed: int = 0) -> model_folder.ModelFolder:
     codes = params["codebook"]["codes"]
     codes /= np.linalg.norm(codes, axis=-1, keepdims=True)
     return dataclasses.replace(empty, params=params)
+
+
+def unified_folder(words: tokenizer.Tokenizer, seed: int = 0):
+    """A model of X-rays and reports with random weights, texts of 16 tokens."""
+    shared = unified.Words(words.vocab_size, VQ["codes"])
+    model = unified.Transformer(shared.size, 16 + 2 + 16, 32, 2, 2)
+    about = vq_folder().preprocessing | {
+        "report": {"sha256": words.sha256, "length": 16, "sections": ["impression"]}
+    }
+    architecture = unified_encoder.architecture(VQ, shared, model, (0, 1))
+    transformer = random_params(model, jnp.zeros((1, 2), int), seed=seed)
+    params = {"vq": vq_folder().params, "transformer": transformer}
+    return model_folder.ModelFolder("unified", architecture, about, params)
 
 
 MVMAE = {

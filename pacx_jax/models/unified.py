@@ -237,14 +237,18 @@ class Transformer(nn.Module):
 
     def hidden(self, tokens: Array) -> Array:
         """What the output layer takes, (b, n, d)."""
-        x, _ = self._blocks(tokens, range(self.depth))
+        x, _ = self._blocks(tokens, self.depth)
         return self.norm(x)
 
     def mean_layers(self, tokens: Array, layers: tuple[int, int]) -> Array:
         """Mean of the outputs of blocks first to last - 1, (b, n, d) float32."""
         first, last = layers
-        x, each = self._blocks(tokens, range(last))
-        return sum(y.astype(jnp.float32) for y, _ in each[first:]) / (last - first)
+        each = self.layers(tokens, last)[first:]
+        return sum(y.astype(jnp.float32) for y in each) / (last - first)
+
+    def layers(self, tokens: Array, count: int) -> list[Array]:
+        """Outputs of the first `count` blocks, (b, n, d) each."""
+        return [y for y, _ in self._blocks(tokens, count)[1]]
 
     def start(self, tokens: Array, length: int):
         """Logits (b, vocab) after the last of the tokens (b, n), and a cache.
@@ -252,7 +256,7 @@ class Transformer(nn.Module):
         The cache holds keys and values of these and has room for `length` tokens:
         ((b, length, d), (b, length, d)) of each block.
         """
-        x, each = self._blocks(tokens, range(self.depth))
+        x, each = self._blocks(tokens, self.depth)
         room = ((0, 0), (0, length - tokens.shape[1]), (0, 0))
         cache = [tuple(jnp.pad(y, room) for y in kept) for _, kept in each]
         return self._logits(self.norm(x[:, -1:]))[:, 0], cache
@@ -269,8 +273,8 @@ class Transformer(nn.Module):
             new.append(kept)
         return self._logits(self.norm(x))[:, 0], new
 
-    def _blocks(self, tokens: Array, which: range):
-        """The last of these blocks' output, and each one's with its keys and values."""
+    def _blocks(self, tokens: Array, count: int):
+        """The last of the first blocks' output; each one's with its keys and values."""
         sharding.check_heads(self.num_heads)
         n, turns, each = tokens.shape[1], self._turns(), []
         if n > self.length:
@@ -279,7 +283,7 @@ class Transformer(nn.Module):
             )
         turns = None if turns is None else tuple(t[:n] for t in turns)
         x = sharding.row_major(sharding.constrain_rows(self._embed(tokens, 0)))
-        for i in which:
+        for i in range(count):
             x, kept = getattr(self, f"block_{i:02d}")(x, turns)
             x = sharding.constrain_rows(x)
             each.append((x, kept))

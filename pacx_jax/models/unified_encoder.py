@@ -59,6 +59,11 @@ class Encoder(nn.Module):
         z = each.mean(1, keepdims=True)
         return z if cls_only else jnp.concatenate([z, each], axis=1)
 
+    def each_layer(self, images: Array) -> Array:
+        """Mean over the image's positions of each block's output, (b, depth, d)."""
+        each = self.transformer.layers(self.tokens(images), self.transformer.depth)
+        return jnp.stack([y[:, 1:-1].mean(1) for y in each], 1).astype(jnp.float32)
+
     def tokens(self, images: Array, ids_keep: Array | None = None) -> Array:
         """[IMG] codes [/IMG] of images, (b, k + 2) int32; see a call."""
         hidden = None

@@ -39,7 +39,7 @@ LEAVES = ("input",)
 BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
-ENTRY = ("main", "export", "exporting", "embed", "replay", "convert")
+ENTRY = ("main", "export", "exporting", "embed", "generate", "replay", "convert")
 
 
 def part(name: str) -> str:
