@@ -193,7 +193,7 @@ class Generator:
         return out
 
     def text_log_likelihood(self, texts: Sequence[str]) -> np.ndarray:
-        """log p(text) without an image, (m,) float32, as the order text first trains."""
+        """log p(text) without an image, (m,) float32: text first, as in training."""
         text = self._texts(texts)
         return self._scored(np.zeros((len(text), self.grid**2), np.int32), text, True)
 

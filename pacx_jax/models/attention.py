@@ -185,6 +185,7 @@ def runs_alike(
 ) -> bool:
     """Whether a form matches `as_written`, gradient included, on a device."""
     shape, about = (2, n, 3 * heads * channels), f"{n} tokens, {heads} x {channels}"
+    how = {"causal": True} if causal else {}
     about += ", causal" if causal else ""
 
     def attempt(device: jax.Device) -> str:
@@ -193,7 +194,7 @@ def runs_alike(
         qkv = jax.device_put(noise.astype(dtype), one)
 
         def gradient(form):
-            of = lambda x: _wide(form(x, heads, causal=causal))  # noqa: E731
+            of = lambda x: _wide(form(x, heads, **how))  # noqa: E731
             loss = lambda x: jnp.square(of(x)).sum()  # noqa: E731
             run = jax.jit(jax.grad(loss), in_shardings=one, out_shardings=one)
             return np.asarray(run(qkv), np.float64)

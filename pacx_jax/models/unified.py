@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from pacx_jax import sharding
 from pacx_jax.errors import PacxError
+from pacx_jax.losses import wide
 from pacx_jax.models import attention, positions, transformer, vit
 from pacx_jax.models.dense import Dense
 from pacx_jax.models.layer_norm import LayerNorm
@@ -205,7 +206,7 @@ class Transformer(nn.Module):
         init = nn.initializers.normal(0.02)
         self.token_embed = nn.Embed(self.vocab_size, self.width, embedding_init=init)
         if self.positions == "learned":
-            shape = (self.length, self.width)
+            shape = (1, self.length, self.width)
             self.pos_embed = self.param("pos_embed", init, shape)
         block_of = Block
         if self.remat != "none":
@@ -241,10 +242,10 @@ class Transformer(nn.Module):
         return self.norm(x)
 
     def mean_layers(self, tokens: Array, layers: tuple[int, int]) -> Array:
-        """Mean of the outputs of blocks first to last - 1, (b, n, d) float32."""
+        """Mean of the outputs of blocks first to last - 1, (b, n, d), in float32."""
         first, last = layers
         each = self.layers(tokens, last)[first:]
-        return sum(y.astype(jnp.float32) for y in each) / (last - first)
+        return sum(map(wide, each)) / (last - first)
 
     def layers(self, tokens: Array, count: int) -> list[Array]:
         """Outputs of the first `count` blocks, (b, n, d) each."""
@@ -299,7 +300,7 @@ class Transformer(nn.Module):
         x = self.token_embed(tokens)
         if self.positions == "learned":
             n = tokens.shape[1]
-            x += jax.lax.dynamic_slice_in_dim(self.pos_embed, at, n, axis=0)
+            x += jax.lax.dynamic_slice_in_dim(self.pos_embed, at, n, axis=1)
         return x.astype(self.dtype)
 
     def _logits(self, x: Array) -> Array:

@@ -58,6 +58,7 @@ def test_reports_depend_on_image_seed_and_number_alone(model, films):
     assert drawn[0] == drawn[1] != drawn[2]
 
 
+@pytest.mark.full
 def test_devices_and_batches_change_no_text_and_no_pixel(files, model, films):
     folder = model_folder.load(files / "model")
     words = tokenizer.load(files / "words.json")

@@ -55,7 +55,7 @@ def logits_of(model, params, tokens):
 def test_parameter_tree_is_as_stated(model, params):
     shapes = {name: leaf.shape for name, leaf in tiny.flat(params).items()}
     want = {"token_embed/embedding": (21, 16), "norm/scale": (16,), "norm/bias": (16,)}
-    want |= {"pos_embed": (LENGTH, 16)} if model.tied else {"head/kernel": (16, 21)}
+    want |= {"pos_embed": (1, LENGTH, 16)} if model.tied else {"head/kernel": (16, 21)}
     for i in range(2):
         kernels = {"attn/qkv": (16, 48), "attn/proj": (16, 16),
                    "mlp/fc1": (16, 64), "mlp/fc2": (64, 16)}  # fmt: skip
