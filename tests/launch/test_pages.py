@@ -26,6 +26,7 @@ from data.cohort import generate
 from launch import gpu_check, plan
 from launch.planning import chips
 from pacx_jax import embed, export, main, tokenizer
+from pacx_jax import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import predictions
@@ -183,6 +184,7 @@ PROGRAMS = {
     "pacx_jax.embed": do(embed.main),
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
+    "pacx_jax.generate": do(chexmix.main),
     "pacx_jax.tokenizer": do(tokenizer.main),
     "pacx_jax.evaluate.predictions": do(predictions.main),
     "data/prepare.py": do(prepare.main),
