@@ -195,7 +195,7 @@ def _is_run(run: dict) -> bool:
 
 def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
     """Compares splits of `config.data` with the chain; OVERLAP says how it went."""
-    found = _compare(config, held_out, chain)
+    found = compare(config, held_out, chain)
     counts = ", ".join(
         f"{row['shared']} of {row['patients']} {split}"
         for split, row in found["splits"].items()
@@ -223,7 +223,13 @@ def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
         )
 
 
-def _compare(config, held_out: list[str], chain: Chain) -> dict:
+def compare(config, held_out: list[str], chain: Chain) -> dict:
+    """How many patients of splits of `config.data` a chain's runs have seen.
+
+    Returns:
+      status ("shared", "unknown" or "none"), splits and runs with `shared`, and the
+      reasons why something is unknown.
+    """
     unknown = [run["unknown"] for run in chain.runs if "unknown" in run]
     known = [run for run in chain.runs if "unknown" not in run]
     rows, shared_of, space = {}, [0] * len(known), ""
