@@ -33,7 +33,8 @@ class Generator:
 
     Args:
       folder: as read by `model_folder.load`.
-      words: the tokenizer of reports that it was trained with.
+      words: the tokenizer of reports that it was trained with; None: it neither writes
+        nor reads texts.
       batch_size: most rows a step of all devices, rounded up to a multiple of them.
       dtype: of the transformer's matrix products.
       num_devices: how many devices to use; 0 = all.
@@ -50,13 +51,13 @@ class Generator:
     def __init__(
         self,
         folder: model_folder.ModelFolder,
-        words: tokenizer.Tokenizer,
+        words: tokenizer.Tokenizer | None,
         batch_size: int = 32,
         dtype: str = "float32",
         num_devices: int = 0,
     ):
         a, about = folder.architecture, folder.preprocessing["report"]
-        if words.sha256 != about["sha256"]:
+        if words is not None and words.sha256 != about["sha256"]:
             raise PacxError(
                 f"{words.path}: another tokenizer (sha256 {words.sha256[:12]}) than "
                 f"the model was trained with ({about['sha256'][:12]}): give that one"

@@ -1,4 +1,4 @@
-"""How well a masked autoencoder fills in the patches that were removed.
+"""How well an MAE or a CheXmix fills in the patches that were removed.
 
 Its floor is the mean training image in the same places. Scores are of the removed
 pixels alone (`objectives.image_scores`).
@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from pacx_jax import sharding
-from pacx_jax.encoders import forward, model_folder
+from pacx_jax.encoders import forward, generator, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
-from pacx_jax.evaluate import statistics
+from pacx_jax.evaluate import generation, statistics
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae
 from pacx_jax.objectives import image_scores
@@ -29,8 +29,10 @@ FILLERS = ("decoder", "mean image")
 
 def with_decoder(path: str) -> tuple[ModelFolder | None, str]:
     """A run's encoder with its decoder of pixels, or None and the reason why not."""
+    if (model := model_folder.load(path)).kind == "unified":
+        return model, ""
     if not (pathlib.Path(path) / "done.json").is_file():
-        heads = model_folder.load(path).heads
+        heads = model.heads
         if heads is None or heads.kind != "mae":
             return None, "no decoder of pixels"
         return None, (
@@ -59,10 +61,12 @@ def filled(
     """Scores of each image by each of FILLERS, (n, fillers, scores) float32.
 
     Args:
-      model: with heads of the kind "mae".
+      model: with heads of the kind "mae", or of kind "unified".
       rows: `masked_inputs.Rows`; masks are those that its embeddings had.
       mean_image: (s, s, c), pixels in [0, 1].
     """
+    if model.kind == "unified":
+        return _by_codes(model, rows, mean_image, ratio, seed, batch_size)
     fields = {k: v for k, v in model.heads.architecture.items() if k != "encoder_width"}
     autoencoder = mae.MAE(model.module(), mae.decoder(fields))
     mean, std = (jnp.asarray(model.preprocessing[k]) for k in ("mean", "std"))
@@ -100,6 +104,31 @@ def filled(
         sharding.padded_size(batch_size, mesh),
         mesh,
     )
+
+
+def _by_codes(model, rows, mean_image, ratio, seed, batch_size) -> np.ndarray:
+    """`filled` by a CheXmix, which writes the codes that are missing."""
+    painter = generator.Generator(model, None, batch_size)
+    n = painter.grid**2
+    *_, drawn = mae.random_masking(jax.random.key(seed), rows.numbers, n, ratio)
+    hidden = np.asarray(drawn) > 0
+    gone = einops.repeat(
+        hidden,
+        "b (h w) -> b (h p) (w q)",
+        h=painter.grid,
+        p=painter.image_size // painter.grid,
+        q=painter.image_size // painter.grid,
+    )
+    found = [
+        generation.pixel_scores(i, rows.images, gone)
+        for i in (
+            painter.paint(rows.images, hidden),
+            np.broadcast_to(mean_image, rows.images.shape),
+        )
+    ]
+    return np.stack(
+        [np.stack([each[name] for name in SCORES], -1) for each in found], 1
+    ).astype(np.float32)
 
 
 def measure(

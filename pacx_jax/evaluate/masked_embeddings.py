@@ -51,7 +51,8 @@ def of_vit(
     """Embeddings (n, d) from the patches that are left; the others are not there.
 
     As in MAE's training, the encoder gets fewer tokens: nothing stands for a removed
-    patch. `pool` mean is over those left. With views, each image has its own.
+    patch. `pool` mean is over those left. With views, each image has its own. A CheXmix
+    reads [MASK] for a removed patch, and its mean is over all places.
     """
     module, mesh = folder.module(), sharding.make_mesh()
     about, a = folder.preprocessing, folder.architecture
@@ -77,4 +78,4 @@ def of_vit(
 
 
 # Kind of a model folder -> its embeddings of rows with a share of patches removed.
-EMBEDDINGS: dict[str, Callable[..., np.ndarray]] = {"vit": of_vit}
+EMBEDDINGS: dict[str, Callable[..., np.ndarray]] = {"vit": of_vit, "unified": of_vit}

@@ -11,7 +11,8 @@ from pacx_jax import generate, load_encoder, tokenizer
 from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.generator import Generator, load_generator
 from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import features, generation
+from pacx_jax.evaluate import features, generation, inpainting, masked_embeddings
+from pacx_jax.models import mae
 from tests import tiny
 from tests.reliability import runs
 
@@ -84,6 +85,28 @@ def test_filled_in_x_rays_keep_what_is_seen_and_never_read_what_is_hidden(
     np.testing.assert_array_equal(model.paint(changed, hidden, way=way), painted)
     told = model.paint(pixels, hidden, ["possible edema"] * 5, way=way)
     assert (told != painted).any()
+
+
+def test_masked_inputs_have_its_row_and_never_read_what_is_removed(files, films):
+    folder = model_folder.load(files / "model")
+    numbers, x = np.arange(5, dtype=np.uint32), Generator(folder, None).pixels(films)
+    rows = masked_embeddings.Rows(x, np.zeros(5, np.int32), numbers)
+    *_, drawn = mae.random_masking(jax.random.key(0), numbers, K, 0.5)
+    gone = np.asarray(drawn).reshape(5, 4, 4).repeat(4, 1).repeat(4, 2) > 0
+    changed = np.where(gone[..., None], 255 - x, x)
+    others = masked_embeddings.Rows(changed, *(rows.views, numbers))
+    embed = masked_embeddings.EMBEDDINGS["unified"]
+    z, same = (embed(folder, r, 0.5, 0, 8) for r in (rows, others))
+    np.testing.assert_array_equal(z, same)
+    assert np.abs(z - embed(folder, rows, 0.0, 0, 8)).max() > 1e-3
+    model, reason = inpainting.with_decoder(str(files / "model"))
+    assert model.kind == "unified" and not reason
+    mean = np.full((16, 16, 1), 0.5)
+    scores = inpainting.filled(model, rows, mean, 0.5, 0, 8)
+    assert scores.shape == (5, 2, 3)
+    apart = np.abs(x[..., 0] / 255 - 0.5)
+    want = [apart[i][gone[i]].mean() for i in range(5)]
+    np.testing.assert_allclose(scores[:, 1, 0], want, rtol=1e-5)
 
 
 def test_layers_are_those_that_the_encoder_averages(files, model, films):
