@@ -281,6 +281,7 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
     encoders = {f"modalities.{m}.init": target / m for m in ("ecg", "labs")}
     return {
         "mae_vitb16": {"data.path": prepared / "chexpert"},
+        "vq_f16": {"data.path": prepared / "chexpert"},
         "labs_dae": {"data.path": triplets},
         "vitals_dae": {"data.path": triplets},
         "ecg_net1d": {"data.path": prepared / "ecg"},
@@ -357,6 +358,6 @@ def test_every_recipe_runs_by_its_runlocal_preset_and_the_data_paths_alone(
     assert rows[-1]["step"] == 2
     assert all(math.isfinite(rows[-1][k]) for k in ("loss", "grad_norm", "val/loss"))
     assert (workdir / "checkpoints" / "2").is_dir()
-    kinds_of = {"labs_dae": "labs_dae", "vitals_dae": "labs_dae"}
+    kinds_of = {"labs_dae": "labs_dae", "vitals_dae": "labs_dae", "vq_f16": "vq"}
     kind = (kinds_of | {"ecg_net1d": "ecg_net1d"}).get(recipe, "vit")
     assert model_folder.load(workdir, kind).width > 0
