@@ -1,10 +1,10 @@
-"""Embeddings of X-rays from which patches are removed, by kind of model."""
+"""Embeddings of X-rays from which patches are removed."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -45,14 +45,23 @@ def rows_of(folder: ModelFolder, probe_set, paths: Sequence[str]) -> Rows:
     )
 
 
-def of_vit(
+def embeddings(
     folder: ModelFolder, rows: Rows, ratio: float, seed: int, batch_size: int
 ) -> np.ndarray:
     """Embeddings (n, d) from the patches that are left; the others are not there.
 
-    As in MAE's training, the encoder gets fewer tokens: nothing stands for a removed
-    patch. `pool` mean is over those left. With views, each image has its own. A CheXmix
-    reads [MASK] for a removed patch, and its mean is over all places.
+    As in MAE's training, a ViT gets fewer tokens: nothing stands for a removed patch.
+    `pool` mean is over those left. With views, each image has its own. A
+    CheXmix reads [MASK] for a removed patch, and its mean is over all places.
+
+    Args:
+      folder: an encoder of patches, which takes the numbers of those that are left as
+        `vit.ViT` does.
+      ratio: share that is removed; 0: the encoder's own embedding.
+      seed: of the masks.
+
+    Raises:
+      PacxError: so high a share that no patch is left.
     """
     module, mesh = folder.module(), sharding.make_mesh()
     about, a = folder.preprocessing, folder.architecture
@@ -75,7 +84,3 @@ def of_vit(
         sharding.padded_size(batch_size, mesh),
         mesh,
     )
-
-
-# Kind of a model folder -> its embeddings of rows with a share of patches removed.
-EMBEDDINGS: dict[str, Callable[..., np.ndarray]] = {"vit": of_vit, "unified": of_vit}

@@ -23,7 +23,7 @@ from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import comparison, features, inpainting, probe
-from pacx_jax.evaluate.masked_embeddings import EMBEDDINGS, rows_of
+from pacx_jax.evaluate.masked_embeddings import embeddings, rows_of
 from pacx_jax.input import sources
 from pacx_jax.run import host_memory, overlap
 
@@ -60,10 +60,9 @@ def curve(
     for name, folders in arms.items():
         for k, folder in enumerate(folders):
             rows = {s: rows_of(folder, sets[s], paths[s]) for s in sets}
-            embed = EMBEDDINGS[folder.kind]
 
-            def of(split, ratio, rows=rows, folder=folder, embed=embed):
-                return embed(folder, rows[split], ratio, seed, batch_size)
+            def of(split, ratio, rows=rows, folder=folder):
+                return embeddings(folder, rows[split], ratio, seed, batch_size)
 
             fitted = None
             for ratio in ratios:
@@ -130,15 +129,15 @@ def read_arms(words: Sequence[str]) -> dict[str, list[str]]:
 
 
 def load_arms(words: Sequence[str]) -> dict[str, list[ModelFolder]]:
-    """The encoders that words of `read_arms` name; PacxError for one of another use."""
+    """The encoders that `read_arms` reads; PacxError for one without patches."""
     arms = {}
     for name, paths in read_arms(words).items():
         arms[name] = [model_folder.load(path) for path in paths]
         for path, folder in zip(paths, arms[name], strict=True):
-            if folder.kind not in EMBEDDINGS:
+            if "patch_size" not in folder.architecture:
                 raise PacxError(
-                    f"{path} holds a {folder.kind} model; masked inputs are for "
-                    f"{', '.join(EMBEDDINGS)}"
+                    f"{path} holds a {folder.kind} model: masked inputs are for "
+                    "encoders of X-rays that see them as patches"
                 )
     return arms
 
@@ -242,6 +241,11 @@ def main(argv: list[str] | None = None) -> None:
     found = curve(arms, sets, paths, names, *ways)
     filled, skipped = _inpainted(args.encoders, sets, paths, ratios, args)
     lines = table(found.table, ratios) + inpainting.lines(filled, skipped)
+    lines += [
+        f"{path}: overlap unknown: {'; '.join(one['unknown'])}"
+        for path, one in seen.items()
+        if one["status"] == "unknown"
+    ]
     out = pathlib.Path(args.out)
     out.mkdir(parents=True, exist_ok=True)
     about = vars(args) | {"ratios": ratios, "n": len(sets["test"].labels)}

@@ -95,7 +95,7 @@ def test_masked_inputs_have_its_row_and_never_read_what_is_removed(files, films)
     gone = np.asarray(drawn).reshape(5, 4, 4).repeat(4, 1).repeat(4, 2) > 0
     changed = np.where(gone[..., None], 255 - x, x)
     others = masked_embeddings.Rows(changed, *(rows.views, numbers))
-    embed = masked_embeddings.EMBEDDINGS["unified"]
+    embed = masked_embeddings.embeddings
     z, same = (embed(folder, r, 0.5, 0, 8) for r in (rows, others))
     np.testing.assert_array_equal(z, same)
     assert np.abs(z - embed(folder, rows, 0.0, 0, 8)).max() > 1e-3

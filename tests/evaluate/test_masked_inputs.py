@@ -84,21 +84,21 @@ def test_removed_patches_are_not_seen_and_the_others_are(kind):
         "eva02": lambda: tiny.foreign_folder("eva02"),
     }[kind]()
     whole = rows(folder)
-    z = masked_embeddings.of_vit(folder, whole, 0.5, 0, 16)
+    z = masked_embeddings.embeddings(folder, whole, 0.5, 0, 16)
     gone = removed(whole.numbers, 0.5)
     assert gone.mean() == 0.5
     noise = np.random.default_rng(1).integers(0, 256, whole.images.shape, np.uint8)
     other = np.where(gone[..., None], noise, whole.images)
     unseen = dataclasses.replace(whole, images=other)
     np.testing.assert_array_equal(
-        masked_embeddings.of_vit(folder, unseen, 0.5, 0, 16), z
+        masked_embeddings.embeddings(folder, unseen, 0.5, 0, 16), z
     )
     other = np.where(gone[..., None], whole.images, noise)
     seen = dataclasses.replace(whole, images=other)
-    moved = np.abs(masked_embeddings.of_vit(folder, seen, 0.5, 0, 16) - z).max(1)
+    moved = np.abs(masked_embeddings.embeddings(folder, seen, 0.5, 0, 16) - z).max(1)
     assert moved.min() > 1e-3
     if kind == "vit":  # nothing removed: the encoder's own embedding
-        got = masked_embeddings.of_vit(folder, whole, 0.0, 0, 16)
+        got = masked_embeddings.embeddings(folder, whole, 0.0, 0, 16)
         want = Encoder(folder, 16)(list(whole.images))
         np.testing.assert_allclose(got, want, atol=1e-5)
 
@@ -106,14 +106,14 @@ def test_removed_patches_are_not_seen_and_the_others_are(kind):
 def test_an_image_s_mask_is_its_own_and_a_greater_one_holds_a_smaller():
     folder = tiny.folder("vit")
     whole = rows(folder)
-    z = masked_embeddings.of_vit(folder, whole, 0.75, 0, 16)
+    z = masked_embeddings.embeddings(folder, whole, 0.75, 0, 16)
     some = [7, 3, 30]
     few = masked_embeddings.Rows(
         *(getattr(whole, f.name)[some] for f in dataclasses.fields(whole))
     )
-    got = masked_embeddings.of_vit(folder, few, 0.75, 0, 16)
+    got = masked_embeddings.embeddings(folder, few, 0.75, 0, 16)
     np.testing.assert_allclose(got, z[some], atol=1e-5)
-    other = masked_embeddings.of_vit(folder, few, 0.75, 1, 16)
+    other = masked_embeddings.embeddings(folder, few, 0.75, 1, 16)
     assert np.abs(other - got).max(1).min() > 1e-3  # another seed's
     small, great = removed(whole.numbers, 0.25), removed(whole.numbers, 0.75)
     assert (great >= small).all() and len(np.unique(small, axis=0)) > 10
@@ -174,6 +174,7 @@ def test_one_command_writes_the_curve_with_intervals(labelled, tmp_path, capsys)
         told = capsys.readouterr().out
         assert told == (out / "masked_inputs.txt").read_text()
         assert "A: not filled in, no decoder of pixels" in told
+        assert f"{tmp_path}/vit: overlap unknown: " in told
         found = json.loads((out / "masked_inputs.json").read_text())
         cells = {(r["arm"], r["removed"], r["labels"]): r for r in found["auroc"]}
         assert len(cells) == 2 * 2 * 3
@@ -197,7 +198,10 @@ def test_bad_commands_are_one_line_each(labelled, tmp_path, capsys):
     model_folder.save(tmp_path / "vq", test_vq.model_of(c, params), card="a test's")
     vit_folder = f"{tmp_path}/vit"
     for argv, message in (
-        ([f"{tmp_path}/vq"], "holds a vq model; masked inputs are for vit"),
+        (
+            [f"{tmp_path}/vq"],
+            "holds a vq model: masked inputs are for encoders of X-rays",
+        ),
         (["A="], "encoder 'A=': give FOLDER or NAME=FOLDER"),
         ([vit_folder, "--ratios=0,1"], "--ratios=0,1: give numbers from 0 to below 1"),
         ([vit_folder, "--ratios=half"], "--ratios=half: give numbers"),

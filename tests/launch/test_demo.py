@@ -308,6 +308,7 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
     encoders = {f"modalities.{m}.init": target / m for m in ("ecg", "labs")}
     return {
         "mae_vitb16": {"data.path": prepared / "chexpert"},
+        "vq_f16": {"data.path": prepared / "chexpert"},
         "labs_dae": {"data.path": triplets},
         "vitals_dae": {"data.path": triplets},
         "ecg_net1d": {"data.path": prepared / "ecg"},

@@ -57,6 +57,9 @@ RECIPES = {
     "segment": Expected(
         64, 12, 0, (0.405e9, 0.701e9), {"all-reduce": 7_768_464}, copied=0.05
     ),
+    "vq_f16": Expected(
+        64, 0, 0, (3.865e9, 4.860e9), {"all-reduce": 27_384_272}, copied=1.0
+    ),
     "ecg_net1d": Expected(
         64, 0, 0, (1.033e9, 1.123e9), {"all-reduce": 80_765_280}, copied=0.1
     ),

@@ -29,7 +29,7 @@ from pacx_jax import embed, export, main, tokenizer
 from pacx_jax import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
-from pacx_jax.evaluate import predictions
+from pacx_jax.evaluate import masked_inputs, predictions
 from pacx_jax.run import recipe_flags
 from tests import tiny
 
@@ -187,6 +187,7 @@ PROGRAMS = {
     "pacx_jax.generate": do(chexmix.main),
     "pacx_jax.tokenizer": do(tokenizer.main),
     "pacx_jax.evaluate.predictions": do(predictions.main),
+    "pacx_jax.evaluate.masked_inputs": do(masked_inputs.main),
     "data/prepare.py": do(prepare.main),
     "data/audit.py": do(audit.main),
     "launch/plan.py": planned,
