@@ -87,7 +87,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         notes=[
             f"Probes are measured on the {split} patients, fitted on whole X-rays.",
             "Filled-in X-rays and reports are of the first training of two stages.",
-            *token_evidence.lines([r for r in painted if r["where"] == "all"]),
+            *token_evidence.sentences(painted),
         ],
         **evidence,
     )

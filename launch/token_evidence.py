@@ -118,6 +118,19 @@ def lines(rows: Sequence[dict]) -> list[str]:
     return text
 
 
+def sentences(rows: Sequence[dict]) -> list[str]:
+    """L1 of hidden pixels, by what filled them in: a sentence a set and share."""
+    said: dict[tuple, list[str]] = {}
+    for row in rows:
+        if row["where"] == "all" and row["l1"]["value"] is not None:
+            each = said.setdefault((row["set"], row["share"]), [])
+            each.append(f"{row['filled_by']} {_cell(row['l1'])}")
+    return [
+        f"L1 of hidden pixels, X-rays {name}, {share:.0%} hidden: {', '.join(each)}."
+        for (name, share), each in said.items()
+    ]
+
+
 def _cell(found: dict) -> str:
     if found["value"] is None:
         return "undefined"

@@ -269,7 +269,13 @@ def test_command_writes_reports_of_a_folder(files, films, tmp_path, capsys):
     assert run("inpainting", *given, *wrong, f"--out={out}") == 2
 
 
-@pytest.mark.parametrize("what", generate.WHAT[1:])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "inpainting",
+        *(pytest.param(w, marks=pytest.mark.full) for w in generate.WHAT[2:]),
+    ],
+)
 def test_command_measures_on_a_set(what, files, tmp_path, monkeypatch, capsys):
     if what == "reports":
         pytest.importorskip("rouge_score")

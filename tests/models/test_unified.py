@@ -201,6 +201,7 @@ def test_log_likelihood_is_the_sum_of_the_counted_tokens(model, params, tokens):
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.full
 def test_draws_are_of_the_key_and_the_row_alone(model, params, tokens):
     tokens, wanted = open_places(tokens)
     run = functools.partial(
