@@ -36,7 +36,11 @@ WHAT = ("write", "inpainting", "reports", "retrieval", "layers")
 
 
 def _parser() -> cli.Parser:
-    parser = cli.Parser(prog="python -m pacx_jax.generate", description=__doc__)
+    parser = cli.Parser(
+        prog="python -m pacx_jax.generate",
+        description=__doc__,
+        remote=("model", "tokenizer", "images", "data"),
+    )
     parser.add_argument("what", choices=WHAT)
     parser.add_argument("--model", required=True, help="exported folder or workdir")
     parser.add_argument("--tokenizer", required=True, help="its tokenizer.json")
