@@ -22,9 +22,9 @@ CASES = [
         {"encoder_chunks": 2, "loss__chunk": 8, "remat": "full"},
     ),
     ("labs_dae", (8, 4, 1), {"accumulate": 2}),
-    ("vq", (8, 2, 2), {"accumulate": 2, "remat": "full"}),
 ]
 LONG = [
+    ("vq", (8, 2, 2), {"accumulate": 2, "remat": "full"}),
     ("mae", (8, 2, 2), {"accumulate": 2, "remat": "dots"}),
     ("mvmae", (8, 2, 2), {"accumulate": 2, "loss__beta_schedule": "constant"}),
     *((stage, mesh, {}) for stage in ("mae", "distill") for mesh in
