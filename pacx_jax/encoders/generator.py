@@ -77,7 +77,8 @@ class Generator:
         """X-rays of any size (see `Encoder`) -> uint8 (n, s, s, c), squashed."""
         size = self.image_size, self.channels
         rows = [xray_encoder.preprocess(i, *size) for i in xray_encoder.each(images)]
-        return np.stack(rows) if rows else np.zeros((0, *size[:1] * 2, size[1]), "u1")
+        none = np.zeros((0, self.image_size, self.image_size, self.channels), np.uint8)
+        return np.stack(rows) if rows else none
 
     def codes(self, images, hidden: np.ndarray | None = None) -> np.ndarray:
         """X-rays -> codes (n, k) int32, row by row; `hidden` is (k,) or (n, k) bool."""
@@ -110,12 +111,9 @@ class Generator:
         text = np.full((len(codes), self.length), self.words.pad_id, np.int32)
         text[:, 0] = self.words.start_id
         tokens = self._sequences(codes, text, False)
-        first = 1 + self.grid**2 + 2  # of the places behind [CLS]
-        tokens[:, 1 : 1 + self.grid**2] = np.where(
-            self._hidden(len(codes), hidden),
-            self.words.mask,
-            tokens[:, 1 : 1 + self.grid**2],
-        )
+        image, first = slice(1, 1 + self.grid**2), self.grid**2 + 3  # behind [CLS]
+        hidden = self._hidden(len(codes), hidden)
+        tokens[:, image] = np.where(hidden, self.words.mask, tokens[:, image])
         wanted = np.full(tokens.shape, PAD, np.int32)
         wanted[:, first:] = TEXT
         ways = (k, temperature, top_p, seed)

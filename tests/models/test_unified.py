@@ -108,6 +108,13 @@ def test_a_changed_token_leaves_every_logit_before_it_bit_for_bit(
         assert (np.abs(after[:, at:] - before[:, at:]).max(-1) > 1e-4).any(0).all()
 
 
+def test_a_token_out_of_range_is_not_a_number(model, params, tokens):
+    wrong = tokens.copy()
+    wrong[0, 3] = WORDS.size
+    logits = np.asarray(logits_of(model, params, wrong))
+    assert np.isnan(logits[0, 3:]).all() and np.isfinite(logits[1:]).all()
+
+
 @BOTH
 def test_order_is_known_from_the_positions(model, params):
     row = np.array([[START, 15, 16, 17, 18, END]])
