@@ -38,6 +38,8 @@ def get_config(arg=None):
 
     c.loss = base.ml_collections.ConfigDict()
     c.loss.commitment = 0.25
+    c.loss.adversarial = 0.0  # weight of a patch discriminator's verdict; 0: none
+    c.loss.adversarial_from = 0  # the step
     c.loss.decay = 0.99  # of the codes' moving averages
     c.loss.dead = 0.1  # of the mean share: a code that is used less is drawn anew
 

@@ -46,6 +46,12 @@ def kept(remat: str) -> type[nn.Module]:
     return Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
 
 
+def halved(x: Array, width: int, dtype, name: str) -> Array:
+    """A 4x4 convolution of stride 2, named in the calling module."""
+    ways = {"strides": (2, 2), "padding": ((1, 1), (1, 1)), "dtype": dtype}
+    return nn.Conv(width, (4, 4), **ways, name=name)(x)
+
+
 class Encoder(nn.Module):
     """Images -> features; level i halves the sides, to widths[i] channels.
 
@@ -66,14 +72,7 @@ class Encoder(nn.Module):
         block_of = kept(self.remat)
         block = 0
         for i, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
-            x = nn.Conv(
-                width,
-                (4, 4),
-                strides=(2, 2),
-                padding=((1, 1), (1, 1)),
-                dtype=self.dtype,
-                name=f"down_{i}",
-            )(x)
+            x = halved(x, width, self.dtype, f"down_{i}")
             for _ in range(count):
                 x = block_of(width, self.dtype, name=f"block_{block:02d}")(x)
                 block += 1

@@ -17,11 +17,13 @@ from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import vq
+from pacx_jax.models.discriminator import Discriminator
 from pacx_jax.objectives import image_scores
 from pacx_jax.types import Array, Metrics, Objective, Params
 
 SHOWN = ("loss", "psnr", "ssim", "perplexity")
 MODEL = ("encoder", "decoder", "codebook")  # what is exported
+TRAINED = ("encoder/", "decoder/", "discriminator/")  # by gradients
 
 
 def make(config, mesh: Mesh | None = None) -> Objective:
@@ -29,9 +31,10 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
       loss = mean |x - decoded| + commitment mean (1 - cos(z, code of z))
 
-    in normalised pixels. `usage` holds the codes' moving averages: `share` (k,), how
-    often each is the nearest, and `sum` (k, d), of the features that it then stands
-    for; a code is the latter's direction. See `advanced`.
+    in normalised pixels, and with loss.adversarial > 0 the terms of `adversarial` from
+    step loss.adversarial_from on. `usage` holds the codes' moving averages: `share`
+    (k,), how often each is the nearest, and `sum` (k, d), of the features that it then
+    stands for; a code is the latter's direction. See `advanced`.
     """
     del mesh
     if config.model_init:
@@ -46,9 +49,15 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     )
     size, count = config.data.image_size, model.codes
     mean, std = tuple(config.data.mean), tuple(config.data.std)
+    judge = None
+    if config.loss.adversarial > 0:
+        judge = Discriminator(model.widths[:3], jnp.dtype(config.dtype))
 
     def init(key):
-        params = model.init(key, jnp.zeros((1, size, size, model.channels)))["params"]
+        image = jnp.zeros((1, size, size, model.channels))
+        params = model.init(key, image)["params"]
+        if judge:
+            params = {**params, "discriminator": judge.init(key, image)["params"]}
         nothing = {
             "share": jnp.zeros(count),
             "sum": jnp.zeros((count, model.code_width)),
@@ -68,16 +77,23 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     def total(each):
         return each["l1"] + config.loss.commitment * each["commitment"]
 
-    def loss(params, batch, key, *, train):
+    def loss(params, batch, key, *, train, step=0):
         del train  # no dropout
         images = normalize(batch["image"], mean, std)
-        _, z, codes, each = reconstruct(params, images)
+        decoded, z, codes, each = reconstruct(params, images)
         rows = sharding.row_numbers(batch)
         z = jax.lax.stop_gradient(z).reshape(len(z), -1, z.shape[-1])
         found = statistics(z, codes.reshape(len(z), -1), count)
         found["drawn"] = drawn(key, z, rows, config.global_batch_size, count)
         each = {name: values.mean() for name, values in each.items()}
-        return total(each), each | found
+        value = total(each)
+        if judge:
+            weights = params["discriminator"]
+            fooling, judging = adversarial(judge, weights, decoded, images)
+            on = jnp.where(step >= config.loss.adversarial_from, 1.0, 0.0)
+            value += on * (config.loss.adversarial * fooling + judging)
+            each |= {"fooling": fooling, "judging": judging}
+        return value, each | found
 
     def outputs(params, batch, key):
         del key
@@ -106,8 +122,9 @@ def make(config, mesh: Mesh | None = None) -> Objective:
 
     return Objective(
         init=init,
-        trainable=lambda path: path.startswith(("encoder/", "decoder/")),
+        trainable=lambda path: path.startswith(TRAINED),
         loss=loss,
+        by_step=judge is not None,
         outputs=outputs,
         summarize=summarize,
         advance=lambda frozen, found: advanced(frozen, found, config.loss),
@@ -134,7 +151,8 @@ def _check(config) -> None:
     loss, size, least = config.loss, config.data.image_size, image_scores.WINDOW
     if size < least:
         raise PacxError(f"config.data.image_size is {size}: give at least {least}")
-    limits = {"commitment": (0, float("inf")), "decay": (0, 1), "dead": (0, 1)}
+    limits = dict.fromkeys(("commitment", "adversarial"), (0, float("inf")))
+    limits |= dict.fromkeys(("decay", "dead"), (0, 1))
     for name, (low, high) in limits.items():
         if not low <= loss[name] < high:
             raise PacxError(
@@ -146,6 +164,26 @@ def _check(config) -> None:
 def pixels(images: Array, mean, std) -> Array:
     """Normalised images (b, h, w, c) as pixels within [0, 1], float32."""
     return jnp.clip(losses.wide(images) * jnp.asarray(std) + jnp.asarray(mean), 0, 1)
+
+
+def adversarial(judge, weights: Params, decoded: Array, images: Array):
+    """What the decoder and what the discriminator adds to the loss, scalars.
+
+    The discriminator's hinge loss moves it alone, and the decoder's term, -mean logit,
+    does not move the discriminator, so that one optimizer takes both.
+
+    Args:
+      judge: a `Discriminator`, with these weights.
+      decoded, images: (b, h, w, c), normalised.
+    """
+
+    def logits(weights, x):
+        return judge.apply({"params": weights}, x)
+
+    fixed, made = jax.lax.stop_gradient((weights, decoded))
+    fooling = -logits(fixed, decoded).mean()
+    real, fake = logits(weights, images), logits(weights, made)
+    return fooling, (jax.nn.relu(1 - real).mean() + jax.nn.relu(1 + fake).mean()) / 2
 
 
 def statistics(z: Array, codes: Array, count: int) -> dict[str, Array]:
