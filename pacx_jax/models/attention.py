@@ -24,9 +24,9 @@ from pacx_jax.types import Array
 # takes one image at a time: the scores are then most of the memory traffic.
 LARGE_SCORES, FEW_CHANNELS = 2**20, 32
 # Tokens that the kernel for TPUs takes: few leave it little to do, and the scores of
-# many do not fit VMEM (v5e, v5p: 320 of 1,280 channels fit in bfloat16, 448 of 1,024 do
-# not; in float32 264 do not).
-LEAST_TOKENS, MOST_TOKENS = 64, 320
+# many do not fit VMEM, nor do many of many channels (bfloat16: on v5e and v5p 320 of
+# 1,280 channels fit, on v5e 400 of 1,024; 448 of 1,024 do not. float32: 264 do not).
+LEAST_TOKENS, MOST_TOKENS, MOST_NUMBERS = 64, 400, 320 * 1280
 
 
 ALL = slice(None)  # tokens
@@ -113,10 +113,11 @@ def kernel_runs(
     mesh, platform = jax.sharding.get_abstract_mesh(), target.platform()
     if n < LEAST_TOKENS or not platform:
         return False
+    most = min(MOST_TOKENS, MOST_NUMBERS // (heads * channels))
     reasons = {
         f"{platform} is no TPU": platform != "tpu",
         f"its kernel does not take {dtype}": dtype.itemsize != 2,
-        f"its kernel takes up to {MOST_TOKENS} tokens, here are {n}": n > MOST_TOKENS,
+        f"its kernel takes up to {most} tokens, here are {n}": n > most,
         "it does not split heads over config.mesh.tensor": not mesh.empty
         and mesh.shape["tensor"] > 1,
     }

@@ -282,7 +282,9 @@ def test_where_the_kernel_does_not_run_that_is_said_once(monkeypatch, said):
     assert attention.kernel_runs(197, 12, 64, BFLOAT16)
     assert not attention.kernel_runs(20, 12, 64, BFLOAT16)
     assert not attention.kernel_runs(197, 12, 64, FLOAT32)
+    assert attention.kernel_runs(326, 12, 64, BFLOAT16, causal=True)
     assert not attention.kernel_runs(500, 12, 64, BFLOAT16)
+    assert not attention.kernel_runs(360, 16, 80, BFLOAT16)
     with sharding.tracing(sharding.make_mesh(8, tensor=2)):
         assert not attention.kernel_runs(197, 12, 64, BFLOAT16)
     assert len(said()) == 1
