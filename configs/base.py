@@ -30,7 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     """Fields that every recipe has."""
     c = ml_collections.ConfigDict()
     c.name = ""
-    c.objective = ""  # mae, mvmae, labs_dae, ecg, distill, classify or segment
+    c.objective = (
+        ""  # mae, mvmae, labs_dae, ecg, distill, classify, segment, vq, unified
+    )
     c.seed = 0
     c.dtype = "float32"  # of matrix products; parameters and losses stay float32
     c.num_devices = 0  # 0: all

@@ -2,6 +2,7 @@
 
   bash launch/demo.sh                # about a quarter of an hour on two cores
   bash launch/demo.sh --method=mvmae # studies of two views, and reports
+  bash launch/demo.sh --method=chexmix # X-rays and reports in one sequence
   bash launch/demo.sh --seeds=5      # five trainings, whose spread intervals cover
   bash launch/demo.sh --full         # a larger cohort and model, an hour or two
   bash launch/demo.sh --tiny         # a test of the machinery, numbers without meaning
@@ -32,12 +33,12 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import compile_cache  # noqa: E402
-from launch.curricula import mvmae, pacx  # noqa: E402
+from launch.curricula import chexmix, mvmae, pacx  # noqa: E402
 from launch.curricula.stage import Stage  # noqa: E402
 from pacx_jax import cli, files  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 
-METHODS = {"pacx": pacx, "mvmae": mvmae}
+METHODS = {"pacx": pacx, "mvmae": mvmae, "chexmix": chexmix}
 
 
 class Demo:
@@ -223,7 +224,8 @@ def main() -> int:
     parser = cli.Parser(description=__doc__)
     text = "folder (runs/demo, runs/full with --full; _mvmae after it for that method)"
     parser.add_argument("--target", help=text)
-    text = "pacx: ECGs and labs distilled; mvmae: views aligned, reports"
+    text = "pacx: ECGs and labs distilled; mvmae: views aligned, reports; chexmix: "
+    text += "X-rays and reports in one sequence"
     parser.add_argument("--method", choices=METHODS, default="pacx", help=text)
     parser.add_argument("--full", action="store_true", help="an hour or two")
     parser.add_argument("--tiny", action="store_true", help="a test of the machinery")

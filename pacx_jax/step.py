@@ -24,6 +24,7 @@ class TrainState:
       step: int32 scalar, the number of batches read; each is an update unless skipped.
       params: the trained parameters. Gradients and moments cover only these.
       frozen: the other parameters. Freezing is structural, so there is nothing to mask.
+        Only the objective's `advance` changes them.
       opt_state: optax's state, shaped by `params`.
     """
 
@@ -104,9 +105,12 @@ def make_train_step(
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         params, opt_state = update_if(finite, tx, grads, state, mesh)
+        frozen = state.frozen
+        if objective.advance:
+            frozen, metrics = objective.advance(state.frozen, metrics)
+            frozen = where(finite, frozen, state.frozen)
         metrics = {"loss": loss, **metrics, "grad_norm": norm}
-        state = state.replace(step=state.step + 1, params=params, opt_state=opt_state)
-        return state, metrics
+        return TrainState(state.step + 1, params, frozen, opt_state), metrics
 
     everywhere = sharding.replicated(mesh)
     return jax.jit(
@@ -135,7 +139,12 @@ def update_if(finite: jax.Array, tx, grads: Params, state: TrainState, mesh: Mes
         in_branch = target.hand_written("update_in_branch")
     if in_branch:
         return jax.lax.cond(finite, update, lambda: before)
-    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), update(), before)
+    return where(finite, update(), before)
+
+
+def where(condition: jax.Array, tree, other):
+    """`tree` if the condition () holds, else `other`, a tree of the same shapes."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), tree, other)
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:

@@ -28,6 +28,10 @@ class Objective:
         off structurally: no gradient, no optimizer state.
       loss: (params, batch, key, train) -> (scalar loss, dict of scalar metrics).
         `params` is the whole tree; `train` is a keyword and turns dropout on.
+      advance: (frozen parameters, what `loss` found) -> (frozen parameters, metrics),
+        after each update, for parameters that no gradient moves, such as moving
+        averages. `loss` may then find arrays besides scalars; those of a batch's parts
+        are added with the parts' weights. Metrics are scalars.
       by_step: the loss also takes `step`, the number of updates before this one, by
         which a weight may rise.
       outputs: (params, batch, key) -> dict of arrays with leading axis b, the
@@ -56,6 +60,7 @@ class Objective:
     loss: Callable[..., tuple[Array, Metrics]]
     outputs: Callable[[Params, Batch, jax.Array], dict[str, Array]]
     summarize: Callable[[dict[str, np.ndarray]], dict[str, float]]
+    advance: Callable[[Params, Metrics], tuple[Params, Metrics]] | None = None
     by_step: bool = False
     pretrained: Mapping[str, str] = dataclasses.field(default_factory=dict)
     entries: tuple[str, ...] = ("image",)

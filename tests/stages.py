@@ -11,7 +11,8 @@ from pacx_jax import objectives, optim, sharding, step
 from tests import tiny
 from tests.reliability import runs
 
-STAGES = ("mae", "mvmae", "v2t", "labs_dae", "ecg", "distill", "classify", "segment")
+STAGES = ("mae", "mvmae", "v2t", "vq", "causal", "masked", "labs_dae", "ecg",
+          "distill", "classify", "segment")  # fmt: skip
 
 
 def config(stage: str, folders: dict[str, str], **fields):
@@ -25,9 +26,10 @@ def config(stage: str, folders: dict[str, str], **fields):
 def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
     """Random examples, as `config`'s objective takes them; masks are uneven."""
     rng = np.random.default_rng(seed)
-    size = 16 if stage == "mae" else 32
+    grey = stage in ("vq", "causal", "masked")
+    size, channels = 16 if grey or stage == "mae" else 32, 1 if grey else 3
     entries = {
-        "image": rng.integers(0, 256, (b, size, size, 3), dtype=np.uint8),
+        "image": rng.integers(0, 256, (b, size, size, channels), np.uint8),
         "images": rng.integers(0, 256, (b, 2, 16, 16, 1), dtype=np.uint8),
         "view": rng.integers(0, 3, (b, 2), dtype=np.int32),
         "view_mask": np.stack([np.ones(b), np.arange(b) % 3 > 0], 1),
@@ -45,7 +47,10 @@ def batch(stage: str, b: int = 16, seed: int = 0) -> dict[str, np.ndarray]:
     of = {
         "mae": ("image",),
         "mvmae": ("images", "view", "view_mask"),
+        "vq": ("image",),
         "v2t": ("images", "view", "view_mask", "report_tokens", "report_present"),
+        "causal": ("image", "report_tokens", "report_present"),
+        "masked": ("image", "report_tokens", "report_present"),
         "labs_dae": ("labs", "labs_mask"),
         "ecg": ("ecg", "labels", "label_mask"),
         "distill": ("image", "ecg_embedding", "labs_embedding"),
@@ -91,6 +96,7 @@ def jitted(c, mesh, dtype: str = "float32", optimizer: bool = True):
     update = step.make_train_step(objective, tx, mesh, shardings, c.accumulate)
     rows = sharding.local_rows(c.global_batch_size, mesh)  # all, in one process
     stage = "v2t" if "caption" in c and c.caption.weight else c.objective
+    stage = c.stage if stage == "unified" else stage
     examples = batch(stage, c.global_batch_size)
     # In float64 images are wide too: XLA rounds float32 pixels as it fuses them.
     kept = (np.int32, np.uint8) if wide == "float32" else (np.int32,)

@@ -15,6 +15,7 @@ import numpy as np
 from pacx_jax import tokenizer
 from pacx_jax.encoders import model_folder
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
+from pacx_jax.models import unified, unified_encoder
 from tests import report_sets
 
 VIT = {
@@ -31,6 +32,14 @@ ECG = {
     "blocks": [1, 1],
     "kernel": 4,
     "groups_width": 8,
+}
+VQ = {
+    "image_size": 16,
+    "channels": 1,
+    "widths": [8, 8],
+    "blocks": [1, 1],
+    "codes": 16,
+    "code_width": 8,
 }
 LABS = {"features": 50, "hidden": 16, "latent": 8, "mask_inputs": True}
 
@@ -103,6 +112,29 @@ def folder(kind: str, seed: int = 0) -> model_folder.ModelFolder:
     return model_folder.ModelFolder(kind, architecture, preprocessing, params)
 
 
+def vq_folder(seed: int = 0) -> model_folder.ModelFolder:
+    """An image tokenizer with random weights: 16 codes of 4 pixels a side, grey."""
+    about = model_folder.image_preprocessing((0.5056,), (0.252,))
+    empty = model_folder.ModelFolder("vq", VQ, about, {})
+    params = random_params(empty.module(), jnp.zeros((1, 16, 16, 1)), seed=seed)
+    codes = params["codebook"]["codes"]
+    codes /= np.linalg.norm(codes, axis=-1, keepdims=True)
+    return dataclasses.replace(empty, params=params)
+
+
+def unified_folder(words: tokenizer.Tokenizer, seed: int = 0):
+    """A model of X-rays and reports with random weights, texts of 16 tokens."""
+    shared = unified.Words(words.vocab_size, VQ["codes"])
+    model = unified.Transformer(shared.size, 16 + 2 + 16, 32, 2, 2)
+    about = vq_folder().preprocessing | {
+        "report": {"sha256": words.sha256, "length": 16, "sections": ["impression"]}
+    }
+    architecture = unified_encoder.architecture(VQ, shared, model, (0, 1))
+    transformer = random_params(model, jnp.zeros((1, 2), int), seed=seed)
+    params = {"vq": vq_folder().params, "transformer": transformer}
+    return model_folder.ModelFolder("unified", architecture, about, params)
+
+
 MVMAE = {
     "channels": 1,
     "qk_norm": True,
@@ -172,6 +204,7 @@ def write_folders(path) -> dict[str, str]:
     names["modalities__labs__init"] = "labs_dae"
     for i, kind in enumerate(names.values()):
         model_folder.save(path / kind, folder(kind, i), card="a test's")
+    model_folder.save(path / "image_tokenizer", vq_folder(), card="a test's")
     write_tokenizer(path / "tokenizer.json")
     return {field: str(path / kind) for field, kind in names.items()}
 

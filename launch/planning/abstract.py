@@ -19,7 +19,7 @@ import PIL.Image
 import tokenizers
 from jax.sharding import Mesh
 
-from configs import ecg_net1d, labs_dae, mae_vitb16
+from configs import ecg_net1d, labs_dae, mae_vitb16, vq_f16
 from pacx_jax import objectives, optim, sharding, step, tokenizer
 from pacx_jax.encoders import model_folder
 from pacx_jax.input import transforms
@@ -38,6 +38,7 @@ ENCODERS = {  # objective -> config field -> recipe of the encoder that it names
     },
     "classify": _VIT,
     "segment": _VIT,
+    "unified": {"vq_init": vq_f16},
 }
 
 
@@ -53,8 +54,9 @@ def completed(config, directory: str, preset: str = "") -> ml_collections.Config
         if operator.attrgetter(field)(config):
             continue
         other = recipe.get_config(preset)
-        if recipe is mae_vitb16:
+        if recipe in (mae_vitb16, vq_f16):
             other.data.image_size = config.data.image_size
+        if recipe is mae_vitb16:
             for name in ("mean", "std"):
                 other.data[name] = tuple(config.data[name]) or tuple(other.data[name])
         objective = objectives.make(other, sharding.make_mesh(1))

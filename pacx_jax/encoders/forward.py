@@ -38,7 +38,7 @@ def images(
         z = module.apply({"params": params}, x, cls_only=not tokens, view=view)
         return (z if tokens else z[:, 0]).astype(jnp.float32)
 
-    return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
+    return on_mesh(forward, mesh, jnp.dtype(module.dtype).name)
 
 
 def attentions(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh):
@@ -58,7 +58,7 @@ def attentions(module, mean: Sequence[float], std: Sequence[float], mesh: Mesh):
             for i in range(module.depth)
         ]
 
-    return _jitted(forward, mesh, jnp.dtype(module.dtype).name)
+    return on_mesh(forward, mesh, jnp.dtype(module.dtype).name)
 
 
 def _normalized(module, inputs, mean, std):
@@ -79,7 +79,7 @@ def arrays(module, mesh: Mesh) -> Forward:
         return module.apply({"params": params}, *inputs).astype(jnp.float32)
 
     dtype = getattr(module, "dtype", jnp.float32)
-    return _jitted(forward, mesh, jnp.dtype(dtype).name)
+    return on_mesh(forward, mesh, jnp.dtype(dtype).name)
 
 
 def in_batches(
@@ -89,12 +89,13 @@ def in_batches(
     shape: tuple[int, ...],
     batch_size: int,
     mesh: Mesh,
+    dtype: type = np.float32,
 ) -> np.ndarray:
-    """Embeds examples, at most `batch_size` at a time: (n, *shape) float32.
+    """Embeds examples, at most `batch_size` at a time: (n, *shape) of `dtype`.
 
     The last ones are padded to a power of two a device, so that few sizes are compiled.
     """
-    examples, out = iter(examples), [np.zeros((0, *shape), np.float32)]
+    examples, out = iter(examples), [np.zeros((0, *shape), dtype)]
     while chunk := list(itertools.islice(examples, batch_size)):
         size = sharding.call_size(len(chunk), batch_size, mesh)
         rows = jax.tree.map(
@@ -105,16 +106,17 @@ def in_batches(
     return np.concatenate(out)
 
 
-def _jitted(forward: Forward, mesh: Mesh, dtype: str) -> Forward:
+def on_mesh(forward: Forward, mesh: Mesh, dtype: str) -> Forward:
+    """Jits (params, inputs) -> outputs: rows split over the devices, outputs on all."""
     everywhere = sharding.replicated(mesh)
 
-    def on_mesh(params, inputs):
+    def traced(params, inputs):
         with sharding.tracing(mesh):
             target.say_of_dtype(dtype)
             return forward(params, inputs)
 
     return jax.jit(
-        on_mesh,
+        traced,
         in_shardings=(everywhere, sharding.batch_sharding(mesh)),
         out_shardings=everywhere,
     )

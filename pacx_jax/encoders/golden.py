@@ -15,7 +15,7 @@ import pathlib
 import jax
 import numpy as np
 
-from pacx_jax.encoders import model_folder, xray_encoder
+from pacx_jax.encoders import kinds, model_folder, xray_encoder
 from pacx_jax.errors import PacxError
 
 FILE = model_folder.GOLDEN
@@ -43,7 +43,7 @@ def embed(model: model_folder.ModelFolder) -> np.ndarray:
 
 def beside(model: model_folder.ModelFolder) -> dict[str, bytes]:
     """The file to write beside a model's others; {} for what is no X-ray encoder."""
-    if model.kind != "vit":
+    if model.kind not in kinds.XRAY:
         return {}
     import safetensors.numpy  # imported lazily, as in model_folder
 
@@ -61,7 +61,7 @@ def check(path: str | os.PathLike) -> str:
     import safetensors.numpy
 
     folder = model_folder.resolve(path)
-    model = model_folder.load(folder, "vit")
+    model = model_folder.load(folder, kinds.XRAY)
     file = pathlib.Path(folder) / FILE
     if not file.is_file():
         raise PacxError(

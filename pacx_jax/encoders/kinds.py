@@ -16,9 +16,12 @@ import jax.numpy as jnp
 
 from pacx_jax.encoders import image_statistics
 from pacx_jax.errors import PacxError
-from pacx_jax.models import ecg, labs_dae, positions, vit
+from pacx_jax.models import ecg, labs_dae, positions, unified, unified_encoder, vit, vq
 
 LARGEST_POSITIONS = 2**26  # numbers: 65,536 tokens of width 1024
+XRAY = ("vit", "unified")  # kinds that embed X-rays
+MOST_HALVINGS = 8  # of a tokenizer's images: a token of 256 pixels a side
+MOST_BLOCKS = 256  # of a tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +101,60 @@ def _check_vit(architecture: dict) -> None:
             raise ValueError(f"{name} is {architecture[name]!r}: {', '.join(choices)}")
 
 
+def _check_vq(architecture: dict) -> None:
+    levels = [architecture[name] for name in ("widths", "blocks")]
+    if not all(isinstance(level, list) for level in levels):
+        raise ValueError("widths and blocks must be lists")
+    sizes = [architecture[name] for name in ("image_size", "codes", "code_width")]
+    if not all(type(n) is int and n > 0 for n in (*levels[0], *levels[1], *sizes)):
+        raise ValueError(f"{architecture} must be whole numbers above 0")
+    if len(levels[0]) != len(levels[1]) or not 0 < len(levels[0]) <= MOST_HALVINGS:
+        raise ValueError(f"widths {levels[0]} and blocks {levels[1]} do not match")
+    if architecture["channels"] not in (1, 3):
+        raise ValueError(f"channels is {architecture['channels']!r}: 1 or 3")
+    if architecture["image_size"] % 2 ** len(levels[0]):
+        raise ValueError(
+            f"image_size {architecture['image_size']} is not divisible by "
+            f"{2 ** len(levels[0])}"
+        )
+
+
+def _check_unified(architecture: dict) -> None:
+    a = architecture
+    if not isinstance(a["vq"], dict):
+        raise ValueError("vq must be an image tokenizer's description")
+    _check_vq(a["vq"])
+    if sum(a["vq"]["blocks"]) > MOST_BLOCKS:
+        raise ValueError(f"vq.blocks {a['vq']['blocks']} are too many")
+    numbers = ("image_size", "channels", "patch_size", "length", "width", "depth",
+               "num_heads", "text_size")  # fmt: skip
+    if not all(type(a[name]) is int and a[name] > 0 for name in numbers):
+        raise ValueError(f"{', '.join(numbers)} must be whole numbers above 0")
+    if any(a[name] != a["vq"][name] for name in ("image_size", "channels")):
+        raise ValueError("image_size and channels are not those of vq")
+    factor, layers = 2 ** len(a["vq"]["widths"]), a["layers"]
+    codes = (a["image_size"] // factor) ** 2
+    if a["patch_size"] != factor or a["length"] < codes + 2:
+        raise ValueError(
+            f"patch_size {a['patch_size']} and length {a['length']}: vq makes {codes} "
+            f"codes of {factor} pixels a side"
+        )
+    if max(a["length"], a["text_size"]) * a["width"] > 8 * LARGEST_POSITIONS:
+        raise ValueError("length, text_size and width make too large a table")
+    if not (
+        isinstance(layers, list)
+        and len(layers) == 2
+        and all(type(n) is int for n in layers)
+        and 0 <= layers[0] < layers[1] <= a["depth"]
+    ):
+        raise ValueError(f"layers is {layers!r}: [first, last + 1] of {a['depth']}")
+    ids = [a[name] for name in ("pad_id", "start_id", "end_id")]
+    if not all(type(n) is int and 0 <= n < a["text_size"] for n in ids):
+        raise ValueError(f"pad_id, start_id and end_id are {ids}")
+    if type(a["tied"]) is not bool or a["positions"] not in unified.POSITIONS:
+        raise ValueError(f"tied is {a['tied']!r} and positions {a['positions']!r}")
+
+
 def _check_labs(architecture: dict) -> None:
     if type(architecture["features"]) is not int:
         raise ValueError("features must be a whole number")
@@ -128,5 +185,26 @@ KINDS = {
         width=lambda a: a["latent"],
         about="The encoder half of a denoising autoencoder of laboratory values.",
         check=_check_labs,
+    ),
+    "vq": Kind(
+        module=vq.module,
+        inputs=lambda a: (_floats(a["image_size"], a["image_size"], a["channels"]),),
+        width=lambda a: a["code_width"],
+        about="A tokenizer of chest X-rays (a convolutional autoencoder with a "
+        "codebook): it turns an image into a grid of token numbers, and such a grid "
+        "into an image. It gives no embedding of an image.",
+        check=_check_vq,
+        check_preprocessing=image_statistics.check,
+    ),
+    "unified": Kind(
+        module=unified_encoder.module,
+        inputs=lambda a: (_floats(a["image_size"], a["image_size"], a["channels"]),),
+        width=lambda a: a["width"],
+        about="An early-fusion model of chest X-rays and reports (CheXmix): an image "
+        "tokenizer, and one causal transformer over its codes and the report's tokens. "
+        "Its embedding is the mean over the image's positions of the outputs of some "
+        "layers; it also writes reports and fills in images.",
+        check=_check_unified,
+        check_preprocessing=image_statistics.check,
     ),
 }

@@ -187,9 +187,17 @@ def at_size(model: ModelFolder, image_size: int) -> ModelFolder:
     Sin-cos positions are made for any grid; learned ones are resampled to it.
 
     Raises:
-      PacxError: a size that the patches do not divide.
+      PacxError: a size that the patches do not divide, or another than a "unified"
+        was trained with.
     """
     a, params = dict(model.architecture), model.params
+    if model.kind == "unified":
+        if image_size not in (0, a["image_size"]):
+            raise PacxError(
+                f"image size {image_size}: this model's sequences are those of "
+                f"{a['image_size']} pixels a side; leave it away"
+            )
+        return model
     size, patch = image_size or a["image_size"], a["patch_size"]
     if size < patch or size % patch:
         raise PacxError(
@@ -251,12 +259,14 @@ def _is_of_model(name: str) -> bool:
     return folder in ("", "export") and file in _NAMES
 
 
-def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
+def load(
+    path: str | os.PathLike, kind: str | Sequence[str] | None = None
+) -> ModelFolder:
     """Reads and checks a model folder.
 
     Args:
       path: a model folder or the workdir of a finished run.
-      kind: the kind that the caller needs.
+      kind: the kind that the caller needs, or several.
 
     Raises:
       PacxError: no folder, another kind, or parameters that are missing, unexpected,
@@ -276,8 +286,11 @@ def load(path: str | os.PathLike, kind: str | None = None) -> ModelFolder:
         raise PacxError(f"{path}/config.json has format {version}; this reads {FORMAT}")
     with _refusing(path, "architecture"):
         entry = kinds.of(found)
-    if kind is not None and found != kind:
-        raise PacxError(f"{path} holds a {found} model, but a {kind} is needed here")
+    wanted = (kind,) if isinstance(kind, str) else kind
+    if wanted is not None and found not in wanted:
+        raise PacxError(
+            f"{path} holds a {found} model, but a {' or '.join(wanted)} is needed here"
+        )
     flat = _read(path / "model.safetensors")
     target.check_backend()  # or the folder would be blamed for JAX's
     with _refusing(path, "architecture"):

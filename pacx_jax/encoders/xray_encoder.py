@@ -12,7 +12,7 @@ import numpy as np
 import PIL.Image
 
 from pacx_jax import sharding
-from pacx_jax.encoders import forward, model_folder
+from pacx_jax.encoders import forward, kinds, model_folder
 from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import images as imageio
 from pacx_jax.input import views as viewnames
@@ -25,7 +25,8 @@ Views = str | Sequence[str] | None
 class Encoder:
     """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
 
-    Of an encoder with `pool` "mean", it is the patches' mean in its place.
+    Of an encoder with `pool` "mean", it is the patches' mean in its place, and of a
+    CheXmix the mean over the image's positions of some layers.
 
     Only the X-ray is needed. A call of less than `batch_size` images is padded to the
     next power of two a device, so that one image does not cost a batch; each such size
@@ -41,6 +42,7 @@ class Encoder:
       num_devices: how many devices to use; 0 = all.
 
     Attributes:
+      kind: of the folder.
       params: the parameters, on every device.
       forward, attention_maps: jitted functions of them and of uint8 (b, s, s, c); with
         view embeddings, of these and the views' numbers (b,).
@@ -53,7 +55,7 @@ class Encoder:
         dtype: str = "float32",
         num_devices: int = 0,
     ):
-        self.architecture = folder.architecture
+        self.kind, self.architecture = folder.kind, folder.architecture
         self.preprocessing = folder.preprocessing
         self.width = folder.width
         self.image_size = folder.architecture["image_size"]
@@ -113,6 +115,8 @@ class Encoder:
           images: at least one, as for a call; all are taken in one step.
           views: as for a call.
         """
+        if self.kind != "vit":
+            raise PacxError(f"attentions of a {self.kind} model: only a vit has maps")
         rows = list(self._rows(images, views))
         if not rows:
             raise PacxError("attentions of no image: give at least one")
@@ -153,24 +157,7 @@ class Encoder:
 
     def preprocess(self, image: Image) -> np.ndarray:
         """One image as the model sees it before normalisation: uint8 (s, s, c)."""
-        if isinstance(image, (str, os.PathLike)):
-            image = imageio.decode(staging.local(image), name=str(image))
-        elif isinstance(image, PIL.Image.Image):
-            image = imageio.decode(image)
-        try:
-            image = np.asarray(image)
-        except Exception as error:  # what other libraries' arrays and lists raise
-            raise PacxError(
-                f"{type(image).__name__}: no image ({one_line(error)}); give uint8 "
-                "(h, w) or (h, w, 3)"
-            ) from None
-        deep = image.ndim == 3 and image.shape[-1] in (1, 3)
-        if image.dtype != np.uint8 or not (image.ndim == 2 or deep) or not image.size:
-            raise PacxError(
-                f"image array of dtype {image.dtype} and shape {image.shape}: give "
-                "uint8 (h, w) or (h, w, 3), without alpha, channels last"
-            )
-        return imageio.resize(image, self.image_size, self.channels)
+        return preprocess(image, self.image_size, self.channels)
 
 
 def _paired(rows: Iterator, numbers: list) -> Iterator:
@@ -185,7 +172,34 @@ def _paired(rows: Iterator, numbers: list) -> Iterator:
         )
 
 
+def preprocess(image: Image, size: int, channels: int) -> np.ndarray:
+    """One image as a model sees it before normalisation: uint8 (s, s, c).
+
+    Raises:
+      PacxError: an unreadable file, or an array that is no uint8 image.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = imageio.decode(staging.local(image), name=str(image))
+    elif isinstance(image, PIL.Image.Image):
+        image = imageio.decode(image)
+    try:
+        image = np.asarray(image)
+    except Exception as error:  # what other libraries' arrays and lists raise
+        raise PacxError(
+            f"{type(image).__name__}: no image ({one_line(error)}); give uint8 "
+            "(h, w) or (h, w, 3)"
+        ) from None
+    deep = image.ndim == 3 and image.shape[-1] in (1, 3)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or deep) or not image.size:
+        raise PacxError(
+            f"image array of dtype {image.dtype} and shape {image.shape}: give "
+            "uint8 (h, w) or (h, w, 3), without alpha, channels last"
+        )
+    return imageio.resize(image, size, channels)
+
+
 def each_image(images) -> Iterator[Image]:
+    """The images of one, an array or a sequence of them."""
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
         yield images
     elif (shape := getattr(images, "shape", None)) is not None:  # JAX's and torch's too
@@ -229,7 +243,7 @@ def load_encoder(
     Raises:
       PacxError: no such folder, or weights that do not fit its description.
     """
-    folder = model_folder.at_size(model_folder.load(path, "vit"), image_size)
+    folder = model_folder.at_size(model_folder.load(path, kinds.XRAY), image_size)
     return Encoder(_pooled(folder, pooling), batch_size, dtype)
 
 
@@ -237,9 +251,9 @@ def _pooled(folder: model_folder.ModelFolder, pooling: str | None):
     """The encoder with another embedding; None leaves it."""
     if pooling is None:
         return folder
-    if pooling not in model_folder.EMBEDDINGS:
+    if pooling not in model_folder.EMBEDDINGS or folder.kind != "vit":
         known = " or ".join(model_folder.EMBEDDINGS)
-        raise PacxError(f"pooling {pooling!r}: give {known}")
+        raise PacxError(f"pooling {pooling!r} of a {folder.kind}: a vit has {known}")
     about = {"embedding": model_folder.EMBEDDINGS[pooling]}
     return dataclasses.replace(
         folder,

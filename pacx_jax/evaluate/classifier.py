@@ -29,7 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from pacx_jax.encoders import golden, model_folder, model_heads
+from pacx_jax.encoders import golden, kinds, model_folder, model_heads
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.encoders.xray_encoder import Encoder, Image, Views
 from pacx_jax.errors import PacxError
@@ -178,7 +178,7 @@ class Classifier:
         about |= {"task": self.task}
         heads = Heads("classify", about, {"head": head}, self.calibration)
         model = model_folder.ModelFolder(
-            "vit", e.architecture, e.preprocessing, params, heads
+            e.kind, e.architecture, e.preprocessing, params, heads
         )
         card = self._card or CARD.format(
             task=self.task, labels=", ".join(self.labels), count=len(self.labels)
@@ -199,7 +199,7 @@ class Classifier:
           PacxError: no such folder, one without a classifier, or a damaged one.
         """
         folder = model_folder.resolve(path)
-        model = model_folder.load(folder, "vit")
+        model = model_folder.load(folder, kinds.XRAY)
         if model.heads is None or model.heads.kind != "classify":
             raise PacxError(
                 f"{path} holds an encoder without a classifier: train one by pacx "

@@ -199,7 +199,7 @@ def random_encoder(folder: ModelFolder, seed: int) -> Encoder:
 def random_like(encoder: Encoder, seed: int) -> Encoder:
     """`random_encoder` of an opened encoder's architecture."""
     about = encoder.architecture, encoder.preprocessing, encoder.params
-    return random_encoder(ModelFolder("vit", *about), seed)
+    return random_encoder(ModelFolder(encoder.kind, *about), seed)
 
 
 def physiology(

@@ -24,9 +24,9 @@ from pacx_jax.types import Array
 # takes one image at a time: the scores are then most of the memory traffic.
 LARGE_SCORES, FEW_CHANNELS = 2**20, 32
 # Tokens that the kernel for TPUs takes: few leave it little to do, and the scores of
-# many do not fit VMEM (v5e, v5p: 320 of 1,280 channels fit in bfloat16, 448 of 1,024 do
-# not; in float32 264 do not).
-LEAST_TOKENS, MOST_TOKENS = 64, 320
+# many do not fit VMEM, nor do many of many channels (bfloat16: on v5e and v5p 320 of
+# 1,280 channels fit, on v5e 400 of 1,024; 448 of 1,024 do not. float32: 264 do not).
+LEAST_TOKENS, MOST_TOKENS, MOST_NUMBERS = 64, 400, 320 * 1280
 
 
 ALL = slice(None)  # tokens
@@ -35,7 +35,11 @@ WAYS = ("auto", "xla", "pallas")
 
 
 def attend(
-    qkv: Array, num_heads: int, way: str = "auto", outputs: slice = ALL
+    qkv: Array,
+    num_heads: int,
+    way: str = "auto",
+    outputs: slice = ALL,
+    causal: bool = False,
 ) -> Array:
     """Multi-head self-attention of fused projections, (b, n, 3 h c) -> (b, n, h c).
 
@@ -46,29 +50,41 @@ def attend(
         tried once on a small batch; on one CPU device an image at a time if that is
         faster; else XLA's form. "pallas" falls back to "auto" with one warning.
       outputs: tokens to compute, (b, m, h c); a single one takes XLA's form.
+      causal: whether a token attends to itself and those before it alone.
     """
     if way not in WAYS:
         raise PacxError(f"config.attention is {way!r}: choose {' or '.join(WAYS)}")
     if way != "xla" and len(range(qkv.shape[1])[outputs]) > 1:
         n, c, dtype = qkv.shape[1], qkv.shape[2] // 3 // num_heads, qkv.dtype
-        if kernel_runs(n, num_heads, c, dtype, asked=way == "pallas"):
-            return by_kernel(qkv, num_heads)[:, outputs]
-        if cudnn_runs(n, num_heads, c, dtype):
-            return by_cudnn(qkv, num_heads)[:, outputs]
+        asked = way == "pallas"
+        if kernel_runs(n, num_heads, c, dtype, asked=asked, causal=causal):
+            return by_kernel(qkv, num_heads, causal=causal)[:, outputs]
+        if cudnn_runs(n, num_heads, c, dtype, causal):
+            return by_cudnn(qkv, num_heads, causal)[:, outputs]
         large = num_heads * n * n * 4 >= LARGE_SCORES and c <= FEW_CHANNELS
-        if large and target.platform() == "cpu" and target.device_count() == 1:
+        if (
+            large
+            and not causal
+            and target.platform() == "cpu"
+            and target.device_count() == 1
+        ):
             return by_image(qkv, num_heads)[:, outputs]
-    return as_written(qkv, num_heads, outputs)
+    return as_written(qkv, num_heads, outputs, causal)
 
 
-def as_written(qkv: Array, num_heads: int, outputs: slice = ALL) -> Array:
+def as_written(
+    qkv: Array, num_heads: int, outputs: slice = ALL, causal: bool = False
+) -> Array:
     """`attend` by the formula of this module, left to XLA."""
     q, k, v = split_heads(qkv, num_heads)
-    q = q[..., outputs, :]
-    return join_heads(weighted(probabilities(q, k), v))
+    q, n = q[..., outputs, :], k.shape[-2]
+    mask = jnp.tril(jnp.ones((n, n), bool))[outputs] if causal else None
+    return join_heads(weighted(probabilities(q, k, mask), v))
 
 
-def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
+def by_kernel(
+    qkv: Array, num_heads: int, interpret: bool = False, causal: bool = False
+) -> Array:
     """`attend` by `attention_tpu`.
 
     Rows that the mesh's devices cannot share evenly, as in `init`, use `as_written`.
@@ -77,11 +93,18 @@ def by_kernel(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
 
     mesh = jax.sharding.get_abstract_mesh()
     if not mesh.empty and len(qkv) % sharding.batch_shards(mesh):
-        return as_written(qkv, num_heads)
-    return attention_tpu.attend(qkv, num_heads, interpret)
+        return as_written(qkv, num_heads, causal=causal)
+    return attention_tpu.attend(qkv, num_heads, interpret, causal)
 
 
-def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -> bool:
+def kernel_runs(
+    n: int,
+    heads: int,
+    channels: int,
+    dtype,
+    asked: bool = False,
+    causal: bool = False,
+) -> bool:
     """Whether `by_kernel` runs on the mesh's devices.
 
     Warns once of the reason if it was `asked` for or failed its trial. False for few
@@ -90,10 +113,11 @@ def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -
     mesh, platform = jax.sharding.get_abstract_mesh(), target.platform()
     if n < LEAST_TOKENS or not platform:
         return False
+    most = min(MOST_TOKENS, MOST_NUMBERS // (heads * channels))
     reasons = {
         f"{platform} is no TPU": platform != "tpu",
         f"its kernel does not take {dtype}": dtype.itemsize != 2,
-        f"its kernel takes up to {MOST_TOKENS} tokens, here are {n}": n > MOST_TOKENS,
+        f"its kernel takes up to {most} tokens, here are {n}": n > most,
         "it does not split heads over config.mesh.tensor": not mesh.empty
         and mesh.shape["tensor"] > 1,
     }
@@ -102,34 +126,35 @@ def kernel_runs(n: int, heads: int, channels: int, dtype, asked: bool = False) -
         if asked:
             _say_of(f"config.attention=pallas: {found[0]}. It is computed as by auto")
         return False
-    return runs_alike(
-        "Our attention kernel for TPUs", by_kernel, n, heads, channels, dtype
-    )
+    what = "Our attention kernel for TPUs"
+    return runs_alike(what, by_kernel, n, heads, channels, dtype, causal)
 
 
-def by_cudnn(qkv: Array, num_heads: int) -> Array:
+def by_cudnn(qkv: Array, num_heads: int, causal: bool = False) -> Array:
     """`attend` by cuDNN's flash attention.
 
     JAX 0.10 and 0.12 refuse an odd number of tokens with a gradient (a check for a
     bias, applied without one too). Such inputs get one more token, which the lengths
-    exclude; the padding is part of the copy that separates q, k and v.
+    or the causal mask exclude; the padding is part of the copy that separates q, k and
+    v.
     """
     b, n = qkv.shape[:2]
     qkv = jnp.pad(qkv, ((0, 0), (0, n % 2), (0, 0)))
     q, k, v = einops.rearrange(qkv, "b n (qkv h c) -> qkv b n h c", qkv=3, h=num_heads)
-    lengths = jnp.full((b,), n, jnp.int32) if n % 2 else None
+    lengths = jnp.full((b,), n, jnp.int32) if n % 2 and not causal else None
     out = nn.dot_product_attention(
         q,
         k,
         v,
         query_seq_lengths=lengths,
         key_value_seq_lengths=lengths,
+        is_causal=causal,
         implementation="cudnn",
     )
     return einops.rearrange(out[:, :n], "b n h c -> b n (h c)")
 
 
-def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
+def cudnn_runs(n: int, heads: int, channels: int, dtype, causal: bool = False) -> bool:
     """Whether `by_cudnn` runs on the mesh's devices; warns once if not."""
     if target.platform() != "gpu":
         return False
@@ -147,14 +172,22 @@ def cudnn_runs(n: int, heads: int, channels: int, dtype) -> bool:
     if found:
         _say_of(f"No cuDNN attention: {found[0]}. XLA's is used")
         return False
-    return runs_alike("cuDNN attention", by_cudnn, n, heads, channels, dtype)
+    return runs_alike("cuDNN attention", by_cudnn, n, heads, channels, dtype, causal)
 
 
 def runs_alike(
-    what: str, form: Callable, n: int, heads: int, channels: int, dtype
+    what: str,
+    form: Callable,
+    n: int,
+    heads: int,
+    channels: int,
+    dtype,
+    causal: bool = False,
 ) -> bool:
     """Whether a form matches `as_written`, gradient included, on a device."""
     shape, about = (2, n, 3 * heads * channels), f"{n} tokens, {heads} x {channels}"
+    how = {"causal": True} if causal else {}
+    about += ", causal" if causal else ""
 
     def attempt(device: jax.Device) -> str:
         noise = np.random.default_rng(0).standard_normal(shape, np.float32)
@@ -162,7 +195,8 @@ def runs_alike(
         qkv = jax.device_put(noise.astype(dtype), one)
 
         def gradient(form):
-            loss = lambda x: jnp.square(_wide(form(x, heads))).sum()  # noqa: E731
+            of = lambda x: _wide(form(x, heads, **how))  # noqa: E731
+            loss = lambda x: jnp.square(of(x)).sum()  # noqa: E731
             run = jax.jit(jax.grad(loss), in_shardings=one, out_shardings=one)
             return np.asarray(run(qkv), np.float64)
 
@@ -193,10 +227,16 @@ def join_heads(x: Array) -> Array:
     return einops.rearrange(x, f"{b}h n c -> {b}n (h c)")
 
 
-def probabilities(q: Array, k: Array) -> Array:
-    """(..., n, c) each -> softmax of scaled scores, (..., n, n), float32 or wider."""
-    scores = _scores(q * q.shape[-1] ** -0.5, k)
-    return jax.nn.softmax(scores.astype(jnp.promote_types(scores.dtype, jnp.float32)))
+def probabilities(q: Array, k: Array, mask: Array | None = None) -> Array:
+    """(..., n, c) each -> softmax of scaled scores, (..., n, n), float32 or wider.
+
+    Args:
+      mask: (n, n), True where a query (row) sees a key; others get exactly 0.
+    """
+    scores = _wide(_scores(q * q.shape[-1] ** -0.5, k))
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(scores.dtype).min)
+    return jax.nn.softmax(scores)
 
 
 def weighted(probs: Array, v: Array) -> Array:

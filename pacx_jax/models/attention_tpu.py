@@ -23,24 +23,27 @@ from pacx_jax.types import Array
 LANES = 128  # width of a TPU's registers; heads that share them are read together
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def attend(qkv: Array, num_heads: int, interpret: bool = False) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def attend(
+    qkv: Array, num_heads: int, interpret: bool = False, causal: bool = False
+) -> Array:
     """Self-attention of fused projections, (b, n, 3 h c) -> (b, n, h c).
 
     Args:
       interpret: run the kernel's instructions on a machine without a TPU, slowly.
+      causal: whether a token attends to itself and those before it alone.
     """
-    kernel = functools.partial(_forward, num_heads=num_heads)
+    kernel = functools.partial(_forward, num_heads=num_heads, causal=causal)
     return _by_image(kernel, qkv.shape[-1] // 3, interpret, qkv)
 
 
-def _attend_forward(qkv, num_heads, interpret):
-    out = attend(qkv, num_heads, interpret)
+def _attend_forward(qkv, num_heads, interpret, causal):
+    out = attend(qkv, num_heads, interpret, causal)
     return out, (qkv, out)
 
 
-def _attend_backward(num_heads, interpret, residuals, g):
-    kernel = functools.partial(_backward, num_heads=num_heads)
+def _attend_backward(num_heads, interpret, causal, residuals, g):
+    kernel = functools.partial(_backward, num_heads=num_heads, causal=causal)
     return (_by_image(kernel, residuals[0].shape[-1], interpret, *residuals, g),)
 
 
@@ -77,18 +80,18 @@ def _by_image(kernel, width: int, interpret: bool, *args: Array) -> Array:
     return jax.shard_map(local, in_specs=rows, out_specs=rows, check_vma=False)(*args)
 
 
-def _forward(qkv_ref, out_ref, *, num_heads):
+def _forward(qkv_ref, out_ref, *, num_heads, causal):
     d = out_ref.shape[-1]
     for start, width, heads in _groups(d, num_heads):
         q3, k3, v3 = (_read(qkv_ref, i * d + start, width) for i in range(3))
         outs = []
         for h in heads:
-            exps, total = _exponentials(q3[:, h], k3[:, h])
+            exps, total = _exponentials(q3[:, h], k3[:, h], causal)
             outs.append(_dot(exps.astype(v3.dtype), v3[:, h], 1, 0) / total)
         _write(out_ref, start, outs)
 
 
-def _backward(qkv_ref, out_ref, g_ref, dqkv_ref, *, num_heads):
+def _backward(qkv_ref, out_ref, g_ref, dqkv_ref, *, num_heads, causal):
     """Like `attention.by_image`'s: computes probabilities again (Dao 2022)."""
     d = out_ref.shape[-1]
     scale = (d // num_heads) ** -0.5
@@ -100,7 +103,7 @@ def _backward(qkv_ref, out_ref, g_ref, dqkv_ref, *, num_heads):
         dq, dk, dv = [], [], []
         for h in heads:
             q, k, v = (x[:, h] for x in (q3, k3, v3))
-            exps, total = _exponentials(q, k)
+            exps, total = _exponentials(q, k, causal)
             g = g3[:, h] / total
             along = (g * out3[:, h]).sum(-1, keepdims=True)
             g = g.astype(v.dtype)
@@ -130,9 +133,13 @@ def _write(ref, start: int, heads: list[Array]) -> None:
     ref[0, :, start : start + x.shape[-1]] = x
 
 
-def _exponentials(q: Array, k: Array) -> tuple[Array, Array]:
+def _exponentials(q: Array, k: Array, causal: bool) -> tuple[Array, Array]:
     """exp(scores - their row's maximum), (n, n), and its sums, (n, 1), in float32."""
     scores = _dot(q * jnp.asarray(q.shape[-1] ** -0.5, q.dtype), k, 1, 1)
+    if causal:
+        row, column = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, i)
+                       for i in (0, 1))  # fmt: skip
+        scores = jnp.where(column <= row, scores, jnp.finfo(scores.dtype).min)
     exps = jnp.exp(scores - scores.max(-1, keepdims=True))
     return exps, exps.sum(-1, keepdims=True)
 

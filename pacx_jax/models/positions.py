@@ -145,6 +145,17 @@ def rotary(
     return np.cos(angles), np.sin(angles)
 
 
+def rotary_1d(length: int, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """`rotary` of places in a sequence, (length, c) float64 each (Su 2021)."""
+    if channels % 2:
+        raise PacxError(
+            f"heads of {channels} channels: rotary positions need a multiple of 2"
+        )
+    bands = TEMPERATURE ** (-np.arange(channels // 2) / (channels / 2))
+    angles = np.repeat(np.arange(length)[:, None] * bands, 2, axis=1)
+    return np.cos(angles), np.sin(angles)
+
+
 def turned(x: Array, cos: Array, sin: Array) -> Array:
     """Turns pairs of channels of (b, n, h, c) by `rotary`, in float32.
 

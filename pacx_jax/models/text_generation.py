@@ -14,6 +14,8 @@ from pacx_jax.errors import PacxError
 from pacx_jax.models import text
 from pacx_jax.types import Array, Params
 
+DRAWING = ("k", "temperature", "top_p")  # how tokens are drawn, see `chosen`
+
 
 def first_cache(model: text.TextDecoder, params: Params, memory: Array, length: int):
     """A cache of no tokens: the memory's keys and values, and room for the text's.
@@ -35,7 +37,7 @@ def first_cache(model: text.TextDecoder, params: Params, memory: Array, length: 
 
 @functools.partial(
     jax.jit,
-    static_argnames=("model", "start", "end", "pad", "max_length", "k"),
+    static_argnames=("model", "start", "end", "pad", "max_length", *DRAWING),
 )
 def generate(
     model: text.TextDecoder,
@@ -47,19 +49,21 @@ def generate(
     pad: int = 0,
     max_length: int = 0,
     k: int = 0,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
     key: jax.Array | None = None,
     rows: Array | None = None,
 ) -> Array:
     """Writes one text per row of memory (b, m, e).
 
-    Greedy for k = 0. Else the next token is drawn from the k likeliest by their
-    probabilities; a row's draws depend on the key and the row's number alone. The
-    tokens `pad` and `start` are never written. Ends early once all texts have ended.
+    Greedy for k = 0, else drawn, see `chosen`; a row's draws depend on the key and the
+    row's number alone. The tokens `pad` and `start` are never written. Ends early once
+    all texts have ended.
 
     Args:
       start, end, pad: token ids. A text begins with `start`; after `end` comes padding.
       max_length: tokens of the result; 0: the model's.
-      k: 0 or the number of tokens to draw from; 1 is greedy too.
+      k, temperature, top_p: see `chosen`.
       key: needed if k > 0.
       rows: (b,) numbers of the rows; None: 0 to b - 1.
 
@@ -72,10 +76,7 @@ def generate(
     length, b = max_length or model.max_length, len(memory)
     if not 1 <= length <= model.max_length:
         raise PacxError(f"max_length {length}: give 1 to {model.max_length}")
-    if not 0 <= k <= model.vocab_size:
-        raise PacxError(f"k {k}: give 0 (greedy) to {model.vocab_size}")
-    if k and key is None:
-        raise ValueError("drawing from the k likeliest needs a key")
+    check_drawing(model.vocab_size, k, temperature, top_p, key)
     rows = jnp.arange(b) if rows is None else rows
     cache = first_cache(model, params, memory, length)
     tokens = jnp.full((b, length), pad, jnp.int32).at[:, 0].set(start)
@@ -92,7 +93,7 @@ def generate(
             {"params": params}, current, at, cache, method="next_logits"
         )
         logits = logits.astype(jnp.float32).at[:, never].set(-jnp.inf)
-        found = chosen(logits, k, key, rows, at)
+        found = chosen(logits, k, key, rows, at, temperature, top_p)
         found = jnp.where(done, pad, found).astype(jnp.int32)
         tokens = jax.lax.dynamic_update_slice(tokens, found[:, None], (0, at + 1))
         return at + 1, tokens, done | (found == end), cache
@@ -101,11 +102,44 @@ def generate(
     return jax.lax.while_loop(goes_on, step, state)[1]
 
 
-def chosen(logits: Array, k: int, key, rows: Array, at: Array) -> Array:
-    """The next tokens, (b,), of logits (b, vocab); see `generate`."""
+def check_drawing(size: int, k: int, temperature: float, top_p: float, key) -> None:
+    """PacxError for what `chosen` cannot draw of `size` tokens."""
+    if not 0 <= k <= size:
+        raise PacxError(f"k {k}: give 0 (greedy) to {size}")
+    if not temperature > 0:
+        raise PacxError(f"temperature {temperature}: give more than 0, or k 0 (greedy)")
+    if not 0 < top_p <= 1:
+        raise PacxError(f"top_p {top_p}: give more than 0 and at most 1")
+    if k and key is None:
+        raise ValueError("drawing from the k likeliest needs a key")
+
+
+def chosen(
+    logits: Array,
+    k: int,
+    key,
+    rows: Array,
+    at: Array,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> Array:
+    """The next tokens, (b,), of logits (b, vocab).
+
+    Args:
+      k: 0, greedy; else the number of likeliest tokens to draw from. 1 is greedy too.
+      key, rows, at: the key, the rows' numbers (b,) and the place, by which is drawn.
+      temperature: divides the logits.
+      top_p: only the likeliest tokens that together have this probability are drawn
+        (Holtzman 2020); the likeliest always is.
+    """
     if k == 0:
         return logits.argmax(-1)
     values, ids = jax.lax.top_k(logits, k)
+    values = values / temperature
+    if top_p < 1:
+        probs = jax.nn.softmax(values)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        values = jnp.where(before < top_p, values, -jnp.inf)
 
     def draw(row, values):
         own = jax.random.fold_in(jax.random.fold_in(key, row), at)

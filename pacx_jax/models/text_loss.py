@@ -75,23 +75,50 @@ def chunked_caption_loss(
 ) -> tuple[Array, Array]:
     """`caption_loss` of logits hidden kernel, of which only a chunk exists at a time.
 
-    Each device puts the tokens that count first and computes them `chunk` at a time,
-    again in the backward pass. Chunks without any are left out, so the cost goes with
-    the length of the reports, not with t. The kernel's gradient is summed in float32,
-    and over the devices once.
-
     Args:
       hidden: (b, t, d), from `text.TextDecoder.hidden`.
       kernel: (d, vocab), the decoder's `head/kernel`.
+      tokens, present, pad_id: as in `targets`.
+      label_smoothing, chunk, dtype: as in `chunked_cross_entropy`.
+    """
+    following, valid = targets(tokens, present, pad_id)
+    how = {"label_smoothing": label_smoothing, "chunk": chunk, "dtype": dtype}
+    total, count = chunked_cross_entropy(
+        hidden[:, :-1], kernel, following, valid[..., None], **how
+    )
+    return total[0], count[0]
+
+
+def chunked_cross_entropy(
+    hidden: Array,
+    kernel: Array,
+    labels: Array,
+    valid: Array,
+    *,
+    label_smoothing: float = 0.0,
+    chunk: int = CHUNK,
+    dtype=jnp.float32,
+) -> tuple[Array, Array]:
+    """Sums of cross-entropies of several kinds of tokens, and their numbers, (m,) each.
+
+    Each device puts the tokens that count first and computes them `chunk` at a time,
+    again in the backward pass. Chunks without any are left out, so the cost goes with
+    the number of these tokens. The kernel's gradient is summed in float32, and over the
+    devices once.
+
+    Args:
+      hidden: (b, t, d).
+      kernel: (d, vocab) of the output layer.
+      labels: (b, t).
+      valid: (b, t, m), whether a token counts as one of each kind.
       chunk: tokens, of one device.
       dtype: of the products.
     """
 
-    def local(hidden, kernel, tokens, present):
-        following, valid = targets(tokens, present, pad_id)
-        hidden = hidden[:, :-1].reshape(-1, hidden.shape[-1])
-        following, valid = following.reshape(-1), valid.reshape(-1)
-        order = jnp.argsort(~valid, stable=True)
+    def local(hidden, kernel, labels, valid):
+        hidden, valid = (x.reshape(-1, x.shape[-1]) for x in (hidden, valid))
+        labels = labels.reshape(-1)
+        order = jnp.argsort(~valid.any(-1), stable=True)
         size = min(chunk, len(order))
         empty = -len(order) % size
 
@@ -100,34 +127,53 @@ def chunked_caption_loss(
             x = jnp.pad(x, ((0, empty), *[(0, 0)] * (x.ndim - 1)))
             return x.reshape(-1, size, *x.shape[1:])
 
-        arrays = tuple(map(chunks, (hidden, following, valid)))
+        arrays = tuple(map(chunks, (hidden, labels, valid)))
 
-        def computed(x, following, valid):
+        def computed(x, labels, valid):
             logits = x.astype(dtype) @ kernel.astype(dtype)
-            each = cross_entropy(logits, following, label_smoothing)
-            return jnp.where(valid, each, 0).sum()
+            each = cross_entropy(logits, labels, label_smoothing)
+            return jnp.where(valid, each[:, None], 0).sum(0)
 
-        def none(x, following, valid):
-            return (0 * x[0, 0]).astype(jnp.promote_types(dtype, jnp.float32))
+        def none(x, labels, valid):
+            zero = 0 * x[0, 0] * jnp.ones(valid.shape[-1])
+            return zero.astype(jnp.promote_types(dtype, jnp.float32))
 
         @jax.checkpoint
         def one(arrays):
             return jax.lax.cond(arrays[2].any(), computed, none, *arrays)
 
-        total = jax.lax.map(one, arrays).sum()
-        return total, valid.sum().astype(total.dtype)
+        total = jax.lax.map(one, arrays).sum(0)
+        return total, valid.sum(0).astype(total.dtype)
 
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or len(tokens) % sharding.batch_shards(mesh):
-        return local(hidden, kernel, tokens, present)
+    if mesh.empty or len(labels) % sharding.batch_shards(mesh):
+        return local(hidden, kernel, labels, valid)
     rows, whole = PartitionSpec(sharding.ROWS), PartitionSpec()
 
-    def shared(hidden, kernel, tokens, present):
+    def shared(hidden, kernel, labels, valid):
         # Varying before the loop, so that its gradient is summed after it.
         kernel = jax.lax.pcast(kernel, sharding.ROWS, to="varying")
-        found = local(hidden, kernel, tokens, present)
+        found = local(hidden, kernel, labels, valid)
         return jax.lax.psum(found, sharding.ROWS)
 
     return jax.shard_map(
         shared, in_specs=(rows, whole, rows, rows), out_specs=(whole, whole)
-    )(hidden, kernel, tokens, present)
+    )(hidden, kernel, labels, valid)
+
+
+def by_row(hidden: Array, kernel: Array, labels: Array, valid: Array) -> Array:
+    """Each row's sum of cross-entropies, (b, m) float32, without a gradient in mind.
+
+    Logits (b, vocab) of one place exist at a time, not t of them.
+
+    Args:
+      hidden, kernel, labels, valid: as in `chunked_cross_entropy`.
+    """
+
+    def of_place(args):
+        hidden, labels = args
+        return cross_entropy(hidden @ kernel.astype(hidden.dtype), labels)
+
+    places = hidden.swapaxes(0, 1), labels.swapaxes(0, 1)
+    each = jax.lax.map(of_place, places).swapaxes(0, 1)
+    return jnp.where(valid, each[..., None], 0).sum(1)

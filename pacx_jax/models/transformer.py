@@ -71,7 +71,7 @@ class Attention(nn.Module):
         if self.qk_norm:
             qkv = self._normalized(qkv)
         if positions is not None:
-            qkv = self._turned(qkv, positions)
+            qkv = turned_qkv(qkv, self.num_heads, positions)
         if self.is_mutable_collection("intermediates"):  # caller wants probabilities
             q, k, v = attention.split_heads(qkv, self.num_heads)
             probs = attention.probabilities(q, k)
@@ -94,13 +94,14 @@ class Attention(nn.Module):
         ]
         return jnp.concatenate([*(x.astype(v.dtype) for x in normed), v], axis=-1)
 
-    def _turned(self, qkv: Array, positions: Tables) -> Array:
-        """Fused projections (b, n, 3 h c) with q and k turned by their positions."""
-        b, n, width = qkv.shape
-        d = width // 3
-        heads = qkv[..., : 2 * d].reshape(b, n, 2 * self.num_heads, -1)
-        qk = turned(heads, *positions).reshape(b, n, 2 * d)
-        return jnp.concatenate([qk, qkv[..., 2 * d :]], axis=-1)
+
+def turned_qkv(qkv: Array, num_heads: int, positions: Tables) -> Array:
+    """Fused projections (b, n, 3 h c) with q and k turned by their positions."""
+    b, n, width = qkv.shape
+    d = width // 3
+    heads = qkv[..., : 2 * d].reshape(b, n, 2 * num_heads, -1)
+    qk = turned(heads, *positions).reshape(b, n, 2 * d)
+    return jnp.concatenate([qk, qkv[..., 2 * d :]], axis=-1)
 
 
 class Mlp(nn.Module):

@@ -27,7 +27,10 @@ from jax.sharding import Mesh
 from pacx_jax.errors import PacxError
 from pacx_jax.types import Objective
 
-MODULES = ("mae", "mvmae", "labs_dae", "ecg", "distill", "classify", "segment")
+MODULES = (
+    *("mae", "mvmae", "vq", "unified", "labs_dae", "ecg"),
+    *("distill", "classify", "segment"),
+)
 _PARTS = ("make", "export", "SHOWN")
 
 

@@ -146,13 +146,8 @@ class Captioning:
             batch["report_tokens"], present, self.words.pad_id
         )
 
-        def of_place(args):  # (b, vocab) logits exist at a time, not t of them
-            hidden, labels = args
-            return text_loss.cross_entropy(hidden @ kernel, labels)
-
-        places = hidden[:, :-1].swapaxes(0, 1), labels.swapaxes(0, 1)
-        each = jnp.where(valid, jax.lax.map(of_place, places).swapaxes(0, 1), 0)
-        return {"caption_sum": each.sum(1), "caption_tokens": valid.sum(1)}
+        each = text_loss.by_row(hidden[:, :-1], kernel, labels, valid[..., None])
+        return {"caption_sum": each[:, 0], "caption_tokens": valid.sum(1)}
 
     def summarize(self, outputs: dict[str, np.ndarray]) -> dict[str, float]:
         """Cross-entropy per token of the reports, and its exponential."""

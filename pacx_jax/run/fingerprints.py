@@ -126,7 +126,7 @@ def _place(name: str, value):
         from pacx_jax.input import mixture  # a benchmark of the step has no grain
 
         return mixture.real(value)
-    is_path = name in ("data.csv", "model_init") or name.endswith(".init")
+    is_path = name in ("data.csv", "model_init", "vq_init") or name.endswith(".init")
     return os.path.realpath(value) if is_path else value
 
 

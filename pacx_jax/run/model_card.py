@@ -76,7 +76,8 @@ def _starts(config) -> list[str]:
     """The encoders that a run started from or was taught by."""
     parts = config.get("modalities") or {}
     inits = [part.get("init", "") for part in parts.values() if hasattr(part, "get")]
-    return [str(at) for at in (config.get("model_init", ""), *inits) if at]
+    named = (config.get("model_init", ""), config.get("vq_init", ""), *inits)
+    return [str(at) for at in named if at]
 
 
 def _config_of(start: str) -> dict[str, Any] | None:

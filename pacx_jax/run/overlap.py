@@ -61,7 +61,7 @@ def account(config, workdir: str, train: sources.Source) -> None:
         or are in another set's training split of its mixture, and
         `config.data.allow_overlap` is not set.
     """
-    chain, held_out = behind(config.model_init), [config.data.val_split]
+    chain, held_out = behind(start_of(config)), [config.data.val_split]
     if config.objective in PROBES:
         held_out = [s for s in sources.splits(config.data) if s != train.split]
         check(config, workdir, held_out, chain)
@@ -74,7 +74,7 @@ def check_evaluation(config, workdir: str, split: str) -> None:
     """Before measuring a finished probe on `split`: the same refusal."""
     if config.objective in PROBES and split != config.data.train_split:
         own = read(pathlib.Path(workdir))
-        chain = Chain(own.key, own.runs[:-1]) if own else behind(config.model_init)
+        chain = Chain(own.key, own.runs[:-1]) if own else behind(start_of(config))
         check(config, workdir, [split], chain)
         _check_sets(config, _open(config, config.data.train_split), [split])
 
@@ -119,6 +119,11 @@ def _open(config, split: str):
         return sources.open_source(config.data, split)
     except sources.NoSplit:
         return None
+
+
+def start_of(config) -> str:
+    """What the run starts from: `config.model_init`, else its image tokenizer."""
+    return config.model_init or config.get("vq_init", "")
 
 
 def behind(model_init: str) -> Chain:
@@ -190,7 +195,7 @@ def _is_run(run: dict) -> bool:
 
 def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
     """Compares splits of `config.data` with the chain; OVERLAP says how it went."""
-    found = _compare(config, held_out, chain)
+    found = compare(config, held_out, chain)
     counts = ", ".join(
         f"{row['shared']} of {row['patients']} {split}"
         for split, row in found["splits"].items()
@@ -218,7 +223,13 @@ def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
         )
 
 
-def _compare(config, held_out: list[str], chain: Chain) -> dict:
+def compare(config, held_out: list[str], chain: Chain) -> dict:
+    """How many patients of splits of `config.data` a chain's runs have seen.
+
+    Returns:
+      status ("shared", "unknown" or "none"), splits and runs with `shared`, and the
+      reasons why something is unknown.
+    """
     unknown = [run["unknown"] for run in chain.runs if "unknown" in run]
     known = [run for run in chain.runs if "unknown" not in run]
     rows, shared_of, space = {}, [0] * len(known), ""
@@ -282,7 +293,7 @@ def is_listed(config, workdir: str, train: sources.Source) -> bool:
     return bool(own) and own.runs[-1].get("start") == [
         train.fingerprint,
         train.namespace,
-        config.model_init,
+        start_of(config),
     ]
 
 
@@ -293,7 +304,7 @@ def _list_patients(config, workdir: str, train: sources.Source, chain: Chain) ->
     run = {
         "run": staging.name_of(workdir),
         "objective": config.objective,
-        "start": [train.fingerprint, train.namespace, config.model_init],
+        "start": [train.fingerprint, train.namespace, start_of(config)],
     }
     everybody = _named(train)
     if not everybody:

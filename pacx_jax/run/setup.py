@@ -215,8 +215,10 @@ def load_parts(objective: Objective, key: jax.Array) -> dict:
     expected = jax.eval_shape(objective.init, key)
     for part, folder in objective.pretrained.items():
         model = model_folder.load(folder)
-        if part == "encoder":
+        if part == "encoder" or part == model.kind:
             loaded[part] = model.params
+        elif model.kind == "unified" and part in model.params:
+            loaded[part] = model.params[part]
         elif model.heads and part in model.heads.params:
             loaded[part] = model.heads.params[part]
         elif not ((run := remote_run.finished(folder)) / "checkpoints").is_dir():

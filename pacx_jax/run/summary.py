@@ -17,7 +17,9 @@ SHOWN_LABELS = 14
 EMBED = "python -m pacx_jax.embed --encoder={} --%s=DIR --out=embeddings.npz"
 NEXT = {  # kind of the exported encoder -> what to do with it
     "vit": EMBED % "images",
+    "unified": EMBED % "images",
     "ecg_net1d": EMBED % "ecgs",
+    "vq": "load_image_tokenizer({!r})",
     "labs_dae": "distil it by --config.modalities.labs.init={}",
 }
 

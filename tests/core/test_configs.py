@@ -10,7 +10,7 @@ from pacx_jax.errors import PacxError
 from tests import tiny
 
 RECIPES = (
-    "mae_vitb16", "mvmae_vitb16", "mvmae_v2t_vitb16",
+    "mae_vitb16", "mvmae_vitb16", "mvmae_v2t_vitb16", "vq_f16", "chexmix_vitb",
     "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
     "linear_probe", "finetune", "late_fusion", "segment",
 )  # fmt: skip
@@ -143,7 +143,8 @@ def test_settings_are_those_of_the_reference(recipe, fields):
 
 
 @pytest.mark.parametrize(
-    "recipe", ["mae_vitb16", "mvmae_vitb16", "labs_dae", "vitals_dae", "ecg_net1d"]
+    "recipe",
+    ["mae_vitb16", "mvmae_vitb16", "vq_f16", "labs_dae", "vitals_dae", "ecg_net1d"],
 )
 @pytest.mark.parametrize("arg", [None, "paper,runlocal", "reference,runlocal"])
 def test_recipes_without_an_initial_folder_make_their_objective(recipe, arg, meshes):
@@ -163,3 +164,8 @@ def test_recipes_that_need_an_initial_folder_say_so(recipe, meshes):
 def test_every_recipe_says_what_it_is_and_how_to_run_it(name):
     text = importlib.import_module(f"configs.{name}").__doc__
     assert f"--config=configs/{name}.py" in text
+
+
+def test_chexmix_needs_an_image_tokenizer_or_a_model(meshes):
+    with pytest.raises(PacxError, match="config.vq_init is empty: give the image tok"):
+        objectives.make(tiny.config("chexmix_vitb"), meshes[8])

@@ -24,6 +24,7 @@ CASES = [
     ("labs_dae", (8, 4, 1), {"accumulate": 2}),
 ]
 LONG = [
+    ("vq", (8, 2, 2), {"accumulate": 2, "remat": "full"}),
     ("mae", (8, 2, 2), {"accumulate": 2, "remat": "dots"}),
     ("mvmae", (8, 2, 2), {"accumulate": 2, "loss__beta_schedule": "constant"}),
     *((stage, mesh, {}) for stage in ("mae", "distill") for mesh in
@@ -34,6 +35,9 @@ LONG = [
       for mesh in ((8, 1, 1), (8, 4, 1), (8, 2, 2), (8, 1, 2))),
     ("v2t", (8, 2, 2), {"remat": "full", "caption__per_step": "all"}),
     ("mvmae", (8, 1, 1), {"loss__align": "infonce", "loss__beta_schedule": "constant"}),
+    *(("masked", mesh, {}) for mesh in ((8, 1, 1), (8, 4, 1), (8, 1, 2))),
+    ("masked", (8, 2, 2), {"remat": "dots"}),
+    ("causal", (8, 2, 2), {"model__tied": True, "model__positions": "learned"}),
     ("ecg", (8, 4, 1), {}),
     ("ecg", (8, 1, 1), {}),
     ("ecg", (8, 2, 2), {}),
@@ -79,7 +83,7 @@ def test_bfloat16_products_have_losses_and_gradients_in_float32(
 ):
     # bfloat16 has 8 bits, 0.4% a product. Bounds 1% (metrics) and 5% (gradients).
     # Measured 0.15% and 1.4%.
-    for stage in ("mae", "distill"):
+    for stage in ("mae", "distill", "masked"):
         config = stages.config(stage, stage_folders)
         update, args = stages.jitted(config, meshes[1], "bfloat16")
         state, metrics = jax.eval_shape(update, *args)

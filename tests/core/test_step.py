@@ -1,5 +1,6 @@
 """The train step: freezing, donation, randomness and shardings."""
 
+import dataclasses
 import doctest
 
 import jax
@@ -92,6 +93,37 @@ def test_step_trains_and_counts_and_leaves_frozen_parameters_alone(meshes):
     moved = np.asarray(state.params["w"]["kernel"]) != before.params["w"]["kernel"]
     assert moved.all()
     assert set(metrics) == {"loss", "noise", "grad_norm"}
+
+
+def test_what_no_gradient_moves_advances_unless_a_loss_is_not_finite(meshes):
+    def advance(frozen, found):
+        moved = frozen["offset"]["bias"] + found["noise"]
+        return {"offset": {"bias": moved}}, {"twice": 2 * found["noise"]}
+
+    objective = dataclasses.replace(
+        linear(), advance=advance, weight=lambda batch: len(batch["y"])
+    )
+    tx = optim.make(base.get_config().optim, 100)
+    mesh = meshes[2]
+    state = step.make_state(objective.init(jax.random.key(0)), objective, tx)
+    shardings = sharding.tree_shardings(state, mesh)
+    state = jax.device_put(state, shardings)
+    good = batch(mesh)
+    bad = sharding.put_batch(
+        {"x": np.asarray(good["x"]), "y": good["y"] * np.nan}, mesh
+    )
+    total = float(np.asarray(good["y"], np.float64).sum())
+    take = step.make_train_step(objective, tx, mesh, shardings)
+    state, metrics = take(state, good, jax.random.key(1))
+    assert metrics.keys() == {"loss", "twice", "grad_norm"}
+    assert float(metrics["twice"]) == pytest.approx(2 * total, rel=1e-6)
+    state, _ = take(state, bad, jax.random.key(1))
+    assert int(state.step) == 2
+    assert float(state.frozen["offset"]["bias"]) == pytest.approx(1 + total, rel=1e-6)
+    # Of a batch in two parts, what the loss finds is their mean: each sums its rows.
+    parts = step.make_train_step(objective, tx, mesh, shardings, accumulate=2)
+    _, metrics = parts(state, good, jax.random.key(1))
+    assert float(metrics["twice"]) == pytest.approx(total, rel=1e-6)
 
 
 def test_metrics_are_those_before_the_update(meshes):

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from data import prepare
-from launch.curricula import mvmae, pacx
+from launch.curricula import chexmix, mvmae, pacx
 from pacx_jax.convert import kinds
 from pacx_jax.encoders import model_folder
 from tests.convert.test_kinds import OPTIONS, folder
@@ -241,6 +241,33 @@ def test_report_of_views_shows_both_views_the_alignment_and_generated_reports(
     assert str(target.parent) not in page
 
 
+@pytest.fixture(scope="module")
+def tokens_demo(tmp_path_factory):
+    """The demonstration of CheXmix."""
+    target = tmp_path_factory.mktemp("tokens") / "run"
+    process = start(target, "--method=chexmix")
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said
+    return target, said
+
+
+@pytest.mark.full
+def test_demo_of_tokens_compares_stages_and_shows_what_is_written(tokens_demo):
+    target, said = tokens_demo
+    assert (target / "comparison.txt").read_text().strip() in said
+    told = ["macro AUROC", "two stages - causal alone, X-rays 90% hidden: "]
+    told += ["report alone", "mean image", "most frequent report, 100% hidden"]
+    for text in told:
+        assert text in said
+    summary = json.loads((target / "summary.json").read_text())
+    assert [r["hidden"] for r in summary["comparison"]] == [0, 0.25, 0.5, 0.75, 0.9]
+    numbers = json.loads((target / "comparison.json").read_text())
+    assert {r["where"] for r in numbers["inpainting"]} == {"all", "inside", "outside"}
+    page = (target / "report.html").read_text()
+    assert "(X-rays 90% hidden)" in page and "Filled-in X-rays" in page
+    assert 'class="empty"' not in page and str(target.parent) not in page
+
+
 @pytest.mark.full
 def test_demo_of_another_method_in_the_same_folder_is_refused_in_one_line(views_demo):
     target, _ = views_demo
@@ -250,7 +277,7 @@ def test_demo_of_another_method_in_the_same_folder_is_refused_in_one_line(views_
     assert said.startswith("error: ") and said.count("\n") == 1
 
 
-@pytest.mark.parametrize("method", [mvmae, pacx])
+@pytest.mark.parametrize("method", [chexmix, mvmae, pacx])
 def test_more_seeds_add_trainings_and_compare_again(method, tmp_path):
     def stages(n):
         made = method.curriculum(tmp_path, method.TINY, 5, "test", n)
@@ -281,6 +308,7 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
     encoders = {f"modalities.{m}.init": target / m for m in ("ecg", "labs")}
     return {
         "mae_vitb16": {"data.path": prepared / "chexpert"},
+        "vq_f16": {"data.path": prepared / "chexpert"},
         "labs_dae": {"data.path": triplets},
         "vitals_dae": {"data.path": triplets},
         "ecg_net1d": {"data.path": prepared / "ecg"},
@@ -300,8 +328,11 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
 def paths_of_views(target) -> dict[str, dict[str, object]]:
     """The same of the recipes that read the demonstration of MVMAE."""
     studies = target / "data" / "prepared" / "mimic_cxr"
+    words = {"data.path": studies, "data.tokenizer": target / "tokenizer.json"}
     return {
         "mvmae_vitb16": {"data.path": studies},
+        "vq_f16": {"data.path": studies},
+        "chexmix_vitb": words | {"vq_init": target / "vq"},
         "mvmae_v2t_vitb16": {
             "data.path": studies,
             "data.tokenizer": target / "tokenizer.json",
@@ -341,7 +372,8 @@ def test_every_recipe_runs_by_its_runlocal_preset_and_the_data_paths_alone(
     target, *_ = demo
     paths = paths_of(target).get(recipe)
     if not paths:
-        views = request.getfixturevalue("views_demo")[0]
+        demos = {"vq_f16": "tokens_demo", "chexmix_vitb": "tokens_demo"}
+        views = request.getfixturevalue(demos.get(recipe, "views_demo"))[0]
         paths = paths_of_views(views)[recipe]
     workdir = target / "recipes" / recipe
     command = [sys.executable, "-m", "pacx_jax.main", f"--workdir={workdir}"]
@@ -358,5 +390,6 @@ def test_every_recipe_runs_by_its_runlocal_preset_and_the_data_paths_alone(
     assert all(math.isfinite(rows[-1][k]) for k in ("loss", "grad_norm", "val/loss"))
     assert (workdir / "checkpoints" / "2").is_dir()
     kinds_of = {"labs_dae": "labs_dae", "vitals_dae": "labs_dae"}
+    kinds_of |= {"vq_f16": "vq", "chexmix_vitb": "unified"}
     kind = (kinds_of | {"ecg_net1d": "ecg_net1d"}).get(recipe, "vit")
     assert model_folder.load(workdir, kind).width > 0

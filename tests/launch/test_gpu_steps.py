@@ -48,10 +48,17 @@ RECIPES = {
         (3.759e9, 3.978e9),
         {"all-gather": 524_288, "all-reduce": 8_282_132, "reduce-scatter": 524_288},
     ),
+    "chexmix_vitb": Expected(
+        *(64, 12, 12, (7.509e9, 7.537e9), {"all-reduce": 382_900_244}),
+        copied=0.02,  # kernels of the image tokenizer
+    ),
     "labs_dae": Expected(1024, 0, 0, (0.019e9, 0.021e9), {"all-reduce": 1_365_200}),
     "linear_probe": Expected(256, 0, 0, (1.394e9, 1.394e9), {"all-reduce": 43_072}),
     "segment": Expected(
         64, 12, 0, (0.405e9, 0.701e9), {"all-reduce": 7_768_464}, copied=0.05
+    ),
+    "vq_f16": Expected(
+        64, 0, 0, (3.865e9, 4.860e9), {"all-reduce": 27_384_272}, copied=1.0
     ),
     "ecg_net1d": Expected(
         64, 0, 0, (1.033e9, 1.123e9), {"all-reduce": 80_765_280}, copied=0.1

@@ -26,9 +26,10 @@ from data.cohort import generate
 from launch import gpu_check, plan
 from launch.planning import chips
 from pacx_jax import command, embed, export, main, measure, predict, runs, tokenizer
+from pacx_jax import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
-from pacx_jax.evaluate import predictions
+from pacx_jax.evaluate import masked_inputs, predictions
 from pacx_jax.run import recipe_flags
 from tests import tiny
 
@@ -186,8 +187,10 @@ PROGRAMS = {
     "pacx_jax.runs": do(runs.main),
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
+    "pacx_jax.generate": do(chexmix.main),
     "pacx_jax.tokenizer": do(tokenizer.main),
     "pacx_jax.evaluate.predictions": do(predictions.main),
+    "pacx_jax.evaluate.masked_inputs": do(masked_inputs.main),
     "data/prepare.py": do(prepare.main),
     "data/audit.py": do(audit.main),
     "launch/plan.py": planned,

@@ -16,9 +16,11 @@ from pacx_jax.models import attention, attention_tpu, dense, mae, vit
 from tests import tiny
 
 
-def textbook(qkv, num_heads):
+def textbook(qkv, num_heads, causal=False):
     q, k, v = einops.rearrange(qkv, "b n (qkv h c) -> qkv b h n c", qkv=3, h=num_heads)
     scores = jnp.einsum("bhqc,bhkc->bhqk", q, k) / q.shape[-1] ** 0.5
+    if causal:
+        scores -= jnp.triu(jnp.full(scores.shape[-2:], jnp.inf), 1)
     out = jnp.einsum("bhqk,bhkc->bhqc", jax.nn.softmax(scores), v)
     return einops.rearrange(out, "b h n c -> b n (h c)")
 
@@ -215,13 +217,24 @@ def test_gelu_is_exact_in_value_and_slope():
 
 # The published encoder's heads, its decoder's, and others than lanes are divided by.
 @pytest.mark.parametrize("heads, channels", [(3, 64), (4, 32), (2, 80)])
-def test_kernel_for_tpus_is_the_textbooks(heads, channels):
+@pytest.mark.parametrize("causal", [False, True], ids=["all", "causal"])
+def test_kernel_for_tpus_is_the_textbooks(heads, channels, causal):
     # Bound 1e-5 of the largest value: float32, summed in another order. Measured 1e-6.
     key, shape = jax.random.key(0), (1, 24, 3 * heads * channels)
     qkv = 3 * jax.random.normal(key, shape)
-    got = value_and_gradient(lambda x: attention_tpu.attend(x, heads, True), qkv)
-    want = value_and_gradient(lambda x: textbook(x, heads), qkv)
+    kernel = lambda x: attention_tpu.attend(x, heads, True, causal)  # noqa: E731
+    want = value_and_gradient(lambda x: textbook(x, heads, causal), qkv)
+    assert furthest(value_and_gradient(kernel, qkv), want) < 1e-5
+
+
+def test_causal_attention_is_the_textbooks():
+    # The forms that a CPU takes, of all tokens and of some. Measured 5e-7.
+    qkv = 3 * jax.random.normal(jax.random.key(0), (2, 9, 3 * 16))
+    want = value_and_gradient(lambda x: textbook(x, 2, True), qkv)
+    got = value_and_gradient(lambda x: attention.attend(x, 2, causal=True), qkv)
     assert furthest(got, want) < 1e-5
+    some = attention.attend(qkv, 2, outputs=slice(4, 9), causal=True)
+    assert furthest([some], [textbook(qkv, 2, True)[:, 4:9]]) < 1e-5
 
 
 def test_kernel_for_tpus_has_float32_softmax_in_bfloat16():
@@ -269,7 +282,9 @@ def test_where_the_kernel_does_not_run_that_is_said_once(monkeypatch, said):
     assert attention.kernel_runs(197, 12, 64, BFLOAT16)
     assert not attention.kernel_runs(20, 12, 64, BFLOAT16)
     assert not attention.kernel_runs(197, 12, 64, FLOAT32)
+    assert attention.kernel_runs(326, 12, 64, BFLOAT16, causal=True)
     assert not attention.kernel_runs(500, 12, 64, BFLOAT16)
+    assert not attention.kernel_runs(360, 16, 80, BFLOAT16)
     with sharding.tracing(sharding.make_mesh(8, tensor=2)):
         assert not attention.kernel_runs(197, 12, 64, BFLOAT16)
     assert len(said()) == 1
@@ -278,7 +293,9 @@ def test_where_the_kernel_does_not_run_that_is_said_once(monkeypatch, said):
 def test_auto_takes_the_kernel_on_tpus(monkeypatch):
     with_device(monkeypatch, "TPU v5 lite", "tpu")
     taken = []
-    monkeypatch.setattr(attention, "by_kernel", lambda x, h: taken.append(h) or x)
+    monkeypatch.setattr(
+        attention, "by_kernel", lambda x, h, causal: taken.append(h) or x
+    )
     qkv = jnp.zeros((2, 70, 3 * 16), jnp.bfloat16)
     attention.attend(qkv, 2)
     attention.attend(qkv, 2, "xla")
@@ -293,10 +310,13 @@ def test_unknown_way_is_an_error():
 
 def test_config_chooses_the_way(monkeypatch):
     taken = []
-    monkeypatch.setattr(attention, "kernel_runs", lambda *_, asked: asked)
-    monkeypatch.setattr(
-        attention, "by_kernel", lambda x, h: taken.append(h) or attention.attend(x, h)
-    )
+    monkeypatch.setattr(attention, "kernel_runs", lambda *_, asked, causal: asked)
+
+    def by_kernel(x, h, causal):
+        taken.append(h)
+        return attention.attend(x, h, causal=causal)
+
+    monkeypatch.setattr(attention, "by_kernel", by_kernel)
     config = tiny.config("mae_vitb16", attention="pallas")
     model = mae.from_config(config.model, ways=vit.ways(config))
     assert model.encoder.attention == model.decoder.attention == "pallas"

@@ -250,3 +250,37 @@ def _text(name: str, length: int) -> Case:
         | making.state(model, "state")
         | making.both(model, run, ("loss",))
     )
+
+
+def unified() -> Case:
+    """CheXmix's transformer: rotary positions, an output layer of its own."""
+    return _unified("unified", True)
+
+
+def unified_learned() -> Case:
+    """The same with learned positions, tied to the table of embeddings."""
+    return _unified("unified_learned", False)
+
+
+def _unified(name: str, rotary: bool) -> Case:
+    from tests.parity import torch_modules as tm
+
+    rng, n = making.rng(name), sizes.UNIFIED_LENGTH
+    model = tm.Unified(**sizes.UNIFIED, length=n, rotary=rotary)
+    making.fill(model, rng)
+    tokens = rng.integers(4, sizes.UNIFIED["vocab"], (3, n))
+    for row, length in zip(tokens, (11, 7, 9), strict=True):
+        row[length:] = 0
+
+    def run(net, cast):
+        ids = making.tensor(tokens)
+        logits, layers = net(ids)
+        weights = sizes.UNIFIED_TEXT, sizes.UNIFIED_WEIGHTS, 0
+        loss = tm.weighted_loss(logits, ids, *weights)
+        return {"logits": logits, "layers": layers, "loss": loss}
+
+    return (
+        {"in/tokens": tokens}
+        | making.state(model, "state")
+        | making.both(model, run, ("loss",))
+    )

@@ -27,4 +27,7 @@ STEPS, EPOCH = 20, 4  # of the training cases; steps an epoch
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 SCALES = {"start": 2.6593, "above": 5.3, "below": -1.0}  # of InfoNCE; clamp [0, 4.6]
 TEXT = {"vocab": 23, "d": 24, "depth": 2, "heads": 3, "mlp": 40, "memory": 16}
+UNIFIED = {"vocab": 29, "d": 24, "depth": 2, "heads": 3}
+UNIFIED_LENGTH, UNIFIED_TEXT, UNIFIED_CODES = 11, 19, 7  # of 3 specials between
+UNIFIED_WEIGHTS = (1.0, 2.5)  # of image and text
 TEXT_LENGTH, TEXT_IMAGE_TOKENS, TEXT_PAD = 9, 5, 0

@@ -151,3 +151,76 @@ def caption_loss(logits, tokens, present, pad: int):
     return nn.functional.cross_entropy(
         logits[:, :-1].flatten(0, 1), following.flatten(), ignore_index=pad
     )
+
+
+class CausalBlock(nn.Module):
+    """Pre-norm block of CheXmix's transformer; rotary positions turn pairs of q, k."""
+
+    def __init__(self, d: int, heads: int, rotary: bool, eps: float):
+        super().__init__()
+        self.heads, self.rotary = heads, rotary
+        self.norm1, self.norm2 = nn.LayerNorm(d, eps), nn.LayerNorm(d, eps)
+        self.attn = nn.ModuleDict({"qkv": nn.Linear(d, 3 * d), "proj": nn.Linear(d, d)})
+        self.mlp = nn.ModuleDict(
+            {"fc1": nn.Linear(d, 4 * d), "fc2": nn.Linear(4 * d, d)}
+        )
+
+    def forward(self, x):
+        qkv = self.attn["qkv"](self.norm1(x)).chunk(3, dim=-1)
+        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in qkv)
+        if self.rotary:
+            q, k = turned(q), turned(k)
+        y = nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.attn["proj"](y.transpose(1, 2).flatten(2))
+        hidden = nn.functional.gelu(self.mlp["fc1"](self.norm2(x)))
+        return x + self.mlp["fc2"](hidden)
+
+
+def turned(x):
+    """Rotary positions (Su 2021) as products of complex numbers; x (b, h, n, c)."""
+    n, c = x.shape[-2:]
+    bands = 10000.0 ** (-torch.arange(0, c, 2, dtype=torch.float64) / c)
+    angles = torch.arange(n, dtype=torch.float64)[:, None] * bands
+    turns = torch.polar(torch.ones_like(angles), angles)
+    if x.dtype == torch.float32:
+        turns = turns.to(torch.complex64)
+    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    return torch.view_as_real(pairs * turns).flatten(-2)
+
+
+class Unified(nn.Module):
+    """CheXmix's transformer; without rotary positions learned ones, and tied."""
+
+    def __init__(self, vocab, d, depth, heads, length, rotary: bool, eps=1e-6):
+        super().__init__()
+        self.token_embed = nn.Embedding(vocab, d)
+        self.positions = None if rotary else nn.Embedding(length, d)
+        self.blocks = nn.ModuleList(
+            CausalBlock(d, heads, rotary, eps) for _ in range(depth)
+        )
+        self.norm = nn.LayerNorm(d, eps)
+        self.head = nn.Linear(d, vocab, bias=False) if rotary else None
+
+    def forward(self, tokens):
+        """Tokens (b, n) -> logits (b, n, vocab), and the blocks' mean output."""
+        x = self.token_embed(tokens)
+        if self.positions is not None:
+            x = x + self.positions.weight[: tokens.shape[1]]
+        each = []
+        for block in self.blocks:
+            x = block(x)
+            each.append(x)
+        kernel = self.token_embed if self.head is None else self.head
+        return self.norm(x) @ kernel.weight.T, torch.stack(each).mean(0)
+
+
+def weighted_loss(logits, tokens, text_size: int, weights, pad: int):
+    """Mean cross-entropy of the next tokens, those of image and text weighted."""
+    following = tokens[:, 1:]
+    each = nn.functional.cross_entropy(
+        logits[:, :-1].transpose(1, 2), following, reduction="none"
+    )
+    image, text = (torch.tensor(w, dtype=logits.dtype) for w in weights)
+    weight = torch.where(following >= text_size, image, text)
+    weight = torch.where(following == pad, 0 * image, weight)
+    return (each * weight).sum() / weight.sum()

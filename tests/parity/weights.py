@@ -76,6 +76,7 @@ RULES = {
         *ENCODER,
     ],
 }  # fmt: skip
+RULES["unified"] = RULES["text"]
 
 
 def import_state(kind: str, state: dict[str, np.ndarray]):

@@ -124,6 +124,16 @@ def config(stage: str, folders: dict[str, str], **fields):
         c = tiny.config(recipe, **(common | small | fields))
         c.model.decoder.update(width=32, depth=1, num_heads=2)
         return c
+    if stage in ("causal", "masked"):
+        folder = pathlib.Path(folders["model_init"]).parent
+        small = {"model__variant": "mu", "data__report_length": 16, "stage": stage}
+        small |= {"data__tokenizer": str(folder / "tokenizer.json")}
+        small |= {"vq_init": str(folder / "image_tokenizer")}
+        return tiny.config("chexmix_vitb", **(common | small | fields))
+    if stage == "vq":
+        small = {"model__widths": (8, 8), "model__blocks": (1, 1)}
+        small |= {"model__codes": 16, "model__code_width": 4, "loss__decay": 0.8}
+        return tiny.config("vq_f16", **(common | small | fields))
     if stage == "labs_dae":
         small = {"model__hidden": 16, "model__latent": 8}
         return tiny.config("labs_dae", **(common | small | fields))

@@ -52,7 +52,9 @@ def patients(monkeypatch):
     ("stage", "k"),
     [
         ("labs_dae", 4),  # test_main has the MAE
+        ("vq", 5),  # its codes are moved by no gradient
         pytest.param("v2t", 5, marks=pytest.mark.full),
+        pytest.param("masked", 4, marks=pytest.mark.full),
         pytest.param("distill", 4, marks=pytest.mark.full),  # test_processes has it
         pytest.param("classify", 6, marks=pytest.mark.full),
         pytest.param("segment", 4, marks=pytest.mark.full),

@@ -179,3 +179,54 @@ among the k most similar by cosine; chance is k divided by their number. Probes 
 CLS token; the alignment is trained on the mean of a view's visible tokens.""",
     ),
 )
+
+CHEXMIX = Words(
+    treatment="CheXmix",
+    baseline="Causal alone",
+    treatment_arm="masked",
+    baseline_arm="continued",
+    simulated="Every X-ray, report and label",
+    introduction="""\
+Models are compared that learned from X-rays and reports in one sequence of tokens.
+Causal alone predicts each next token; CheXmix does so first, and then goes on with a
+part of its inputs masked, for as many steps in all. Both then see X-rays alone, of
+which a share is hidden, and a linear probe on the mean of their middle layers, fitted
+on whole X-rays, predicts labels of patients that none has met, scored by AUROC (0.5 is
+chance, 1 is perfect).""",
+    comparison=Section(
+        "Two stages against one, by how much of the X-rays is hidden",
+        "No comparison was made in this run.",
+    ),
+    arms=Section(
+        "Every arm, by how much of the X-rays is hidden",
+        "No arm was probed in this run.",
+        """\
+The masked autoencoder learned from the same X-rays without reports; nothing stands for
+what is hidden from it. All arms were probed on the same images with the same patches
+hidden.""",
+    ),
+    controls=Section(
+        "How the arms differ",
+        "No pair of arms was compared in this run.",
+        "Each cell is a paired difference in macro AUROC, its 95% interval, and what "
+        "that shows.",
+    ),
+    reconstructions=Section(
+        "Filled-in X-rays of held-out studies",
+        "No X-ray was filled in in this run.",
+    ),
+    texts=Section(
+        "Reports that it writes",
+        "No reports were generated in this run.",
+        """\
+Of held-out studies, word by word the likeliest, from whole and partly hidden X-rays;
+beside the report of the nearest training X-ray, and the most frequent report.""",
+    ),
+    retrieval=Section(
+        "Finding a study's report by its X-ray, and the X-ray by the report",
+        "Retrieval was not measured in this run.",
+        """\
+Recall at k: the share of queries whose own counterpart is among the k likeliest; chance
+is k divided by their number.""",
+    ),
+)

@@ -1,0 +1,137 @@
+"""What CheXmix's demo shows besides the probes: filled-in X-rays, reports, retrieval.
+
+All from the test X-rays of pretraining, whose reports are there, and the probe's, whose
+lung masks are.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from launch import results
+from pacx_jax.encoders.generator import Generator
+from pacx_jax.evaluate import generation
+from pacx_jax.input import sources
+
+LOSSES = {
+    "{}, images": {"image": "train", "val/image": "validation"},
+    "{}, reports": {"text": "train", "val/text": "validation"},
+}
+NAMES = {"causal": "Causal stage", "masked": "Masked stage",
+         "continued": "Causal, continued"}  # fmt: skip
+SHARES, SHOWN, MOST = (0.5, 0.9), 4, 200
+TOLD = {
+    "bleu4": "BLEU-4",
+    "rouge_l": "ROUGE-L",
+    "label_f1_micro": "F1 of findings",
+    "label_f1_macro": "mean over findings",
+    "label_f1_absent": "F1 of denials",
+}
+
+
+def curves(target: pathlib.Path) -> dict:
+    """Losses of both modalities, as `report.Report` shows them."""
+    found = {}
+    for panel, shown in LOSSES.items():
+        for arm, name in NAMES.items():
+            found |= results.curves(target, [arm], shown, panel.format(name))
+    return found
+
+
+def opened(target: pathlib.Path, folder: str, split: str):
+    """One split of one of the demo's prepared sets."""
+
+    class data:
+        source, path = "prepared", str(target / "data" / "prepared" / folder)
+
+    return sources.open_source(data, split)
+
+
+def gather(target: pathlib.Path, model: Generator, split: str) -> tuple[dict, list]:
+    """Fields of `report.Report`, and the rows of `generation.inpainting`."""
+    told, train, probe = (
+        generation.read(model, opened(target, folder, which), MOST)
+        for folder, which in (
+            ("mimic_cxr", split),
+            ("mimic_cxr", "train"),
+            ("probe", split),
+        )
+    )
+    mean_image = np.mean(train.images, axis=0, dtype=np.float64) / 255
+    rows = [
+        {"set": name} | row
+        for name, studies in (("with reports", told), ("with masks", probe))
+        for share in SHARES
+        for row in generation.inpainting(model, studies, mean_image, share)
+    ]
+    scored, texts = generation.written_reports(model, told, train, (0.0, *SHARES))
+    scores = {
+        f"{row['written_by']}, {row['share']:.0%} hidden": {"studies": row["pairs"]}
+        | {name: row[key] for key, name in TOLD.items()}
+        for row in scored
+    }
+    found = [
+        {"encoder": "CheXmix", "target": row.pop("what"), "n": row.pop("n")} | row
+        for row in generation.retrieval(model, told)
+    ]
+    pictures, names = painted(model, told)
+    return {
+        "reconstructions": pictures,
+        "reconstructed": names,
+        "texts": texts[:SHOWN],
+        "text_scores": scores,
+        "retrieval": found,
+    }, rows
+
+
+def painted(model: Generator, studies) -> tuple[list[tuple], list[str]]:
+    """Input, visible part and filled-in X-ray of some studies, with the report too."""
+    n, side = min(SHOWN, len(studies.images)), model.grid
+    x, texts = studies.images[:n], studies.texts[:n]
+    hidden = generation.hidden_patches(n, side, 0.25, "block")
+    factor = model.image_size // side
+    gone = hidden.reshape(n, side, side).repeat(factor, 1).repeat(factor, 2)
+    seen = np.where(gone[..., None], 128, x)
+    rows, names = [], []
+    for how, given in (("", None), (", and its report", texts)):
+        filled = np.uint8(np.round(255 * model.paint(x, hidden, given)))
+        for i in range(n):
+            each = (x[i], seen[i], filled[i])
+            rows.append(tuple(np.uint8(image).repeat(3, -1)[..., :3] for image in each))
+            names.append(f"X-ray {i + 1}{how}")
+    return rows, names
+
+
+def lines(rows: Sequence[dict]) -> list[str]:
+    """L1, PSNR and SSIM of hidden pixels as text."""
+    head = f"{'filled in by':<20}{'set':<15}{'where':<10}{'hidden':>7}"
+    text = ["Hidden pixels: L1, PSNR and SSIM, with 95% intervals over patients", head]
+    for row in rows:
+        cells = "".join(f"   {_cell(row[name])}" for name in generation.SCORES)
+        text.append(
+            f"{row['filled_by']:<20}{row['set']:<15}{row['where']:<10}"
+            f"{row['share']:>7.0%}{cells}"
+        )
+    return text
+
+
+def sentences(rows: Sequence[dict]) -> list[str]:
+    """L1 of hidden pixels, by what filled them in: a sentence a set and share."""
+    said: dict[tuple, list[str]] = {}
+    for row in rows:
+        if row["where"] == "all" and row["l1"]["value"] is not None:
+            each = said.setdefault((row["set"], row["share"]), [])
+            each.append(f"{row['filled_by']} {_cell(row['l1'])}")
+    return [
+        f"L1 of hidden pixels, X-rays {name}, {share:.0%} hidden: {', '.join(each)}."
+        for (name, share), each in said.items()
+    ]
+
+
+def _cell(found: dict) -> str:
+    if found["value"] is None:
+        return "undefined"
+    return "{value:.3f} ({low:.3f} to {high:.3f})".format(**found)
