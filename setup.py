@@ -20,7 +20,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
-    package_data={"pacx_jax.evaluate.reports": ["report.html.j2"]},
+    package_data={"pacx_jax.evaluate.reports": ["*.j2"]},
     python_requires=">=3.11",
     classifiers=[  # those that the tests ran on
         "Programming Language :: Python :: 3.11",
