@@ -68,6 +68,7 @@ setuptools.setup(
         ],
         "report": REPORT,  # pacx_jax.evaluate.reports
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
+        "wandb": ["wandb>=0.20"],  # config.wandb
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],

@@ -53,6 +53,7 @@ HARMLESS = frozenset(
         "profile_steps",
         "remat",
         "save_every",
+        "wandb",
         "watchdog_seconds",
     )
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import hashlib
 import io
 import itertools
 import pathlib
@@ -169,12 +170,14 @@ def lines(
     y_label: str,
     fractions: Sequence[float] = (),
     beside: bool = True,
+    log: bool = False,
 ) -> Figure | None:
     """A chart of lines over steps; None where none has a value.
 
     Args:
       fractions: the x axis is of these, logarithmic, and chance is marked.
       beside: the legend stands beside the chart, else below it.
+      log: the y axis is logarithmic.
     """
     there = [(line, *_finite(line)) for line in drawn]
     there = [each for each in there if len(each[1])]
@@ -212,6 +215,10 @@ def lines(
         else:
             axes.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         axes.set(xlabel=x_label, ylabel=y_label)
         legend(figure, handles, beside)
         return figure
@@ -244,6 +251,8 @@ def svg(figure: Figure) -> Markup:
     # names of groups, that nothing refers to, would occur in every figure.
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     text = re.sub(r' (xmlns(:\w+)?|id)="[^"]*[:_][^"]*"', "", text)
+    own = hashlib.sha256(text.encode()).hexdigest()[:8]  # ids hold for the page too
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", text)
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return Markup(text)  # matplotlib escaped the texts
@@ -268,6 +277,13 @@ def png_uri(image: np.ndarray) -> str:
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """An attention map in [0, 1], (h, w), over its X-ray: uint8 (h, w, 3)."""
+    grey = image.reshape(*image.shape[:2], -1)
+    shades = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
+    return np.round((grey + shades) / 2).astype(np.uint8)
+
+
 def attention(
     image: np.ndarray, mae: np.ndarray, pacx: np.ndarray, difference: np.ndarray
 ) -> list[np.ndarray]:
@@ -282,8 +298,10 @@ def attention(
     Returns:
       Four uint8 images: the X-ray, MAE, PaCX, and red where PaCX has more.
     """
-    grey = image.reshape(*image.shape[:2], -1)
-    heats = [matplotlib.colormaps["inferno"](m)[..., :3] * 255 for m in (mae, pacx)]
-    mixed = [np.round((grey + heat) / 2).astype(np.uint8) for heat in heats]
-    shades = matplotlib.colormaps["RdBu_r"]((difference + 1) / 2, bytes=True)
-    return [image, *mixed, shades[..., :3]]
+    mixed = [overlay(image, heat) for heat in (mae, pacx)]
+    return [image, *mixed, signed(difference)]
+
+
+def signed(difference: np.ndarray) -> np.ndarray:
+    """A difference of maps in [-1, 1], (h, w), as uint8 (h, w, 3): red above 0."""
+    return matplotlib.colormaps["RdBu_r"]((difference + 1) / 2, bytes=True)[..., :3]
