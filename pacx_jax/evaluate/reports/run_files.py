@@ -71,6 +71,12 @@ class Run:
         good = (isinstance(x, (int, float)) and abs(x) < 1e15 for x in numbers)
         return found if all(good) else {}
 
+    @property
+    def state_shown(self) -> str:
+        """ "best" if the run exports it and has one, else "latest"."""
+        best = self.config.get("export") == "best" and (self.path / "best").is_dir()
+        return "best" if best else "latest"
+
 
 def local(workdir: str) -> pathlib.Path:
     """The workdir on a local disk: of a remote one its small files, without states."""

@@ -94,7 +94,7 @@ def encoder(run: Run) -> Encoder:
     export = run.path / "export"
     if export.is_dir():
         return Encoder(model_folder.load(export, "vit"))
-    model = finished.read_run(run.config, str(run.path))
+    model = finished.read_run(run.config, str(run.path), run.state_shown)
     if model.kind != "vit":
         raise PacxError(f"a {model.kind} has no attention over X-rays")
     return Encoder(model)

@@ -48,6 +48,7 @@ def retrieval(runs: Sequence[Run], count: int) -> Part:
 def _nearest(run: Run, count: int) -> list[Pictures]:
     config = ml_collections.ConfigDict(run.config.to_dict())
     config.data.limit = min(config.data.limit or AMONG, AMONG)
+    config.export = run.state_shown
     config.update({"num_devices": 1, "cache_dir": "", "global_batch_size": 32})
     config.update_from_flattened_dict({"mesh.fsdp": 0, "mesh.tensor": 1})
     config.update({"accumulate": 1, "encoder_chunks": 1})
