@@ -41,7 +41,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
-    package_data={"pacx_jax.evaluate.reports": ["report.html.j2"]},
+    package_data={"pacx_jax.evaluate.reports": ["*.j2"]},
     cmdclass={"build_py": BuildPy},
     entry_points={"console_scripts": ["pacx = pacx_jax.command:main"]},
     python_requires=">=3.11",
@@ -91,6 +91,7 @@ setuptools.setup(
         ],
         "report": REPORT,  # pacx_jax.evaluate.reports
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
+        "wandb": ["wandb>=0.20"],  # config.wandb
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "hub": ["huggingface_hub>=0.30"],  # load_encoder("hf://OWNER/NAME")
         "cuda": ["jax[cuda13]>=0.10"],

@@ -47,6 +47,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.log_every = 50
     c.eval_every = 1000
     c.images_every = 5  # evaluations between images in TensorBoard; 0: none
+    c.wandb = ""  # project of Weights & Biases to log to (extra wandb); "": none
     c.save_every = 1000
     c.keep = 2  # number of latest checkpoints to keep
     c.best = ""  # metric that selects the best checkpoint, such as "val/loss"

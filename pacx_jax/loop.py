@@ -34,6 +34,7 @@ from pacx_jax.run import (
     progress,
     setup,
     summary,
+    versions,
 )
 
 FIRST_STEP = 4  # times as long as others it may take: it is compiled
@@ -106,9 +107,10 @@ def train(
     ledger.enter("restore")
     state, now = saver.restore(run.abstract) if start else (run.init(), {})
     fingerprints.record(config, prints, workdir)
+    versions.record(workdir, start)
     ledger.enter("setup")
     watch = nonfinite.Numbers(config, workdir, start, run.data.sample_names)
-    writer = metrics.writer(workdir, start)
+    writer = metrics.writer(workdir, start, config.get("wandb", ""))
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
     summary.say_start(run, workdir, start)
     shown = progress.Progress(config, start, quiet)

@@ -152,6 +152,16 @@ def _collector(config, workdir: str, mesh, objective):
     return collected
 
 
+def outputs_of(config, workdir: str, mesh, objective, data, split: str):
+    """({name: (n, ...)}, index (n,)) of a run's exported checkpoint on a split.
+
+    Args:
+      mesh, objective: of `setup.place`.
+      data: `batches.Data` whose validation split is `split`.
+    """
+    return _collector(config, workdir, mesh, objective)(data, split)
+
+
 def refuse_nonfinite(outputs: dict, index: np.ndarray, source) -> None:
     """PacxError, with their number, for examples whose scores are not finite."""
     bad = np.zeros(len(index), bool)

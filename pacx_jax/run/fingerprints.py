@@ -54,6 +54,7 @@ HARMLESS = frozenset(
         "profile_steps",
         "remat",
         "save_every",
+        "wandb",
         "watchdog_seconds",
     )
 )

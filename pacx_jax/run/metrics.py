@@ -1,4 +1,4 @@
-"""What a run writes down: metrics.jsonl, timings.jsonl and TensorBoard files.
+"""What a run writes down: metrics.jsonl, timings.jsonl, TensorBoard files; maybe W&B.
 
 `metrics.jsonl` holds deterministic values alone, one object a logged step, so that two
 runs of one seed, or a resumed and a straight one, give the same bytes. Whatever depends
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import pathlib
+import secrets
 import sys
 from typing import Any
 
@@ -18,16 +19,20 @@ import numpy as np
 
 from pacx_jax import files
 from pacx_jax.distributed import processes
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, install
 
 
 class MetricsWriter:
     """Appends rows to a workdir of a run that goes on after `start_step`.
 
     The row of that step is dropped with the later ones: it is written again.
+
+    Args:
+      project: of Weights & Biases, which gets metrics and timings too; "" for none.
     """
 
-    def __init__(self, workdir: str | os.PathLike, start_step: int):
+    def __init__(self, workdir: str | os.PathLike, start_step: int, project: str = ""):
+        self._wandb = _wandb_run(pathlib.Path(workdir), project) if project else None
         self.path = pathlib.Path(workdir) / "metrics.jsonl"
         keep_rows(self.path, start_step - 1)
         keep_rows(self.path.with_name("timings.jsonl"), start_step)
@@ -46,12 +51,16 @@ class MetricsWriter:
         for name, value in values.items():
             if math.isfinite(value):  # of others it would warn, in words of its own
                 self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(values, step=step)
 
     def write_timing(self, step: int, values: dict[str, float]) -> None:
         """One row of clock-dependent values at `step`."""
         self._timings.write(json.dumps({"step": step} | values) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"timing/{name}", value, step)
+        if self._wandb:
+            self._wandb.log({f"timing/{k}": v for k, v in values.items()}, step=step)
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """Images uint8 (k, h, w, 3) for TensorBoard, one above the other."""
@@ -70,6 +79,8 @@ class MetricsWriter:
         self._metrics.close()
         self._timings.close()
         self._board.close()
+        if self._wandb:
+            self._wandb.finish()
 
 
 class NoWriter:
@@ -81,9 +92,35 @@ class NoWriter:
     write_timing = write_images = flush = close = write
 
 
-def writer(workdir: str | os.PathLike, start_step: int) -> MetricsWriter | NoWriter:
+def writer(
+    workdir: str | os.PathLike, start_step: int, project: str = ""
+) -> MetricsWriter | NoWriter:
     """This process's writer: the first one writes."""
-    return MetricsWriter(workdir, start_step) if processes.is_first() else NoWriter()
+    if not processes.is_first():
+        return NoWriter()
+    return MetricsWriter(workdir, start_step, project)
+
+
+def _wandb_run(workdir: pathlib.Path, project: str):
+    """The workdir's run of Weights & Biases, begun or continued; WANDB_MODE holds."""
+    try:
+        import wandb  # imported lazily: an extra
+    except ImportError:
+        raise PacxError(
+            f"config.wandb={project}: {install('wandb')}, or give --config.wandb=''"
+        ) from None
+    file = workdir / "wandb_id"
+    if not file.exists():
+        file.write_text(secrets.token_hex(8), encoding="utf-8")
+    return wandb.init(
+        project=project,
+        name=workdir.name,
+        id=file.read_text("utf-8"),
+        resume="allow",
+        dir=workdir,
+        config=files.read_json(workdir / "config.json"),
+        settings=wandb.Settings(console="off"),
+    )
 
 
 def _finite(value: float) -> float | None:

@@ -1,6 +1,7 @@
 """metrics.jsonl: what is kept on a resume, and that its bytes are determined."""
 
 import json
+import sys
 
 import pytest
 
@@ -84,3 +85,46 @@ def test_row_can_be_read_as_soon_as_it_is_written(tmp_path):
 def test_run_without_metrics_is_an_error(tmp_path):
     with pytest.raises(PacxError, match="metrics.jsonl does not exist"):
         metrics.read_rows(tmp_path)
+
+
+class Board:
+    """Stands for the package wandb, which is an extra, and for its run."""
+
+    def __init__(self):
+        self.begun, self.logged, self.ended = [], [], 0
+
+    def Settings(self, **settings):  # noqa: N802
+        return settings
+
+    def init(self, **given):
+        self.begun.append(given)
+        return self
+
+    def log(self, values, step):
+        self.logged.append((step, values))
+
+    def finish(self):
+        self.ended += 1
+
+
+def test_weights_and_biases_get_what_the_files_get(tmp_path, monkeypatch):
+    board = Board()
+    monkeypatch.setitem(sys.modules, "wandb", board)
+    (tmp_path / "config.json").write_text('{"seed": 3}')
+    for start in (0, 1):  # a resumed run goes on with the same one there
+        writer = metrics.MetricsWriter(tmp_path, start, "xrays")
+        writer.write(start + 1, {"loss": 0.5})
+        writer.write_timing(start + 1, {"seconds": 2.0})
+        writer.close()
+    assert board.logged[:2] == [(1, {"loss": 0.5}), (1, {"timing/seconds": 2.0})]
+    first, second = board.begun
+    assert first == second and first["project"] == "xrays"
+    assert first["config"] == {"seed": 3} and first["resume"] == "allow"
+    assert board.ended == 2
+
+
+def test_weights_and_biases_that_are_missing_are_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(PacxError, match=r"config.wandb=xrays: run pip .*\[wandb\]"):
+        metrics.writer(tmp_path, 0, "xrays")
+    assert metrics.writer(tmp_path, 0) is not None

@@ -1,11 +1,9 @@
 """The comparison's tables, and the report in a real browser."""
 
 import dataclasses
-import html.parser
 import json
 import pathlib
 import re
-import shutil
 import subprocess
 import sys
 
@@ -14,6 +12,7 @@ import pytest
 
 from pacx_jax.evaluate import comparison, probe, statistics
 from pacx_jax.evaluate.reports import report, tables, words
+from tests import browser
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LABELS = ("dilated LV", "heart failure", "consolidation")
@@ -297,65 +296,21 @@ def test_package_ships_the_page(tmp_path):
         check=True,
         timeout=120,
     )
-    assert (tmp_path / "pacx_jax/evaluate/reports/report.html.j2").is_file()
-
-
-class _Audit(html.parser.HTMLParser):
-    """Collects what accessibility and self-containment ask about."""
-
-    def __init__(self):
-        super().__init__()
-        self.seen, self.bad, self.open = [], [], []
-
-    def handle_starttag(self, tag, attributes):
-        values = dict(attributes)
-        self.seen.append(tag)
-        if tag not in ("meta", "link", "img", "br"):
-            self.open.append(tag)
-        for key in ("src", "href"):
-            if not values.get(key, "data:").startswith("data:"):
-                self.bad.append((tag, values[key]))
-        if tag == "img" and not values.get("alt"):
-            self.bad.append("image without alternative text")
-        if values.get("role") == "img" and not values.get("aria-label"):
-            self.bad.append("chart without alternative text")
-        if tag == "th" and "scope" not in values:
-            self.bad.append("header cell without scope")
-
-    def handle_endtag(self, tag):
-        if self.open.pop() != tag:
-            self.bad.append(f"{tag} closes another element")
+    ours = {p.name for p in pathlib.Path(report.__file__).parent.glob("*.j2")}
+    built = (tmp_path / "pacx_jax/evaluate/reports").glob("*.j2")
+    assert {p.name for p in built} == ours and len(ours) == 4
 
 
 def test_report_is_well_formed_accessible_and_self_contained(full, views):
     for page in map(report.render, (views, full)):
-        audit = _Audit()
-        audit.feed(page)
-        assert audit.bad == [] and audit.open == []
-        assert "script" not in audit.seen
-    assert "http" not in page and "@import" not in page
-    assert not re.search(r"url\((?!#)", page)
+        assert "script" not in browser.audited(page).seen
     assert '<html lang="en">' in page and "<title>PaCX-MAE &amp; friends" in page
     assert "Raw &lt;pixels&gt;" in page and "<pixels>" not in page
 
 
 def test_report_opens_in_a_browser_with_its_tables_and_figures(full, tmp_path):
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium")
-    report.write_report(tmp_path / "report.html", full)
-    flags = (
-        "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-        "--disable-background-networking --disable-component-update --disable-sync "
-        "--dump-dom"
-    ).split()
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    address = (tmp_path / "report.html").as_uri()
-    done = subprocess.run(
-        [browser, *flags, profile, address], capture_output=True, timeout=60
-    )
-    page = done.stdout.decode()
-    assert done.returncode == 0 and "<h1>PaCX-MAE &amp; friends</h1>" in page
+    page = browser.dom(report.render(full), tmp_path)
+    assert "<h1>PaCX-MAE &amp; friends</h1>" in page
     assert "Neither control reproduces the gain." in page
     assert page.count("<table>") == 9
     assert page.count('<figure class="chart">') == 5  # forest, 2 groups, 2 panels
@@ -363,3 +318,8 @@ def test_report_opens_in_a_browser_with_its_tables_and_figures(full, tmp_path):
     row = full.summary[0]
     assert tables.number(row["a_auroc"]) in page
     assert "http" not in page
+
+
+@pytest.mark.parametrize("flags", [(), (browser.DARK,)], ids=["light", "dark"])
+def test_axe_finds_nothing_wrong_with_the_report(full, tmp_path, flags):
+    assert browser.violations(report.render(full), tmp_path, *flags) == []

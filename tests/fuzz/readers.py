@@ -115,6 +115,7 @@ def _status(field: str) -> int:
 @functools.cache
 def readers() -> dict[str, Reader]:
     """Name -> reader, of all of them."""
-    from tests.fuzz import arrays, images, models, tables
+    from tests.fuzz import arrays, images, models, reports, tables
 
-    return images.READERS | arrays.READERS | tables.READERS | models.READERS
+    found = images.READERS | arrays.READERS | tables.READERS | models.READERS
+    return found | reports.READERS

@@ -30,6 +30,7 @@ from pacx_jax import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import masked_inputs, predictions
+from pacx_jax.evaluate.reports import run_report
 from pacx_jax.run import recipe_flags
 from tests import tiny
 
@@ -46,7 +47,18 @@ SMALL = {"num_devices": 1, "global_batch_size": 8, "total_steps": 2, "eval_every
          "model.patch_size": 8, "model.decoder.width": 16, "model.decoder.depth": 1,
          "model.decoder.num_heads": 2}  # fmt: skip
 # Programs of others: the files of this repository that they are given have to exist.
-OTHERS = {"docker", "git", "pip", "printf", "python3.11", "sed", "source", "uv", "uvx"}
+OTHERS = {
+    "tensorboard",
+    "docker",
+    "git",
+    "pip",
+    "printf",
+    "python3.11",
+    "sed",
+    "source",
+    "uv",
+    "uvx",
+}
 
 
 def blocks(page):
@@ -191,6 +203,7 @@ PROGRAMS = {
     "pacx_jax.tokenizer": do(tokenizer.main),
     "pacx_jax.evaluate.predictions": do(predictions.main),
     "pacx_jax.evaluate.masked_inputs": do(masked_inputs.main),
+    "pacx_jax.evaluate.reports.run_report": do(run_report.main),
     "data/prepare.py": do(prepare.main),
     "data/audit.py": do(audit.main),
     "launch/plan.py": planned,

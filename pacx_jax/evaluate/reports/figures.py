@@ -1,4 +1,4 @@
-"""Figures of the report: matplotlib charts as inline SVG, images as PNG data URIs.
+"""Figures of reports: matplotlib charts as inline SVG, images as PNG data URIs, files.
 
 Charts are drawn in COLOURS, which then become the page's CSS variables of these names,
 so that one drawing serves the light theme, the dark theme and print. Text stays text.
@@ -7,10 +7,14 @@ so that one drawing serves the light theme, the dark theme and print. Text stays
 from __future__ import annotations
 
 import base64
+import contextlib
+import dataclasses
+import hashlib
 import io
 import itertools
+import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import matplotlib
 import matplotlib.style
@@ -20,6 +24,7 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 from PIL import Image
 
+from pacx_jax import files
 from pacx_jax.evaluate.comparison import verdict
 from pacx_jax.evaluate.reports import tables
 from pacx_jax.evaluate.reports.tables import Arm
@@ -33,9 +38,14 @@ COLOURS = {  # on light paper
     "mae": "#b3480b",
     "gain": "#0d6138",
     "loss": "#9c1d1d",
+    "violet": "#7b3fa0",
+    "teal": "#00646d",
+    "olive": "#655300",
+    "pink": "#a8185f",
 }
 STYLE = {
     "svg.fonttype": "none",  # text, not paths
+    "pdf.fonttype": 42,  # the same
     "svg.hashsalt": "pacx",  # the same identifiers every time
     "text.parse_math": False,
     "font.size": 9,
@@ -55,38 +65,79 @@ STYLE = {
     "lines.solid_capstyle": "round",
 }
 WIDTH = 4.7  # of a chart, in inches
+FORMATS = ("png", "svg", "pdf")  # of files
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Line:
+    """A line of a chart.
+
+    Attributes:
+      name: in the legend; "" leaves it out.
+      x, y: (n,) numbers; those that are not finite are left out.
+      colour: one of COLOURS.
+      strong: thick, and drawn above others.
+      dash: of matplotlib's line styles.
+      marker: of its markers; a single point has one anyway.
+      low, high: (n,) of a band around y, or nothing.
+    """
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+    colour: str
+    strong: bool = True
+    dash: str | tuple = "-"
+    marker: str = ""
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+
+
+@contextlib.contextmanager
+def styled() -> Iterator[None]:
+    """Draws, and saves, in this module's style whatever the user's is."""
+    with matplotlib.style.context(["default", STYLE]):
+        yield
 
 
 def efficiency(
     table: Sequence[Mapping], arms: Mapping[str, Arm], group: str, words: Words = PACX
-) -> Markup | None:
+) -> Figure | None:
     """AUROC against the labels, one line a charted arm; None without values."""
     colours = {words.treatment_arm: "pacx", words.baseline_arm: "mae"}
-    rows = tables.cells(table)
+    rows, dashes = tables.cells(table), itertools.cycle(DASHES)
     fractions = sorted({row["fraction"] for row in table})
-    lines = []
+    found = []
     for arm in tables.arm_order(table, arms):
         shown = arms.get(arm, Arm(arm))
         if not shown.charted:
             continue
-        found = [rows[arm, group, f] for f in fractions if (arm, group, f) in rows]
-        x, y = ([row[key] for row in found] for key in ("fraction", "auroc"))
+        there = [rows[arm, group, f] for f in fractions if (arm, group, f) in rows]
+        x, y = ([row[key] for row in there] for key in ("fraction", "auroc"))
         other = "ink" if shown.role == "ceiling" else "muted"
-        lines.append((shown.name, x, y, colours.get(arm, other)))
+        found.append(_line(shown.name, x, y, colours.get(arm, other), dashes, "o"))
     of = "training studies with labels"
     of = of if tables.by_count(table) else "share of the training labels"
-    return _lines(lines, of, "AUROC", fractions)
+    return lines(found, of, "AUROC", fractions)
 
 
-def curves(series: Mapping[str, tuple]) -> Markup | None:
+def curves(series: Mapping[str, tuple]) -> Figure | None:
     """Values over training steps, one line a name; None without values."""
     colours = itertools.cycle(("pacx", "mae", "muted", "ink"))
-    lines = [(name, *series[name], next(colours)) for name in series]
-    return _lines(lines, "step", "value")
+    dashes = itertools.cycle(DASHES)
+    found = [_line(name, *series[name], next(colours), dashes) for name in series]
+    return lines(found, "step", "value")
 
 
-def forest(summary: Sequence[Mapping]) -> Markup | None:
+def _line(name: str, x, y, colour: str, dashes: Iterator, marker: str = "") -> Line:
+    strong = colour in ("pacx", "mae")
+    there = (np.isfinite(np.float64(x)) & np.isfinite(np.float64(y))).any()
+    dash = "-" if strong or not there else next(dashes)
+    return Line(name, x, y, colour, strong, dash, marker)
+
+
+def forest(summary: Sequence[Mapping]) -> Figure | None:
     """Treatment - baseline with its interval, a row each; None without values."""
     rows = [
         row
@@ -95,7 +146,7 @@ def forest(summary: Sequence[Mapping]) -> Markup | None:
     ]
     if not rows:
         return None
-    with matplotlib.style.context(["default", STYLE]):
+    with styled():
         figure = Figure((WIDTH, 0.8 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
         axes.grid(axis="y", visible=False)
@@ -110,75 +161,111 @@ def forest(summary: Sequence[Mapping]) -> Markup | None:
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_xlabel("difference in AUROC")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(5))
-        return _svg(figure)
+        return figure
 
 
-def _lines(
-    lines: Sequence[tuple],
+def lines(
+    drawn: Sequence[Line],
     x_label: str,
     y_label: str,
-    fractions: Sequence[float] | None = None,
-) -> Markup | None:
-    """A chart of lines (name, x, y, colour's name); None where none has a value.
+    fractions: Sequence[float] = (),
+    beside: bool = True,
+    log: bool = False,
+) -> Figure | None:
+    """A chart of lines over steps; None where none has a value.
 
-    With `fractions` its x axis is logarithmic, and chance is marked.
+    Args:
+      fractions: the x axis is of these, logarithmic, and chance is marked.
+      beside: the legend stands beside the chart, else below it.
+      log: the y axis is logarithmic.
     """
-    with matplotlib.style.context(["default", STYLE]):
-        figure = Figure((WIDTH, 3.2 if fractions else 2.7), layout="constrained")
+    there = [(line, *_finite(line)) for line in drawn]
+    there = [each for each in there if len(each[1])]
+    if not there:
+        return None
+    with styled():
+        named = sum(bool(line.name) for line, *_ in there)
+        height = (3.2 if fractions else 2.7) + (0 if beside else 0.17 * named)
+        figure = Figure((WIDTH, height), layout="constrained")
         axes = figure.subplots()
         axes.grid(axis="x", visible=False)
-        drawn, dashes = [], itertools.cycle(DASHES)
-        for z, (name, x, y, colour) in enumerate(lines):
-            x, y = np.array(x, np.float64), np.array(y, np.float64)
-            good, strong = np.isfinite(x) & np.isfinite(y), colour in ("pacx", "mae")
-            if not good.any():
-                continue
-            drawn += axes.plot(
-                x[good],
-                y[good],
-                label=name,
-                color=COLOURS[colour],
-                linestyle="-" if strong else next(dashes),
-                linewidth=1.8 if strong else 1.2,
-                marker="o" if fractions or good.sum() == 1 else None,
-                markersize=4 if strong else 3,
-                zorder=9 - z / 99,  # the first lines are the important ones
+        handles = []
+        for z, (line, x, y, band) in enumerate(there):
+            colour, order = COLOURS[line.colour], 9 - z / 99  # the first are on top
+            if band:
+                axes.fill_between(x, *band, color=colour, alpha=0.22, linewidth=0)
+            (handle,) = axes.plot(
+                x,
+                y,
+                label=line.name,
+                color=colour,
+                linestyle=line.dash,
+                linewidth=1.8 if line.strong else 1.2,
+                marker=line.marker or ("o" if len(x) == 1 else None),
+                markersize=4 if line.strong else 3,
+                zorder=order,
             )
-        if not drawn:
-            return None
+            handles += [handle] * bool(line.name)
         if fractions:
             axes.set_xscale("log")
             axes.minorticks_off()
             axes.set_xticks(fractions, [tables.budget(f) for f in fractions])
             chance = {"color": COLOURS["muted"], "linewidth": 0.8, "linestyle": ":"}
-            drawn.append(axes.axhline(0.5, label="chance", **chance))
+            handles.append(axes.axhline(0.5, label="chance", **chance))
         else:
             axes.xaxis.set_major_locator(ticker.MaxNLocator(4, integer=True))
             axes.xaxis.set_major_formatter("{x:,.0f}")
+        if log:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
         axes.set(xlabel=x_label, ylabel=y_label)
-        figure.legend(
-            handles=drawn,
-            loc="outside right upper",
-            frameon=False,
-            labelcolor="linecolor",
-        )
-        return _svg(figure)
+        legend(figure, handles, beside)
+        return figure
 
 
-def _svg(figure: Figure) -> Markup:
+def _finite(line: Line) -> tuple:
+    """(x, y, band) where x and y are finite; the band is () or (low, high)."""
+    x, y = np.array(line.x, np.float64), np.array(line.y, np.float64)
+    good = np.isfinite(x) & np.isfinite(y)
+    band = tuple(np.asarray(v)[good] for v in (line.low, line.high) if len(v))
+    return x[good], y[good], band
+
+
+def legend(figure: Figure, handles: Sequence, beside: bool = True) -> None:
+    """The names of lines in their colours, right of a chart or below it."""
+    where = "outside right upper" if beside else "outside lower left"
+    if handles:
+        figure.legend(handles=handles, loc=where, frameon=False, labelcolor="linecolor")
+
+
+def svg(figure: Figure) -> Markup:
     """The figure as an <svg> element for an HTML page."""
     file = io.StringIO()
     unsaid = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    figure.savefig(file, format="svg", transparent=True, metadata=unsaid)
-    svg = file.getvalue()
-    svg = svg[svg.index("<svg") :]
+    with styled():
+        figure.savefig(file, format="svg", transparent=True, metadata=unsaid)
+    text = file.getvalue()
+    text = text[text.index("<svg") :]
     # HTML needs no namespaces; a style element would hold for the whole page, and the
     # names of groups, that nothing refers to, would occur in every figure.
-    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r' (xmlns(:\w+)?|id)="[^"]*[:_][^"]*"', "", svg)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r' (xmlns(:\w+)?|id)="[^"]*[:_][^"]*"', "", text)
+    own = hashlib.sha256(text.encode()).hexdigest()[:8]  # ids hold for the page too
+    text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{own}-", text)
     for name, colour in COLOURS.items():
-        svg = svg.replace(colour, f"var(--{name})")
-    return Markup(svg)  # matplotlib escaped the texts
+        text = text.replace(colour, f"var(--{name})")
+    return Markup(text)  # matplotlib escaped the texts
+
+
+def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
+    """Writes the figure to folder/name.png, .svg and .pdf, on white paper."""
+    unsaid = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator")}
+    for kind in FORMATS:
+        metadata = dict.fromkeys(unsaid.get(kind, ()))
+        path = folder / f"{name}.{kind}"
+        with styled(), files.whole(path, "wb") as file:
+            figure.savefig(file, format=kind, dpi=300, metadata=metadata)
 
 
 def png_uri(image: np.ndarray) -> str:
@@ -188,6 +275,13 @@ def png_uri(image: np.ndarray) -> str:
     file = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image, np.uint8)).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """An attention map in [0, 1], (h, w), over its X-ray: uint8 (h, w, 3)."""
+    grey = image.reshape(*image.shape[:2], -1)
+    shades = matplotlib.colormaps["inferno"](heat)[..., :3] * 255
+    return np.round((grey + shades) / 2).astype(np.uint8)
 
 
 def attention(
@@ -204,8 +298,10 @@ def attention(
     Returns:
       Four uint8 images: the X-ray, MAE, PaCX, and red where PaCX has more.
     """
-    grey = image.reshape(*image.shape[:2], -1)
-    heats = [matplotlib.colormaps["inferno"](m)[..., :3] * 255 for m in (mae, pacx)]
-    mixed = [np.round((grey + heat) / 2).astype(np.uint8) for heat in heats]
-    shades = matplotlib.colormaps["RdBu_r"]((difference + 1) / 2, bytes=True)
-    return [image, *mixed, shades[..., :3]]
+    mixed = [overlay(image, heat) for heat in (mae, pacx)]
+    return [image, *mixed, signed(difference)]
+
+
+def signed(difference: np.ndarray) -> np.ndarray:
+    """A difference of maps in [-1, 1], (h, w), as uint8 (h, w, 3): red above 0."""
+    return matplotlib.colormaps["RdBu_r"]((difference + 1) / 2, bytes=True)[..., :3]

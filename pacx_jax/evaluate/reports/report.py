@@ -1,4 +1,4 @@
-"""The run's report: one self-contained HTML file, without scripts or outside links.
+"""The comparison's report: one self-contained HTML file without scripts or links.
 
 `write_report(path, Report(...))` states what was found, effects and their absence
 alike, and then shows the evidence. The same Report gives the same bytes.
@@ -12,12 +12,10 @@ import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import jinja2
-
 from pacx_jax import files
 from pacx_jax.evaluate import probe
-from pacx_jax.evaluate.comparison import MIN_TRAININGS, verdict
-from pacx_jax.evaluate.reports import figures, tables
+from pacx_jax.evaluate.comparison import MIN_TRAININGS
+from pacx_jax.evaluate.reports import figures, page, tables
 from pacx_jax.evaluate.reports.tables import Arm
 from pacx_jax.evaluate.reports.words import PACX, Words
 
@@ -86,35 +84,15 @@ def write_report(path: str | pathlib.Path, report: Report) -> None:
 
 def render(report: Report) -> str:
     """The report as HTML text."""
-    page = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    page.filters |= {
-        "budget": tables.budget,
-        "labelled": tables.labelled,
-        "number": tables.number,
-        "minus": tables.minus,
-        "signed": lambda value: tables.minus(tables.number(value, True)),
-        "span": lambda r: tables.minus(tables.interval(r["low"], r["high"], True)),
-        "integer": "{:,}".format,
-        "seconds": "{:,.1f}".format,
-        "verdict": verdict,
-        "p_holm": tables.p_after_holm,
-        "png": figures.png_uri,
-    }
     pairs = [row for row in report.pairs if row["group"]]
     order = tables.arm_order(report.table, report.arms)
     compared = list(dict.fromkeys((row["a"], row["b"]) for row in pairs))
     measures = dict.fromkeys(key for row in report.retrieval for key in row)
-    return page.get_template("report.html.j2").render(
+    return page.render(
+        "report.html.j2",
+        report.title,
         report=report,
         words=report.words,
-        colours=figures.COLOURS,
         figures=figures,
         probe=probe,
         min_trainings=MIN_TRAININGS,

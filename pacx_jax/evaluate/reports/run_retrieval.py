@@ -1,0 +1,128 @@
+"""What a run's embeddings are near to: retrieval examples, TensorBoard's projector."""
+
+from __future__ import annotations
+
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+from pacx_jax.errors import PacxError
+from pacx_jax.evaluate import held_out
+from pacx_jax.evaluate.reports import run_images
+from pacx_jax.evaluate.reports.run_files import Run
+from pacx_jax.evaluate.reports.run_parts import Part, Pictures
+from pacx_jax.input import images as imageio
+from pacx_jax.input import sources
+from pacx_jax.objectives.retrieval import normalize_rows
+from pacx_jax.run import batches, setup
+
+AMONG = 256  # X-rays of the validation split that retrieval is shown on
+FOUND = 4  # studies shown for a query
+
+
+def retrieval(runs: Sequence[Run], count: int) -> Part:
+    """For X-rays of each distilled run, the studies whose records are nearest."""
+    rows, told = [], []
+    for run in runs:
+        if run.config.objective != "distill":
+            continue
+        try:
+            rows += _nearest(run, count)
+        except (PacxError, FileNotFoundError) as error:
+            told.append(f"{run.name}: {error}.")
+    empty = "Retrieval is of distilled encoders (objective distill)."
+    if told:
+        empty = " ".join(told)
+    return Part(
+        "Retrieval examples",
+        empty if count else "Examples were left out (--examples=0).",
+        f"Among {AMONG} or fewer validation studies: the X-rays of those whose record "
+        "is most similar to the query in the shared space, by cosine.",
+        pictures=rows,
+    )
+
+
+def _nearest(run: Run, count: int) -> list[Pictures]:
+    config = ml_collections.ConfigDict(run.config.to_dict())
+    config.data.limit = min(config.data.limit or AMONG, AMONG)
+    config.export = run.state_shown
+    config.update({"num_devices": 1, "cache_dir": "", "global_batch_size": 32})
+    config.update_from_flattened_dict({"mesh.fsdp": 0, "mesh.tensor": 1})
+    config.update({"accumulate": 1, "encoder_chunks": 1})
+    split = config.data.val_split
+    opened = sources.open_splits(config.data)
+    config = batches.with_label_names(config, opened)
+    mesh, objective = setup.place(config)
+    with tempfile.TemporaryDirectory() as scratch:  # nothing is written to the run
+        data = batches.Data(config, scratch, objective, mesh, opened)
+        args = config, str(run.path), mesh, objective, data, split
+        outputs, index = held_out.outputs_of(*args)
+    source, rows = data.sources[split], []
+    z = normalize_rows(outputs["cxr"])
+    chosen = np.random.default_rng(0).permutation(len(z))[:count]
+    for m in objective.teachers or {r.name: r for r in objective.readers}:
+        here = outputs.get(f"{m}_present", np.ones(len(z))) > 0
+        keys = normalize_rows(outputs[m])
+        for number, i in enumerate(chosen, start=1):
+            if not here[i]:
+                continue
+            cosine = np.where(here, keys @ z[i], -np.inf)
+            order = np.argsort(-cosine, kind="stable")
+            rank = int(np.flatnonzero(order == i)[0]) + 1
+            query = f"{run.name}: X-ray {number}, its own {m} is at rank {rank} of "
+            query += str(here.sum())
+            shown = [
+                (query, run_images.small(run_images.read(source, int(index[i]))[0]))
+            ]
+            for k, j in enumerate(order[:FOUND], start=1):
+                own = ", its own" if j == i else ""
+                image = run_images.small(run_images.read(source, int(index[j]))[0])
+                shown.append((f"{k}. {m}, cosine {cosine[j]:.3f}{own}", image))
+            rows.append(Pictures(f"{run.name}, {m}, query {number}", shown))
+    return rows
+
+
+def project(run: Run, folder: pathlib.Path, most: int = 1000) -> str:
+    """Writes TensorBoard's projector files of the run's validation embeddings.
+
+    Returns:
+      What was written, in words.
+
+    Raises:
+      PacxError: no X-ray encoder, or no data.
+    """
+    import tensorboardX
+
+    data = run.config.data
+    source = sources.open_source(data, data.val_split)
+    chosen = np.random.default_rng(0).permutation(len(source))[:most]
+    read, rows = [], []
+    for i in map(int, chosen):
+        try:
+            image, view = run_images.read(source, i)
+        except PacxError:
+            continue
+        read.append((image, view))
+        labels = source[i].get("labels", np.zeros(0))
+        rows.append([str(len(rows)), view or "unknown", *(f"{x:g}" for x in labels)])
+    if not read:
+        raise PacxError(f"{run.name}: no X-ray of the validation split can be read")
+    found = run_images.Xrays(*map(list, zip(*read, strict=True)))
+    model = run_images.encoder(run)
+    views = [v if v not in ("", "unknown") else "frontal" for v in found.views]
+    z = model(found.images, views if model.views else None)
+    sprites = np.stack([imageio.resize(image, 32) for image in found.images])
+    header = ["number", "view", *source.label_names]
+    with tensorboardX.SummaryWriter(str(folder)) as writer:
+        writer.add_embedding(
+            z,
+            metadata=rows,
+            metadata_header=header,
+            label_img=sprites.transpose(0, 3, 1, 2) / 255,
+            global_step=run.step,
+            tag=run.name,
+        )
+    return f"{folder}: {len(z)} embeddings, for tensorboard --logdir={folder}"
