@@ -10,6 +10,8 @@ INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
 
 CLOUD = ["obstore>=0.12"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
+SERVE = ["prometheus-client>=0.21", "python-multipart>=0.0.18", "starlette>=0.41"]
+SERVE += ["uvicorn>=0.34"]
 REPORTS = ["nltk>=3.9.1", "rouge-score>=0.1.2"]  # BLEU, ROUGE: Apache-2.0, as we are
 
 setuptools.setup(
@@ -20,7 +22,10 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
-    package_data={"pacx_jax.evaluate.reports": ["report.html.j2"]},
+    package_data={
+        "pacx_jax.evaluate.reports": ["report.html.j2"],
+        "pacx_jax.serving": ["pages/*"],
+    },
     python_requires=">=3.11",
     classifiers=[  # those that the tests ran on
         "Programming Language :: Python :: 3.11",
@@ -68,6 +73,7 @@ setuptools.setup(
         ],
         "report": REPORT,  # pacx_jax.evaluate.reports
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
+        "serve": SERVE,  # pacx_jax.serving
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
@@ -75,6 +81,8 @@ setuptools.setup(
             *CLOUD,
             *REPORT,
             *REPORTS,
+            *SERVE,
+            "httpx>=0.28",  # asks the service
             "hypothesis>=6",
             "imagecodecs>=2026.3.6",
             "pydicom>=3.0",

@@ -39,7 +39,16 @@ LEAVES = ("input",)
 BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
-ENTRY = ("main", "training", "export", "exporting", "embed", "replay", "convert")
+ENTRY = (
+    "main",
+    "training",
+    "export",
+    "exporting",
+    "embed",
+    "replay",
+    "convert",
+    "serving",
+)
 
 
 def part(name: str) -> str:
