@@ -82,7 +82,7 @@ setuptools.setup(
             *REPORT,
             *REPORTS,
             *SERVE,
-            "httpx>=0.28",  # asks the service
+            "httpx2>=2.16",  # asks the service; huggingface_hub's too
             "hypothesis>=6",
             "imagecodecs>=2026.3.6",
             "pydicom>=3.0",

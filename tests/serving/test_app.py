@@ -5,7 +5,7 @@ import io
 import threading
 import time
 
-import httpx
+import httpx2
 import numpy as np
 import PIL.Image
 import pytest
@@ -34,8 +34,8 @@ def ask(served, *requests, limits=None, token="", hosts=("*",), start=True, wait
         service = app.Service(served, limits or Limits(), token, wait)
         if start:
             await service.start()
-        client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(service.application(hosts), False),
+        client = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(service.application(hosts), False),
             base_url="http://localhost",
         )
         async with client:
@@ -235,8 +235,8 @@ def test_a_failing_batch_answers_its_requests_and_the_next_is_computed(served):
         service = app.Service(Broken(served.encoder), Limits(), wait=0)
         service.served.compile = lambda: None  # black images
         await service.start()
-        client = httpx.AsyncClient(
-            transport=httpx.ASGITransport(service.application()),
+        client = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(service.application()),
             base_url="http://localhost",
         )
         async with client:
