@@ -12,6 +12,8 @@ INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
 
 CLOUD = ["obstore>=0.12"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
+SERVE = ["prometheus-client>=0.21", "python-multipart>=0.0.18", "starlette>=0.41"]
+SERVE += ["uvicorn>=0.34"]
 REPORTS = ["nltk>=3.9.1", "rouge-score>=0.1.2"]  # BLEU, ROUGE: Apache-2.0, as we are
 
 
@@ -41,7 +43,10 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
-    package_data={"pacx_jax.evaluate.reports": ["*.j2"]},
+    package_data={
+        "pacx_jax.evaluate.reports": ["*.j2"],
+        "pacx_jax.serving": ["pages/*"],
+    },
     cmdclass={"build_py": BuildPy},
     entry_points={"console_scripts": ["pacx = pacx_jax.command:main"]},
     python_requires=">=3.11",
@@ -92,6 +97,7 @@ setuptools.setup(
         "report": REPORT,  # pacx_jax.evaluate.reports
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
         "wandb": ["wandb>=0.20"],  # config.wandb
+        "serve": SERVE,  # pacx_jax.serving
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "hub": ["huggingface_hub>=0.30"],  # load_encoder("hf://OWNER/NAME")
         "cuda": ["jax[cuda13]>=0.10"],
@@ -100,6 +106,8 @@ setuptools.setup(
             *CLOUD,
             *REPORT,
             *REPORTS,
+            *SERVE,
+            "httpx2>=2.16",  # asks the service; huggingface_hub's too
             "hypothesis>=6",
             "imagecodecs>=2026.3.6",
             "pydicom>=3.0",

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,6 +41,9 @@ _NUMBER = re.compile(rb"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d{1,2})?")
 _FRAMES = {0xFFC0 + i: "jpeg8_decode" for i in range(4)} | {0xFFF7: "jpegls_decode"}
 _ITEM = b"\xfe\xff\x00\xe0"  # begins compressed pixels
 _JPEG_2000 = b"\xff\x4f\xff\x51"
+# pydicom's modules import one another: of two threads that begin at once, one may find
+# them half made.
+_IMPORTING = threading.Lock()
 _SOT, _SOD, _COD, _COC = 0xFF90, 0xFF93, 0xFF52, 0xFF53
 
 
@@ -50,9 +54,11 @@ def is_dicom(data: bytes) -> bool:
 
 def _read_dataset(data: bytes, keywords: Sequence[str] = _KEYWORDS) -> tuple[str, Any]:
     """The UID of the transfer syntax, and the elements of the image."""
-    from pydicom.datadict import tag_for_keyword
-    from pydicom.filereader import read_dataset
-    from pydicom.uid import UID_dictionary
+    with _IMPORTING:
+        import pydicom.pixels  # noqa: F401 - of dicom.py, which comes here first
+        from pydicom.datadict import tag_for_keyword
+        from pydicom.filereader import read_dataset
+        from pydicom.uid import UID_dictionary
 
     file = io.BytesIO(data)
     file.seek(132 if data[128:132] == b"DICM" else 0)
@@ -76,6 +82,12 @@ def text(data: bytes, keyword: str) -> str:
     """A text element of the header that `data` begins with, "" where it is absent."""
     _, dataset = _read_dataset(data, (keyword,))
     return value(dataset, keyword, str, "")
+
+
+def size(data: bytes) -> tuple[int, int]:
+    """Rows and Columns, as a file's header says; ValueError where it lacks them."""
+    _, dataset = _read_dataset(data, ("Rows", "Columns"))
+    return value(dataset, "Rows", int), value(dataset, "Columns", int)
 
 
 def value(dataset: Any, keyword: str, kind: type, default: Any = None) -> Any:

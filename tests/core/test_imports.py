@@ -41,8 +41,9 @@ BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
 ENTRY = (
+ENTRY = (
     "main training recipes command measure predict runs export exporting embed "
-    "generate replay convert"
+    "generate replay convert serving"
 ).split()
 
 
