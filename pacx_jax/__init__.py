@@ -1,13 +1,34 @@
-"""PaCX-MAE in JAX: chest-X-ray encoders that know physiology (arXiv 2606.01537)."""
+"""PaCX-MAE in JAX: chest-X-ray encoders that know physiology (arXiv 2606.01537).
 
-__all__ = ["Encoder", "load_encoder"]
+  load_encoder(path)             X-rays to embeddings: encoder(images), encoder.tokens
+  rollout(encoder, images)       which patches an embedding drew on
+  fit_probe(encoder, x, labels)  a calibrated classifier from images and labels
+  Classifier.load(path)          a finished classifier: predict, thresholds, save
+
+docs/api.md has an example of each.
+"""
+
+import importlib
+
 __version__ = "0.1.0"
+
+# Public name -> where it is. Imported when asked for: commands without JAX start at
+# once.
+_PUBLIC = {
+    "Classifier": "pacx_jax.evaluate.classifier",
+    "Encoder": "pacx_jax.encoders.xray_encoder",
+    "fit_probe": "pacx_jax.evaluate.fit_probe",
+    "load_encoder": "pacx_jax.encoders.xray_encoder",
+    "rollout": "pacx_jax.evaluate.rollout",
+}
+__all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str):
-    # Imported lazily: commands without JAX start at once.
-    if name in __all__:
-        from pacx_jax.encoders import xray_encoder
-
-        return getattr(xray_encoder, name)
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(_PUBLIC[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_PUBLIC})

@@ -5,6 +5,7 @@
   README.md           the model card
   heads.safetensors   only where heads or a decoder are kept too (see model_heads)
   golden.safetensors  of exported X-ray encoders: images and their embeddings (golden)
+  calibration.json    of classifiers: calibration, thresholds (evaluate.classifier)
 
 Every stage writes one when it ends (`WORKDIR/export`), later stages and `load_encoder`
 read it. Nothing of optimizers is in it, nor, unless asked for, of heads or decoders.
@@ -35,6 +36,7 @@ from pacx_jax.types import Params
 FORMAT = 1
 GOLDEN = "golden.safetensors"  # see golden.py
 _NAMES = ("config.json", "model.safetensors", "README.md", model_heads.FILE, GOLDEN)
+_NAMES += (model_heads.CALIBRATION,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +149,9 @@ def _write(folder: pathlib.Path, model: ModelFolder, flat: dict, card: str) -> N
         safetensors.numpy.save_file(model.heads.flat(), folder / model_heads.FILE)
         about = {"kind": model.heads.kind, "architecture": model.heads.architecture}
         description["heads"] = about
+        if model.heads.calibration:
+            found = json.dumps(model.heads.calibration, indent=1) + "\n"
+            (folder / model_heads.CALIBRATION).write_text(found, encoding="utf-8")
     text = json.dumps(description, indent=2) + "\n"
     (folder / "config.json").write_text(text, encoding="utf-8")
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -284,8 +289,12 @@ def _load_heads(path: pathlib.Path, about: dict | None, shapes: dict) -> Heads |
         return None
     flat = _read(path / model_heads.FILE)
     params = flax.traverse_util.unflatten_dict(flat, sep=".")
+    file, calibration = path / model_heads.CALIBRATION, None
+    if file.is_file():
+        remedy = "export the model again, or delete the file to do without calibration"
+        calibration = files.read_own_json(file, remedy)
     with _refusing(path, "heads"):
-        heads = Heads(about["kind"], about["architecture"], params)
+        heads = Heads(about["kind"], about["architecture"], params, calibration)
         model_sizes.check(heads.architecture, flat)
         _check_heads(path, flat, heads, shapes)
     return heads

@@ -1,8 +1,9 @@
 """What stands beside an encoder in its folder: a decoder, heads, adapters.
 
-`heads.safetensors`, with its description under "heads" in config.json. Runs export
-their encoder alone; converted checkpoints, and runs exported with their heads, have
-this second file, so that training can go on from it and PyTorch can get it back.
+`heads.safetensors`, with its description under "heads" in config.json. Classifiers'
+runs export it, and calibration.json; other runs export their encoder alone. Converted
+checkpoints, and runs exported with their heads, have it too, so that training can go
+on from it and PyTorch can get it back.
 
 | kind | parameters |
 |---|---|
@@ -28,6 +29,7 @@ from pacx_jax.models import heads, labs_dae, mae
 from pacx_jax.types import Params
 
 FILE = "heads.safetensors"
+CALIBRATION = "calibration.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +40,13 @@ class Heads:
       kind: one of `KINDS`.
       architecture: sizes, and for classifiers `labels`, the names of the outputs.
       params: numpy arrays, float32 (counters of `unused` keep their type).
+      calibration: of a classifier, see `evaluate.classifier`; None where there is none.
     """
 
     kind: str
     architecture: dict
     params: Params
+    calibration: dict | None = None
 
     def flat(self) -> dict[str, np.ndarray]:
         """Name, joined by ".", -> array."""

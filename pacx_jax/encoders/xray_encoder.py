@@ -128,7 +128,7 @@ class Encoder:
 
     def _rows(self, images, views: Views) -> Iterator:
         """Each image, preprocessed; with view embeddings, paired with its number."""
-        rows = map(self.preprocess, _each(images))
+        rows = map(self.preprocess, each_image(images))
         if views is not None and not self.views:
             raise PacxError("views are given, and this encoder has no view embeddings")
         if not self.views:
@@ -184,7 +184,7 @@ def _paired(rows: Iterator, numbers: list) -> Iterator:
         )
 
 
-def _each(images) -> Iterator[Image]:
+def each_image(images) -> Iterator[Image]:
     if isinstance(images, (str, os.PathLike, PIL.Image.Image)):
         yield images
     elif (shape := getattr(images, "shape", None)) is not None:  # JAX's and torch's too

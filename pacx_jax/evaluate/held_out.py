@@ -12,9 +12,11 @@ import numpy as np
 
 from pacx_jax import files, sharding, step
 from pacx_jax.distributed import processes
+from pacx_jax.encoders import model_heads
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import (
     calibration,
+    classifier,
     delong,
     frozen,
     measures,
@@ -110,6 +112,29 @@ def evaluate(config, workdir: str, split: str, asked: Asked = Asked()) -> dict:
     if processes.is_first():
         files.write_json(pathlib.Path(workdir) / f"evaluation_{split}.json", result)
     return result
+
+
+def calibrate(config, workdir: str, opened: dict | None = None) -> None:
+    """Writes WORKDIR/calibration.json: what a classifier's validation split says.
+
+    Args:
+      opened: the run's sources by split; None: those of `config.data`.
+
+    Raises:
+      PacxError: outputs that are not finite.
+    """
+    split = config.data.val_split
+    opened = opened or sources.open_splits(config.data)
+    config = batches.with_label_names(config, opened)
+    mesh, objective = setup.place(config)
+    data = batches.Data(config, workdir, objective, mesh, opened)
+    outputs, _ = _collector(config, workdir, mesh, objective)(data, split)
+    given = measures.examples(outputs, config.data.label_columns, config.task)
+    chosen = frozen.choose(given, split, thresholds.RULES)
+    unit = config.data.get("group", "image")
+    found = classifier.calibration_of(chosen, split, config.task, unit)
+    if processes.is_first():
+        files.write_json(pathlib.Path(workdir) / model_heads.CALIBRATION, found)
 
 
 def _collector(config, workdir: str, mesh, objective):

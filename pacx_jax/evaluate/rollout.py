@@ -6,10 +6,41 @@ where the MAE and the distilled encoder look.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
 import scipy.ndimage
+
+from pacx_jax.encoders.xray_encoder import Encoder, Image, each_image
+
+
+def rollout(
+    encoder: Encoder, images: Image | Sequence[Image], view: str | None = None
+) -> np.ndarray:
+    """Which patches an encoder's embedding drew on: `attention_rollout` of images.
+
+    Args:
+      encoder: of `load_encoder`.
+      images: of any size, as for a call of `Encoder`.
+      view: of all images, for an encoder with view embeddings.
+
+    Returns:
+      (n, grid, grid) float32, row by row from the top left; grid is the encoder's
+      image_size / patch_size. A map's shares sum to 1 less those of the CLS token and
+      of registers.
+
+    Raises:
+      PacxError: as a call of `Encoder`.
+    """
+    a, rows = encoder.architecture, map(encoder.preprocess, each_image(images))
+    grid = encoder.image_size // a["patch_size"]
+    found = [np.zeros((0, grid, grid), np.float32)]
+    while chunk := list(itertools.islice(rows, encoder.batch_size)):
+        maps = encoder.attentions(chunk, view)
+        shares = attention_rollout(maps, a.get("registers", 0), a.get("pool", "cls"))
+        found.append(shares.astype(np.float32))
+    return np.concatenate(found)
 
 
 def attention_rollout(

@@ -9,7 +9,7 @@ import ml_collections
 
 from pacx_jax import files, objectives
 from pacx_jax.distributed import processes
-from pacx_jax.encoders import golden, kinds, model_folder
+from pacx_jax.encoders import golden, kinds, model_folder, model_heads
 from pacx_jax.errors import PacxError
 from pacx_jax.run import checkpoint, metrics, model_card, older
 
@@ -106,6 +106,12 @@ def read_run(
     model = objectives.load(config.objective).export(config, params, names)
     if not heads:
         return dataclasses.replace(model, heads=None)
+    file = pathlib.Path(workdir) / model_heads.CALIBRATION
+    if model.heads and file.is_file():
+        told = files.read_own_json(file, "train the run again, or delete the file")
+        model = dataclasses.replace(
+            model, heads=dataclasses.replace(model.heads, calibration=told)
+        )
     if model.heads is None:
         raise PacxError(
             f"{workdir}: the objective {config.objective} keeps no heads, or {labels}, "

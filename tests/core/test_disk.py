@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import files, main, train
+from pacx_jax import files, loop, main
 from pacx_jax.errors import PacxError
 from pacx_jax.run import checkpoint, manifest
 
@@ -69,7 +69,7 @@ def raise_(error):
 def test_run_whose_last_checkpoint_found_no_room_is_not_finished(tmp_path):
     saver = checkpoint.Checkpointer(tmp_path)
     with pytest.raises(PacxError, match="step 4 could not be saved; free some room"):
-        train.check_saved(saver, str(tmp_path), 4)
+        loop.check_saved(saver, str(tmp_path), 4)
     saver.close()
 
 

@@ -31,7 +31,7 @@ FLOORS = {
     "step": 7,
     "optim": 7,
     "run": 8,
-    "train": 9,
+    "loop": 9,
     "evaluate": 10,
 }
 # The input room stands beside them, on these alone.
@@ -39,7 +39,7 @@ LEAVES = ("input",)
 BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
-ENTRY = ("main", "export", "exporting", "embed", "replay", "convert")
+ENTRY = ("main", "training", "export", "exporting", "embed", "replay", "convert")
 
 
 def part(name: str) -> str:
@@ -81,7 +81,7 @@ def name(path):
 
 
 def test_there_is_something_to_check():
-    assert {"types", "losses", "step", "train", "input"} <= set(FILES.values())
+    assert {"types", "losses", "step", "loop", "input"} <= set(FILES.values())
     known = {*FLOORS, *LEAVES, *ENTRY}
     assert set(FILES.values()) <= known, "give the new module its floor here"
 

@@ -2,12 +2,14 @@
 
 import csv
 import json
+import pathlib
 import types
 
 import numpy as np
 import PIL.Image
 import pytest
 
+import pacx_jax
 from pacx_jax import main
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
@@ -306,3 +308,24 @@ def test_value_that_no_run_can_have_stops_it_at_once(
     other.update_from_flattened_dict({field: value})
     with pytest.raises(PacxError, match=expected):
         main.run(other, str(tmp_path / "run"))
+
+
+def test_a_finished_run_is_the_classifier_that_was_evaluated(config, workdir):
+    config = config.copy_and_resolve_references()
+    result = held_out.evaluate(config, workdir, "test", held_out.Asked(True))
+    model = pacx_jax.Classifier.load(workdir)
+    assert model.labels == ("sick",)
+    told = predictions.read(workdir / "predictions_test.csv").rows
+    paths = sorted(one for one, _ in told)
+    root = pathlib.Path(config.data.path)
+    z = model.encoder([root / path for path in paths])
+    logits = [told[path, "sick"][2] for path in paths]
+    np.testing.assert_allclose(model.logits(z)[:, 0], logits, atol=1e-5)
+    chosen = result["calibration"]["sick"]["platt"]
+    a, b = (model.calibration["labels"]["sick"][k] for k in "ab")
+    assert (a, b) == (chosen["a"], chosen["b"])
+    p = model.probabilities(np.array(logits)[:, None])[:, 0]
+    np.testing.assert_allclose(p, 1 / (1 + np.exp(-a * np.array(logits) - b)))
+    rule = result["thresholds"]["sick"]["max_f1"]["logit"]
+    told = model.calibration["labels"]["sick"]["thresholds"]["max_f1"]["logit"]
+    assert told == pytest.approx(rule, abs=1e-12)
