@@ -17,6 +17,7 @@ FLOORS = {
     "types": 0,
     "distributed": 0,
     "target": 1,
+    "clone": 1,
     "files": 1,
     "stores": 1,
     "sharding": 1,
@@ -39,7 +40,10 @@ LEAVES = ("input",)
 BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
-ENTRY = ("main", "training", "export", "exporting", "embed", "replay", "convert")
+ENTRY = (
+    "main training recipes command measure predict runs export exporting embed replay "
+    "convert"
+).split()
 
 
 def part(name: str) -> str:
