@@ -21,6 +21,7 @@ import re
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LOG = logging.getLogger("mkdocs.hooks")
 OUTSIDE = ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "data/**/README.md")
+INSIDE = ("docs/**/*.md", "docs/**/*.ipynb")
 LINK = re.compile(r"(?<=\]\()(?!#)[^)\s#]+")
 LOADED = re.compile(r"<(?:script|img|iframe|link)\b[^>]*(?:src|href)=\"?(?:https?:)?//")
 CANONICAL = re.compile(r"<link[^>]*rel=\"?canonical[^>]*>")
@@ -56,7 +57,8 @@ def site_uri(path):
 
 def in_repository(uri):
     """The file of the repository that a page of the site shows."""
-    return f"docs/{uri}" if (ROOT / "docs" / uri).exists() else uri
+    inside = f"docs/{uri}", f"docs/{uri.removesuffix('.md')}.ipynb"
+    return next((path for path in inside if (ROOT / path).is_file()), uri)
 
 
 def source(path):
@@ -88,9 +90,17 @@ def notebook(path):
 
 
 def pages():
-    """Markdown of the repository that the site shows, by its path there."""
-    found = [p for pattern in (*OUTSIDE, "docs/**/*.md") for p in ROOT.glob(pattern)]
-    return sorted(p.relative_to(ROOT).as_posix() for p in found)
+    """What the site shows as pages, by its path in the repository: its Markdown."""
+    found = {p for pattern in (*OUTSIDE, *INSIDE) for p in ROOT.glob(pattern)}
+    paths = sorted(p.relative_to(ROOT).as_posix() for p in found)
+    return {path: markdown_of(path) for path in paths}
+
+
+def markdown_of(path):
+    """A page's Markdown."""
+    if path.endswith(".ipynb"):
+        return notebook(path)
+    return (ROOT / path).read_text(encoding="utf-8")
 
 
 def moved(markdown, uri):
@@ -117,10 +127,7 @@ def on_files(files, config):
     def add(uri, content):
         files.append(File.generated(config, uri, content=content))
 
-    texts = {page: (ROOT / page).read_text(encoding="utf-8") for page in pages()}
-    for path in sorted(ROOT.glob("docs/**/*.ipynb")):
-        path = path.relative_to(ROOT).as_posix()
-        texts[path] = notebook(path)
+    texts = pages()
     for path, text in texts.items():
         if not path.startswith("docs/") or path.endswith(".ipynb"):
             add(site_uri(path), text)

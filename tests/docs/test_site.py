@@ -18,13 +18,14 @@ def program(name):
 
 
 hooks = program("hooks")
+PAGES = hooks.pages()
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
 
 
-@pytest.mark.parametrize("page", hooks.pages())
+@pytest.mark.parametrize("page", PAGES)
 def test_links_lead_to_files(page):
-    text = (ROOT / page).read_text(encoding="utf-8")
-    lost = [file for file in hooks.links(text, page) if not (ROOT / file).is_file()]
-    assert not lost
+    found = hooks.links(PAGES[page], page)
+    assert not [file for file in found if not (ROOT / file).is_file()]
 
 
 def test_links_become_those_of_the_site():
@@ -41,11 +42,7 @@ def test_links_become_those_of_the_site():
 
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"^ +- (?:\w+: )?(\S+\.md)$", NAVIGATION, re.MULTILINE))
-    shown = {hooks.site_uri(page) for page in hooks.pages()}
-    assert shown == listed
-
-
-NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+    assert {hooks.site_uri(page) for page in PAGES} == listed
 
 
 def test_the_fields_of_runs_are_those_of_the_recipes():

@@ -25,7 +25,7 @@ from data import audit, prepare
 from data.cohort import generate
 from launch import gpu_check, plan
 from launch.planning import chips
-from pacx_jax import embed, export, main, tokenizer
+from pacx_jax import command, embed, export, main, measure, predict, runs, tokenizer
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import predictions
@@ -182,6 +182,9 @@ def suite(arguments):
 PROGRAMS = {
     "pacx_jax.main": train,
     "pacx_jax.embed": do(embed.main),
+    "pacx_jax.measure": do(measure.main),
+    "pacx_jax.predict": do(predict.main),
+    "pacx_jax.runs": do(runs.main),
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
     "pacx_jax.tokenizer": do(tokenizer.main),
@@ -196,6 +199,19 @@ PROGRAMS = {
 SCRIPTS = ("jobset.py", "local.sh", "slurm.sbatch", "study.py", "sweep.py",
            "tpu_pod.sh")  # fmt: skip
 PROGRAMS |= {f"launch/{name}": launcher(f"launch/{name}") for name in SCRIPTS}
+
+
+def pacx(arguments):
+    """`pacx NAME` takes what its program takes."""
+    name, rest = arguments[0], arguments[1:]
+    module = command.named(name).module.removesuffix(".__main__")
+    file = module.replace(".", "/") + ".py"
+    known = [p for p in (module, file, "launch/demo.sh") if p in PROGRAMS]
+    assert known[0] != "launch/demo.sh" or name == "demo", f"add {module} to PROGRAMS"
+    PROGRAMS[known[0]](rest)
+
+
+PROGRAMS["pacx"] = pacx
 
 
 def check(words, script, page):
