@@ -30,7 +30,7 @@ def test_notebooks_run(names, tmp_path, monkeypatch, capsys):
             exec(compile(source, f"{name} cell {i}", "exec"), names_of_the_book)
             said = bool(capsys.readouterr().out)
             assert said or "print(" not in source
-    assert names_of_the_book["encoder"].width == 128 or len(names) > 1
+    assert names_of_the_book["encoder"].width == 32 or len(names) > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
