@@ -9,17 +9,24 @@ import sys
 from typing import NamedTuple
 
 from pacx_jax import clone
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import PacxError, install
 
 FAILED = 2  # as cli.FAILED, which imports more than --help needs
 
 
 class Program(NamedTuple):
-    """A module whose main() reads sys.argv, what it does, and an example."""
+    """A module whose main() reads sys.argv.
+
+    Attributes:
+      does: what it does.
+      example: of its use.
+      extra: of setup.py, whose packages it needs.
+    """
 
     module: str
     does: str
     example: str
+    extra: str = ""
 
 
 PROGRAMS = {
@@ -85,16 +92,19 @@ PROGRAMS = {
         "pacx_jax.evaluate.reports.run_report",
         "draws a run, or compares several, as one HTML file",
         "pacx report --workdir=runs/mae",
+        extra="report",
     ),
     "serve": Program(
         "pacx_jax.serving.server",
         "answers embeddings and predictions by HTTP",
         "pacx serve --model=runs/finetune",
+        extra="serve",
     ),
     "demo": Program(
         "launch.demo",
         "trains and compares everything on simulated patients",
         "pacx demo --target=runs/demo",
+        extra="demo",
     ),
 }
 
@@ -137,9 +147,10 @@ def main(argv: list[str] | None = None) -> int:
     try:
         found = importlib.import_module(program.module)
     except ModuleNotFoundError as e:
-        if not e.name or not program.module.startswith(e.name):
+        if not program.extra or e.name and e.name.startswith("pacx_jax"):
             raise
-        print(f"error: pacx {name}: this version has no {e.name}", file=sys.stderr)
+        told = f"pacx {name} needs the package {e.name}: {install(program.extra)}"
+        print(f"error: {told}", file=sys.stderr)
         return FAILED
     sys.modules["__main__"].__doc__ = found.__doc__
     return found.main() or 0

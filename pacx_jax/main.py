@@ -73,7 +73,7 @@ def from_flags(argv: list[str]) -> None:
     if len(argv) > 1:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
-        raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
+        raise PacxError("give --config=RECIPE and --workdir=DIR")
     host_memory.keep_freed()
     start_processes()
     target.check_backend()

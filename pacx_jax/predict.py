@@ -78,7 +78,8 @@ def told(model: Classifier, rule: str) -> list[str]:
             f"{name} ({about[name]['positives']} of {about[name]['known']} positive)"
             for name in left
         )
-        lines.append(f"NOT CALIBRATED and not called, by {on}: {counts}")
+        why = f"by {on}, of one class there or ranked no better than chance"
+        lines.append(f"NOT CALIBRATED and not called, {why}: {counts}")
     if model.task == "multilabel":
         limits = model.thresholds_of(rule)
         each = ", ".join(f"{name} {p:.3f}" for name, p in limits.items())

@@ -29,16 +29,20 @@ def workdirs(root: pathlib.Path) -> list[pathlib.Path]:
     found = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = sorted(s for s in subfolders if not s.startswith("."))
-        if fingerprints.CONFIG not in names:
-            continue
-        try:
-            about = files.read_json(pathlib.Path(folder) / fingerprints.CONFIG)
-        except (OSError, ValueError):
-            continue
-        if "objective" in about:
+        if _is_run(pathlib.Path(folder), names):
             found.append(pathlib.Path(folder))
             subfolders.clear()  # of a run's own
     return sorted(found)
+
+
+def _is_run(folder: pathlib.Path, names: list[str]) -> bool:
+    if fingerprints.FAILED in names:  # maybe before its config was recorded
+        return True
+    try:
+        about = files.read_json(folder / fingerprints.CONFIG)
+    except (OSError, ValueError):
+        return False
+    return "objective" in about
 
 
 def describe(workdir: pathlib.Path) -> dict[str, Any]:
@@ -47,7 +51,8 @@ def describe(workdir: pathlib.Path) -> dict[str, Any]:
     `step` is a text such as "50/200"; `metric` is the last evaluation's that selects
     the best checkpoint, else its loss, "" before the first one.
     """
-    about = files.read_own_json(workdir / fingerprints.CONFIG, "restore it")
+    failure, record = (workdir / f for f in (fingerprints.FAILED, fingerprints.CONFIG))
+    about = files.read_own_json(record if record.is_file() else failure, "delete it")
     rows = []
     if (workdir / "metrics.jsonl").is_file():
         rows = metrics.read_rows(workdir)
@@ -55,11 +60,10 @@ def describe(workdir: pathlib.Path) -> dict[str, Any]:
     done = fingerprints.steps_done(str(workdir))
     row = {
         "workdir": str(workdir),
-        "stage": about.get("name") or about["objective"],
+        "stage": about.get("name") or about.get("objective", "?"),
         "step": f"{max(step, done)}/{about.get('total_steps', '?')}",
         "metric": _metric(about, rows),
     }
-    failure = workdir / fingerprints.FAILED
     if _locked(workdir / "lock"):
         return row | {"state": "running"}
     if done and done == about.get("total_steps"):

@@ -122,13 +122,13 @@ def run(
         listening = preemption.Preemption(
             config.grace_seconds, functools.partial(goes_on, workdir)
         )
-        stack.enter_context(_noting_failure(path / fingerprints.FAILED))
+        stack.enter_context(_noting_failure(config, path / fingerprints.FAILED))
         asked = stack.enter_context(listening)
         _train(config, workdir, asked, force, mirrored, quiet)
 
 
 @contextlib.contextmanager
-def _noting_failure(file: pathlib.Path) -> Iterator[None]:
+def _noting_failure(config, file: pathlib.Path) -> Iterator[None]:
     """Writes the error that ends the block to `file`, for `pacx runs`."""
     if not processes.is_first():
         yield
@@ -140,7 +140,8 @@ def _noting_failure(file: pathlib.Path) -> Iterator[None]:
         raise
     except Exception as e:
         with contextlib.suppress(OSError):  # such as a full disk: `e` is what counts
-            files.write_json(file, {"error": one_line(e)})
+            about = {k: config[k] for k in ("name", "objective", "total_steps")}
+            files.write_json(file, {"error": one_line(e)} | about)
         raise
 
 

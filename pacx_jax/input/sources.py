@@ -231,6 +231,10 @@ class FolderSource:
     def __init__(self, spec: folders.FolderSpec, split: str, stage: str = ""):
         root = staging.local(spec.path, stage, setting="data.path")
         csv = str(staging.local(spec.csv, stage)) if spec.csv else ""
+        if (root / prepared.FILE).is_file():
+            raise PacxError(
+                f"{spec.path}: a prepared data set; give data.source=prepared"
+            )
         local = dataclasses.replace(spec, path=str(root), csv=csv)
         listing = folders.read_folder(local)
         self._root = listing.root
