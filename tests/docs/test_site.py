@@ -48,3 +48,15 @@ def test_every_page_is_in_the_navigation():
 def test_the_fields_of_runs_are_those_of_the_recipes():
     said = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
     assert said == program("write_configs").page(), "python docs/write_configs.py"
+
+
+def test_versions_elsewhere_are_those_of_the_package_and_the_lock():
+    def version(file, pattern):
+        return re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.M)[1]
+
+    ours = version("pacx_jax/__init__.py", r'^__version__ = "(.+)"')
+    assert version("CITATION.cff", r"^version: (.+)$") == ours
+    assert version("CHANGELOG.md", r"^## ([0-9.]+)") == ours
+    ruff = version("requirements.lock", r"^ruff==([0-9.]+)")
+    assert version(".pre-commit-config.yaml", r"rev: v([0-9.]+)") == ruff
+    assert version("docs/requirements.lock", r"^ruff==([0-9.]+)") == ruff
