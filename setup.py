@@ -98,6 +98,7 @@ setuptools.setup(
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
         "wandb": ["wandb>=0.20"],  # config.wandb
         "serve": SERVE,  # pacx_jax.serving
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1"],
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "hub": ["huggingface_hub>=0.30"],  # load_encoder("hf://OWNER/NAME")
         "cuda": ["jax[cuda13]>=0.10"],

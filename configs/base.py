@@ -30,10 +30,9 @@ def get_config() -> ml_collections.ConfigDict:
     """Fields that every recipe has."""
     c = ml_collections.ConfigDict()
     c.name = ""
-    c.objective = (
-        ""  # mae, mvmae, labs_dae, ecg, distill, classify, segment, vq, unified
-    )
-    c.seed = 0
+    # mae, mvmae, vq, unified, labs_dae, ecg, distill, classify, segment, or a module
+    c.objective = ""
+    c.seed = 0  # of weights, order of the data, augmentation, masks and dropout
     c.dtype = "float32"  # of matrix products; parameters and losses stay float32
     c.num_devices = 0  # 0: all
     c.global_batch_size = 256  # over all devices and hosts
@@ -43,15 +42,15 @@ def get_config() -> ml_collections.ConfigDict:
     c.accumulate = 1  # parts of a batch: the memory of one, the loss of the whole
     c.attention = "auto"  # or xla, pallas (our kernel for TPUs)
     c.remat = "none"  # what blocks compute again in the backward pass: or dots, full
-    c.total_steps = 1000
-    c.log_every = 50
-    c.eval_every = 1000
+    c.total_steps = 1000  # updates
+    c.log_every = 50  # steps between rows of metrics.jsonl
+    c.eval_every = 1000  # steps between evaluations on data.val_split
     c.images_every = 5  # evaluations between images in TensorBoard; 0: none
     c.wandb = ""  # project of Weights & Biases to log to (extra wandb); "": none
-    c.save_every = 1000
+    c.save_every = 1000  # steps between checkpoints
     c.keep = 2  # number of latest checkpoints to keep
     c.best = ""  # metric that selects the best checkpoint, such as "val/loss"
-    c.best_mode = "min"
+    c.best_mode = "min"  # or max
     c.nonfinite = "stop"  # at a non-finite loss or gradient; or "skip" the step
     c.max_skipped = 10  # non-finite steps allowed in a run
     c.grace_seconds = 25.0  # to save the state after SIGTERM
@@ -69,53 +68,53 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.train_split = "train"
     c.data.val_split = "val"
     c.data.csv = ""  # for "folder"; "": labels.csv or .tsv in path
-    c.data.label_columns = ()
+    c.data.label_columns = ()  # labels by name; (): all that the data have
     c.data.label_separator = "|"  # between the values of one cell, for "folder"
-    c.data.patient_column = ""
-    c.data.path_column = ""
-    c.data.split_column = ""
+    c.data.patient_column = ""  # for "folder"; "": by its name; "-": none
+    c.data.path_column = ""  # for "folder"; "": by its name
+    c.data.split_column = ""  # for "folder"; "": by its name; "-": none
     c.data.val_fraction = 0.1  # if no split is given: by patient, else by file
-    c.data.test_fraction = 0.0
+    c.data.test_fraction = 0.0  # likewise
     c.data.uncertain = "ignore"  # the label -1; or zero, one, reference
     c.data.limit = 0  # 0: all examples
     c.data.label_fraction = 1.0  # of the training examples (D27)
     c.data.label_count = 0  # of the training examples, instead of the fraction; 0: off
     c.data.subset_list = ""  # or a file of the training images that keep their labels
     c.data.label_draw = "positives"  # one per label, then any; or stratified
-    c.data.label_seed = 42
+    c.data.label_seed = 42  # which examples label_fraction or label_count draws
     c.data.group = "image"  # or "study": an example has all images of a visit
     c.data.max_views = 3  # of a study's images in a batch
-    c.data.image_size = 224
+    c.data.image_size = 224  # pixels of a side
     c.data.channels = 3  # grey is repeated; or 1
-    c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD
-    c.data.transform = ""
+    c.data.mean, c.data.std = IMAGENET_MEAN, IMAGENET_STD  # of pixels from 0 to 1
+    c.data.transform = ""  # the augmentation, which the recipe names
     c.data.hflip = 0.0  # probability of a mirror image, with the heart on the right
-    c.data.crop_scale = (0.5, 1.0)
-    c.data.ecg_decimate = 1
+    c.data.crop_scale = (0.5, 1.0)  # shares of the area that random crops have
+    c.data.ecg_decimate = 1  # samples averaged to one
     c.data.cache = False  # keep decoded examples in memory
     c.data.threads = 8  # threads that make batches
     c.data.workers = 0  # > 0: processes instead of threads make the training batches
     c.data.prefetch_to_device = 2  # batches on the devices ahead of the step
     c.data.max_bad_share = 0.01  # unreadable samples above this share stop the run
-    c.data.simulated = False
+    c.data.simulated = False  # patients of the cohort, as the card then says
     c.data.namespace = ""  # of the patient ids; "": the prepared data set's
     c.data.allow_overlap = False  # allow probe patients that the encoder was trained on
 
     c.optim = ml_collections.ConfigDict()
-    c.optim.peak_lr = 1e-3
+    c.optim.peak_lr = 1e-3  # after the warm-up; then a cosine to min_ratio
     c.optim.base_batch_size = 0  # > 0: peak_lr is for this batch size and scales (D19)
-    c.optim.warmup_steps = 0
-    c.optim.warmup_from_zero = False
+    c.optim.warmup_steps = 0  # linear
+    c.optim.warmup_from_zero = False  # else its first step has one step of the rise
     c.optim.warmup_start = 0.0  # the share of peak_lr that it starts from
     c.optim.min_ratio = 0.0  # of peak_lr, at the end
     c.optim.steps_per_epoch = 0  # > 0: the rate changes once an epoch
-    c.optim.b1 = 0.9
+    c.optim.b1 = 0.9  # of AdamW, like b2 and eps
     c.optim.b2 = 0.999
     c.optim.eps = 1e-8
     c.optim.weight_decay = 0.0
     c.optim.decay = "kernels"  # or "all": biases, norms and scalars too
     c.optim.clip_norm = 0.0  # 0: off
-    c.optim.encoder_lr_ratio = 1.0
+    c.optim.encoder_lr_ratio = 1.0  # share of the rate that a tuned encoder has
     c.optim.layer_decay = 1.0  # of the rate, from a block to the one before
     return c
 
@@ -136,9 +135,9 @@ def runlocal(c: ml_collections.ConfigDict, path: str, total_steps: int) -> None:
 def vit(c: ml_collections.ConfigDict) -> None:
     """The published encoder, ViT-B/16 at 224 pixels."""
     c.model = ml_collections.ConfigDict()
-    c.model.variant = "B"
-    c.model.patch_size = 16
-    c.model.ln_eps = 1e-6
+    c.model.variant = "B"  # a size of pacx_jax/models/vit.py
+    c.model.patch_size = 16  # pixels of a side
+    c.model.ln_eps = 1e-6  # added to the variance in LayerNorms
     c.model.decoder = ml_collections.ConfigDict()
     c.model.decoder.width = 512
     c.model.decoder.depth = 8

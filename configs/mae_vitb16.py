@@ -24,14 +24,14 @@ def get_config(arg=None):
     c.total_steps = 400 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
     c.best = "val/loss"  # kept; like the reference, later stages use the last
-    c.model_init_parts = ("encoder", "decoder")
+    c.model_init_parts = ("encoder", "decoder")  # taken from model_init
 
     c.data.transform = "mae"
     c.data.hflip = 0.5  # as in the reference; the heart's side is then not learnt
 
     c.loss = base.ml_collections.ConfigDict()
     c.loss.mask_ratio = 0.9  # D1: the reference's code trains at 0.75
-    c.loss.norm_pix_loss = False
+    c.loss.norm_pix_loss = False  # True: each patch against its own mean and std
 
     c.optim.peak_lr = 1.5e-4
     c.optim.b2 = 0.95

@@ -29,7 +29,7 @@ def get_config(arg=None):
     c.total_steps = 500 * EPOCH
     c.eval_every = c.save_every = 5 * EPOCH
     c.best = "val/loss"
-    c.model_init_parts = ("encoder", "decoder")
+    c.model_init_parts = ("encoder", "decoder")  # taken from model_init
 
     c.model.channels = 1
     c.model.qk_norm = True
@@ -48,7 +48,7 @@ def get_config(arg=None):
 
     c.loss = base.ml_collections.ConfigDict()
     c.loss.mask_ratio = 0.9
-    c.loss.norm_pix_loss = False
+    c.loss.norm_pix_loss = False  # True: each patch against its own mean and std
     c.loss.reconstruction_weight = 1.0
     c.loss.reconstruction_reduction = "views"  # or max_views: missing ones count as 0
     c.loss.beta = 2.0  # of the alignment, at the end; 0: independent views

@@ -4,18 +4,23 @@ import json
 import pathlib
 import re
 import shlex
+import sys
+import types
 
 import numpy as np
 import PIL.Image
 import pytest
+import sklearn.metrics
 from absl import flags
 from ml_collections import config_flags
 
-from data import prepare
+from data import croissant, prepare
+from data import flags as prepare_flags
 from data.cohort import generate
 from data.mimic_vitals import stays
 from pacx_jax import embed, load_encoder, main
 from pacx_jax.encoders import kinds, model_folder
+from pacx_jax.evaluate import measures, statistics
 from pacx_jax.input import sources
 from pacx_jax.modalities import vitals
 from tests import tiny
@@ -79,7 +84,7 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_quotes_the_code_as_it_is():
-    modality, *_, kind = blocks("python")
+    modality, _, kind, *_ = blocks("python")
     assert modality == pathlib.Path(vitals.__file__).read_text()
     assert kind in pathlib.Path(kinds.__file__).read_text()
 
@@ -125,3 +130,63 @@ def test_the_pages_commands_distil_vital_signs_into_an_encoder_of_xrays(
         assert file["path"].tolist() == ["film.png"]
         z = load_encoder(workdir)(["DIR/film.png"])
         np.testing.assert_allclose(file["embedding"], z, atol=1e-6)
+
+
+def test_the_pages_data_set_is_prepared_split_by_patient_and_refuses_odd_labels(
+    tmp_path, monkeypatch, capsys
+):
+    code = next(b for b in blocks("python") if "published.Facts(" in b)
+    builder = types.ModuleType("data.valley.valley_dataset_builder")
+    exec(code, vars(builder))
+    monkeypatch.setitem(sys.modules, builder.__name__, builder)
+    monkeypatch.setattr(prepare_flags, "NAMES", (*prepare_flags.NAMES, "valley"))
+    sizes = (*prepare_flags.APPLIES["size"], "valley")
+    monkeypatch.setitem(prepare_flags.APPLIES, "size", sizes)
+    terms = croissant.Terms("Valley General", "", "ours")
+    monkeypatch.setitem(croissant.TERMS, "valley", terms)
+    source, rows = tmp_path / "source", ["file,person,Effusion,Nodule"]
+    source.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        grey = rng.integers(0, 256, (24, 24), dtype=np.uint8)
+        PIL.Image.fromarray(grey).save(source / f"{i}.png")
+        rows.append(f"{i}.png,p{i // 2},{i % 2},{'' if i == 3 else 0}")
+    (source / "valley.csv").write_text("\n".join(rows))
+
+    argv = ["valley", f"--source={source}", "--size=24", "--workers=1"]
+    assert prepare.main([*argv, f"--target={tmp_path / 'prepared'}"]) == 0
+    assert prepare.main(["--check", f"--target={tmp_path / 'prepared'}"]) == 0
+    data = types.SimpleNamespace(source="prepared", path=str(tmp_path / "prepared"))
+    opened = {s: sources.open_source(data, s) for s in ("train", "val", "test")}
+    assert sum(map(len, opened.values())) == 40
+    people = [set(source.patients()) for source in opened.values()]
+    assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
+    assert opened["train"].label_names == ("Effusion", "Nodule")
+
+    (source / "valley.csv").write_text("\n".join([*rows[:-1], "39.png,p19,perhaps,0"]))
+    capsys.readouterr()
+    assert prepare.main([*argv, f"--target={tmp_path / 'other'}"]) == 2
+    assert "row 41 has 'perhaps'" in capsys.readouterr().err
+
+
+def test_the_pages_metric_is_scored_with_intervals(monkeypatch):
+    code = next(b for b in blocks("python") if "def log_loss(" in b)
+    known = dict(measures.MEASURES["multilabel"])
+    monkeypatch.setitem(measures.MEASURES, "multilabel", known)
+    exec(code, {})
+    rng = np.random.default_rng(0)
+    labels = np.float32(rng.random((60, 2)) < 0.4)
+    mask = np.float32(rng.random((60, 2)) < 0.8)
+    logits = np.float32(labels + rng.normal(size=(60, 2)))
+    arrays = {"logits": logits, "labels": labels, "label_mask": mask}
+    given = measures.Examples("multilabel", ("a", "b"), arrays)
+    weights = statistics.bootstrap_weights(np.arange(60), 50, 0)
+    found = measures.scored(given, weights)
+    for c, name in enumerate(given.names):
+        rows = mask[:, c] > 0
+        p = 1 / (1 + np.exp(-np.float64(logits[rows, c])))
+        row = found["labels"][name]["log_loss"]
+        assert row["value"] == pytest.approx(
+            sklearn.metrics.log_loss(labels[rows, c], p)
+        )
+        assert row["low"] < row["value"] < row["high"]

@@ -35,7 +35,7 @@ from pacx_jax.run import recipe_flags
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-PAGES = ["README.md", "data/README.md"]
+PAGES = ["README.md", "CONTRIBUTING.md", "data/README.md"]
 PAGES += sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").glob("*.md"))
 # What stands for a page's placeholders.
 NAMES = {"KIND": "vit_timm", "FORMAT": "safetensors", "GROUP,...": "numeric"}
@@ -47,18 +47,8 @@ SMALL = {"num_devices": 1, "global_batch_size": 8, "total_steps": 2, "eval_every
          "model.patch_size": 8, "model.decoder.width": 16, "model.decoder.depth": 1,
          "model.decoder.num_heads": 2}  # fmt: skip
 # Programs of others: the files of this repository that they are given have to exist.
-OTHERS = {
-    "tensorboard",
-    "docker",
-    "git",
-    "pip",
-    "printf",
-    "python3.11",
-    "sed",
-    "source",
-    "uv",
-    "uvx",
-}
+OTHERS = {"docker", "git", "mkdocs", "pip", "printf", "python3.11", "sed", "source",
+          "tensorboard", "uv", "uvx"}  # fmt: skip
 
 
 def blocks(page):

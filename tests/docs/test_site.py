@@ -1,0 +1,62 @@
+"""The site: links that lead somewhere, pages that are listed, what is generated."""
+
+import importlib.util
+import pathlib
+import re
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def program(name):
+    """A program of docs/, which is no package."""
+    path = ROOT / "docs" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(f"docs_{name}", path)
+    spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
+    return module
+
+
+hooks = program("hooks")
+PAGES = hooks.pages()
+NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_to_files(page):
+    found = hooks.links(PAGES[page], page)
+    assert not [file for file in found if not (ROOT / file).is_file()]
+
+
+def test_links_become_those_of_the_site():
+    moved = hooks.moved("[a](../README.md) `[b](../x.md)` [c](#d)", "method.md")
+    assert moved == "[a](README.md) `[b](../x.md)` [c](#d)"
+    moved = hooks.moved("[a](../data/cohort/README.md#files)", "method.md")
+    assert moved == "[a](data/cohort/README.md#files)"
+    text = "[a](../docs/method.md) [b](https://a.org/b.py)\n```\n[c](../x.md)\n```\n"
+    moved = hooks.moved(text, "data/README.md")
+    assert moved == text.replace("../docs/method.md", "../method.md")
+    moved = hooks.moved("[a](../launch/compare_views.py)", "demo.md")
+    assert moved == "[a](launch/compare_views.py.md)"
+
+
+def test_every_page_is_in_the_navigation():
+    listed = set(re.findall(r"^ +- (?:.+: )?(\S+\.md)$", NAVIGATION, re.MULTILINE))
+    assert {hooks.site_uri(page) for page in PAGES} == listed
+
+
+def test_the_fields_of_runs_are_those_of_the_recipes():
+    said = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+    assert said == program("write_configs").page(), "python docs/write_configs.py"
+
+
+def test_versions_elsewhere_are_those_of_the_package_and_the_lock():
+    def version(file, pattern):
+        return re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.M)[1]
+
+    ours = version("pacx_jax/__init__.py", r'^__version__ = "(.+)"')
+    assert version("CITATION.cff", r"^version: (.+)$") == ours
+    assert version("CHANGELOG.md", r"^## ([0-9.]+)") == ours
+    ruff = version("requirements.lock", r"^ruff==([0-9.]+)")
+    assert version(".pre-commit-config.yaml", r"rev: v([0-9.]+)") == ruff
+    assert version("docs/requirements.lock", r"^ruff==([0-9.]+)") == ruff
