@@ -108,8 +108,8 @@ def inpainting(
     Returns:
       Rows: share, filled_by, where ("all", "inside" and "outside" of the masks), n and
       each of SCORES as {"value", "low", "high"}, intervals over patients. "report
-      alone" writes the whole image from its report; "image tokenizer" decodes the codes of
-      the whole X-ray.
+      alone" writes the whole image from its report; "image tokenizer" decodes the
+      codes of the whole X-ray.
     """
     n, side = len(studies.images), model.grid
     hidden = hidden_patches(n, side, share, shape, seed)
