@@ -75,8 +75,8 @@ class Generator:
 
     def pixels(self, images) -> np.ndarray:
         """X-rays of any size (see `Encoder`) -> uint8 (n, s, s, c), squashed."""
-        size = self.image_size, self.channels
-        rows = [xray_encoder.preprocess(i, *size) for i in xray_encoder.each_image(images)]
+        size, each = (self.image_size, self.channels), xray_encoder.each_image
+        rows = [xray_encoder.preprocess(image, *size) for image in each(images)]
         none = np.zeros((0, self.image_size, self.image_size, self.channels), np.uint8)
         return np.stack(rows) if rows else none
 

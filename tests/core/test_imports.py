@@ -41,7 +41,6 @@ BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
 ENTRY = (
-ENTRY = (
     "main training recipes command measure predict runs export exporting embed "
     "generate replay convert serving"
 ).split()
