@@ -251,9 +251,11 @@ def _pooled(folder: model_folder.ModelFolder, pooling: str | None):
     """The encoder with another embedding; None leaves it."""
     if pooling is None:
         return folder
-    if pooling not in model_folder.EMBEDDINGS or folder.kind != "vit":
+    if pooling not in model_folder.EMBEDDINGS:
         known = " or ".join(model_folder.EMBEDDINGS)
-        raise PacxError(f"pooling {pooling!r} of a {folder.kind}: a vit has {known}")
+        raise PacxError(f"pooling {pooling!r}: give {known}")
+    if folder.kind != "vit":
+        raise PacxError(f"pooling {pooling!r}: a {folder.kind} has one embedding")
     about = {"embedding": model_folder.EMBEDDINGS[pooling]}
     return dataclasses.replace(
         folder,
