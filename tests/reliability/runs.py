@@ -125,7 +125,7 @@ def config(stage: str, folders: dict[str, str], **fields):
         c.model.decoder.update(width=32, depth=1, num_heads=2)
         return c
     if stage == "vq":
-        small = {"model__widths": (8, 8), "model__blocks": (1, 1)}
+        small = {"model__widths": (8,), "model__blocks": (1,)}
         small |= {"model__codes": 16, "model__code_width": 4, "loss__decay": 0.8}
         return tiny.config("vq_f16", **(common | small | fields))
     if stage == "labs_dae":
