@@ -258,5 +258,9 @@ def advanced(frozen: Params, found: Metrics, loss) -> tuple[Params, Metrics]:
         "codes_used": (share > 0).mean(),
         "codes_revived": dead.mean(),
     }
-    codes = losses.l2_normalize(usage["sum"], 1e-12)
+    codes = jnp.where(
+        usage["share"][:, None] > 0,
+        losses.l2_normalize(usage["sum"], 1e-12),
+        frozen["codebook"]["codes"],  # never used, and loss.dead is 0
+    )
     return {"codebook": {"codes": codes}, "usage": usage}, found

@@ -210,9 +210,42 @@ def test_first_batch_makes_the_codes():
     drawn = objective_vq.drawn(jax.random.key(0), z, np.arange(2), 2, CODES)
     nothing = {"share": np.zeros(CODES), "sum": np.zeros((CODES, WIDTH))}
     found = {"share": np.full(CODES, 1 / CODES), "sum": nothing["sum"], "drawn": drawn}
-    after, _ = objective_vq.advanced({"usage": nothing}, found, loss)
+    codes = {"codes": np.full((CODES, WIDTH), 0.5, np.float32)}
+    frozen = {"codebook": codes, "usage": nothing}
+    after, _ = objective_vq.advanced(frozen, found, loss)
     apart = np.abs(after["codebook"]["codes"][:, None] - z.reshape(-1, WIDTH)).max(-1)
     assert apart.min(1).max() < 1e-6  # each code is a feature of the batch
+    # Unless none may die: then those that were never used stay as they are.
+    loss.dead = 0.0
+    found["share"][0] = 0
+    found["sum"] = np.ones((CODES, WIDTH)) * [0, 3, 0, 4]
+    after, _ = objective_vq.advanced(frozen, found, loss)
+    want = np.full((CODES, WIDTH), [0, 0.6, 0, 0.8])
+    want[0] = 0.5
+    np.testing.assert_allclose(after["codebook"]["codes"], want, atol=1e-6)
+
+
+def test_outputs_pictures_and_perplexity_are_of_the_reconstruction():
+    c = config()
+    objective = objectives.make(c, None)
+    params, batch = start(objective), {"image": stages.batch("vq", 6)["image"]}
+    key = jax.random.key(0)
+    (shown,) = jax.jit(objective.images)(params, batch, key).values()
+    assert shown.shape == (4, 16, 32, 3) and shown.dtype == np.uint8
+    raw = batch["image"][:4].astype(int)
+    assert np.abs(np.asarray(shown[:, :, :16]) - raw).max() <= 1  # rounding
+    found = jax.device_get(jax.jit(objective.outputs)(params, batch, key))
+    decoded = np.asarray(shown[:, :, 16:, :1]) / 255
+    squared = ((decoded - raw / 255) ** 2).mean((1, 2, 3))
+    np.testing.assert_allclose(found["psnr"][:4], -10 * np.log10(squared), rtol=1e-2)
+    loss = found["l1"] + c.loss.commitment * found["commitment"]
+    np.testing.assert_allclose(found["loss"], loss, rtol=1e-6)
+    told = objective.summarize(found)
+    _, counts = np.unique(found["codes"], return_counts=True)
+    share = counts / counts.sum()
+    assert told["perplexity"] == pytest.approx(np.prod(share**-share), rel=1e-6)
+    assert told["codes_used"] == len(counts) / CODES
+    assert told["psnr"] == pytest.approx(found["psnr"].mean(), rel=1e-6)
 
 
 def test_features_drawn_from_parts_of_a_batch_are_those_of_the_whole():
