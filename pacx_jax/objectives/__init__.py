@@ -27,10 +27,8 @@ from jax.sharding import Mesh
 from pacx_jax.errors import PacxError
 from pacx_jax.types import Objective
 
-MODULES = (
-    *("mae", "mvmae", "vq", "unified", "labs_dae", "ecg"),
-    *("distill", "classify", "segment"),
-)
+MODULES = ("mae", "mvmae", "labs_dae", "ecg", "distill", "classify", "segment", "vq")
+MODULES += ("unified",)
 _PARTS = ("make", "export", "SHOWN")
 
 

@@ -137,7 +137,8 @@ def test_model_of_another_kind_is_refused_by_either_flag(
     assert "holds a vit model, but a ecg_net1d is needed" in capsys.readouterr().err
     argv = [f"--encoder={folder}", f"--images={ecgs}", f"--out={tmp_path / 'z.npz'}"]
     assert embed.main(argv) == 2
-    assert "holds a ecg_net1d model, but a vit is needed" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "holds a ecg_net1d model, but a vit or unified is needed" in said
     assert not (tmp_path / "z.npz").exists()
 
 
