@@ -36,7 +36,7 @@ from pacx_jax.stores import lock, objects, staging
 from pacx_jax.stores.failures import StoreError
 
 STEPS = ("checkpoints", "best")
-_OWN = (*STEPS, "cache", "lock", lock.NAME, staging.REMOTE)
+_OWN = (*STEPS, "cache", "wandb", "lock", lock.NAME, staging.REMOTE)
 _SESSION = ".session"
 _TRIES = 3  # of a state that arrives changed
 

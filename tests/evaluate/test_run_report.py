@@ -105,7 +105,8 @@ def classified(tmp_path_factory):
         found = held_out.with_intervals(
             test, np.array(people), LABELS, 0, "multilabel", {"sex": sex}, chosen
         )
-        text = json.dumps({"split": "test", "n": 120} | found)
+        sets = {"sets": {"one set": {"scores": found["scores"]}}}
+        text = json.dumps({"split": "test", "n": 120} | found | sets)
         (path / "evaluation_test.json").write_text(text)
         ids = [f"{i}.png" for i in range(120)]
         given = measures.examples(test, LABELS)
@@ -225,6 +226,10 @@ def test_scores_curves_and_counts_agree_with_the_evaluation(classified):
     value = good.evaluations["test"]["scores"]["labels"]["a"]["auroc"]["value"]
     assert area == pytest.approx(statistics.auroc(logit, truth)) == pytest.approx(value)
     parts = {p.title: p for p in run_scores.parts([good, weak])}
+    (table,) = parts["Scores on held-out patients, test"].tables
+    shown = {tuple(row[:2]): row[2:] for row in table.rows}
+    assert shown["a", "auroc"][0].startswith(f"{value:.3f} (")
+    assert shown["one set: a", "auroc"] == shown["a", "auroc"]
     assert len(parts["ROC curves, test"].charts) == 2
     assert len(parts["Reliability, test"].charts) == 2
     (table,) = parts["Confusion at the thresholds, test"].tables
@@ -380,11 +385,16 @@ def test_bad_input_is_one_line(tmp_path, capsys, trained):
     assert not (tmp_path / "a.html").exists()
 
 
-def test_pages_without_data_or_encoder_say_why(tmp_path, trained):
+def test_pages_without_data_or_encoder_say_why(tmp_path, trained, monkeypatch):
     path = workdir(tmp_path / "run", rows=[(1, {"loss": 1.0})])  # labs, nothing saved
     page = made(tmp_path / "a.html", f"--workdir={path}")
     looks = part(page, "where-the-encoders-look")
     assert 'class="empty"' in looks and "run:" in looks
+    path = workdir(tmp_path / "ecg", "ecg")
+    with monkeypatch.context() as patched:
+        patched.setattr(runs.Patients, "entries", ("ecg", "labels"))
+        page = made(tmp_path / "c.html", f"--workdir={path}")
+    assert "the run&#39;s data have no X-rays" in page and "No metrics were" in page
     none = tmp_path / "none"
     flags = [f"--workdir={trained / 'mae'}", f"--images={none}"]
     assert f"{none}: no such folder" in made(tmp_path / "b.html", *flags)

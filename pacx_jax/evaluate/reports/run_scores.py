@@ -41,12 +41,14 @@ def parts(runs: Sequence[Run]) -> list[Part]:
 def _numbers(scored: Sequence[Scored], of: str) -> Part:
     columns = {}
     for one in scored:
-        measured = one.found.get("scores", {})
-        each = measured.get("labels", {})
-        whole = {"mean": measured["macro"]} if len(each) > 1 else {}
-        for label, values in (whole | each).items():
-            for measure, row in values.items():
-                columns.setdefault((label, measure), {})[one.name] = span(row)
+        for whose, found in ({"": one.found} | one.found.get("sets", {})).items():
+            measured = found.get("scores", {})
+            each = measured.get("labels", {})
+            whole = {"mean": measured["macro"]} if len(each) > 1 else {}
+            for label, values in (whole | each).items():
+                label = f"{whose}: {label}" if whose else label
+                for measure, row in values.items():
+                    columns.setdefault((label, measure), {})[one.name] = span(row)
     names = [one.name for one in scored]
     rows = [
         [label, measure.replace("_", " "), *(found.get(name, "") for name in names)]
