@@ -90,7 +90,7 @@ def train(flags, common, given, seeds) -> tuple[int, dict[str, list[str]], list[
 def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) -> str:
     """Measures, and writes reproduction.json and reproduction.md; returns the text."""
     # JAX comes with these, which takes seconds.
-    from launch.paper import figures, measure, page
+    from launch.paper import beyond, figures, measure
     from pacx_jax import load_encoder
     from pacx_jax.evaluate import features
 
@@ -120,9 +120,9 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
     masks = [row for row in there if row.kind == "masks"]
     table2, drawn, inside = None, {}, {}
     distilled = next((x[0] for a, x in folders.items() if a == "pacx"), "")
-    if distilled and (pathlib.Path(distilled) / "config.json").is_file():
+    if distilled and (pathlib.Path(distilled) / "done.json").is_file():
         try:
-            table2 = measure.aligned(setting, distilled)
+            table2 = beyond.aligned(setting, distilled)
         except PacxError as e:
             notes.append(f"table 2: {e}")
     else:
@@ -132,18 +132,18 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
         )
     if {"mae", "pacx"} <= set(opened):
         for row in masks:
-            inside[row.name] = measure.inside_masks(setting, row)
+            inside[row.name] = beyond.inside_masks(setting, row)
     apart = {}
     separate = {row.folder: row for row in labelled}  # the cohort's rows share a set
     if len(separate) > 1:
-        apart = measure.told_apart(setting, list(separate.values()))
+        apart = beyond.told_apart(setting, list(separate.values()))
     drawn = _figures(flags, figures, setting, labelled, found, published, notes)
     prints = {a: [features.fingerprint(e) for e in each] for a, each in opened.items()}
     everything = {
         "published": published,
         "encoders": {
             a: [
-                {"folder": f, "fingerprint": p, "config": f"{f}/config.json"}
+                {"folder": f, "fingerprint": p, "config": f"{f}/config.json"} | _step(f)
                 for f, p in zip(folders[a], prints[a], strict=True)
             ]
             for a in folders
@@ -157,35 +157,52 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
         "notes": notes,
     }
     files.write(out / "reproduction.json", json.dumps(everything, indent=1) + "\n")
-    simulated = (
-        "The patients are simulated, and so are the rows: the published numbers are of "
-        "other data and stand there for the layout alone.\n\n"
-    )
-    seeds = {a: len(x) for a, x in folders.items()}
-    parts = [
-        "# PaCX-MAE: tables and figures",
-        (simulated if flags.cohort else "")
-        + "Ours with 95% intervals over test patients, label subsets and, with several "
-        f"training seeds, trainings ({min(seeds.values())} to {max(seeds.values())} "
-        "here). With one, the interval lacks the randomness of training. Probes are "
-        "fitted exactly on cached features (docs/evaluation.md). The published numbers "
-        "are of one seed, without intervals.",
-        "## Table 1\n\n" + page.table1(asked, found, published),
-        "## Table 2\n\n" + page.table2(table2, published),
-        "## Table 3\n\n" + page.table3(asked, found, published),
-        *[f"## {name}\n\n![{name}]({file})" for name, file in drawn.items()],
-        "## Figure 3: PaCX − MAE, AUROC\n\n" + page.figure3(found, published),
-    ]
-    if inside:
-        parts.append("## Attention inside masks\n\n" + page.attention(inside))
-    if apart:
-        parts.append("## Are the sets told apart?\n\n" + page.sources(apart))
-    parts.append("## Encoders\n\n" + page.encoders(folders, prints))
-    missing = "\n".join(f"- {note}" for note in dict.fromkeys(notes))
-    parts.append("## What is missing\n\n" + (missing or "Nothing."))
-    text = "\n\n".join(parts) + "\n"
+    text = _text(flags, asked, everything)
     files.write(out / "reproduction.md", text)
     return text
+
+
+def _text(flags, asked: tuple[rows.Row, ...], everything: dict) -> str:
+    """The page, in Markdown."""
+    from launch.paper import page
+
+    encoders, published = everything["encoders"], everything["published"]
+    seeds = sorted({len(each) for each in encoders.values()})
+    about = (
+        "Ours with 95% intervals over test patients, label subsets and, with several "
+        f"training seeds, trainings ({' or '.join(map(str, seeds))} of each here). "
+        "With one, the interval lacks the randomness of training. Probes are fitted "
+        "exactly on cached features (docs/evaluation.md). The published numbers are of "
+        "one seed, without intervals."
+    )
+    if flags.cohort:
+        about = (
+            "The patients are simulated, and so are the rows: the published numbers "
+            f"are of other data and stand there for the layout alone.\n\n{about}"
+        )
+    found, drawn = everything["rows"], everything["figures"]
+    missing = "\n".join(f"- {note}" for note in dict.fromkeys(everything["notes"]))
+    parts = {
+        "Table 1": page.table1(asked, found, published),
+        "Table 2": page.table2(everything["table2"], published),
+        "Table 3": page.table3(asked, found, published),
+        **{name: f"![{name}]({file})" for name, file in drawn.items()},
+        "Figure 3: PaCX − MAE, AUROC": page.figure3(found, published),
+    }
+    if everything["attention"]:
+        parts["Attention inside masks"] = page.attention(everything["attention"])
+    if everything["sources"]:
+        parts["Are the sets told apart?"] = page.sources(everything["sources"])
+    parts["Encoders"] = page.encoders(encoders)
+    parts["What is missing"] = missing or "Nothing."
+    sections = [f"## {name}\n\n{body}" for name, body in parts.items()]
+    return "\n\n".join(["# PaCX-MAE: tables and figures", about, *sections]) + "\n"
+
+
+def _step(folder: str) -> dict[str, int]:
+    """The step of a run's checkpoint; {} of an exported folder."""
+    done = pathlib.Path(folder) / "done.json"
+    return {"step": files.read_json(done)["step"]} if done.is_file() else {}
 
 
 def _measured(setting, row: rows.Row, trained: dict[str, list[str]]) -> dict:

@@ -56,6 +56,8 @@ class Probe:
       subsets: label subsets of each fraction below 1.
       table: a CSV of path, age and sex, for the floor "person"; "": none.
       within: views within which the comparison is made again, e.g. PA and AP.
+      beside: further prepared sets that encoders are asked to tell from this one, see
+        `evaluate.source_probe`.
     """
 
     path: str
@@ -64,6 +66,7 @@ class Probe:
     subsets: int = 10
     table: str = ""
     within: Sequence[str] = ()
+    beside: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

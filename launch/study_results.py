@@ -19,7 +19,7 @@ from launch import spreads
 from launch.studies import Study
 from pacx_jax import files, load_encoder
 from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import comparison, features, probe
+from pacx_jax.evaluate import comparison, features, probe, source_probe
 from pacx_jax.evaluate.reports import tables, words
 from pacx_jax.input import sources as sources_
 from pacx_jax.input import subsets
@@ -91,14 +91,18 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     result = compare(study, found, train, test, names, len(whole))
     name = study.name or "this study"
     notes += spreads.notes(result["all"].summary, name, spreads.read())
+    apart = _told_apart(study, target, workdirs, whole, split)
     everything = {
         "study": {"split": split, "seeds": whole, "notes": notes},
         "data": {s: source.fingerprint for s, source in sources.items()},
         "encoders": prints,
         "tables": {k: dataclasses.asdict(each) for k, each in result.items()},
     }
+    everything |= {"sources": apart} if apart else {}
     files.write(target / "comparison.json", json.dumps(everything, indent=1) + "\n")
-    text = "\n\n".join([*notes, *(_text(study, k, c) for k, c in result.items())])
+    parts = [_text(study, k, c) for k, c in result.items()]
+    parts += [_text_of_sources(study, apart)] if apart else []
+    text = "\n\n".join([*notes, *parts])
     files.write(target / "comparison.txt", text + "\n")
     return text
 
@@ -171,6 +175,45 @@ def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:
         part: features.embedded(encoder, sources[s], sets[s], target / "features")
         for part, s in (("train", "train"), ("test", split))
     }
+
+
+def _told_apart(study, target, workdirs, whole, split) -> dict[str, list[dict]]:
+    """Arm -> how well each training tells the probe's set from those beside it."""
+    paths = (study.probe.path, *study.probe.beside)
+    if len(paths) < 2:
+        return {}
+    opened = {
+        path: {s: _source(path, s) for s in ("train", split)}
+        for path in dict.fromkeys(paths)
+    }
+    named = {k: s[split].patients() or [""] * len(s[split]) for k, s in opened.items()}
+    found: dict[str, list[dict]] = {}
+    for (name, seed), workdir in workdirs.items():
+        if seed in whole:
+            encoder = load_encoder(workdir)
+            z = {
+                s: {
+                    path: features.of_source(encoder, source[s], target / "features")
+                    for path, source in opened.items()
+                }
+                for s in ("train", split)
+            }
+            row = source_probe.measured(z["train"], z[split], named)
+            found.setdefault(name, []).append(row)
+    return found
+
+
+def _text_of_sources(study: Study, apart: dict[str, list[dict]]) -> str:
+    lines = ["Balanced accuracy of telling the sets apart (chance: even shares)"]
+    for name, rows in apart.items():
+        each = ", ".join(
+            f"{row['balanced_accuracy']['value']:.3f} "
+            f"({row['balanced_accuracy']['low']:.3f} to "
+            f"{row['balanced_accuracy']['high']:.3f})"
+            for row in rows
+        )
+        lines.append(f"{study.arms[name].name or name}: {each}")
+    return "\n".join(lines)
 
 
 def _floors(study, sets, sources, split) -> dict[tuple[str, int], dict]:

@@ -22,9 +22,11 @@ _COLOURS = {"imagenet": "#5a6675", "mae": "#b3480b", "pacx": "#0b5cad"}
 
 
 def _save(path: pathlib.Path, tiles: Sequence[np.ndarray]) -> None:
-    """Writes rows of one width (h, w, 3) uint8 as a PNG."""
+    """Writes rows of one width (h, w, 3) uint8 as a PNG, small ones enlarged."""
+    image, times = np.concatenate(tiles), max(160 // len(tiles[0]), 1)
+    image = image.repeat(times, 0).repeat(times, 1)
     with files.whole(path, "wb") as file:
-        Image.fromarray(np.concatenate(tiles)).save(file, format="PNG")
+        Image.fromarray(image).save(file, format="PNG")
 
 
 def films_of(data: str, row: Row, split: str, count: int, positive: bool) -> list:

@@ -1,4 +1,4 @@
-"""The numbers of the tables: probes on cached features, masks, alignment.
+"""The numbers of tables 1 and 3 and of figure 3: probes on cached features, masks.
 
 A number is the mean over t trainings (and s label subsets) with a 95% interval over
 test patients, label subsets and, from two trainings on, trainings, as in a study
@@ -19,22 +19,18 @@ import ml_collections
 import numpy as np
 
 from launch.paper.rows import Row
-from pacx_jax import files, sharding
+from pacx_jax import files
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import (
-    alignment,
-    attention_shares,
     features,
     held_out,
     measures,
     probe,
-    source_probe,
     statistics,
 )
-from pacx_jax.input import images, patients, sources, subsets
-from pacx_jax.modalities import teachers
-from pacx_jax.run import embedding_cache, finished, overlap
+from pacx_jax.input import patients, sources, subsets
+from pacx_jax.run import finished, overlap
 
 Distribution = tuple[np.ndarray, np.ndarray]  # (t,) values, (r,) resampled means
 
@@ -243,120 +239,3 @@ def _masked(setting, row, workdirs) -> dict:
             }
         }
     return {"cells": cells, "gains": {}, "sizes": {"test": len(rows)}, "refused": {}}
-
-
-def aligned(setting: Setting, workdir: str) -> dict:
-    """Table 2: how well ECG and laboratory embeddings are predicted and found.
-
-    Args:
-      workdir: of a distillation, whose config names data and teachers.
-    """
-    config = finished.read_config(workdir)
-    splits = {s: sources.open_source(config.data, s) for s in ("train", "test")}
-    depends = [each.fingerprint for each in splits.values()]
-    return setting.remembered(
-        "alignment", depends, lambda: _aligned(setting, config, splits)
-    )
-
-
-def _aligned(setting, config, splits) -> dict:
-    who = patients.units(splits["test"].patients() or [""] * len(splits["test"]))[0]
-    weights = np.float64(statistics.bootstrap_weights(who, setting.resamples))
-    weights = np.concatenate([np.ones((1, len(who))), weights])
-    found: dict = {"n": len(who)}
-    for m in ("ecg", "labs"):
-        y = {
-            s: embedding_cache.embeddings(
-                source,
-                teachers.load(m, config.modalities[m]),
-                config.data,
-                sharding.make_mesh(),
-                cache_dir=setting.out / "features",
-                batch_size=config.global_batch_size,
-                quarantine=None,
-            )
-            for s, source in splits.items()
-        }
-        there = {s: np.isfinite(each).all(1) for s, each in y.items()}
-        found[m] = {}
-        for arm in ("imagenet", "mae", "pacx"):
-            values: dict = {}
-            for encoder in setting.encoders.get(arm, ()):
-                z = {
-                    s: features.of_source(encoder, each, setting.out / "features")
-                    for s, each in splits.items()
-                }
-                z, t = (
-                    {s: each[there[s]] for s, each in given.items()} for given in (z, y)
-                )
-                predicted = alignment.predict(z["train"], t["train"], z["test"])
-                of_test = weights[:, there["test"]]
-                each = alignment.resampled(predicted, t["test"], of_test)
-                for name, value in each.items():
-                    values.setdefault(name, []).append(value)
-            n = int(there["test"].sum())
-            for name, each in values.items():
-                each = np.array(each)
-                cell = shown((each[:, 0], each[:, 1:].mean(0)), "n", n)
-                if name.startswith("recall@"):
-                    cell |= {"hits": cell["value"] * n}
-                    cell |= {"chance": min(int(name[7:]) / n, 1.0)}
-                found[m].setdefault(arm, {})[name] = cell
-    return found
-
-
-def inside_masks(setting: Setting, row: Row, limit: int = 200) -> dict:
-    """The share of attention inside a row's masks, and the films of figures 4 and 5."""
-    source = open_split(setting.data, row, "test")
-    return setting.remembered(
-        f"attention_{row.folder}",
-        [source.fingerprint, limit],
-        lambda: _inside(setting, source, limit),
-    )
-
-
-def _inside(setting, source, limit) -> dict:
-    examples = [source[i] for i in range(min(limit, len(source)))]
-    masks = [np.asarray(example["mask"]) for example in examples]
-    maps = {}
-    for arm in ("mae", "pacx"):
-        each = setting.encoders.get(arm, ())
-        for k, encoder in enumerate(each):
-            films = (
-                encoder.preprocess(images.decode(example["image"]))
-                for example in examples
-            )
-            maps[f"{arm} {k}"] = attention_shares.maps_of(encoder, films)
-    rows = attention_shares.shares(maps, {"mask": masks})
-    for row in rows:
-        for arm in ("mae", "pacx"):
-            each = [v for k, v in row.items() if k.startswith(f"mask_{arm} ")]
-            row[arm] = float(np.mean(each)) if each else np.nan
-    named = source.patients() or [""] * len(source)
-    units = patients.units(named[: len(examples)])[0]
-    columns = ("mae", "pacx", "pacx - mae", "mask_area")
-    found = attention_shares.summary(rows, units, columns)
-    return {"shares": found, "trainings": len(setting.encoders.get("pacx", ()))}
-
-
-def told_apart(setting: Setting, rows: Sequence[Row], limit: int = 2000) -> dict:
-    """Whether the sets of several rows are told apart by the embeddings."""
-    found = {}
-    for arm in ("imagenet", "mae", "pacx"):
-        for encoder in setting.encoders.get(arm, ())[:1]:
-            z: dict = {"train": {}, "test": {}}
-            named = {}
-            for row in rows:
-                for s in z:
-                    source = open_split(setting.data, row, s)
-                    chosen = np.random.default_rng(0).permutation(len(source))[:limit]
-                    whole = features.of_source(
-                        encoder, source, setting.out / "features"
-                    )
-                    z[s][row.folder] = whole[np.sort(chosen)]
-                people = source.patients() or [""] * len(source)
-                named[row.folder] = [people[i] for i in np.sort(chosen)]
-            found[arm] = source_probe.measured(
-                z["train"], z["test"], named, setting.resamples
-            )
-    return found

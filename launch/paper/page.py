@@ -18,13 +18,15 @@ METRICS = {
 MISSING = "–"
 
 
-def number(cell: Mapping | None) -> str:
-    """A cell as text: 0.803 (0.79–0.82), or a dash."""
+def number(cell: Mapping | None, signed: bool = False) -> str:
+    """A cell as text: 0.803 (0.79 to 0.82), or a dash; differences have a sign."""
     if not cell or cell["value"] is None:
         return MISSING
-    if cell["low"] is None:
-        return f"{cell['value']:.3f}"
-    return f"{cell['value']:.3f} ({cell['low']:.2f}–{cell['high']:.2f})"
+    sign, places = "+" * signed, 3 if signed else 2
+    text = f"{cell['value']:{sign}.3f}"
+    if cell["low"] is not None:
+        text += f" ({cell['low']:{sign}.{places}f} to {cell['high']:{sign}.{places}f})"
+    return text
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -118,7 +120,7 @@ def figure3(found: Mapping, published: Mapping) -> str:
     lines = []
     for name in FIGURE3:
         gains = found.get(name, {}).get("gains", {})
-        ours = [number(gains.get(str(f))) for f in FRACTIONS]
+        ours = [number(gains.get(str(f)), True) for f in FRACTIONS]
         theirs = published["figure3"].get(name, {}).get("gain", [])
         lines.append([name, *ours, *(f"{x:+.3f}" for x in theirs)])
     return table(head, lines)
@@ -131,7 +133,7 @@ def attention(found: Mapping[str, Mapping]) -> str:
     for name, each in found.items():
         shares = each["shares"]
         columns = ("mae", "pacx", "pacx - mae", "mask_area")
-        cells = [number(shares[c]) for c in columns]
+        cells = [number(shares[c], " - " in c) for c in columns]
         lines.append([name, *cells, str(shares["mask_area"]["n"])])
     return table(head, lines)
 
@@ -151,11 +153,11 @@ def sources(found: Mapping[str, Mapping]) -> str:
     return table(head, lines)
 
 
-def encoders(folders: Mapping[str, Sequence], prints: Mapping[str, Sequence]) -> str:
+def encoders(found: Mapping[str, Sequence[Mapping]]) -> str:
     """Every encoder: its folder, with config and checkpoint, and its fingerprint."""
     lines = [
-        [NAMES.get(arm, arm), f"`{folder}`", f"`{print_}`"]
-        for arm in folders
-        for folder, print_ in zip(folders[arm], prints[arm], strict=True)
+        [NAMES.get(arm, arm), f"`{one['folder']}`", f"`{one['fingerprint']}`"]
+        for arm, each in found.items()
+        for one in each
     ]
     return table(["Encoder", "folder", "fingerprint"], lines)

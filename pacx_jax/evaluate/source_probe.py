@@ -1,7 +1,7 @@
 """Can the set that an image is from be read off its embedding? A shortcut, if it can.
 
   python -m pacx_jax.evaluate.source_probe --encoder=runs/distill \\
-      --sets=prepared/nih14,prepared/vindr_cxr --out=sources.json
+      --set=prepared/nih14 --set=prepared/vindr_cxr --out=sources.json
 
 Sets differ in scanners, processing and file formats. Where they differ in their
 patients' diseases too, a probe trained on several of them may read the set in place of
@@ -86,17 +86,17 @@ def main(argv: list[str] | None = None) -> int:
     )
     add = parser.add_argument
     add("--encoder", required=True, help="exported folder or workdir")
-    add("--sets", required=True, help="prepared sets, a,b, with the splits of --splits")
+    add("--set", action="append", required=True, help="a prepared set, repeatable")
     add("--splits", default="train,test", help="to fit on, and to ask on")
     add("--limit", type=int, default=2000, help="images of a split, drawn by --seed")
     add("--seed", type=int, default=0)
     add("--out", default="", help="JSON to write")
     args = parser.parse_args(argv)
-    paths = [path for path in args.sets.split(",") if path]
+    paths = args.set
     names = [pathlib.Path(path).name for path in paths]
     if len(set(names)) < max(len(names), 2):
         raise PacxError(
-            f"--sets={args.sets}: give two sets or more, of different names"
+            f"--set={' --set='.join(paths)}: give two sets or more, of different names"
         )
     if args.limit < 10:
         raise PacxError(f"--limit={args.limit}: give at least 10")

@@ -49,7 +49,7 @@ def sets(tmp_path_factory):
 
 
 def test_the_command_tells_light_sets_from_dark_ones(sets, capsys):
-    flags = [f"--encoder={sets}/vit", f"--sets={sets}/dark,{sets}/light"]
+    flags = [f"--encoder={sets}/vit", f"--set={sets}/dark", f"--set={sets}/light"]
     assert source_probe.main([*flags, f"--out={sets}/out.json"]) == 0
     found = json.loads((sets / "out.json").read_text())
     assert found["pixels"]["balanced_accuracy"]["value"] == 1
@@ -61,14 +61,14 @@ def test_the_command_tells_light_sets_from_dark_ones(sets, capsys):
 @pytest.mark.parametrize(
     ("flag", "says"),
     [
-        ("--sets={0}/dark", "give two sets or more"),
+        ("--set={0}/dark", "give two sets or more"),
         ("--splits=train", "--splits=train: give two"),
         ("--limit=2", "--limit=2: give at least 10"),
         ("--splits=train,tset", "tset"),
     ],
 )
 def test_wrong_flags_are_one_line(sets, flag, says, capsys):
-    flags = [f"--encoder={sets}/vit", f"--sets={sets}/dark,{sets}/light"]
+    flags = [f"--encoder={sets}/vit", f"--set={sets}/dark", f"--set={sets}/light"]
     assert source_probe.main([*flags, flag.format(sets)]) == 2
     said = capsys.readouterr().err
     assert says in said and said.count("\n") == 1

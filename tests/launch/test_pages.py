@@ -21,16 +21,21 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from data import audit, prepare
+from data import audit, label_table, prepare
 from data.cohort import generate
-from launch import gpu_check, plan
+from launch import gpu_check, plan, reproduce, spreads
 from launch.planning import chips
 from pacx_jax import command, embed, export, main, measure, predict, runs, tokenizer
 from pacx_jax import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
-from pacx_jax.evaluate import masked_inputs, predictions
-from pacx_jax.evaluate.reports import run_report
+from pacx_jax.evaluate import (
+    attention_shares,
+    masked_inputs,
+    predictions,
+    source_probe,
+)
+from pacx_jax.evaluate.reports import projection, run_report
 from pacx_jax.run import recipe_flags
 from tests import tiny
 
@@ -194,7 +199,13 @@ PROGRAMS = {
     "pacx_jax.evaluate.predictions": do(predictions.main),
     "pacx_jax.evaluate.masked_inputs": do(masked_inputs.main),
     "pacx_jax.evaluate.reports.run_report": do(run_report.main),
+    "pacx_jax.evaluate.rollout": do(attention_shares.main),
+    "pacx_jax.evaluate.source_probe": do(source_probe.main),
+    "pacx_jax.evaluate.reports.projection": do(projection.main),
     "data/prepare.py": do(prepare.main),
+    "data/label_table.py": do(label_table.main),
+    "launch/reproduce.sh": do(reproduce.main),
+    "launch/spreads.py": do(spreads.main),
     "data/audit.py": do(audit.main),
     "launch/plan.py": planned,
     "launch/gpu_check.py": gpu_check.parse,

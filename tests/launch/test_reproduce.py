@@ -16,6 +16,7 @@ from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.xray_encoder import load_encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import probe
+from pacx_jax.input import images
 from tests import tiny
 from tests.launch.test_study import _config
 
@@ -97,7 +98,9 @@ def test_a_cell_is_the_probes_score_and_is_measured_once(there, tmp_path, monkey
     columns = [train.label_names.index(name) for name in row.labels]
     y = [source.labels()[:, columns] for source in (train, test)]
     z = [
-        encoders["pacx"][0]([source[i]["image"] for i in range(len(source))])
+        encoders["pacx"][0](
+            [images.decode(source[i]["image"]) for i in range(len(source))]
+        )
         for source in (train, test)
     ]
     p = probe.fit(z[0], y[0], groups=np.array(train.patients())).predict(z[1])
@@ -135,7 +138,9 @@ def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsy
     flags += [f"--encoder={arm}={there}/{arm}" for arm in reproduce.ARMS]
     assert reproduce.main([*flags, "--measure"]) == 0
     text = (tmp_path / "reproduction.md").read_text()
-    assert capsys.readouterr().out == text and "The patients are simulated" in text
+    out = capsys.readouterr().out
+    assert out.endswith(text) and "The patients are simulated" in text
+    assert "pacx, CheXchoNet: overlap unknown" in out
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines()}
     chexchonet = lines["CheXchoNet (structural heart disease, simulated)"].split(" | ")
     assert chexchonet[-3:] == ["0.728", "0.788", "0.803 |"]

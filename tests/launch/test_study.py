@@ -158,6 +158,26 @@ def test_a_seed_that_lacks_a_run_is_left_out_and_said(probed, tmp_path):
         study_results.write(_study(probed), probed / "runs", range(7, 9), "test")
 
 
+def test_sets_beside_the_probes_are_told_apart_or_not(probed, tmp_path):
+    about = _study(probed)
+    beside = dataclasses.replace(about.probe, beside=(str(probed / "other"),))
+    rows = ["path,patient_id,split,a,b"]
+    (probed / "light").mkdir(exist_ok=True)
+    for i in range(40):  # films that are lighter than the others
+        film = np.full((24, 24), 200 + i, np.uint8)
+        PIL.Image.fromarray(film).save(probed / "light" / f"{i}.png")
+        rows.append(f"{i}.png,{i},{('train', 'test')[i % 2]},{i % 2},0")
+    (probed / "light" / "labels.csv").write_text("\n".join(rows))
+    flags = [f"--source={probed}/light", f"--target={probed}/other", "--size=24"]
+    prepare.prepare(prepare.parse(["folder", *flags, "--csv=labels.csv"]))
+    study = dataclasses.replace(about, probe=beside)
+    text = study_results.write(study, probed / "runs", range(1, 3), "test")
+    assert "telling the sets apart" in text
+    numbers = json.loads((probed / "runs" / "comparison.json").read_text())
+    rows = numbers["sources"]["pacx"]
+    assert len(rows) == 2 and rows[0]["balanced_accuracy"]["low"] > rows[0]["chance"]
+
+
 def test_what_a_study_cannot_be_is_said(probed):
     for changes, says in (
         ({"treatment": "pcx"}, "'pcx', which is not there: is it 'pacx'"),
@@ -231,6 +251,7 @@ def test_what_an_arm_needs_is_asked_for_before_anything_is_trained(tmp_path, cap
     assert said.count("\n") == 1 and not (tmp_path / "study").exists()
 
 
+@pytest.mark.full
 def test_an_encoder_of_no_training_is_the_one_that_was_drawn(tmp_path, monkeypatch):
     """The arms `ecg_random` and `labs_random`: one step at a rate of 0."""
     runs.use_patients(monkeypatch)

@@ -1,5 +1,7 @@
 """Full fine-tuning: drop-path, mixup and layer-wise decay of `classify`."""
 
+import functools
+
 import jax
 import numpy as np
 import pytest
@@ -21,8 +23,13 @@ def make(folders, mesh, **fields):
     return c, objective, tiny.random_start(objective)
 
 
+@functools.cache  # compiled once for an objective
+def jitted(loss, train):
+    return jax.jit(lambda params, batch, key: loss(params, batch, key, train=train)[0])
+
+
 def value(objective, params, batch, key=3, train=True):
-    loss = jax.jit(lambda p, b, k: objective.loss(p, b, k, train=train)[0])
+    loss = jitted(objective.loss, train)
     return float(loss(params, batch, jax.random.key(key)))
 
 
