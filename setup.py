@@ -24,6 +24,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
     package_data={
         "pacx_jax.evaluate.reports": ["report.html.j2"],
+        "pacx_jax.exporting": ["page/*"],
         "pacx_jax.serving": ["pages/*"],
     },
     python_requires=">=3.11",

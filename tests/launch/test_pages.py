@@ -23,13 +23,14 @@ from ml_collections import config_flags
 
 from data import audit, prepare
 from data.cohort import generate
-from launch import gpu_check, plan
+from launch import gpu_check, load_test, plan
 from launch.planning import chips
 from pacx_jax import embed, export, main, tokenizer
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import predictions
 from pacx_jax.run import recipe_flags
+from pacx_jax.serving import server
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -45,7 +46,19 @@ SMALL = {"num_devices": 1, "global_batch_size": 8, "total_steps": 2, "eval_every
          "model.patch_size": 8, "model.decoder.width": 16, "model.decoder.depth": 1,
          "model.decoder.num_heads": 2}  # fmt: skip
 # Programs of others: the files of this repository that they are given have to exist.
-OTHERS = {"docker", "git", "pip", "printf", "python3.11", "sed", "source", "uv", "uvx"}
+OTHERS = {
+    "curl",
+    "docker",
+    "git",
+    "npm",
+    "pip",
+    "printf",
+    "python3.11",
+    "sed",
+    "source",
+    "uv",
+    "uvx",
+}
 
 
 def blocks(page):
@@ -187,6 +200,8 @@ PROGRAMS = {
     "pacx_jax.evaluate.predictions": do(predictions.main),
     "data/prepare.py": do(prepare.main),
     "data/audit.py": do(audit.main),
+    "pacx_jax.serving.server": server.parse,
+    "launch/load_test.py": load_test.parse,
     "launch/plan.py": planned,
     "launch/gpu_check.py": gpu_check.parse,
     "launch/demo.sh": demo,

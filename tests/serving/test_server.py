@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -21,6 +23,7 @@ from pacx_jax.serving.uploads import Limits
 from tests import tiny
 from tests.serving.test_app import image
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SLOW = 0.4  # seconds of a batch
 
 
@@ -187,6 +190,14 @@ def refused(capsys, *flags):
     assert server.main(list(flags)) == 2
     (line,) = capsys.readouterr().err.splitlines()
     return line
+
+
+def test_the_image_s_command_is_one_that_the_server_takes():
+    text = (ROOT / "launch/Dockerfile.serve").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
+    python, dash_m, module, *flags = json.loads(command)
+    assert [python, dash_m, module] == ["python", "-m", "pacx_jax.serving.server"]
+    assert server.parse(flags).host == "0.0.0.0"
 
 
 def test_a_port_in_use_is_one_line(folder, capsys):
