@@ -1,9 +1,11 @@
-"""Packages pacx_jax, the library alone: recipes and launchers need a clone."""
+"""Packages pacx_jax, and inside of it the clone's recipes, builders and launchers."""
 
 import pathlib
 import re
+import shutil
 
 import setuptools
+from setuptools.command import build_py
 
 ROOT = pathlib.Path(__file__).parent
 INIT = (ROOT / "pacx_jax" / "__init__.py").read_text(encoding="utf-8")
@@ -13,6 +15,25 @@ REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 SERVE = ["prometheus-client>=0.21", "python-multipart>=0.0.18", "starlette>=0.41"]
 SERVE += ["uvicorn>=0.34"]
 REPORTS = ["nltk>=3.9.1", "rouge-score>=0.1.2"]  # BLEU, ROUGE: Apache-2.0, as we are
+
+
+class BuildPy(build_py.build_py):
+    """Copies configs/, data/ and launch/ to pacx_jax/_clone/ (pacx_jax/clone.py).
+
+    As packages of their own they would be called `configs` and `data` in everybody's
+    environment. An editable installation finds them in the clone.
+    """
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return
+        target = pathlib.Path(self.build_lib) / "pacx_jax" / "_clone"
+        shutil.rmtree(target, ignore_errors=True)
+        for name in ("configs", "data", "launch"):
+            passed = shutil.ignore_patterns("__pycache__", ".*")
+            shutil.copytree(ROOT / name, target / name, ignore=passed)
+
 
 setuptools.setup(
     name="pacx_jax",
@@ -27,6 +48,8 @@ setuptools.setup(
         "pacx_jax.exporting": ["page/*"],
         "pacx_jax.serving": ["pages/*"],
     },
+    cmdclass={"build_py": BuildPy},
+    entry_points={"console_scripts": ["pacx = pacx_jax.command:main"]},
     python_requires=">=3.11",
     classifiers=[  # those that the tests ran on
         "Programming Language :: Python :: 3.11",
@@ -76,6 +99,7 @@ setuptools.setup(
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
         "serve": SERVE,  # pacx_jax.serving
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
+        "hub": ["huggingface_hub>=0.30"],  # load_encoder("hf://OWNER/NAME")
         "cuda": ["jax[cuda13]>=0.10"],
         "tpu": ["jax[tpu]>=0.10"],
         "test": [

@@ -59,7 +59,7 @@ def get_config() -> ml_collections.ConfigDict:
     c.model_init = ""  # folder of the weights to start from
 
     c.data = ml_collections.ConfigDict()
-    c.data.source = "prepared"  # or "folder": a raw tree of images
+    c.data.source = "prepared"  # or "folder": a raw tree of images; "arrays": train()'s
     c.data.path = ""  # or several, as text: '("a", "b", "folder:c")'
     c.data.weights = "size"  # of several sets; or size^0.5, or text such as "(2, 1, 1)"
     c.data.stage = ""  # folder for the copy of a path in a bucket; "": PACX_SCRATCH

@@ -124,7 +124,9 @@ class Demo:
         environment = os.environ | {
             "JAX_PLATFORMS": os.environ.get("JAX_PLATFORMS", "cpu"),
             compile_cache.NAME: compile_cache.folder(self.target / "cache"),
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": os.pathsep.join(
+                filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))
+            ),
         }
         log = (self.target / "logs" / f"{stage.name}.log").open("ab")
         mine = affinity()
@@ -249,6 +251,8 @@ def main() -> int:
     name = "full" if args.full else "tiny" if args.tiny else "demo"
     name += "" if args.method == "pacx" else f"_{args.method}"
     target = pathlib.Path(args.target or f"runs/{name}")
+    if pathlib.Path.cwd() != ROOT:  # where the stages' processes work
+        target = target.absolute()
     identity = {"plan": plan, "seed": args.seed, "split": args.split}
     if args.method != "pacx":  # not in older targets
         identity["method"] = args.method

@@ -39,7 +39,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 from launch.planning import chips, plan, report  # noqa: E402
-from pacx_jax import cli  # noqa: E402
+from pacx_jax import cli, clone  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.run import recipe_flags  # noqa: E402
@@ -76,7 +76,8 @@ def main() -> None:
     cli.refuse_remote("--plans", given.plans)
     if rest:
         raise PacxError(f"unknown argument {rest[0]!r}: flags start with --")
-    cache = ROOT / given.plans
+    base = pathlib.Path.cwd() if ROOT == clone.INSTALLED else ROOT
+    cache = base / given.plans
     if given["all"].value:
         if not given.out:
             raise PacxError("--all writes tables: give --out=docs/scaling.md")

@@ -46,7 +46,7 @@ from launch.sweep_runs import (  # noqa: E402
     plan,
     send,
 )
-from pacx_jax import cli  # noqa: E402
+from pacx_jax import cli, clone  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.stores import staging, urls  # noqa: E402
 
@@ -208,11 +208,7 @@ def main(argv: list[str] | None = None) -> int:
     wrong = [a for a in common if not a.startswith("--config.")]
     if wrong:
         raise PacxError(f"unknown argument {wrong[0]!r}: see --help")
-    recipe = flags.config.partition(":")[0]
-    if not pathlib.Path(recipe).is_file():
-        raise PacxError(
-            f"--config={recipe}: no such file; run from the root of the clone"
-        )
+    clone.recipe(flags.config)  # refuses one that is not there
     for name, least in (("jobs", 1), ("gpus_per_job", 0), ("hosts", 1)):
         if getattr(flags, name) < least:
             raise PacxError(f"--{name}={getattr(flags, name)}: give at least {least}")

@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 
+from pacx_jax import clone
 from pacx_jax.errors import PacxError
 from pacx_jax.stores import objects, staging, urls
 from pacx_jax.stores.failures import Missing
@@ -66,7 +67,9 @@ def plan(flags: argparse.Namespace, common: list[str]) -> list[Run]:
     Raises:
       PacxError: an arm or grid that cannot be read, or two runs of one name.
     """
-    arms = {"": {}} if not flags.arms else _read_arms(pathlib.Path(flags.arms))
+    arms = {"": {}}
+    if flags.arms:
+        arms = _read_arms(pathlib.Path(clone.file(flags.arms)))
     axes = [_axis(text) for text in flags.grid]
     target, runs = urls.absolute(flags.target), {}
     target = target if urls.is_remote(target) else str(pathlib.Path(flags.target))

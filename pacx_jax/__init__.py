@@ -4,6 +4,8 @@
   rollout(encoder, images)       which patches an embedding drew on
   fit_probe(encoder, x, labels)  a calibrated classifier from images and labels
   Classifier.load(path)          a finished classifier: predict, thresholds, save
+  recipes.mae_vitb16("runlocal") a run's configuration, as in configs/
+  train(config, workdir)         trains it, also on images in memory
 
 docs/api.md has an example of each.
 """
@@ -19,14 +21,17 @@ _PUBLIC = {
     "Encoder": "pacx_jax.encoders.xray_encoder",
     "fit_probe": "pacx_jax.evaluate.fit_probe",
     "load_encoder": "pacx_jax.encoders.xray_encoder",
+    "recipes": "pacx_jax.recipes",
     "rollout": "pacx_jax.evaluate.rollout",
+    "train": "pacx_jax.training",
 }
 __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str):
     if name in _PUBLIC:
-        return getattr(importlib.import_module(_PUBLIC[name]), name)
+        module = importlib.import_module(_PUBLIC[name])
+        return module if name == "recipes" else getattr(module, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -27,6 +27,8 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, remote: Collection[str] = (), **kwargs):
         self._remote = remote
+        if sys.argv[0].startswith("pacx "):  # of pacx_jax/command.py
+            kwargs["prog"] = sys.argv[0]
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

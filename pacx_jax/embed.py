@@ -158,7 +158,7 @@ def _embed(args: argparse.Namespace) -> tuple[dict[str, np.ndarray], list[str]]:
     return {"path": np.array(paths, dtype=np.str_), "embedding": z}, skipped
 
 
-def _check(arrays: dict[str, np.ndarray], skipped: list[str], source: str) -> None:
+def check(arrays: dict[str, np.ndarray], skipped: list[str], source: str) -> None:
     """Raises PacxError if there are no embeddings, or some that are not finite."""
     if not len(arrays["embedding"]):
         raise PacxError(
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
         if not text:
             raise
         raise PacxError(text) from None
-    _check(arrays, skipped, args.images or args.ecgs)
+    check(arrays, skipped, args.images or args.ecgs)
     with staging.output(args.out) as local, files.whole(local, "wb") as file:
         np.savez(file, **arrays)
     for message in skipped:

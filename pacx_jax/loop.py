@@ -17,7 +17,6 @@ import sys
 import time
 
 import jax
-import tqdm
 
 from pacx_jax.distributed import processes
 from pacx_jax.distributed.preemption import Preempted, Preemption
@@ -26,11 +25,13 @@ from pacx_jax.run import (
     batches,
     checkpoint,
     fingerprints,
+    finished,
     goodput,
     metrics,
     nonfinite,
     overlap,
     profiling,
+    progress,
     setup,
     summary,
 )
@@ -49,6 +50,7 @@ class Session:
       watch: over values that are not finite.
       ledger: of its time.
       preemption: says when to save and end.
+      shown: what the terminal shows of it.
     """
 
     run: setup.Run
@@ -57,10 +59,17 @@ class Session:
     watch: nonfinite.Numbers
     ledger: goodput.Ledger
     preemption: Preemption
+    shown: progress.Progress
 
 
 def train(
-    config, workdir: str, preemption: Preemption, *, force=False, mirrored=None
+    config,
+    workdir: str,
+    preemption: Preemption,
+    *,
+    force=False,
+    mirrored=None,
+    quiet=False,
 ) -> dict[str, float]:
     """Trains `config.objective` in `workdir` to `config.total_steps`, resuming there.
 
@@ -68,6 +77,7 @@ def train(
       preemption: says when to save and end.
       force: goes on with other data than those that the run began with.
       mirrored: the mirror.Mirror whose copy `workdir` is.
+      quiet: shows no progress.
 
     Returns:
       The last evaluation's metrics ("val/...").
@@ -101,7 +111,8 @@ def train(
     writer = metrics.writer(workdir, start)
     writer.write_timing(start, {"setup_seconds": time.perf_counter() - started})
     summary.say_start(run, workdir, start)
-    session = Session(run, saver, writer, watch, ledger, preemption)
+    shown = progress.Progress(config, start, quiet)
+    session = Session(run, saver, writer, watch, ledger, preemption, shown)
     try:
         # What the loop moves between host and devices, it says where it does.
         with jax.transfer_guard("disallow"):
@@ -126,8 +137,7 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
         start,
     )
     stream = run.data.train(start)
-    bar = progress_bar(config, start)
-    clock = time.perf_counter()
+    clock, before_log = time.perf_counter(), ledger.spent(*goodput.KINDS)
     try:
         if start:
             val = conclude(session, state, start, now)
@@ -152,10 +162,13 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
                 now = session.watch.fetch(values)
             if log:
                 ledger.enter("metrics")
-                bar.set_postfix(loss=f"{now['loss']:.4f}", refresh=False)
                 seconds, clock = time.perf_counter() - clock, time.perf_counter()
-                lost = ledger.spent("data_stall", "checkpoint", "metrics")
+                spent = ledger.spent(*goodput.KINDS)
+                lost = {k: spent[k] for k in ("data_stall", "checkpoint", "metrics")}
                 session.writer.write_timing(n, {"seconds": seconds} | lost)
+                taken = {k: v - before_log[k] for k, v in spent.items()}
+                before_log = spent
+                session.shown.logged(n, now["loss"], taken)
                 ledger.write(n)
             if save:
                 session.writer.flush()
@@ -164,7 +177,7 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
             if session.preemption.reached(n):
                 raise Preempted
             val = conclude(session, state, n, now)
-            bar.update()
+            session.shown.stepped()
     except Preempted:
         if not session.saver.holds(n):
             session.saver.save(state, n, session.watch.fetch(values))
@@ -173,7 +186,7 @@ def take_steps(session: Session, state, start: int, now: dict) -> dict[str, floa
     finally:
         watchdog(0)
         trace.close()
-        bar.close()
+        session.shown.close()
         stream.close()
     return val
 
@@ -196,6 +209,7 @@ def conclude(session: Session, state, n: int, now: dict) -> dict[str, float]:
         session.ledger.enter("metrics")
         session.writer.write(n, now | session.run.data.shares(n - 1) | val)
     if val:
+        session.shown.evaluated(n, finished.shown(config, val))
         session.writer.flush()
         session.ledger.enter("checkpoint")
         session.saver.save_if_best(state, n, val)
@@ -233,14 +247,3 @@ def write_label_names(run: setup.Run, workdir: str) -> None:
     if "labels" in run.objective.entries and processes.is_first():
         names = json.dumps(list(run.config.data.label_columns))
         (pathlib.Path(workdir) / "labels.json").write_text(names + "\n", "utf-8")
-
-
-def progress_bar(config, start: int) -> tqdm.tqdm:
-    """A bar on standard error, silent where there is no terminal."""
-    return tqdm.tqdm(
-        total=config.total_steps,
-        initial=start,
-        desc=config.name,
-        unit="step",
-        disable=not sys.stderr.isatty() or jax.process_index() > 0,
-    )

@@ -10,9 +10,9 @@ as it is. With --evaluate=SPLIT a finished run is measured on held-out patients.
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import io
 import os
-import pathlib
 import sys
 import threading
 import time
@@ -20,17 +20,16 @@ import traceback
 from collections.abc import Callable
 
 import jax
-import ml_collections
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from pacx_jax import cli, files, target
 from pacx_jax.distributed import preemption, processes
 from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints, host_memory, recipe_flags
+from pacx_jax.run import host_memory, recipe_flags
 from pacx_jax.stores import staging
 from pacx_jax.stores.urls import is_remote
-from pacx_jax.training import check_processes, check_values, goes_on, run
+from pacx_jax.training import check_values, goes_on, measure, run
 
 __all__ = ["check_values", "main", "measure", "run"]
 
@@ -58,6 +57,7 @@ _THRESHOLDS = flags.DEFINE_list(
 _FORCE = flags.DEFINE_bool(
     "force", False, "Go on with another config or other data than the run's."
 )
+_QUIET = flags.DEFINE_bool("quiet", False, "Print nothing but errors.")
 _DISTRIBUTED = flags.DEFINE_enum(
     "distributed", "", ["", "auto"], "auto: join the processes of the job's scheduler."
 )
@@ -68,38 +68,12 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 1, "How many processes.")
 _PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This one's number, from 0.")
 
 
-def measure(
-    config: ml_collections.ConfigDict, workdir: str, split: str, **asked
-) -> None:
-    """Prints the finished run's metrics on a split.
-
-    Args:
-      asked: fields of held_out.Asked.
-    """
-    from pacx_jax.evaluate import held_out
-
-    check_processes(config, workdir)
-    told = {f"--{name}": value for name, value in asked.items()}
-    processes.check_agreement({"--evaluate": split} | told)
-    if is_remote(workdir):
-        from pacx_jax.run import remote_run
-
-        run = functools.partial(measure, **asked)
-        return remote_run.measure(run, config, workdir, split)
-    record = pathlib.Path(workdir) / fingerprints.CONFIG
-    if record.exists():  # other fields would be other patients, or another model
-        fingerprints.check_config(config, workdir)
-    result = held_out.evaluate(config, workdir, split, held_out.Asked(**asked))
-    if processes.is_first():
-        print(*held_out.lines(result), sep="\n")
-
-
 def from_flags(argv: list[str]) -> None:
     """Does what the parsed flags ask for; argv holds what was no flag."""
     if len(argv) > 1:
         raise PacxError(f"unknown argument {argv[1]!r}: flags start with --")
     if _CONFIG.value is None or not _WORKDIR.value:
-        raise PacxError("give --config=configs/<recipe>.py and --workdir=DIR")
+        raise PacxError("give --config=RECIPE and --workdir=DIR")
     host_memory.keep_freed()
     start_processes()
     target.check_backend()
@@ -114,7 +88,12 @@ def from_flags(argv: list[str]) -> None:
             thresholds=tuple(_THRESHOLDS.value),
         )
     else:
-        run(_CONFIG.value, _WORKDIR.value, force=_FORCE.value)
+        with contextlib.ExitStack() as stack:
+            if _QUIET.value:
+                silent = contextlib.redirect_stdout(io.StringIO())
+                stack.enter_context(silent)
+            quiet = _QUIET.value
+            run(_CONFIG.value, _WORKDIR.value, force=_FORCE.value, quiet=quiet)
 
 
 def start_processes() -> None:
@@ -136,6 +115,9 @@ def main() -> None:
     logging.set_verbosity(logging.WARNING)  # Orbax narrates every save
     cli.print_any_letter()
     sys.stdout.reconfigure(line_buffering=True)  # whatever ends it, what it said is out
+    if {"--help", "-h"} & {*sys.argv[1:]}:
+        print(__doc__ + flags.FLAGS.module_help(sys.modules[__name__]))
+        return
     _ending_well(lambda: app.run(from_flags, flags_parser=recipe_flags.parse))
 
 

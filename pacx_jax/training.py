@@ -1,30 +1,96 @@
-"""Trains a run: from its configuration to its exported encoder."""
+"""A run from its configuration to its exported encoder, and measured afterwards."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import math
 import os
 import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import ml_collections
+import numpy as np
 
-from pacx_jax import files
+from pacx_jax import files, target
 from pacx_jax.distributed import preemption, processes
-from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints
+from pacx_jax.errors import PacxError, one_line
+from pacx_jax.run import fingerprints, host_memory
 from pacx_jax.stores.urls import absolute, is_remote
 
 
+def train(
+    config: ml_collections.ConfigDict,
+    workdir: str | os.PathLike,
+    images: Sequence[np.ndarray] | None = None,
+    labels: Any = None,
+    patients: Sequence[Any] | None = None,
+    splits: Sequence[str] | None = None,
+    quiet: bool = False,
+) -> dict[str, float | None]:
+    """Trains a stage, from Python; a run that was stopped goes on.
+
+    Args:
+      config: of `pacx_jax.recipes`, such as recipes.mae_vitb16("runlocal").
+      workdir: folder of the run, which may lie in gs:// or s3://. Its encoder opens by
+        `load_encoder(workdir)`, a classifier by `Classifier.load(workdir)`.
+      images: n uint8 arrays (h, w) or (h, w, 3) to train on, instead of config.data's.
+      labels, patients, splits: of these images, see `input.in_memory.Arrays`.
+      quiet: prints nothing.
+
+    Returns:
+      The last evaluation's metrics, such as "val/loss"; None for one that has no value.
+
+    Raises:
+      PacxError: whatever is wrong with the config, the data or the workdir.
+      Preempted: SIGTERM or Ctrl-C; the state is saved.
+
+    Example:
+      config = recipes.mae_vitb16("runlocal", **{"total_steps": 100})
+      train(config, "runs/mae", images=arrays)  # a list of uint8 (h, w)
+    """
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise PacxError(
+            f"config is a {type(config).__name__}: give one of pacx_jax.recipes"
+        )
+    target.check_backend()
+    host_memory.keep_freed()
+    config, workdir = ml_collections.ConfigDict(config.to_dict()), os.fspath(workdir)
+    with contextlib.ExitStack() as stack:
+        if images is not None:
+            from pacx_jax.input import in_memory
+
+            arrays = in_memory.Arrays(images, labels, patients, splits)
+            config.data.source, config.data.simulated = "arrays", False
+            config.data.path = stack.enter_context(in_memory.held(arrays))
+        elif (labels, patients, splits) != (None, None, None):
+            raise PacxError("labels, patients and splits go with images: give these")
+        if quiet:
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+        run(config, workdir, quiet=quiet)
+    if is_remote(workdir):
+        from pacx_jax.run import remote_run
+
+        workdir = remote_run.finished(workdir, ())
+    return files.read_json(pathlib.Path(workdir) / fingerprints.DONE)["metrics"]
+
+
 def run(
-    config: ml_collections.ConfigDict, workdir: str, *, force=False, mirrored=None
+    config: ml_collections.ConfigDict,
+    workdir: str,
+    *,
+    force=False,
+    mirrored=None,
+    quiet=False,
 ) -> None:
     """Trains `config` in `workdir` and exports its encoder.
 
     Args:
       force: goes on with another config or other data than the run began with.
       mirrored: the mirror.Mirror whose copy `workdir` is.
+      quiet: shows no progress.
 
     Raises:
       PacxError: whatever is wrong with the config, the data or the workdir.
@@ -35,7 +101,8 @@ def run(
     if is_remote(workdir):
         from pacx_jax.run import remote_run
 
-        return remote_run.train(run, config, workdir, force)
+        each = functools.partial(run, quiet=quiet)
+        return remote_run.train(each, config, workdir, force)
     path = pathlib.Path(workdir)
     _refuse_other_folder(config, path)
     # A run that stopped at its first error has claimed nothing: it may be mended.
@@ -57,7 +124,27 @@ def run(
         listening = preemption.Preemption(
             config.grace_seconds, functools.partial(goes_on, workdir)
         )
-        _train(config, workdir, stack.enter_context(listening), force, mirrored)
+        stack.enter_context(_noting_failure(config, path / fingerprints.FAILED))
+        asked = stack.enter_context(listening)
+        _train(config, workdir, asked, force, mirrored, quiet)
+
+
+@contextlib.contextmanager
+def _noting_failure(config, file: pathlib.Path) -> Iterator[None]:
+    """Writes the error that ends the block to `file`, for `pacx runs`."""
+    if not processes.is_first():
+        yield
+        return
+    file.unlink(missing_ok=True)
+    try:
+        yield
+    except preemption.Preempted:
+        raise
+    except Exception as e:
+        with contextlib.suppress(OSError):  # such as a full disk: `e` is what counts
+            about = {k: config[k] for k in ("name", "objective", "total_steps")}
+            files.write_json(file, {"error": one_line(e)} | about)
+        raise
 
 
 def _refuse_other_folder(config: ml_collections.ConfigDict, path: pathlib.Path) -> None:
@@ -90,13 +177,15 @@ def goes_on(workdir: str) -> str:
     )
 
 
-def _train(config, workdir: str, asked, force: bool, mirrored=None) -> None:
+def _train(config, workdir: str, asked, force: bool, mirrored, quiet: bool) -> None:
     """Trains, exports, marks the run as finished and says so."""
     from pacx_jax import loop
     from pacx_jax.run import finished, summary
 
     path = pathlib.Path(workdir)
-    metrics = loop.train(config, workdir, asked, force=force, mirrored=mirrored)
+    metrics = loop.train(
+        config, workdir, asked, force=force, mirrored=mirrored, quiet=quiet
+    )
     if mirrored:
         mirrored.complete()
     classifies = config.objective == "classify"
@@ -104,12 +193,38 @@ def _train(config, workdir: str, asked, force: bool, mirrored=None) -> None:
         from pacx_jax.evaluate import held_out
 
         held_out.calibrate(config, workdir)
-    target = finished.from_workdir(config, workdir, heads=classifies)
+    export = finished.from_workdir(config, workdir, heads=classifies)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     if processes.is_first():
         files.write_json(path / fingerprints.DONE, done)
-        summary.say_end(config, workdir, metrics, target)
+        summary.say_end(config, workdir, metrics, export)
+
+
+def measure(
+    config: ml_collections.ConfigDict, workdir: str, split: str, **asked
+) -> None:
+    """Prints the finished run's metrics on a split.
+
+    Args:
+      asked: fields of held_out.Asked.
+    """
+    from pacx_jax.evaluate import held_out
+
+    check_processes(config, workdir)
+    told = {f"--{name}": value for name, value in asked.items()}
+    processes.check_agreement({"--evaluate": split} | told)
+    if is_remote(workdir):
+        from pacx_jax.run import remote_run
+
+        run = functools.partial(measure, **asked)
+        return remote_run.measure(run, config, workdir, split)
+    record = pathlib.Path(workdir) / fingerprints.CONFIG
+    if record.exists():  # other fields would be other patients, or another model
+        fingerprints.check_config(config, workdir)
+    result = held_out.evaluate(config, workdir, split, held_out.Asked(**asked))
+    if processes.is_first():
+        print(*held_out.lines(result), sep="\n")
 
 
 def check_processes(config: ml_collections.ConfigDict, workdir: str) -> None:

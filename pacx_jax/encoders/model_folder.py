@@ -30,13 +30,14 @@ from pacx_jax.encoders import image_statistics, kinds, model_heads, model_sizes
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.models import positions
-from pacx_jax.stores import staging, urls
+from pacx_jax.stores import packed, staging, urls
 from pacx_jax.types import Params
 
 FORMAT = 1
 GOLDEN = "golden.safetensors"  # see golden.py
 _NAMES = ("config.json", "model.safetensors", "README.md", model_heads.FILE, GOLDEN)
 _NAMES += (model_heads.CALIBRATION,)
+_PYTORCH = (".pth", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,16 +221,22 @@ def trained_further(config, params: Params) -> ModelFolder:
 def resolve(path: str | os.PathLike) -> pathlib.Path:
     """The model folder at `path`, which may be a finished run's workdir.
 
-    A remote one's local copy, without the states that a workdir has.
+    A remote one's local copy, without the states that a workdir has; that of a zip, or
+    of hf://OWNER/NAME.
     """
     if not isinstance(path, str | os.PathLike) or not str(path):
         raise PacxError(f"{path!r} is no path; give a model folder or a workdir")
-    if urls.is_remote(path):
+    if str(path).startswith(packed.HUB):
+        path = packed.from_hub(str(path), _NAMES)
+    elif urls.is_remote(path):
         path = staging.local(path, wanted=_is_of_model)
     path = pathlib.Path(path)
+    if path.is_file() and path.suffix.lower() == ".zip":
+        path = packed.unpacked(path, _NAMES)
     if not path.is_dir():
         found = "is a file" if path.exists() else "no such folder"
-        raise PacxError(f"{path}: {found}; give a model folder or a workdir")
+        more = "" if path.suffix not in _PYTORCH else ", made of it by pacx_jax.convert"
+        raise PacxError(f"{path}: {found}; give a model folder or a workdir{more}")
     for candidate in (path, path / "export"):
         if (candidate / "model.safetensors").is_file():
             return candidate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -207,13 +208,18 @@ def load_encoder(
     batch_size: int = 32,
     dtype: str = "float32",
     image_size: int = 0,
+    pooling: str | None = None,
 ) -> Encoder:
     """Opens an exported X-ray encoder (or a finished run's workdir).
 
     Args:
-      path: the folder.
+      path: the folder; a zip of one; in gs:// or s3://; or hf://OWNER/NAME, where
+        huggingface_hub is installed.
       batch_size, dtype: see `Encoder`.
       image_size: pixels a side, if not the encoder's own; the patches must divide it.
+      pooling: what the embedding is, if not the encoder's own: "cls", the CLS token
+        after the last LayerNorm, or "mean", the mean of the patches' tokens, then that
+        LayerNorm.
 
     Example:
       encoder = load_encoder("runs/demo/distill")
@@ -224,4 +230,19 @@ def load_encoder(
       PacxError: no such folder, or weights that do not fit its description.
     """
     folder = model_folder.at_size(model_folder.load(path, "vit"), image_size)
-    return Encoder(folder, batch_size, dtype)
+    return Encoder(_pooled(folder, pooling), batch_size, dtype)
+
+
+def _pooled(folder: model_folder.ModelFolder, pooling: str | None):
+    """The encoder with another embedding; None leaves it."""
+    if pooling is None:
+        return folder
+    if pooling not in model_folder.EMBEDDINGS:
+        known = " or ".join(model_folder.EMBEDDINGS)
+        raise PacxError(f"pooling {pooling!r}: give {known}")
+    about = {"embedding": model_folder.EMBEDDINGS[pooling]}
+    return dataclasses.replace(
+        folder,
+        architecture=folder.architecture | {"pool": pooling},
+        preprocessing=folder.preprocessing | about,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from pacx_jax.encoders.xray_encoder import Encoder, Image
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import frozen, measures, probe, thresholds
 from pacx_jax.evaluate.classifier import Classifier, calibration_of
+from pacx_jax.input import in_memory
 from pacx_jax.input import patients as ids
 
 
@@ -57,7 +58,7 @@ def fit_probe(
       classifier = fit_probe(encoder, paths, {"effusion": y}, patients=who)
       classifier.save("effusion_model")
     """
-    values, names = _table(labels, names)
+    values, names = in_memory.table(labels, names)
     units = _patients(patients, len(values))
     if hasattr(images, "__len__") and not isinstance(images, str | os.PathLike):
         _check_count(len(images), len(values))
@@ -88,48 +89,6 @@ def fit_probe(
     chosen = frozen.choose(given, "held-out patients", rules)
     calibration = calibration_of(chosen, "held-out patients")
     return Classifier(encoder, kernel, bias, names, calibration=calibration)
-
-
-def _table(labels: Any, names: Sequence[str]) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Values float64 (n, c), checked, and the names of the labels."""
-    if isinstance(labels, Mapping) or hasattr(labels, "columns"):
-        own = tuple(labels.columns if hasattr(labels, "columns") else labels)
-        columns = [np.asarray(labels[name]) for name in own]
-        own = tuple(map(str, own))
-        if len({len(column) for column in columns}) > 1:
-            counts = ", ".join(
-                f"{k} {len(v)}" for k, v in zip(own, columns, strict=True)
-            )
-            raise PacxError(f"labels of different lengths: {counts}")
-    else:
-        array = np.asarray(labels)
-        array = array[:, None] if array.ndim == 1 else array
-        if array.ndim != 2:
-            raise PacxError(f"labels of shape {array.shape}: give (n,) or (n, c)")
-        columns = list(array.T)
-        own = tuple(f"label_{c}" for c in range(len(columns)))
-    names = tuple(names) or own
-    if len(names) != len(columns) or not names:
-        raise PacxError(f"{len(names)} names for {len(columns)} labels: give one each")
-    return np.stack([_column(*pair) for pair in zip(columns, names, strict=True)], 1), (
-        names
-    )
-
-
-def _column(values: np.ndarray, name: str) -> np.ndarray:
-    found = np.full(len(values), np.nan)
-    for row, value in enumerate(values.tolist()):
-        if value is None:
-            continue
-        good = isinstance(value, bool | int | float)
-        if not good or not (value in (0, 1, -1) or value != value):
-            raise PacxError(
-                f"labels: row {row} of {name!r} is {value!r}; give 1, 0, -1 "
-                "(uncertain) or NaN (unknown). One of several classes is one label for "
-                "each"
-            )
-        found[row] = value
-    return found
 
 
 def _patients(patients: Sequence[Any] | None, count: int) -> np.ndarray:

@@ -114,17 +114,14 @@ def evaluate(config, workdir: str, split: str, asked: Asked = Asked()) -> dict:
     return result
 
 
-def calibrate(config, workdir: str, opened: dict | None = None) -> None:
+def calibrate(config, workdir: str) -> None:
     """Writes WORKDIR/calibration.json: what a classifier's validation split says.
-
-    Args:
-      opened: the run's sources by split; None: those of `config.data`.
 
     Raises:
       PacxError: outputs that are not finite.
     """
     split = config.data.val_split
-    opened = opened or sources.open_splits(config.data)
+    opened = sources.open_splits(config.data)
     config = batches.with_label_names(config, opened)
     mesh, objective = setup.place(config)
     data = batches.Data(config, workdir, objective, mesh, opened)

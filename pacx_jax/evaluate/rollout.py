@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import cv2
 import numpy as np
+import PIL.Image
 import scipy.ndimage
 
 from pacx_jax.encoders.xray_encoder import Encoder, Image, each_image
@@ -104,6 +106,25 @@ def rollout_maps(
 ) -> np.ndarray:
     """The figure's map: rollout, upsampled, min-max scaled; (b, size, size)."""
     return minmax(upsample(attention_rollout(attentions, registers, pool), size))
+
+
+def overlay(image: np.ndarray, shares: np.ndarray) -> PIL.Image.Image:
+    """A decoded image in grey under its rollout in colour.
+
+    Args:
+      image: uint8 (h, w) or (h, w, 3).
+      shares: (grid, grid) of `rollout`; its least is blue, its most red.
+
+    Returns:
+      RGB of the image's size.
+    """
+    grey = image if image.ndim == 2 else image.mean(axis=-1)
+    levels = np.uint8(255 * minmax(shares[None])[0])
+    size = grey.shape[1], grey.shape[0]
+    levels = cv2.resize(levels, size, interpolation=cv2.INTER_LINEAR)
+    heat = cv2.applyColorMap(levels, cv2.COLORMAP_JET)[..., ::-1]
+    mixed = 0.6 * grey[..., None] + 0.4 * heat
+    return PIL.Image.fromarray(np.uint8(mixed.round()))
 
 
 def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ _LABEL_WORDS |= dict.fromkeys(("false", "no", "n", "f"), 0.0)
 _NEGATIVE = "no finding"  # NIH's word for an image without any of its findings
 _BLANK = patients.MISSING - {"none"}  # which may mean that nothing was found
 _SHOWN = 20
+NEARLY = "NO LABELS:"  # begins a note on what may have been meant as one
 
 
 class Labels(NamedTuple):
@@ -99,6 +100,8 @@ def read(
         )
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")
+    if not names:
+        notes += [f"{NEARLY} {told}" for told in _nearly(table, free)]
     values = np.array(found, np.float32).reshape(len(names), len(table.rows))
     return Labels(names, values.T.copy(), tuple(notes))
 
@@ -207,6 +210,23 @@ def _is_bookkeeping(name: str) -> bool:
 def _is_label_column(cells: list[str]) -> bool:
     values = {_label(cell) for cell in set(cells)}
     return None not in values and any(value == value for value in values)
+
+
+def _nearly(table: tables.Table, free: list[str]) -> list[str]:
+    """Columns most of whose filled cells are labels, and the first that is none."""
+    found = []
+    for column in free:
+        cells = table.column(column, "")
+        values = [_label(cell) for cell in cells]
+        bad = [i for i, value in enumerate(values) if value is None]
+        good = sum(value in (0.0, 1.0, -1.0) for value in values)
+        if not _is_bookkeeping(column) and 0 < len(bad) <= good:
+            found.append(
+                f"column {column!r} is no label, as row {bad[0] + 2} has "
+                f"{cells[bad[0]]!r}; labels are 0, 1, -1 (uncertain), true, false, "
+                "yes, no or blank"
+            )
+    return found
 
 
 def _label(cell: str) -> float | None:

@@ -30,6 +30,7 @@ from pacx_jax import files
 from pacx_jax.errors import PacxError
 from pacx_jax.input import (
     folders,
+    in_memory,
     mixture,
     patients,
     prepared,
@@ -92,7 +93,8 @@ def open_source(data: Any, split: str) -> Source:
 
     Args:
       data: anything with attributes. `source`: "prepared" (a folder that
-        data/prepare.py wrote) or "folder" (a tree of JPEG, PNG and DICOM files);
+        data/prepare.py wrote), "folder" (a tree of JPEG, PNG and DICOM files), or
+        "arrays" (in_memory.py, by `pacx_jax.train`);
         `path`, which may be remote, and `stage`, the folder of its local copy.
         `limit`: at most so many examples, drawn once and for all; 0 = all.
         `namespace`: whose ids the patients' are; "" = the prepared data set's.
@@ -138,6 +140,10 @@ def open_source(data: Any, split: str) -> Source:
         if split not in SPLITS:
             raise NoSplit(f"split {split!r}: a folder has {', '.join(SPLITS)}")
         source = FolderSource(folders.FolderSpec.from_config(data), split, _stage(data))
+    elif kind == "arrays":
+        source = in_memory.ArraySource(data, split)
+        if not len(source):
+            raise NoSplit(f"{data.path}: the {split} split is empty; give more images")
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
     if getattr(data, "simulated", False):
@@ -225,6 +231,10 @@ class FolderSource:
     def __init__(self, spec: folders.FolderSpec, split: str, stage: str = ""):
         root = staging.local(spec.path, stage, setting="data.path")
         csv = str(staging.local(spec.csv, stage)) if spec.csv else ""
+        if (root / prepared.FILE).is_file():
+            raise PacxError(
+                f"{spec.path}: a prepared data set; give data.source=prepared"
+            )
         local = dataclasses.replace(spec, path=str(root), csv=csv)
         listing = folders.read_folder(local)
         self._root = listing.root

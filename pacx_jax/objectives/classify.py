@@ -35,7 +35,10 @@ def make(config, mesh: Mesh | None = None) -> Objective:
     if config.task not in ("multilabel", "multiclass"):
         raise PacxError(f"config.task {config.task!r}: choose multilabel or multiclass")
     if not config.model_init:
-        raise PacxError("config.model_init is empty: give the encoder's folder")
+        raise PacxError(
+            "config.model_init is empty: give the encoder to start from, a finished "
+            "run's workdir or a folder of pacx_jax.convert"
+        )
     folder = model_folder.load(config.model_init, "vit")
     image_statistics.check_size(folder, config.model_init, config.data)
     encoder = folder.module(config.dtype).clone(**vit.ways(config))

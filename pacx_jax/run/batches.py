@@ -12,6 +12,7 @@ from pacx_jax import sharding
 from pacx_jax.distributed import processes
 from pacx_jax.errors import PacxError
 from pacx_jax.input import (
+    findings,
     mixture,
     pipeline,
     prefetch,
@@ -175,6 +176,9 @@ class Data:
             return
         labels = source.labels()[:, self.columns[split]]
         if not labels.shape[1]:
+            told = [n for n in origin.notes if n.startswith(findings.NEARLY)]
+            if told:
+                raise PacxError(f"{data.path}: {told[0]}")
             raise PacxError(
                 f"{data.path}: no labels: a folder's own have to stand in a CSV, such "
                 "as labels.csv with the columns path,patient_id,label (names of "

@@ -23,6 +23,7 @@ from pacx_jax.run import older
 
 CONFIG, DATA, FORCED = "config.json", "data.json", "forced.jsonl"
 DONE = "done.json"
+FAILED = "failed.json"  # why the last session ended, if by an error
 # Fields that change no number of a run, but for the order of sums: a stopped run goes
 # on with other ones. `total_steps` is one where the learning rate stays what it was.
 HARMLESS = frozenset(

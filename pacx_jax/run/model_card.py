@@ -59,6 +59,8 @@ def _described(path: str, source: str) -> str:
     unknown = "a set whose card (croissant.json) is not there: its terms are not known"
     if source == "folder":
         return "a folder of images: its terms are not known here"
+    if source == "arrays":
+        return "images in memory: their terms are not known here"
     if urls.is_remote(path):
         return "a set in a bucket: its card (croissant.json) has its terms"
     try:

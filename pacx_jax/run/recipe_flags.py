@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import math
-import pathlib
 import re
 from collections.abc import Callable
 
@@ -12,7 +11,7 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from pacx_jax import cli
+from pacx_jax import cli, clone
 from pacx_jax.errors import PacxError
 from pacx_jax.run import fingerprints
 
@@ -73,15 +72,15 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     for argument in argv[1:]:
         if any("\ud800" <= c <= "\udfff" for c in argument):
             raise PacxError(f"flag {argument}: it is not UTF-8")
-    argv = [argv[0], *map(cli.at_home, argv[1:])]
-    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
-        name, equals, value = argument.partition("=")
-        if name in ("--config", "-config"):
-            _check_fields(argv, value if equals else following, values)
+    argv = _with_recipe([argv[0], *map(cli.at_home, argv[1:])])
+    for argument in argv:
+        name, _, recipe = argument.partition("=")
+        if name == "--config":
+            _check_fields(argv, recipe, values)
     try:
         return values(argv)
     except ImportError as e:
-        raise PacxError(f"{e}; run from the root of the clone") from None
+        raise PacxError(f"{e}: what --config imports is not there") from None
     except (flags.Error, LookupError, AttributeError, TypeError, ValueError) as e:
         text = str(e.args[0]) if e.args else type(e).__name__
         if "Traceback" in text:  # of a recipe's own error: what it said stands last
@@ -89,13 +88,21 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
         raise PacxError(" ".join(text.split())) from None
 
 
+def _with_recipe(argv: list[str]) -> list[str]:
+    """The arguments with the recipe's file after --config=."""
+    found, rest = [], iter(argv)
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-config"):
+            value = value if equals else next(rest, "")
+            argument = f"--config={clone.recipe(value)}"
+        found.append(argument)
+    return found
+
+
 def _check_fields(argv: list[str], recipe: str, values: flags.FlagValues) -> None:
-    """PacxError for a recipe that is not there, or a field that it lacks."""
+    """PacxError for a field that the recipe lacks."""
     file = recipe.partition(":")[0]
-    if not pathlib.Path(file).is_file():
-        raise PacxError(
-            f"--config={file}: no such file; run from the root of the clone"
-        )
     asked = [re.match(r"--?(?:no)?config\.([^=]*)", argument) for argument in argv]
     try:
         known = fingerprints.flat(values["config"].parser.parse(recipe).to_dict())

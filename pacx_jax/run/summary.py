@@ -169,7 +169,12 @@ def say_end(config, workdir: str, metrics: dict[str, Any], export) -> None:
 
 
 def _next(config, workdir: str, export) -> str:
-    if config.objective in ("classify", "segment"):
+    if config.objective == "classify":
+        return (
+            f"pacx predict --model={workdir} --images=DIR --out=predictions.csv; "
+            f"pacx evaluate --workdir={workdir} --split=test"
+        )
+    if config.objective == "segment":
         return f"the same command with --evaluate=test measures {workdir}"
     kind = files.read_json(pathlib.Path(export) / "config.json")["kind"]
     return NEXT.get(kind, "load_encoder({!r})").format(str(workdir))

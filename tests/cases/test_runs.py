@@ -101,10 +101,10 @@ def test_a_wrong_flag_is_one_line_with_a_remedy(flag, said, parsed):
 @pytest.mark.parametrize(
     ("recipe", "said"),
     [
-        (["--config=configs/none.py"], "configs/none.py: no such file; run from the"),
+        (["--config=configs/none.py"], "configs/none.py: no such file, nor a recipe"),
         (
             ["--config", "configs/none.py"],
-            "configs/none.py: no such file; run from the",
+            "configs/none.py: no such file, nor a recipe",
         ),
         (["--config=configs/mae_vitb16.py:small"], "'small'"),
         # a script with Windows' line ends

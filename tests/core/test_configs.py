@@ -12,7 +12,7 @@ from tests import tiny
 RECIPES = (
     "mae_vitb16", "mvmae_vitb16", "mvmae_v2t_vitb16",
     "labs_dae", "vitals_dae", "ecg_net1d", "distill_vitb16",
-    "linear_probe", "late_fusion", "segment",
+    "linear_probe", "finetune", "late_fusion", "segment",
 )  # fmt: skip
 ARGS = (
     None, "", "paper", "reference", "runlocal", "paper,runlocal", "reference,runlocal",

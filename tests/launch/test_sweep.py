@@ -155,7 +155,7 @@ def test_other_arguments_in_the_same_target_are_refused(stand_in, capsys):
             ["--evaluate=bogus", "--config.data.source=folder"],
             "--evaluate=bogus: a folder has the splits train, val, test",
         ),
-        (["--config=configs/none.py"], "none.py: no such file; run from the root"),
+        (["--config=configs/none.py"], "none.py: no such file, nor a recipe"),
     ],
 )
 def test_a_sweep_that_cannot_be_is_refused(tmp_path, capsys, arguments, error):

@@ -1,0 +1,186 @@
+"""The public functions: encoders from everywhere, recipes, training on arrays."""
+
+import pydoc
+import subprocess
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+import pacx_jax
+from pacx_jax import runs
+from pacx_jax.encoders import model_folder
+from pacx_jax.errors import PacxError
+from tests import tiny
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (2, 30, 20, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("encoder") / "vit"
+    model_folder.save(path, tiny.folder("vit"), "")
+    return path
+
+
+def test_help_names_every_public_function_and_imports_stay_lazy():
+    text = pydoc.plain(pydoc.render_doc(pacx_jax))
+    for name in pacx_jax.__all__:
+        assert name in text
+    assert (
+        "load_encoder(" in text and "fit_probe(" in text and "class Classifier" in text
+    )
+    code = "import sys, pacx_jax, pacx_jax.command; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_pooling_chooses_the_embedding(folder, tmp_path):
+    cls = pacx_jax.load_encoder(folder)
+    mean = pacx_jax.load_encoder(folder, pooling="mean")
+    tokens = cls.tokens(IMAGES)
+    np.testing.assert_allclose(cls(IMAGES), tokens[:, 0], atol=1e-6)
+    assert np.abs(mean(IMAGES) - cls(IMAGES)).max() > 0.01
+    # A folder whose encoder pools so gives the same.
+    own = tiny.folder("vit")
+    own = model_folder.ModelFolder(
+        "vit", own.architecture | {"pool": "mean"}, mean.preprocessing, own.params
+    )
+    model_folder.save(tmp_path / "mean", own, "")
+    np.testing.assert_array_equal(
+        pacx_jax.load_encoder(tmp_path / "mean")(IMAGES), mean(IMAGES)
+    )
+    with pytest.raises(PacxError, match="pooling 'max': give cls or mean"):
+        pacx_jax.load_encoder(folder, pooling="max")
+
+
+def zipped(path, members):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    return path
+
+
+def test_a_zip_is_an_encoder(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PACX_SCRATCH", str(tmp_path))
+    members = {f"run/export/{p.name}": p.read_bytes() for p in folder.iterdir()}
+    members["run/checkpoints/1/x"] = b"no part of it"
+    z = pacx_jax.load_encoder(zipped(tmp_path / "a.zip", members))(IMAGES)
+    np.testing.assert_array_equal(z, pacx_jax.load_encoder(folder)(IMAGES))
+    bomb = members | {"run/export/model.safetensors": bytes(2**25)}
+    (tmp_path / "no.zip").write_bytes(b"nothing")
+    for path, told in (
+        (zipped(tmp_path / "b.zip", {"a.txt": b"x"}), "no model.safetensors in it"),
+        (zipped(tmp_path / "c.zip", bomb), "it would unpack to 32 MiB, far more"),
+        (tmp_path / "no.zip", "damaged, encrypted or no zip"),
+    ):
+        with pytest.raises(PacxError, match=told):
+            pacx_jax.load_encoder(path)
+
+
+def test_the_hub_is_asked_for_the_model_s_files_alone(folder, monkeypatch):
+    asked = []
+
+    def download(repo, revision, allow_patterns):
+        asked.append((repo, revision))
+        assert "model.safetensors" in allow_patterns and "*" not in allow_patterns
+        if repo.startswith("nobody"):
+            raise ValueError("404\nnot found")
+        return str(folder)
+
+    hub = types.SimpleNamespace(snapshot_download=download)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert pacx_jax.load_encoder("hf://me/model@v1")(IMAGES).shape == (2, 32)
+    assert asked == [("me/model", "v1")]
+    with pytest.raises(PacxError, match="hf://nobody/x: cannot be had .404 not found"):
+        pacx_jax.load_encoder("hf://nobody/x")
+    with pytest.raises(PacxError, match="give hf://OWNER/NAME"):
+        pacx_jax.load_encoder("hf://x")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(PacxError, match=r"pip install -e '\.\[hub\]'"):
+        pacx_jax.load_encoder("hf://me/model")
+
+
+def test_recipes_are_those_of_the_command_line(monkeypatch):
+    recipes = pacx_jax.recipes
+    assert recipes.mae_vitb16("runlocal") == tiny.config("mae_vitb16", "runlocal")
+    config = recipes.mae_vitb16(**{"data.path": "DIR", "optim.peak_lr": 1})
+    assert config.data.path == "DIR" and config.optim.peak_lr == 1.0
+    assert set(recipes.names()) <= set(dir(recipes)) and "base" not in recipes.names()
+    # Somebody else's package of that name is neither used nor lost.
+    mine = types.ModuleType("configs")
+    monkeypatch.setitem(sys.modules, "configs", mine)
+    assert recipes.labs_dae().name == "labs_dae" and sys.modules["configs"] is mine
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda r: r.get("mae"), "recipe 'mae': did you mean mae_vitb16"),
+        (lambda r: r.mae_vitb16("small"), r"config argument \['small'\]"),
+        (lambda r: r.mae_vitb16(total_step=1), "did you mean total_steps"),
+        (lambda r: r.mae_vitb16(total_steps="x"), "total_steps='x': give int, as "),
+        (lambda r: pacx_jax.train({}, "x"), "config is a dict: give one of"),
+        (lambda r: pacx_jax.train(r.labs_dae(), "x", labels=[1]), "go with images"),
+    ],
+)
+def test_wrong_recipes_and_fields_are_one_line(call, told):
+    with pytest.raises(PacxError, match=told):
+        call(pacx_jax.recipes)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    rng = np.random.default_rng(1)
+    y = np.arange(40) // 2 % 2
+    images = [rng.integers(0, 100, (20, 16), dtype=np.uint8) for _ in y]
+    return [np.uint8(x + 100 * k) for x, k in zip(images, y, strict=True)], y
+
+
+def test_training_on_arrays_gives_a_classifier_and_goes_on(
+    folder, arrays, tmp_path, capsys
+):
+    images, y = arrays
+    fields = {"model_init": str(folder), "data.image_size": 32, "data.threads": 1,
+              "total_steps": 4, "eval_every": 2, "save_every": 2, "log_every": 2,
+              "data.val_fraction": 0.4, "data.test_fraction": 0.0, "num_devices": 1,
+              "global_batch_size": 8, "optim.warmup_steps": 1}  # fmt: skip
+    config = pacx_jax.recipes.finetune(**fields)
+    given = dict(images=images, labels={"sick": y}, patients=np.arange(40) // 2)
+    got = pacx_jax.train(config, tmp_path / "run", **given, quiet=True)
+    assert capsys.readouterr().out == "" and 0 <= got["val/auroc_macro"] <= 1
+    assert config.data.path == ""  # the caller's is left alone
+    model = pacx_jax.Classifier.load(tmp_path / "run")
+    assert model.predict(images[:3]).shape == (3, 1) and model.labels == ("sick",)
+    assert model.calibration["labels"]["sick"]["known"] > 2
+    assert pacx_jax.train(config, tmp_path / "run", **given) == got
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(PacxError, match="holds a run of another config: data.path"):
+        pacx_jax.train(config, tmp_path / "run", **(given | {"images": images[::-1]}))
+    config.data.source, config.data.path = "arrays", "memory:0"
+    with pytest.raises(PacxError, match="in the memory of another process or call"):
+        pacx_jax.train(config, tmp_path / "other")
+    (row,) = map(runs.describe, runs.workdirs(tmp_path / "run"))
+    assert (row["stage"], row["step"], row["state"]) == ("finetune", "4/4", "finished")
+    (row,) = map(runs.describe, runs.workdirs(tmp_path / "other"))
+    assert row["state"] == "failed" and "memory of another" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"images": [np.zeros((4, 4))]}, "image 0: an array of dtype float64"),
+        ({"images": []}, "images: there is none"),
+        ({"labels": ["a"] * 40}, "row 0 of 'label_0' is 'a'"),
+        ({"labels": [1]}, "1 labels for 40 images"),
+        ({"patients": [1]}, "1 patients for 40 images"),
+        ({"splits": ["dev"] * 40}, "splits: 'dev'; give train, val or test"),
+        ({"splits": ["train"] * 40}, "the val split is empty"),
+    ],
+)
+def test_bad_arrays_are_one_line(folder, arrays, tmp_path, change, told):
+    config = pacx_jax.recipes.finetune(model_init=str(folder))
+    given = dict(images=arrays[0], labels=arrays[1]) | change
+    with pytest.raises(PacxError, match=told):
+        pacx_jax.train(config, tmp_path / "run", **given)

@@ -1,0 +1,101 @@
+"""`pacx`, installed from a wheel, in a folder where nothing else is."""
+
+import os
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+from pacx_jax import command
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+RUN = "import sys; from pacx_jax.command import main; sys.exit(main())"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The content of the wheel that this clone makes."""
+    root = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index"]
+    where = root / "clone"
+    where.mkdir()
+    for name in ("setup.py", "README.md", "LICENSE", "pyproject.toml", "pacx_jax",
+                 "configs", "data", "launch"):  # fmt: skip
+        (where / name).symlink_to(ROOT / name)
+    command = [*pip, "--no-build-isolation", f"--wheel-dir={root}", str(where)]
+    subprocess.run(command, check=True, timeout=120)
+    (wheel,) = root.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(root / "site")
+    return root / "site"
+
+
+@pytest.fixture
+def pacx(site, tmp_path):
+    """(arguments) -> exit code, stdout, stderr."""
+    (tmp_path / "here").mkdir()
+
+    def call(*arguments):
+        environment = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", RUN, *arguments],
+            cwd=tmp_path / "here", env=environment, capture_output=True, text=True,
+            timeout=120,
+        )  # fmt: skip
+        return done.returncode, done.stdout, done.stderr
+
+    return call
+
+
+def test_the_wheel_has_recipes_and_no_package_of_a_common_name(site):
+    top = {p.name for p in site.iterdir() if not p.name.endswith(".dist-info")}
+    assert top == {"pacx_jax"}
+    for name in (
+        "configs/finetune.py",
+        "data/cohort/generate.py",
+        "launch/table3.json",
+    ):
+        assert (site / "pacx_jax" / "_clone" / name).is_file(), name
+    (info,) = site.glob("*.dist-info")
+    assert "pacx = pacx_jax.command:main" in (info / "entry_points.txt").read_text()
+
+
+def test_commands_of_the_wheel_find_their_recipes_and_builders(pacx):
+    code, out, _ = pacx("--help")
+    assert code == 0 and "mae_vitb16" in out
+    assert all(f"  {name}" in out for name in command.PROGRAMS)
+    code, out, said = pacx("train", "--config=labs_dae:runlocal", "--workdir=x")
+    assert (code, said) == (2, "error: runs/demo/data/prepared/symile_mimic: no such "
+                               "folder; check data.path\n")  # fmt: skip
+    code, out, said = pacx("prepare", "folder", "--source=no", "--target=y")
+    assert code == 2 and said.startswith("error: no: no such folder")
+
+
+@pytest.mark.parametrize("name", ["evaluate", "train"])
+def test_help_of_a_command_begins_with_an_example(name, pacx):
+    code, out, _ = pacx(name, "--help")
+    assert code == 0 and command.PROGRAMS[name].example in out
+    assert "--workdir" in out.replace(command.PROGRAMS[name].example, "")
+
+
+def test_every_command_has_a_program_and_an_example_of_itself(monkeypatch, capsys):
+    for name, program in command.PROGRAMS.items():
+        assert program.example.startswith(f"pacx {name} "), name
+    for given, told in (
+        (["trian"], "pacx trian: no such command: did you mean train?"),
+        (["zzz"], "pacx zzz: no such command: have train, evaluate"),
+    ):
+        assert command.main(given) == 2
+        assert told in capsys.readouterr().err
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    monkeypatch.delitem(sys.modules, "launch.demo", raising=False)
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert command.main(["demo"]) == 2
+    said = capsys.readouterr().err
+    assert "needs the package psutil: run pip install -e '.[demo]'" in said
+    assert command.main(["--version"]) == 0
+    assert command.main([]) == 0
+    assert "COMMAND --help" in capsys.readouterr().out
