@@ -235,3 +235,12 @@ def test_a_model_that_cannot_be_compiled_ends_the_command(folder, capsys, monkey
 
     monkeypatch.setattr(model.Served, "compile", compile)
     assert "memory" in refused(capsys, f"--model={folder}", "--port=0")
+
+
+@pytest.mark.full
+def test_the_load_test_measures_a_service_of_its_own(folder, capsys):
+    flags = ["--seconds=0.5", "--requests=40", "--clients=4"]
+    assert load_test.main([f"--model={folder}", *flags]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["lost"] == {} and found["p99_ms_at_half"] >= found["p50_ms_at_half"]
+    assert found["service_images_per_s"] > 0 and found["embed_images_per_s"] > 0
