@@ -218,7 +218,8 @@ def alone(model: str, batch_size: int, seconds: float) -> float:
     return float(done.stdout)
 
 
-def _parser() -> cli.Parser:
+def parse(argv: list[str] | None = None):
+    """The command's flags."""
     parser = cli.Parser(prog="launch/load_test.py", description=__doc__)
     add = parser.add_argument
     add("--model", required=True, help="a model folder, or a finished run's workdir")
@@ -226,13 +227,13 @@ def _parser() -> cli.Parser:
     add("--clients", type=int, default=24, help="connections at a time")
     add("--seconds", type=float, default=10, help="of each measurement")
     add("--requests", type=int, default=1000, help="good and bad, mixed")
-    return parser
+    return parser.parse_args(argv)
 
 
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    args = _parser().parse_args(argv)
+    args = parse(argv)
     result = {"embed_images_per_s": alone(args.model, args.batch_size, args.seconds)}
     process, port = start(args.model, args.batch_size)
     with process:

@@ -2,6 +2,8 @@
 
   python -m pacx_jax.export --workdir=runs/distill --out=encoder
   python -m pacx_jax.export --encoder=encoder --format=onnx --out=onnx --images=DIR
+  python -m pacx_jax.export --encoder=encoder --format=web --out=site --images=DIR \
+      --runtime=onnxruntime-web-VERSION.tgz --gallery=embeddings.npz
 
 Each is opened again and compared with the encoder, on X-rays under --images or those
 that the run was validated on, before it is kept.
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -19,7 +22,7 @@ from pacx_jax import cli
 from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
-from pacx_jax.exporting import write
+from pacx_jax.exporting import web, write
 from pacx_jax.exporting.source import Source, classifier_of
 from pacx_jax.input import images, names, sources
 from pacx_jax.run import finished, mirror, remote_run
@@ -31,7 +34,8 @@ def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
     if args.workdir:
         config = finished.read_config(args.workdir)
         which = args.which or config.export
-        model = finished.read_run(config, args.workdir, which, args.heads)
+        heads = args.heads or args.format == "web"
+        model = finished.read_run(config, args.workdir, which, heads)
         return model, finished.card(config, args.workdir, model, which)
     model = model_folder.load(args.encoder)
     if args.heads and model.heads is None:
@@ -39,7 +43,8 @@ def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
             f"--head: {args.encoder} holds no head: give the workdir of a linear "
             "probe, or a folder that was exported with --head"
         )
-    if not args.heads:
+    # A page shows a classifier's probabilities wherever there is one.
+    if not args.heads and args.format != "web":
         model = dataclasses.replace(model, heads=None)
     card = model_folder.resolve(args.encoder) / "README.md"
     return model, card.read_text(encoding="utf-8") if card.is_file() else ""
@@ -55,11 +60,18 @@ def _source(args: argparse.Namespace, model: ModelFolder, card: str) -> Source:
             "safetensors any"
         )
     model = model_folder.at_size(model, args.image_size)
+    make = Source
+    if args.format == "web":
+        pictures = str(staging.local(args.images)) if args.images else ""
+        more = {"runtime": args.runtime, "gallery": args.gallery}
+        make = functools.partial(web.Page, **more, pictures=pictures)
+    elif args.runtime or args.gallery:
+        raise PacxError("--runtime and --gallery go with --format=web")
     if args.view is None:
-        return Source(model, head, card)
+        return make(model, head, card)
     if args.format == "safetensors":
         raise PacxError("--view: a model folder keeps all views; give a --format")
-    source = Source(model, head, card, args.view)
+    source = make(model, head, card, args.view)
     if not source.with_views:
         raise PacxError(f"--view={args.view}: this encoder has no view embeddings")
     source.encoder.view_number(args.view)  # refuses what is no view
@@ -166,6 +178,13 @@ def main(argv: list[str] | None = None) -> None:
         "--view",
         help="what a graph takes all images for, such as lateral, of an encoder with "
         "view embeddings (default: frontal)",
+    )
+    add("--runtime", default="", help=f"with --format=web: what `{web.GET}` gives")
+    add(
+        "--gallery",
+        default="",
+        help="with --format=web: embeddings by pacx_jax.embed of images under "
+        "--images, of which the nearest are shown",
     )
     args = parser.parse_args(argv)
     if not args.workdir or not urls.is_remote(args.workdir):

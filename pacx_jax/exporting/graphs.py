@@ -130,7 +130,7 @@ def _outputs(source: Source) -> Callable:
 
     def forward(images):
         out = source.forward(images)
-        return out if source.head else out[0]
+        return out if len(source.names) > 1 else out[0]
 
     return forward
 

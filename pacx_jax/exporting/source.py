@@ -83,11 +83,16 @@ class Source:
         """What an export must agree with."""
         return Encoder(self.model, batch_size=8)
 
-    def forward(self, images: Array) -> tuple[Array, ...]:
-        """uint8 (b, s, s, c) -> `names`: float32 (b, width), and logits with a head."""
+    def inputs(self, images: Array) -> tuple[Array, Array | None]:
+        """uint8 (b, s, s, c) -> the module's: normalised images, and their view."""
         x, view = normalize(images, self.mean, self.std), None
         if self.with_views:
             view = jnp.array([views.number(views.parse(self.view))], jnp.int32)
+        return x, view
+
+    def forward(self, images: Array) -> tuple[Array, ...]:
+        """uint8 (b, s, s, c) -> `names`: float32 (b, width), and logits with a head."""
+        x, view = self.inputs(images)
         variables = {"params": self.model.params}
         z = self.model.module().apply(variables, x, view=view)[:, 0]
         return self._with_logits(z.astype(jnp.float32))

@@ -17,7 +17,7 @@ import numpy as np
 from pacx_jax.encoders import golden, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError, install
-from pacx_jax.exporting import folder, graphs, pytorch
+from pacx_jax.exporting import folder, graphs, pytorch, web
 from pacx_jax.exporting.source import Source
 from pacx_jax.files import read_json, whole_folder
 
@@ -81,6 +81,9 @@ FORMATS = {
         pytorch.use_hf,
         normalised=True,
         lacks=pytorch.hf_lacks,
+    ),
+    "web": Format(
+        ("jax2onnx", "onnx", "onnxruntime"), "onnx", web.write, web.reopen, web.use
     ),
 }
 

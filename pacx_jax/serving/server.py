@@ -58,6 +58,13 @@ def _parser() -> cli.Parser:
     return parser
 
 
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command's flags; PacxError for values that go nowhere."""
+    args = _parser().parse_args(argv)
+    _check(args)
+    return args
+
+
 def _check(args: argparse.Namespace) -> None:
     for name in vars(args):
         value, least = getattr(args, name), 1 if name.startswith("max") else 0
@@ -174,8 +181,7 @@ def _run(args: argparse.Namespace, sock: socket.socket, token: str) -> int:
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     """The command line."""
-    args = _parser().parse_args(argv)
-    _check(args)
+    args = parse(argv)
     token = read_token(args.token_file)
     logging.basicConfig(
         stream=sys.stderr, format="%(asctime)s %(message)s", level=logging.WARNING

@@ -105,8 +105,8 @@ async def read(request: Request, limits: Limits) -> list[Upload]:
     request = Request(request.scope, limited(request.receive, limits))
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "multipart/form-data":
-        # One file more is let in: the parser's own refusal would be no 413.
-        form = await request.form(max_files=limits.images + 1, max_fields=8)
+        # Counted below: the parser's own refusal would be no 413.
+        form = await request.form(max_files=1000, max_fields=8)
         found = [
             Upload(value.filename or f"image {i + 1}", value.file)
             for i, (_, value) in enumerate(form.multi_items())

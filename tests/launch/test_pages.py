@@ -23,7 +23,7 @@ from ml_collections import config_flags
 
 from data import audit, label_table, prepare
 from data.cohort import generate
-from launch import gpu_check, plan, reproduce, spreads
+from launch import gpu_check, load_test, plan, reproduce, spreads
 from launch.planning import chips
 from pacx_jax import command, embed, export, main, measure, predict, runs, tokenizer
 from pacx_jax import generate as chexmix
@@ -37,6 +37,7 @@ from pacx_jax.evaluate import (
 )
 from pacx_jax.evaluate.reports import projection, run_report
 from pacx_jax.run import recipe_flags
+from pacx_jax.serving import server
 from tests import tiny
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -52,8 +53,8 @@ SMALL = {"num_devices": 1, "global_batch_size": 8, "total_steps": 2, "eval_every
          "model.patch_size": 8, "model.decoder.width": 16, "model.decoder.depth": 1,
          "model.decoder.num_heads": 2}  # fmt: skip
 # Programs of others: the files of this repository that they are given have to exist.
-OTHERS = {"docker", "git", "mkdocs", "pip", "printf", "python3.11", "sed", "source",
-          "tensorboard", "uv", "uvx"}  # fmt: skip
+OTHERS = {"curl", "docker", "git", "mkdocs", "npm", "pip", "printf", "python3.11",
+          "sed", "source", "tensorboard", "uv", "uvx"}  # fmt: skip
 
 
 def blocks(page):
@@ -207,6 +208,8 @@ PROGRAMS = {
     "launch/reproduce.sh": do(reproduce.main),
     "launch/spreads.py": do(spreads.main),
     "data/audit.py": do(audit.main),
+    "pacx_jax.serving.server": server.parse,
+    "launch/load_test.py": load_test.parse,
     "launch/plan.py": planned,
     "launch/gpu_check.py": gpu_check.parse,
     "launch/demo.sh": demo,

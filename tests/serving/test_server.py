@@ -3,7 +3,9 @@
 import asyncio
 import contextlib
 import http.client
+import json
 import os
+import pathlib
 import re
 import signal
 import socket
@@ -21,6 +23,7 @@ from pacx_jax.serving.uploads import Limits
 from tests import tiny
 from tests.serving.test_app import image
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 SLOW = 0.4  # seconds of a batch
 
 
@@ -189,6 +192,14 @@ def refused(capsys, *flags):
     return line
 
 
+def test_the_image_s_command_is_one_that_the_server_takes():
+    text = (ROOT / "launch/Dockerfile.serve").read_text().replace("\\\n", "")
+    (command,) = re.findall(r"^ENTRYPOINT (.+)$", text, re.MULTILINE)
+    python, dash_m, module, *flags = json.loads(command)
+    assert [python, dash_m, module] == ["python", "-m", "pacx_jax.serving.server"]
+    assert server.parse(flags).host == "0.0.0.0"
+
+
 def test_a_port_in_use_is_one_line(folder, capsys):
     with server.listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]
@@ -224,3 +235,12 @@ def test_a_model_that_cannot_be_compiled_ends_the_command(folder, capsys, monkey
 
     monkeypatch.setattr(model.Served, "compile", compile)
     assert "memory" in refused(capsys, f"--model={folder}", "--port=0")
+
+
+@pytest.mark.full
+def test_the_load_test_measures_a_service_of_its_own(folder, capsys):
+    flags = ["--seconds=0.5", "--requests=40", "--clients=4"]
+    assert load_test.main([f"--model={folder}", *flags]) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["lost"] == {} and found["p99_ms_at_half"] >= found["p50_ms_at_half"]
+    assert found["service_images_per_s"] > 0 and found["embed_images_per_s"] > 0
