@@ -14,10 +14,10 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from pacx_jax import files
+from pacx_jax import files, target
 from pacx_jax.distributed import preemption, processes
 from pacx_jax.errors import PacxError, one_line
-from pacx_jax.run import fingerprints
+from pacx_jax.run import fingerprints, host_memory
 from pacx_jax.stores.urls import absolute, is_remote
 
 
@@ -55,6 +55,8 @@ def train(
         raise PacxError(
             f"config is a {type(config).__name__}: give one of pacx_jax.recipes"
         )
+    target.check_backend()
+    host_memory.keep_freed()
     config, workdir = ml_collections.ConfigDict(config.to_dict()), os.fspath(workdir)
     with contextlib.ExitStack() as stack:
         if images is not None:
@@ -191,12 +193,12 @@ def _train(config, workdir: str, asked, force: bool, mirrored, quiet: bool) -> N
         from pacx_jax.evaluate import held_out
 
         held_out.calibrate(config, workdir)
-    target = finished.from_workdir(config, workdir, heads=classifies)
+    export = finished.from_workdir(config, workdir, heads=classifies)
     metrics = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
     done = {"step": config.total_steps, "metrics": metrics}
     if processes.is_first():
         files.write_json(path / fingerprints.DONE, done)
-        summary.say_end(config, workdir, metrics, target)
+        summary.say_end(config, workdir, metrics, export)
 
 
 def measure(
