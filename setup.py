@@ -81,6 +81,7 @@ setuptools.setup(
     extras_require={
         "cloud": CLOUD,  # gs:// and s3://
         "convert": ["torch>=2.8", "timm>=1.0", "transformers>=4.50"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1"],
         "dicom": [
             "pydicom>=3.0",
             "imagecodecs>=2026.3.6",
@@ -99,7 +100,6 @@ setuptools.setup(
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
         "wandb": ["wandb>=0.20"],  # config.wandb
         "serve": SERVE,  # pacx_jax.serving
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.8", "mkdocstrings[python]>=1"],
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes
         "hub": ["huggingface_hub>=0.30"],  # load_encoder("hf://OWNER/NAME")
         "cuda": ["jax[cuda13]>=0.10"],

@@ -1,4 +1,4 @@
-"""For mkdocstrings: the code below "Example:" in a docstring is shown as code."""
+"""For mkdocstrings: what docstrings set off by indentation is shown as it stands."""
 
 import re
 import textwrap
@@ -6,16 +6,23 @@ import textwrap
 import griffe
 
 EXAMPLE = re.compile(r"^Example:\n((?: +.*\n?|\n)+)", flags=re.MULTILINE)
+INDENTED = re.compile(r"(?<=\n\n)((?:  .*(?:\n|$)|\n(?=  ))+)")
 
 
-def fenced(match):
-    code = textwrap.dedent(match[1]).strip()
-    return "Example:\n" + textwrap.indent(f"```python\n{code}\n```\n", "    ")
+def fenced(text, language, indent=""):
+    code = f"```{language}\n{textwrap.dedent(text).strip()}\n```\n"
+    return textwrap.indent(code, indent)
 
 
 class Examples(griffe.Extension):
-    """Fences the examples of every docstring."""
+    """Fences the examples of every docstring, and the tables of modules'."""
 
     def on_object(self, *, obj, **kwargs):
-        if obj.docstring:
-            obj.docstring.value = EXAMPLE.sub(fenced, obj.docstring.value)
+        if not obj.docstring:
+            return
+        text = obj.docstring.value
+        if obj.is_module:
+            text = INDENTED.sub(lambda m: fenced(m[1], "text"), text)
+        obj.docstring.value = EXAMPLE.sub(
+            lambda m: "Example:\n" + fenced(m[1], "python", "    "), text
+        )

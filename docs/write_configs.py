@@ -62,7 +62,8 @@ def meaning(field, known):
 
 
 def code(value):
-    return f"`{value!r}`".replace("|", "\\|")
+    text = f"`{value!r}`"
+    return text if "|" not in text else f"<code>{value!r}</code>".replace("|", "&#124;")
 
 
 def table(head, rows):

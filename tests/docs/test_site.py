@@ -40,6 +40,14 @@ def test_links_become_those_of_the_site():
     assert moved == "[a](launch/compare_views.py.md)"
 
 
+def test_notebooks_become_pages_with_their_outputs():
+    page = PAGES["docs/notebooks/quickstart.ipynb"]
+    assert page.startswith("# Quickstart\n")
+    assert "~~~~python\nfrom pacx_jax import load_encoder" in page
+    assert "~~~~text\none row a film: (160, 32) float32" in page
+    assert "![](data:image/png;base64," in PAGES["docs/notebooks/interpret.ipynb"]
+
+
 def test_every_page_is_in_the_navigation():
     listed = set(re.findall(r"^ +- (?:.+: )?(\S+\.md)$", NAVIGATION, re.MULTILINE))
     assert {hooks.site_uri(page) for page in PAGES} == listed
