@@ -33,7 +33,8 @@ def get_config(arg=None):
     c.optim.weight_decay = 0.05
     if "runlocal" in presets:
         base.runlocal(c, "probe", total_steps=200)
-        c.data.source = "prepared"
+        c.data.source = "prepared"  # which has splits of its own
+        c.data.val_fraction, c.data.test_fraction = 0.1, 0.0
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
         c.data.image_size = 48

@@ -186,7 +186,8 @@ def _refuse_folder_fields(data: Any) -> None:
             continue
         raise PacxError(
             f"data.{field.name} {value!r} is for data.source=folder; of a prepared set "
-            "data/prepare.py decides it: leave it out"
+            "data/prepare.py decides it: leave it out, or, where it is the recipe's, "
+            f"give --config.data.{field.name}={field.default!r}"
         )
 
 

@@ -318,6 +318,10 @@ def paths_of(target) -> dict[str, dict[str, pathlib.Path]]:
             "data.path": prepared / "probe",
             "model_init": target / "distill",
         },
+        "finetune": {
+            "data.path": prepared / "probe",
+            "model_init": target / "distill",
+        },
         "segment": {
             "data.path": target / "masked_set",
             "model_init": target / "distill",
