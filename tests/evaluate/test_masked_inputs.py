@@ -76,7 +76,9 @@ def removed(numbers, ratio, seed=0):
     return mask.repeat(PATCH, 1).repeat(PATCH, 2) > 0
 
 
-@pytest.mark.parametrize("kind", ["vit", "mvmae", "eva02"])
+@pytest.mark.parametrize(
+    "kind", ["vit", pytest.param("mvmae", marks=pytest.mark.full), "eva02"]
+)
 def test_removed_patches_are_not_seen_and_the_others_are(kind):
     folder = {
         "vit": lambda: tiny.folder("vit"),

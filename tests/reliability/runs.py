@@ -131,7 +131,7 @@ def config(stage: str, folders: dict[str, str], **fields):
         small |= {"vq_init": str(folder / "image_tokenizer")}
         return tiny.config("chexmix_vitb", **(common | small | fields))
     if stage == "vq":
-        small = {"model__widths": (8, 8), "model__blocks": (1, 1)}
+        small = {"model__widths": (8,), "model__blocks": (1,)}
         small |= {"model__codes": 16, "model__code_width": 4, "loss__decay": 0.8}
         return tiny.config("vq_f16", **(common | small | fields))
     if stage == "labs_dae":
