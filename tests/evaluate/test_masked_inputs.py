@@ -130,7 +130,7 @@ def autoencoder():
 
 
 def test_filled_pixels_have_the_scores_of_plain_numpy():
-    # Bound 1e-5. Measured 3.6e-7.
+    # Bound 1e-5, relative.
     model, size = autoencoder(), SIDE // PATCH
     train, test = rows(model, "train"), rows(model)
     mean_image = train.images.mean(0) / 255
@@ -147,9 +147,8 @@ def test_filled_pixels_have_the_scores_of_plain_numpy():
     pred = jax.jit(whole.apply)({"params": weights}, x, *drawn[:2])
     pred = np.asarray(vit.unpatchify(pred, PATCH, (size, size))) * std + mean
     truth = test.images / 255
-    for k, filler in enumerate(
-        (np.clip(pred, 0, 1), np.broadcast_to(mean_image, truth.shape))
-    ):  # noqa: E501
+    fillers = np.clip(pred, 0, 1), np.broadcast_to(mean_image, truth.shape)
+    for k, filler in enumerate(fillers):
         difference = [(filler[i] - truth[i])[gone[i]] for i in range(40)]
         l1 = [np.abs(d).mean() for d in difference]
         psnr = [-10 * np.log10((d**2).mean()) for d in difference]

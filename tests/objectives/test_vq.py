@@ -344,7 +344,7 @@ def test_bad_description_of_a_folder_is_one_line(change, message, exported):
 
 
 def test_scores_are_those_of_plain_numpy():
-    # Bound 1e-5. Measured 9.3e-7.
+    # Bound 1e-5, relative.
     truth = RNG.random((2, 18, 15, 1))
     images = np.clip(truth + 0.1 * RNG.normal(size=truth.shape), 0, 1)
     mask = RNG.random((2, 18, 15)) < 0.3
