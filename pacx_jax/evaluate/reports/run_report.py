@@ -122,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="of the run")
     add("--compare", nargs="+", action="extend", default=[], help="further workdirs")
-    add("--out", required=True, help="the HTML file to write")
+    add("--out", default="report.html", help="the HTML file to write (report.html)")
     add("--figures", help="folder for every figure as PNG, SVG and PDF")
     add("--examples", type=int, default=4, help="X-rays to show; 0: none at all")
     add("--images", default="", help="folder of X-rays to show attention on")
