@@ -1,4 +1,4 @@
-"""Figures of reports: matplotlib charts as inline SVG, images as PNG data URIs, files.
+"""Figures of reports: matplotlib charts as inline SVG, images as PNG data URIs.
 
 Charts are drawn in COLOURS, which then become the page's CSS variables of these names,
 so that one drawing serves the light theme, the dark theme and print. Text stays text.
@@ -12,7 +12,6 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import pathlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -24,7 +23,6 @@ from matplotlib import ticker
 from matplotlib.figure import Figure
 from PIL import Image
 
-from pacx_jax import files
 from pacx_jax.evaluate.comparison import verdict
 from pacx_jax.evaluate.reports import tables
 from pacx_jax.evaluate.reports.tables import Arm
@@ -65,7 +63,6 @@ STYLE = {
     "lines.solid_capstyle": "round",
 }
 WIDTH = 4.7  # of a chart, in inches
-FORMATS = ("png", "svg", "pdf")  # of files
 DASHES = ("-", (0, (4, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (2, 1)))
 
 
@@ -256,16 +253,6 @@ def svg(figure: Figure) -> Markup:
     for name, colour in COLOURS.items():
         text = text.replace(colour, f"var(--{name})")
     return Markup(text)  # matplotlib escaped the texts
-
-
-def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
-    """Writes the figure to folder/name.png, .svg and .pdf, on white paper."""
-    unsaid = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator")}
-    for kind in FORMATS:
-        metadata = dict.fromkeys(unsaid.get(kind, ()))
-        path = folder / f"{name}.{kind}"
-        with styled(), files.whole(path, "wb") as file:
-            figure.savefig(file, format=kind, dpi=300, metadata=metadata)
 
 
 def png_uri(image: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping, Sequence
 
 import matplotlib
@@ -9,9 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pacx_jax import files
 from pacx_jax.evaluate.reports import figures
 from pacx_jax.evaluate.reports.figures import COLOURS, WIDTH
 from pacx_jax.evaluate.reports.run_parts import Pictures
+
+FORMATS = ("png", "svg", "pdf")  # of files
 
 
 def square(drawn: Sequence[tuple], x_label: str, y_label: str) -> Figure:
@@ -142,3 +146,13 @@ def panel(rows: Sequence[Pictures]) -> Figure:
                 axes.imshow(image, cmap="gray", vmin=0, vmax=255)
                 axes.set_title(caption, fontsize=6)
         return figure
+
+
+def save(figure: Figure, folder: pathlib.Path, name: str) -> None:
+    """Writes the figure to folder/name.png, .svg and .pdf, on white paper."""
+    unsaid = {"svg": ("Date", "Creator"), "pdf": ("CreationDate", "Creator")}
+    for kind in FORMATS:
+        metadata = dict.fromkeys(unsaid.get(kind, ()))
+        path = folder / f"{name}.{kind}"
+        with figures.styled(), files.whole(path, "wb") as file:
+            figure.savefig(file, format=kind, dpi=300, metadata=metadata)

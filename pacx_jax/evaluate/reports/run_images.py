@@ -106,7 +106,7 @@ def reconstructions(runs: Sequence[Run]) -> Part:
     for run in runs:
         for tag, (step, image) in events.images(run.path / "tensorboard").items():
             of = f"{run.name}, step {step:,}"
-            if tag != "reconstruction":
+            if tag != "reconstruction" or image.shape[1] < 3:
                 rows.append(Pictures(f"{of}, {tag}", [(tag, image)]))
                 continue
             side = image.shape[1] // 3  # X-rays stand one above the other

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from pacx_jax import cli, files
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate.reports import (
-    figures,
     page,
     run_curves,
     run_facts,
@@ -109,7 +108,7 @@ def save_figures(parts: Sequence[Part], folder: pathlib.Path) -> int:
         for title, figure in found:
             name = run_parts.slug(title)
             name = run_parts.slug(part.title, title) if name in saved else name
-            figures.save(figure, folder, name)
+            run_figures.save(figure, folder, name)
             saved.add(name)
     return len(saved)
 
@@ -123,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="of the run")
     add("--compare", nargs="+", action="extend", default=[], help="further workdirs")
-    add("--out", required=True, help="the HTML file to write")
+    add("--out", default="report.html", help="the HTML file to write (report.html)")
     add("--figures", help="folder for every figure as PNG, SVG and PDF")
     add("--examples", type=int, default=4, help="X-rays to show; 0: none at all")
     add("--images", default="", help="folder of X-rays to show attention on")
@@ -148,7 +147,9 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{args.out}: {len(runs)} run(s){told}")
     if args.figures:
         count = save_figures(parts, pathlib.Path(args.figures))
-        print(f"{args.figures}: {count} figures, each as {', '.join(figures.FORMATS)}")
+        print(
+            f"{args.figures}: {count} figures, each as {', '.join(run_figures.FORMATS)}"
+        )
     if args.projector:
         print(run_retrieval.project(runs[0], pathlib.Path(args.projector)))
 
