@@ -132,7 +132,10 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
         )
     if {"mae", "pacx"} <= set(opened):
         for row in masks:
-            inside[row.name] = beyond.inside_masks(setting, row)
+            try:
+                inside[row.name] = beyond.inside_masks(setting, row)
+            except PacxError as e:
+                notes.append(f"attention inside masks, {row.name}: {e}")
     apart = {}
     separate = {row.folder: row for row in labelled}  # the cohort's rows share a set
     if len(separate) > 1:

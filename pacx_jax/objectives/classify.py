@@ -63,14 +63,14 @@ def make(config, mesh: Mesh | None = None) -> Objective:
         return (each.sum(-1) * one).sum() / losses.known(one)
 
     def loss(params, batch, key, *, train):
-        path_key, mix_key = jax.random.split(key)
         how = {}
         if train and drop:
             rows = sharding.row_numbers(batch)
+            path_key = jax.random.fold_in(key, 0)
             how["paths"] = drop_path(path_key, rows, encoder.depth, drop)
         if not (train and alpha):
             return error(forward(params, batch, **how)["logits"], batch), {}
-        share = jax.random.beta(mix_key, alpha, alpha)
+        share = jax.random.beta(jax.random.fold_in(key, 1), alpha, alpha)
         y = forward(params, batch, share=share, **how)["logits"]
         other = {k: batch[k][::-1] for k in ("labels", "label_mask")}
         return share * error(y, batch) + (1 - share) * error(y, other), {}

@@ -63,7 +63,7 @@ def test_mixup_mixes_each_image_and_its_loss_with_the_row_opposite(
     c, objective, params = make(folders, meshes[1], mixup=0.8, task=task)
     batch = stages.batch("classify")
     key = jax.random.key(3)
-    share = jax.random.beta(jax.random.split(key)[1], 0.8, 0.8)
+    share = jax.random.beta(jax.random.fold_in(key, 1), 0.8, 0.8)
     assert 0.01 < share < 0.99
     plain = make(folders, meshes[1], task=task)[1]
     mean, std = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -103,6 +103,19 @@ def test_repeating_a_studys_only_view_changes_nothing(probed):
     )
 
 
+def test_the_views_of_a_study_take_the_same_paths(encoder):
+    objective = classify.make(config(encoder, tuning="full", drop_path=0.5))
+    params = tiny.random_start(objective)
+    loss = jax.jit(lambda b, k: objective.loss(params, b, k, train=True)[0])
+    batch = studies()
+    first = np.repeat(batch["images"][:, :1], V, axis=1)
+    once = batch | {"images": first, "view_mask": np.float32([[1, 0, 0]] * B)}
+    thrice = once | {"view_mask": np.ones((B, V), np.float32)}
+    key = jax.random.key(1)
+    assert float(loss(once, key)) == pytest.approx(float(loss(thrice, key)), abs=1e-6)
+    assert abs(loss(once, key) - loss(once, jax.random.key(2))) > 1e-4
+
+
 def test_the_order_of_views_does_not_matter(probed):
     _, _, outputs = probed
     batch = studies()
