@@ -73,6 +73,11 @@ def told(model: Classifier, rule: str) -> list[str]:
     about = model.calibration["labels"]
     on = model.calibration["chosen_on"]
     lines = []
+    if model.calibration.get("unit") == "study":
+        lines.append(
+            "the model was calibrated on studies of several images; each image is "
+            "taken for a study of its own: Classifier.predict(studies=...) joins them"
+        )
     if left := [name for name in model.labels if not about[name]["calibrated"]]:
         counts = ", ".join(
             f"{name} ({about[name]['positives']} of {about[name]['known']} positive)"

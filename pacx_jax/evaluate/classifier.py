@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ from pacx_jax.encoders import golden, model_folder, model_heads
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.encoders.xray_encoder import Encoder, Image, Views
 from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import measures
+from pacx_jax.evaluate import measures, probe
 from pacx_jax.objectives.scores import sigmoid
 
 FORMAT = 1
@@ -120,20 +120,35 @@ class Classifier:
                 )
         return {name: rules[rule]["probability"] for name, rules in found.items()}
 
-    def predict(self, images: Image | Sequence[Image], views: Views = None):
-        """Probabilities of images of any size.
+    def predict(
+        self,
+        images: Image | Sequence[Image],
+        views: Views = None,
+        studies: Sequence[Hashable] | None = None,
+    ) -> np.ndarray:
+        """Probabilities of images of any size, or of studies of several images.
 
         Args:
           images, views: as for a call of `Encoder`.
+          studies: (n,) what each image is of. A study's logits are the mean of its
+            images', as in training with data.group="study".
 
         Returns:
           (n, c) float64, in the order of `labels`, calibrated where `calibration` says
-          so.
+          so; with `studies` a row for each, in the order in which they first come.
 
         Raises:
-          PacxError: as a call of `Encoder`.
+          PacxError: as a call of `Encoder`, or not as many studies as images.
         """
-        return self.probabilities(self.logits(self.encoder(images, views)))
+        logits = self.logits(self.encoder(images, views))
+        if studies is not None:
+            if len(studies) != len(logits):
+                raise PacxError(
+                    f"{len(studies)} studies for {len(logits)} images: give one each"
+                )
+            number = {name: i for i, name in enumerate(dict.fromkeys(studies))}
+            logits = probe.fuse(logits, np.array([number[name] for name in studies]))
+        return self.probabilities(logits)
 
     def logits(self, embeddings: np.ndarray) -> np.ndarray:
         """Embeddings (n, width) -> logits (n, c) float64, before calibration."""

@@ -45,7 +45,7 @@ license: {license}
 from pacx_jax import load_encoder
 encoder = load_encoder("path/to/this/folder")
 z = encoder(["image.png"])  # (n, width) float32
-```
+{predict}```
 
 ## Limits
 For research. Not a medical device, not validated for clinical use. What it was trained
@@ -174,6 +174,19 @@ def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
         measured=model_card.measurements(workdir),
         shortcuts=model_card.SHORTCUTS,
         simulated=simulated,
+        predict=_predict(model),
+    )
+
+
+def _predict(model: model_folder.ModelFolder) -> str:
+    """How a classifier's folder is asked, for its card; "" for another's."""
+    if model.heads is None or model.heads.kind != "classify":
+        return ""
+    count = len(model.heads.architecture["labels"])
+    return (
+        "from pacx_jax import Classifier\n"
+        'classifier = Classifier.load("path/to/this/folder")\n'
+        f'p = classifier.predict(["image.png"])  # (n, {count}): classifier.labels\n'
     )
 
 

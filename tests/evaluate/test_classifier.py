@@ -73,6 +73,16 @@ def test_folder_gives_the_same_classifier_back(fitted, data, tmp_path):
     again.save(tmp_path / "model")  # written over
 
 
+def test_a_study_has_the_mean_logits_of_its_images(fitted, data):
+    images = data[0][:4]
+    logits = fitted.logits(fitted.encoder(images))
+    found = fitted.predict(images, studies=["b", "a", "b", "a"])
+    means = np.stack([logits[[0, 2]].mean(0), logits[[1, 3]].mean(0)])
+    np.testing.assert_allclose(found, fitted.probabilities(means), atol=1e-12)
+    with pytest.raises(PacxError, match="1 studies for 4 images"):
+        fitted.predict(images, studies=["a"])
+
+
 def test_damaged_and_missing_calibrations(fitted, data, tmp_path):
     fitted.save(tmp_path / "model")
     file = tmp_path / "model" / "calibration.json"

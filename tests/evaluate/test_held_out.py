@@ -329,3 +329,5 @@ def test_a_finished_run_is_the_classifier_that_was_evaluated(config, workdir):
     rule = result["thresholds"]["sick"]["max_f1"]["logit"]
     told = model.calibration["labels"]["sick"]["thresholds"]["max_f1"]["logit"]
     assert told == pytest.approx(rule, abs=1e-12)
+    card = (workdir / "export" / "README.md").read_text()
+    assert "p = classifier.predict" in card and "(n, 1)" in card
