@@ -38,6 +38,8 @@ class Counted:
 
     async def __call__(self, scope, receive, send) -> None:
         """One ASGI call."""
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
         start, status, coming = time.monotonic(), 500, scope["method"] == "POST"
         more = [(k.encode(), v.encode()) for k, v in HEADERS.items()]
         # Who expects a 100 sends nothing before it, which reading would give.
