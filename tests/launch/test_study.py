@@ -158,6 +158,7 @@ def test_a_seed_that_lacks_a_run_is_left_out_and_said(probed, tmp_path):
         study_results.write(_study(probed), probed / "runs", range(7, 9), "test")
 
 
+@pytest.mark.full
 def test_sets_beside_the_probes_are_told_apart_or_not(probed, tmp_path):
     about = _study(probed)
     beside = dataclasses.replace(about.probe, beside=(str(probed / "other"),))

@@ -56,7 +56,9 @@ def test_drop_path_is_random_in_training_alone(folders, meshes):
     assert value(objective, params, batch, train=False) == whole != first
 
 
-@pytest.mark.parametrize("task", ["multilabel", "multiclass"])
+@pytest.mark.parametrize(
+    "task", ["multilabel", pytest.param("multiclass", marks=pytest.mark.full)]
+)
 def test_mixup_mixes_each_image_and_its_loss_with_the_row_opposite(
     folders, meshes, task
 ):
