@@ -49,7 +49,7 @@ setuptools.setup(
         "pacx_jax.serving": ["pages/*"],
     },
     cmdclass={"build_py": BuildPy},
-    entry_points={"console_scripts": ["pacx = pacx_jax.command:main"]},
+    entry_points={"console_scripts": ["pacx = pacx_jax.commands:main"]},
     python_requires=">=3.11",
     classifiers=[  # those that the tests ran on
         "Programming Language :: Python :: 3.11",

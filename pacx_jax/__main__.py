@@ -2,7 +2,7 @@
 
 import sys
 
-from pacx_jax.command import main
+from pacx_jax.commands import main
 
 if __name__ == "__main__":
     sys.exit(main())

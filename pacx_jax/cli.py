@@ -27,7 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *, remote: Collection[str] = (), **kwargs):
         self._remote = remote
-        if sys.argv[0].startswith("pacx "):  # of pacx_jax/command.py
+        if sys.argv[0].startswith("pacx "):  # of pacx_jax/commands/__init__.py
             kwargs["prog"] = sys.argv[0]
         super().__init__(
             formatter_class=argparse.RawDescriptionHelpFormatter,

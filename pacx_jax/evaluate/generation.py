@@ -1,6 +1,6 @@
 """What a CheXmix writes and fills in, beside floors that need no model.
 
-`python -m pacx_jax.generate` runs these on a prepared set. Floors: the mean training
+`pacx generate` runs these on a prepared set. Floors: the mean training
 image, the report alone, the report of the nearest training X-ray, the most frequent
 one.
 """

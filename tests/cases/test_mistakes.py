@@ -17,7 +17,8 @@ from absl import flags
 from ml_collections import config_flags
 
 import pacx_jax
-from pacx_jax import cli, command, embed, main, predict, runs
+from pacx_jax import cli, commands, embed, main
+from pacx_jax.commands import predict, runs
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.run import fingerprints, recipe_flags
@@ -123,7 +124,7 @@ def others():
 
 
 MISTAKES = {
-    "command misspelt": (lambda: command.main(["fintune"]), "have train, evaluate"),
+    "command misspelt": (lambda: commands.main(["fintune"]), "have train, evaluate"),
     "recipe misspelt": (
         lambda: train(recipe="fine_tune"), "did you mean finetune?"),
     "field misspelt": (

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pacx_jax
-from pacx_jax import runs
+from pacx_jax.commands import runs
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from tests import tiny
@@ -32,7 +32,7 @@ def test_help_names_every_public_function_and_imports_stay_lazy():
     assert (
         "load_encoder(" in text and "fit_probe(" in text and "class Classifier" in text
     )
-    code = "import sys, pacx_jax, pacx_jax.command; assert 'jax' not in sys.modules"
+    code = "import sys, pacx_jax, pacx_jax.commands; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 

@@ -8,10 +8,10 @@ import zipfile
 
 import pytest
 
-from pacx_jax import command
+from pacx_jax import commands
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-RUN = "import sys; from pacx_jax.command import main; sys.exit(main())"
+RUN = "import sys; from pacx_jax.commands import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,13 @@ def test_the_wheel_has_recipes_and_no_package_of_a_common_name(site):
     ):
         assert (site / "pacx_jax" / "_clone" / name).is_file(), name
     (info,) = site.glob("*.dist-info")
-    assert "pacx = pacx_jax.command:main" in (info / "entry_points.txt").read_text()
+    assert "pacx = pacx_jax.commands:main" in (info / "entry_points.txt").read_text()
 
 
 def test_commands_of_the_wheel_find_their_recipes_and_builders(pacx):
     code, out, _ = pacx("--help")
     assert code == 0 and "mae_vitb16" in out
-    assert all(f"  {name}" in out for name in command.PROGRAMS)
+    assert all(f"  {name}" in out for name in commands.PROGRAMS)
     code, out, said = pacx("train", "--config=labs_dae:runlocal", "--workdir=x")
     assert (code, said) == (2, "error: runs/demo/data/prepared/symile_mimic: no such "
                                "folder; check data.path\n")  # fmt: skip
@@ -76,26 +76,26 @@ def test_commands_of_the_wheel_find_their_recipes_and_builders(pacx):
 @pytest.mark.parametrize("name", ["evaluate", "train"])
 def test_help_of_a_command_begins_with_an_example(name, pacx):
     code, out, _ = pacx(name, "--help")
-    assert code == 0 and command.PROGRAMS[name].example in out
-    assert "--workdir" in out.replace(command.PROGRAMS[name].example, "")
+    assert code == 0 and commands.PROGRAMS[name].example in out
+    assert "--workdir" in out.replace(commands.PROGRAMS[name].example, "")
 
 
 def test_every_command_has_a_program_and_an_example_of_itself(monkeypatch, capsys):
-    for name, program in command.PROGRAMS.items():
+    for name, program in commands.PROGRAMS.items():
         assert program.example.startswith(f"pacx {name} "), name
     for given, told in (
         (["trian"], "pacx trian: no such command: did you mean train?"),
         (["zzz"], "pacx zzz: no such command: have train, evaluate"),
     ):
-        assert command.main(given) == 2
+        assert commands.main(given) == 2
         assert told in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "psutil", None)
     monkeypatch.delitem(sys.modules, "launch.demo", raising=False)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    assert command.main(["demo"]) == 2
+    assert commands.main(["demo"]) == 2
     said = capsys.readouterr().err
     assert "needs the package psutil: run pip install -e '.[demo]'" in said
-    assert command.main(["--version"]) == 0
-    assert command.main([]) == 0
+    assert commands.main(["--version"]) == 0
+    assert commands.main([]) == 0
     assert "COMMAND --help" in capsys.readouterr().out

@@ -41,8 +41,8 @@ BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
 ENTRY = (
-    "__main__ main training recipes command measure predict runs export exporting "
-    "embed generate replay convert serving"
+    "__main__ main training recipes commands export exporting embed replay convert "
+    "serving"
 ).split()
 
 

@@ -7,7 +7,8 @@ import types
 
 import pytest
 
-from pacx_jax import files, runs
+from pacx_jax import files
+from pacx_jax.commands import runs
 from pacx_jax.run import progress
 
 CONFIG = types.SimpleNamespace(name="mae", total_steps=100, global_batch_size=32)

@@ -7,7 +7,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import generate, load_encoder, tokenizer
+from pacx_jax import load_encoder, tokenizer
+from pacx_jax.commands import generate
 from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.generator import Generator, load_generator
 from pacx_jax.errors import PacxError

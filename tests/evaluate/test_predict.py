@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 
 import pacx_jax
-from pacx_jax import predict
+from pacx_jax.commands import predict
 from pacx_jax.encoders import model_folder
 from tests import tiny
 

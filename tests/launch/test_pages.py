@@ -25,8 +25,10 @@ from data import audit, label_table, prepare
 from data.cohort import generate
 from launch import gpu_check, load_test, plan, reproduce, spreads
 from launch.planning import chips
-from pacx_jax import command, embed, export, main, measure, predict, runs, tokenizer
-from pacx_jax import generate as chexmix
+from pacx_jax import commands as table
+from pacx_jax import embed, export, main, tokenizer
+from pacx_jax.commands import evaluate, predict, runs
+from pacx_jax.commands import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import (
@@ -190,12 +192,12 @@ def suite(arguments):
 PROGRAMS = {
     "pacx_jax.main": train,
     "pacx_jax.embed": do(embed.main),
-    "pacx_jax.measure": do(measure.main),
-    "pacx_jax.predict": do(predict.main),
-    "pacx_jax.runs": do(runs.main),
+    "pacx_jax.commands.evaluate": do(evaluate.main),
+    "pacx_jax.commands.predict": do(predict.main),
+    "pacx_jax.commands.runs": do(runs.main),
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
-    "pacx_jax.generate": do(chexmix.main),
+    "pacx_jax.commands.generate": do(chexmix.main),
     "pacx_jax.tokenizer": do(tokenizer.main),
     "pacx_jax.evaluate.predictions": do(predictions.main),
     "pacx_jax.evaluate.masked_inputs": do(masked_inputs.main),
@@ -223,7 +225,7 @@ PROGRAMS |= {f"launch/{name}": launcher(f"launch/{name}") for name in SCRIPTS}
 def pacx(arguments):
     """`pacx NAME` takes what its program takes."""
     name, rest = arguments[0], arguments[1:]
-    module = command.named(name).module.removesuffix(".__main__")
+    module = table.named(name).module.removesuffix(".__main__")
     file = module.replace(".", "/") + ".py"
     known = [p for p in (module, file, "launch/demo.sh") if p in PROGRAMS]
     assert known[0] != "launch/demo.sh" or name == "demo", f"add {module} to PROGRAMS"

@@ -1,8 +1,8 @@
 """Writes reports of X-rays, and measures what a CheXmix writes and fills in.
 
-  python -m pacx_jax.generate write --model=runs/masked --tokenizer=tokenizer.json \\
+  pacx generate write --model=runs/masked --tokenizer=tokenizer.json \\
       --images=DIR --out=reports.jsonl
-  python -m pacx_jax.generate inpainting --model=runs/masked \\
+  pacx generate inpainting --model=runs/masked \\
       --tokenizer=tokenizer.json --data=prepared/cxr --out=inpainting.json
 
 write: a report for every X-ray under a folder, greedy or drawn. On a set that
@@ -37,7 +37,7 @@ WHAT = ("write", "inpainting", "reports", "retrieval", "layers")
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(
-        prog="python -m pacx_jax.generate",
+        prog="pacx generate",
         description=__doc__,
         remote=("model", "tokenizer", "images", "data"),
     )

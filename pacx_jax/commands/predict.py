@@ -94,7 +94,7 @@ def told(model: Classifier, rule: str) -> list[str]:
 
 def _parser() -> cli.Parser:
     parser = cli.Parser(
-        prog="pacx_jax.predict",
+        prog="pacx predict",
         description=__doc__,
         remote=("model", "images", "out"),
     )

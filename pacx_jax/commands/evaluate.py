@@ -1,6 +1,6 @@
 """Measures a finished run on held-out patients, with intervals.
 
-  python -m pacx_jax.measure --workdir=runs/finetune --split=test
+  pacx evaluate --workdir=runs/finetune --split=test
 
 It is what `pacx_jax.main --evaluate` does, by the configuration that the run was
 trained with: WORKDIR/evaluation_SPLIT.json (docs/evaluation.md).
@@ -19,9 +19,7 @@ from pacx_jax.stores import urls
 @cli.command
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = cli.Parser(
-        prog="pacx_jax.measure", description=__doc__, remote=("workdir",)
-    )
+    parser = cli.Parser(prog="pacx evaluate", description=__doc__, remote=("workdir",))
     add = parser.add_argument
     add("--workdir", required=True, help="a finished run")
     add("--split", default="test", help="of its data (default: test)")

@@ -100,7 +100,7 @@ def _locked(path: pathlib.Path) -> bool:
 @cli.command
 def main(argv: list[str] | None = None) -> None:
     """The command line."""
-    parser = cli.Parser(prog="pacx_jax.runs", description=__doc__)
+    parser = cli.Parser(prog="pacx runs", description=__doc__)
     parser.add_argument("folder", nargs="?", default="runs", help="default: runs")
     parser.add_argument("--json", action="store_true", help="one object a line")
     args = parser.parse_args(argv)

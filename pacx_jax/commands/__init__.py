@@ -37,7 +37,7 @@ PROGRAMS = {
         "--config.data.source=folder --config.data.path=DIR",
     ),
     "evaluate": Program(
-        "pacx_jax.measure",
+        "pacx_jax.commands.evaluate",
         "measures a finished run on held-out patients, with intervals",
         "pacx evaluate --workdir=runs/finetune --split=test",
     ),
@@ -47,12 +47,12 @@ PROGRAMS = {
         "pacx embed --encoder=runs/mae --images=DIR --out=embeddings.npz",
     ),
     "predict": Program(
-        "pacx_jax.predict",
+        "pacx_jax.commands.predict",
         "gives a classifier's calibrated probabilities of a folder of X-rays",
         "pacx predict --model=runs/finetune --images=DIR --out=predictions.csv",
     ),
     "runs": Program(
-        "pacx_jax.runs",
+        "pacx_jax.commands.runs",
         "lists the runs under a folder: stage, step, metric, state",
         "pacx runs runs",
     ),
@@ -65,6 +65,12 @@ PROGRAMS = {
         "pacx_jax.convert.__main__",
         "reads and writes published PyTorch checkpoints",
         "pacx convert --kind=mae --source=checkpoint.pth --target=mae",
+    ),
+    "generate": Program(
+        "pacx_jax.commands.generate",
+        "has a CheXmix write reports and fill in X-rays, and measures both",
+        "pacx generate write --model=runs/masked --tokenizer=tokenizer.json "
+        "--images=DIR --out=reports.jsonl",
     ),
     "prepare": Program(
         "data.prepare",
