@@ -182,6 +182,7 @@ def test_other_form_is_what_the_device_does_not_usually_take(monkeypatch):
     assert found == {"gelu": False, "dense": True}
 
 
+@pytest.mark.full
 def test_a_step_takes_the_other_form(monkeypatch):
     seen, make_stage = [], ours.make_stage
 
@@ -201,6 +202,7 @@ def test_set_changes_a_field_of_the_recipe():
     assert config.optim.peak_lr == 0.5 and config.seed == 7
 
 
+@pytest.mark.full
 def test_the_loop_reads_real_files(tmp_path, capsys):
     for i in range(60):
         (tmp_path / f"{i:02d}.jpg").write_bytes(film(i % 2))
