@@ -126,6 +126,16 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     ]
 
 
+def test_a_group_is_read_where_the_order_of_the_devices_is_written_too():
+    text = """HloModule step
+ENTRY %main (p: f32[8]) -> f32[8] {
+  ROOT %t = f32[8]{0} all-gather(%y), replica_groups=mesh['a'=2,'b'=1,'c'=4], \
+device_ids=([4,2]T(1,0)) {'a'}, dimensions={0}
+}
+"""
+    assert hlo.collectives(text, 8) == [Collective("all-gather", 2, 1, 8 * 4)]
+
+
 def test_a_collective_in_a_loop_of_unknown_length_is_refused(meshes):
     def body(x):
         return jax.lax.while_loop(
