@@ -1,11 +1,11 @@
 """Measures speed, beside what it replaces, in one run.
 
-  python launch/bench.py mae|mvmae|distill|embed|ecg|input [FLAGS]
+  python launch/bench.py mae|mvmae|unified|distill|embed|ecg|input [FLAGS]
   python launch/bench.py MODE --help
 
-MODES mae, mvmae (studies of two views), distill: a training step. embed, ecg: an
-encoder's forward pass; ecg --train: its training step. mae --input=drawn|DIR: the real
-loop on real files, without a peer.
+MODES mae, mvmae (studies of two views), unified (CheXmix), distill: a training step.
+embed, ecg: an encoder's forward pass; ecg --train: its training step. mae
+--input=drawn|DIR: the real loop on real files, without a peer.
 MODE input: images a second of the input pipeline, from JPEG and from decoded uint8,
 and of a PIL + torchvision + DataLoader pipeline.
 
@@ -37,7 +37,7 @@ from pacx_jax import cli  # noqa: E402
 
 # Mode -> its module, which has `run(options)`: a dict for the JSON, and in it `table`,
 # the lines for people. Each imports what it needs and no more.
-MODELS = ("mae", "mvmae", "distill", "embed", "ecg")
+MODELS = ("mae", "mvmae", "unified", "distill", "embed", "ecg")
 MODES = dict.fromkeys(MODELS, "launch.benchmarks.models")
 MODES |= {"input": "launch.benchmarks.input_pipeline"}
 # What every mode's JSON has; null where it has no meaning.

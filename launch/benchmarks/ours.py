@@ -1,4 +1,4 @@
-"""Our side of `bench.py mae|mvmae|distill|embed|ecg`: the library's steps, timed.
+"""Our side of `bench.py`'s models: the library's steps, timed.
 
 The recipe's config, the library's objective, optimizer, shardings and jitted step, with
 the state donated, as a run has them; the batch is drawn once and stays on the devices.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 
@@ -22,7 +23,7 @@ from pacx_jax import objectives, sharding, target
 from pacx_jax.encoders import forward
 from pacx_jax.errors import PacxError
 from pacx_jax.modalities import teachers
-from pacx_jax.models import ecg, vit
+from pacx_jax.models import ecg, vit, vq
 from pacx_jax.objectives import distill
 from pacx_jax.run import host_memory, profiling, setup
 
@@ -102,9 +103,29 @@ def make_stage(config) -> setup.Run:
         chosen = {m: teachers.encoder(m, source) for m, source in sources}
         objective = distill.from_teachers(config, mesh, folder, chosen)
         objective = dataclasses.replace(objective, pretrained={})
+    elif config.objective == "unified":
+        objective = unified(config, mesh)
     else:
         objective = objectives.make(config, mesh)
     return setup.assemble(config, mesh, objective)
+
+
+def unified(config, mesh):
+    """CheXmix's objective with an image tokenizer of random weights."""
+    from launch.planning import abstract  # imported here: it needs more packages
+
+    preset = "runlocal" if config.model.variant in recipes.SMALL else ""
+    with tempfile.TemporaryDirectory() as directory:
+        config = abstract.completed(config, directory, preset)
+        objective = objectives.make(config, mesh)
+    module = vq.module(recipes.image_tokenizer(config))
+    size = config.data.image_size
+
+    def init(key):
+        image = np.zeros((1, size, size, module.channels), np.float32)
+        return objective.init(key) | {"vq": module.init(key, image)["params"]}
+
+    return dataclasses.replace(objective, init=init, pretrained={})
 
 
 def encoding(config, work: dict, draw: bool = True):
@@ -180,7 +201,13 @@ def synthetic_batch(config, work: dict) -> dict[str, np.ndarray]:
             "view": np.broadcast_to(np.arange(shape[1], dtype=np.int32), shape),
             "view_mask": np.ones(shape, np.float32),
         }
-    batch = {"image": rng.integers(0, 256, (b, size, size, 3), np.uint8)}
+    shape = b, size, size, config.data.channels
+    batch = {"image": rng.integers(0, 256, shape, np.uint8)}
+    if work["mode"] == "unified":  # reports that fill their places
+        tokens = rng.integers(4, work["words"], (b, config.data.report_length))
+        tokens[:, 0], tokens[:, -1] = 2, 3
+        batch["report_tokens"] = tokens.astype(np.int32)
+        batch["report_present"] = np.ones(b, np.float32)
     for m, width in work.get("widths", {}).items():
         batch[f"{m}_embedding"] = rng.standard_normal((b, width), np.float32)
     return batch

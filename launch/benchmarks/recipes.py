@@ -8,30 +8,35 @@ import jax
 
 from configs import (
     base,
+    chexmix_vitb,
     distill_vitb16,
     ecg_net1d,
     labs_dae,
     mae_vitb16,
     mvmae_vitb16,
+    vq_f16,
 )
 from pacx_jax import modalities
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
-from pacx_jax.models import vit
+from pacx_jax.models import vit, vq
 from pacx_jax.objectives import distill
 
 RECIPES = {"mae": mae_vitb16, "distill": distill_vitb16, "ecg": ecg_net1d}
 RECIPES |= {"embed": mae_vitb16, "mvmae": mvmae_vitb16}  # embed: of its encoder
+RECIPES |= {"unified": chexmix_vitb}
 VIEWS = 2  # of each study of a batch
 SMALL = ("mu", "demo")  # variants that go with the sizes of the recipes' `:runlocal`
 BATCHES = {  # on two CPU cores, and on an accelerator a device
     "mae": (16, 256),
     "mvmae": (16, 256),
+    "unified": (4, 64),
     "distill": (8, 128),
     "embed": (16, 256),
     "ecg": (8, 64),
 }
 ECG_SECONDS = 10
+WORDS = 30_522  # tokens of the reports' vocabulary
 CLASSES = 150  # of ECGFounder's pretraining
 
 
@@ -62,6 +67,8 @@ def make_config(options: dict):
         c.global_batch_size = max(c.global_batch_size // VIEWS, 1)
         c.model.decoder.project = False
         c.model.decoder.width = vit.VARIANTS[c.model.variant][0]
+    if mode == "unified":
+        c.vq_init = c.data.tokenizer = ""  # made in ours.py
     for field in options["set"]:
         _set(c, field)
     return c
@@ -109,16 +116,34 @@ def physiology_sources(config) -> dict[str, model_folder.ModelFolder]:
     }
 
 
+def image_tokenizer(config) -> dict:
+    """The architecture of the image tokenizer that goes with a unified model."""
+    small = config.model.variant in SMALL
+    model = vq_f16.get_config("runlocal" if small else None).model
+    return vq.architecture(model, config.data.channels, config.data.image_size)
+
+
 def describe(config, options: dict) -> dict:
     """All that the peer, and a synthetic batch, depend on."""
     mode = options["mode"]
-    train = mode in ("mae", "mvmae", "distill") or options.get("train", False)
+    trained = ("mae", "mvmae", "distill", "unified")
+    train = mode in trained or options.get("train", False)
     views = VIEWS if mode == "mvmae" else 1
     batch = config.global_batch_size * views
     work = {"mode": mode, "batch": batch, "views": views, "train": train}
     work["config"] = config.to_dict()
     if mode == "ecg":
         return work | {"length": ECG_SECONDS * 500 // config.data.ecg_decimate}
+    if mode == "unified":
+        width, depth, num_heads = vit.VARIANTS[config.model.variant]
+        work["encoder"] = {
+            "image_size": config.data.image_size,
+            "width": width,
+            "depth": depth,
+            "num_heads": num_heads,
+            "ln_eps": config.model.ln_eps,
+        }
+        return work | {"vq": image_tokenizer(config), "words": WORDS}
     work["encoder"] = image_encoder(config).architecture
     if mode == "distill":
         sources = physiology_sources(config)

@@ -1,4 +1,4 @@
-"""The peer of `bench.py mae|mvmae|distill|embed|ecg`: the same work in PyTorch.
+"""The peer of `bench.py mae|mvmae|unified|distill|embed|ecg`, in PyTorch.
 
 Modules of the published shapes (torch_models.py) with F.scaled_dot_product_attention,
 fused AdamW, autocast, and torch.compile where asked for. Images come as uint8 and are
@@ -20,7 +20,13 @@ import time
 import torch
 import torch.nn.functional as F
 
-from launch.benchmarks import measure, torch_models, torch_mvmae, worker
+from launch.benchmarks import (
+    measure,
+    torch_models,
+    torch_mvmae,
+    torch_unified,
+    worker,
+)
 from pacx_jax.errors import PacxError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -39,6 +45,14 @@ class Step(torch.nn.Module):
             self.net = torch_models.Net1D(*sizes, classes)
             return
         a = work["encoder"]
+        if self.mode == "unified":
+            names = ("widths", "blocks", "codes", "code_width")
+            tokenizer = torch_unified.Tokenizer(*(work["vq"][name] for name in names))
+            codes = (a["image_size"] // 2 ** len(work["vq"]["widths"])) ** 2
+            length = codes + 2 + c["data"]["report_length"]
+            sizes = [a[k] for k in ("width", "depth", "num_heads", "ln_eps")]
+            self.net = torch_unified.Unified(tokenizer, work["words"], length, *sizes)
+            return
         side, eps = a["image_size"] // a["patch_size"], a["ln_eps"]
         sizes = [a[k] for k in ("patch_size", "width", "depth", "num_heads")]
         self.n = side * side
@@ -84,6 +98,8 @@ class Step(torch.nn.Module):
             if not self.trains:
                 return self.net.features(x)
             return F.binary_cross_entropy_with_logits(self.net(x), *rest)
+        if self.mode == "unified":
+            return self.net(x, *rest, torch.rand(len(x), device=x.device) < 0.5)
         out = self.net(x, *rest)
         return out[0] if self.mode == "distill" else out
 
@@ -204,6 +220,11 @@ def _batch(work: dict, device: torch.device) -> list[torch.Tensor]:
         side = work["encoder"]["image_size"]
         shape = (b, work["config"]["data"]["channels"], side, side)
         batch = [torch.randint(0, 256, shape, dtype=torch.uint8)]
+        if work["mode"] == "unified":
+            shape = b, work["config"]["data"]["report_length"]
+            text = torch.randint(4, work["words"], shape)
+            text[:, 0], text[:, -1] = 2, 3
+            batch.append(text)
         if widths := work.get("widths"):
             batch += [torch.randn(b, widths[m]) for m in ("ecg", "labs")]
     return [x.to(device) for x in batch]

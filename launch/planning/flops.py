@@ -22,7 +22,8 @@ class Counts(NamedTuple):
     Attributes:
       flops: of products; the longest of a choice's branches counts.
       gathered: bytes of the collectives of its `shard_map`s, of their larger side:
-        gathers, and sums back of them; not of the sums of gradients, which XLA adds.
+        gathers, and sums back of them; not of the sums of gradients, which XLA adds, or
+        a `shard_map` that holds a weight whole.
     """
 
     flops: float
@@ -44,7 +45,7 @@ def _count(jaxpr, share: int) -> Counts:
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         flops += _products(equation) / share
-        if name.removesuffix("_invariant") in _SENT:
+        if name.removesuffix("_invariant") in _SENT and not _of_weight(equation):
             sides = (equation.invars, equation.outvars)
             sizes = ([v.aval.size * v.aval.dtype.itemsize for v in s] for s in sides)
             gathered += max(map(sum, sizes))
@@ -57,6 +58,13 @@ def _count(jaxpr, share: int) -> Counts:
             flops += rounds * each.flops
             gathered += rounds * each.gathered
     return Counts(flops, gathered)
+
+
+def _of_weight(equation) -> bool:
+    """Whether it sums matrices: a weight's gradient, where rows of a batch are gathered
+    or scattered, and only one number of each is summed."""
+    summed = equation.primitive.name.removesuffix("_invariant") == "psum"
+    return summed and any(v.aval.ndim > 1 for v in equation.invars)
 
 
 def _products(equation) -> float:

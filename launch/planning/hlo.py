@@ -143,9 +143,9 @@ def _group(line: str, devices: int) -> int:
     """How many devices take part.
 
     From replica_groups={{0,1},...}, [2,4]<=[8], or mesh['x'=2,'y'=4] {'y'}, in which
-    'y':(1)2 is a part of an axis.
+    'y':(1)2 is a part of an axis, and the devices' order may stand before {'y'}.
     """
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line)
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", line)
     if mesh:
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])

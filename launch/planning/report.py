@@ -17,8 +17,10 @@ PODS = ("v5e:16x16", "v6e:16x16", "v5p:8x8x16")
 GPUS = ("gpu:1xH100", "gpu:1xH200", "gpu:256xH100")
 # Recipe -> examples a chip: a multiple of 8 that every pod's memory has room for.
 RECIPES = dict(mae_vitb16=128, distill_vitb16=64, labs_dae=1024, ecg_net1d=64)
-RECIPES |= dict(linear_probe=256, segment=64, mvmae_vitb16=64, mvmae_v2t_vitb16=64)
-ON_GPUS = dict(mae_vitb16=256, distill_vitb16=64, mvmae_vitb16=64)
+RECIPES |= dict(linear_probe=256, segment=64)
+ON_GPUS = dict(mae_vitb16=256, distill_vitb16=64)
+STUDIES = dict(mvmae_vitb16=64, mvmae_v2t_vitb16=64, vq_f16=64, chexmix_vitb=64)
+POD_AND_HOST = ("v5e:16x16", "gpu:8xH100")
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
 
@@ -29,6 +31,7 @@ def renew(path: pathlib.Path, cache: pathlib.Path) -> None:
         raise PacxError(f"--out={path} has no lines {BEGIN} and {END}")
     todo = [(recipe, pod, n) for recipe, n in RECIPES.items() for pod in PODS]
     todo += [(recipe, gpus, n) for recipe, n in ON_GPUS.items() for gpus in GPUS]
+    todo += [(one, pod, n) for one, n in STUDIES.items() for pod in POD_AND_HOST]
     with futures.ThreadPoolExecutor(2) as pool:  # a compile takes one core
         sections = pool.map(lambda one: section(*one, cache), todo)
         found = [line for each in sections for line in each]

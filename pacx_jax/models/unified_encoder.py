@@ -36,6 +36,22 @@ class Encoder(nn.Module):
     def channels(self) -> int:
         return self.vq.channels
 
+    @property
+    def width(self) -> int:
+        return self.transformer.width
+
+    @property
+    def depth(self) -> int:
+        """Number of blocks that the embedding needs."""
+        return self.layers[1]
+
+    def reads(self, path: str) -> bool:
+        """Whether the embedding has a gradient for a parameter of this path, a/b/c."""
+        part, _, rest = path.partition("/")
+        last = range(self.depth, self.transformer.depth)
+        idle = ("norm", "head", *(f"block_{i:02d}" for i in last))
+        return part == "transformer" and rest.partition("/")[0] not in idle
+
     def __call__(
         self,
         images: Array,

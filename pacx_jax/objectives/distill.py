@@ -6,6 +6,9 @@ over the modalities m of `config.modalities` with a weight above 0 (paper sectio
 D15). `config.modalities.<m>.clip_weight` and `.regression_weight` weight the two means.
 A study that lacks a modality has no loss for it and is none of its negatives. Under
 LoRA the backbone is frozen; heads, adapters, LayerNorms and the temperature train.
+
+The encoder is a ViT, or CheXmix's model (kind "unified"): its image tokenizer stays
+frozen, and what trains are the blocks that its embedding needs.
 """
 
 from __future__ import annotations
@@ -18,14 +21,19 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from pacx_jax import lora, losses
-from pacx_jax.encoders import image_statistics, model_folder
+from pacx_jax.encoders import image_statistics, kinds, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.errors import PacxError
 from pacx_jax.modalities import teachers
-from pacx_jax.models import vit
 from pacx_jax.objectives import distill_metrics
-from pacx_jax.objectives.distill_model import Parts, heads_of, trainable
+from pacx_jax.objectives.distill_model import (
+    Parts,
+    heads_of,
+    module_of,
+    reads,
+    trainable,
+)
 from pacx_jax.types import Objective, Params
 
 SHOWN = ("loss",)
@@ -44,8 +52,8 @@ def from_teachers(
 ) -> Objective:
     """Like `make`, for a loaded image encoder and teachers."""
     names = active(config)
-    _check(config)
-    encoder = folder.module(config.dtype).clone(**vit.ways(config))
+    _check(config, folder.kind)
+    encoder = module_of(folder, config)
     heads = heads_of(config, {m: chosen[m].width for m in names})
     parts = Parts(config, encoder, chosen, heads)
     weights = Weights.of(config)
@@ -92,7 +100,7 @@ def from_teachers(
     cached = config.physiology == "cached"
     return Objective(
         init=parts.init,
-        trainable=trainable(config, parts.encoder.depth),
+        trainable=trainable(config, encoder.depth, functools.partial(reads, encoder)),
         loss=loss,
         outputs=outputs,
         summarize=distill_metrics.summarize(config, names, weights.total),
@@ -196,20 +204,22 @@ def export(config, params: Params, labels: list[str] | None = None) -> ModelFold
         kept["base"] = flax.traverse_util.unflatten_dict(base, sep=".")
         fields = {"rank": config.lora.rank, "alpha": config.lora.alpha}
         about |= fields | {"adapted": names}
-    architecture = load_image_encoder(config).architecture
-    architecture = architecture | {"image_size": config.data.image_size}
-    preprocessing = model_folder.image_preprocessing(
-        config.data.mean, config.data.std, architecture.get("pool", "cls")
-    )
+    folder = load_image_encoder(config)
+    architecture = folder.architecture | {"image_size": config.data.image_size}
+    preprocessing = folder.preprocessing  # of a unified model; tells of reports too
+    if folder.kind == "vit":
+        preprocessing = model_folder.image_preprocessing(
+            config.data.mean, config.data.std, architecture.get("pool", "cls")
+        )
     heads = Heads("pacx", about, kept)
-    return ModelFolder("vit", architecture, preprocessing, encoder, heads)
+    return ModelFolder(folder.kind, architecture, preprocessing, encoder, heads)
 
 
 def load_image_encoder(config) -> model_folder.ModelFolder:
-    """The MAE encoder to train; `config.ln_eps` > 0 overrides the folder's."""
+    """The X-ray encoder to train; `config.ln_eps` > 0 overrides the folder's."""
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the MAE run's workdir")
-    folder = model_folder.load(config.model_init, "vit")
+    folder = model_folder.load(config.model_init, kinds.XRAY)
     image_statistics.check_data(folder, config.model_init, config.data)
     if config.ln_eps:
         architecture = folder.architecture | {"ln_eps": config.ln_eps}
@@ -217,7 +227,7 @@ def load_image_encoder(config) -> model_folder.ModelFolder:
     return folder
 
 
-def _check(config) -> None:
+def _check(config, kind: str) -> None:
     for field, value, choices in (
         ("tuning", config.tuning, ("lora", "last_n_blocks", "full", "norms")),
         ("train_norms", config.train_norms, ("all", "final", "none")),
@@ -232,10 +242,12 @@ def _check(config) -> None:
             f"config.loss.chunk {chunk} does not divide config.global_batch_size "
             f"{config.global_batch_size}: give a divisor, or 0 for all columns at once"
         )
-    if config.tuning == "norms" and config.train_norms == "none":
+    # A unified model's embedding comes from before its final norm.
+    norms = ("all", "final") if kind == "vit" else ("all",)
+    if config.tuning == "norms" and config.train_norms not in norms:
         raise PacxError(
-            "config.tuning=norms with config.train_norms=none trains nothing of the "
-            "encoder: choose train_norms all or final"
+            f"config.tuning=norms with config.train_norms={config.train_norms} trains "
+            f"nothing of the encoder: choose train_norms {' or '.join(norms)}"
         )
     tables = [m for m in active(config) if config.modalities[m].init.endswith(".npz")]
     if tables and config.physiology == "in_graph":

@@ -6,15 +6,19 @@ import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Callable
 
+import flax
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import ml_collections
 
 from pacx_jax import lora, losses, sharding
+from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.input.normalize import normalize
 from pacx_jax.modalities import teachers
-from pacx_jax.models import vit
+from pacx_jax.models import unified_encoder, vit
 from pacx_jax.models.heads import Head
 from pacx_jax.types import Array, Batch, Params
 
@@ -31,7 +35,7 @@ class Parts:
     """
 
     config: ml_collections.ConfigDict
-    encoder: vit.ViT
+    encoder: vit.ViT | unified_encoder.Encoder
     teachers: dict[str, teachers.Teacher]
     heads: dict[str, Head]
 
@@ -42,8 +46,11 @@ class Parts:
         image = jnp.zeros((1, size, size, self.encoder.channels))
         params = {"encoder": self.encoder.init(keys[0], image)["params"], "heads": {}}
         if config.tuning == "lora":
+            flat = flax.traverse_util.flatten_dict(params["encoder"], sep="/")
+            read = {k: v for k, v in flat.items() if reads(self.encoder, k)}
+            read = flax.traverse_util.unflatten_dict(read, sep="/")
             params["lora"] = lora.init(
-                keys[1], params["encoder"], config.lora.targets, config.lora.rank
+                keys[1], read, config.lora.targets, config.lora.rank
             )
         for i, (name, head) in enumerate(self.heads.items()):
             k = jax.random.fold_in(keys[2], i)
@@ -59,7 +66,7 @@ class Parts:
         return params
 
     def forward(self, params: Params, batch: Batch, key: jax.Array, train: bool):
-        """CLS token (b, d), frozen embeddings {m: (b, d_m)}, heads' outputs {name}."""
+        """Embedding (b, d), frozen ones {m: (b, d_m)}, heads' outputs {name}."""
         lora_key, head_key = jax.random.split(key)
         z = self.embed_in_chunks(params, batch, lora_key, train)
         targets = jax.lax.stop_gradient(self.targets(params, batch))
@@ -93,7 +100,7 @@ class Parts:
         return sharding.join_rows(jax.lax.map(one, parts))
 
     def embed(self, params, images, rows, key, train) -> Array:
-        """uint8 images (b, h, w, 3) -> CLS token (b, d), with any adapters.
+        """uint8 images (b, h, w, c) -> embedding (b, d), with any adapters.
 
         `rows` (b,) are the images' numbers in the global batch, for dropout.
         """
@@ -128,6 +135,19 @@ def _of_head(name: str) -> str:
     return name.partition("_to_")[0]
 
 
+def module_of(folder: ModelFolder, config) -> nn.Module:
+    """The encoder's module, in the config's dtype and its ways of computing."""
+    module, ways = folder.module(config.dtype), vit.ways(config)
+    if isinstance(module, unified_encoder.Encoder):  # its image tokenizer has none
+        return module.clone(transformer=module.transformer.clone(**ways))
+    return module.clone(**ways)
+
+
+def reads(encoder: nn.Module, path: str) -> bool:
+    """Whether the embedding has a gradient for the encoder's parameter of this path."""
+    return not isinstance(encoder, unified_encoder.Encoder) or encoder.reads(path)
+
+
 def heads_of(config, widths: dict[str, int]) -> dict[str, Head]:
     kind, dropout = config.heads.kind, config.heads.dropout
     sizes = {"cxr_to_shared": config.heads.shared_dim}
@@ -136,15 +156,17 @@ def heads_of(config, widths: dict[str, int]) -> dict[str, Head]:
     return {name: Head(d, kind, dropout) for name, d in sizes.items()}
 
 
-def trainable(config, depth: int):
+def trainable(config, depth: int, read: Callable[[str], bool] = lambda path: True):
     """Path predicate of `tuning` and `train_norms` (D2).
 
     `train_norms` applies to lora and norms; "all" has those of q, k and the MLP too.
     last_n_blocks trains these blocks and the final norm, like the reference; full
-    trains everything.
+    trains everything. Of the encoder no more than what `read` says of its paths, which
+    for a unified model are below transformer/.
     """
-    norms = {"all": r"encoder/(block_\d+/(norm\d|attn/[qk]_norm|mlp/norm)|norm)/.*",
-             "final": r"encoder/norm/.*",
+    blocks, final = r"encoder/(transformer/)?block_", r"encoder/norm/.*"
+    norms = {"all": rf"{blocks}\d+/(norm\d|attn/[qk]_norm|mlp/norm)/.*|{final}",
+             "final": final,
              "none": r"(?!)"}[config.train_norms]  # fmt: skip
     patterns = [r"heads/.*", r"lora/.*"]
     if config.tuning in ("lora", "norms"):
@@ -155,7 +177,12 @@ def trainable(config, depth: int):
         patterns.append(r"encoder/.*")
     if config.tuning == "last_n_blocks":
         last = range(max(depth - config.last_n_blocks, 0), depth)
-        patterns += [rf"encoder/block_{i:02d}/.*" for i in last]
-        patterns.append(r"encoder/norm/.*")
+        patterns += [rf"{blocks}{i:02d}/.*" for i in last]
+        patterns.append(final)
     matcher = re.compile("|".join(f"(?:{p})" for p in patterns))
-    return lambda path: matcher.fullmatch(path) is not None
+
+    def chosen(path: str) -> bool:
+        part, _, rest = path.partition("/")
+        return bool(matcher.fullmatch(path)) and (part != "encoder" or read(rest))
+
+    return chosen

@@ -66,7 +66,11 @@ def test_synthetic_input_needs_few_packages(mode, tmp_path, monkeypatch, capsys)
 
 
 @pytest.mark.parametrize(
-    "argv", [pytest.param(["distill"], marks=pytest.mark.full), ["ecg", "--train"]]
+    "argv",
+    [
+        *(pytest.param([m], marks=pytest.mark.full) for m in ("distill", "unified")),
+        ["ecg", "--train"],
+    ],
 )
 def test_the_peer_trains_as_many_parameters_in_turns_with_ours(argv, capsys):
     comparing.require_torch()
@@ -85,7 +89,9 @@ def test_the_peer_trains_as_many_parameters_in_turns_with_ours(argv, capsys):
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["eager", "compile", "best"])
 @pytest.mark.parametrize(
-    "argv", [["mae"], ["distill"], ["embed"], ["ecg"], ["ecg", "--train"]], ids="-".join
+    "argv",
+    [["mae"], ["unified"], ["distill"], ["embed"], ["ecg"], ["ecg", "--train"]],
+    ids="-".join,
 )
 def test_every_peer_of_every_mode(argv, kind, capsys):
     comparing.require_torch()
@@ -118,6 +124,8 @@ def needed(*argv) -> tuple:
         pytest.param(["mae", "--set=remat=full"], 42.092, marks=pytest.mark.full),
         (["distill"], 68.090),
         (["embed"], 32.927),
+        # 225.3 of the transformer, 14.2 of the image tokenizer; 17.0 of logits again.
+        pytest.param(["unified"], 256.413, marks=pytest.mark.full),
         (["ecg"], 2.337),
         pytest.param(["ecg", "--train"], 6.950, marks=pytest.mark.full),
     ],

@@ -19,8 +19,9 @@ from launch import plan as command
 from launch.planning import abstract, chips, compilers, flops, hlo, report
 from launch.planning import plan as planning
 from launch.planning.hlo import Collective
-from pacx_jax import losses
+from pacx_jax import losses, sharding
 from pacx_jax.errors import PacxError
+from pacx_jax.models import text_loss
 
 FIELDS = """devices global_batch peak_bytes_per_chip hbm_bytes_per_chip flops_per_step
 collectives predicted_images_per_s predicted_efficiency
@@ -125,6 +126,16 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     ]
 
 
+def test_a_group_is_read_where_the_order_of_the_devices_is_written_too():
+    text = """HloModule step
+ENTRY %main (p: f32[8]) -> f32[8] {
+  ROOT %t = f32[8]{0} all-gather(%y), replica_groups=mesh['a'=2,'b'=1,'c'=4], \
+device_ids=([4,2]T(1,0)) {'a'}, dimensions={0}
+}
+"""
+    assert hlo.collectives(text, 8) == [Collective("all-gather", 2, 1, 8 * 4)]
+
+
 def test_a_collective_in_a_loop_of_unknown_length_is_refused(meshes):
     def body(x):
         return jax.lax.while_loop(
@@ -223,6 +234,19 @@ def test_what_a_step_sends_by_itself_is_counted_from_its_trace(meshes):
     sent = flops.count(jax.jit(jax.grad(loss, (0, 1))), (z, z), 8).gathered
     assert 2 * size + 3 * numbers <= sent <= 2 * size + 3 * numbers + 16
     assert flops.count(jax.jit(lambda z: z.sum()), (z,), 8).gathered == 0
+
+
+def test_the_gradient_of_an_output_layer_is_no_row_of_the_batch(meshes):
+    def loss(x, kernel):
+        labels, valid = jnp.zeros((64, 4), int), jnp.ones((64, 4, 1), bool)
+        return text_loss.chunked_cross_entropy(x, kernel, labels, valid)[0].sum()
+
+    x, kernel = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((64, 4, 16), (16, 32))
+    )
+    with sharding.tracing(meshes[8]):
+        sent = flops.count(jax.jit(jax.grad(loss, (0, 1))), (x, kernel), 8).gathered
+    assert sent == 0
 
 
 def test_rings_are_closed_in_whole_pods_and_in_cubes():
