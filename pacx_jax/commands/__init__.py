@@ -34,7 +34,8 @@ PROGRAMS = {
         "pacx_jax.main",
         "trains one stage, or goes on where it stopped",
         "pacx train --config=mae_vitb16:runlocal --workdir=runs/mae "
-        "--config.data.source=folder --config.data.path=DIR",
+        "--config.data.source=folder --config.data.path=DIR "
+        "--config.data.simulated=false",
     ),
     "evaluate": Program(
         "pacx_jax.commands.evaluate",
@@ -166,6 +167,8 @@ def named(name: str) -> Program:
     """The program of a name; PacxError with the nearest for another."""
     if name not in PROGRAMS:
         near = difflib.get_close_matches(name, PROGRAMS, 1, 0.5)
+        if name.partition(":")[0] in clone.recipes():
+            raise PacxError(f"{name} is a recipe: pacx train --config={name}")
         hint = f"did you mean {near[0]}?" if near else f"have {', '.join(PROGRAMS)}"
         raise PacxError(f"pacx {name}: no such command: {hint}")
     return PROGRAMS[name]

@@ -134,8 +134,8 @@ class Encoder:
     def _rows(self, images, views: Views) -> Iterator:
         """Each image, preprocessed; with view embeddings, paired with its number."""
         rows = map(self.preprocess, each_image(images))
-        if views is not None and not self.views:
-            raise PacxError("views are given, and this encoder has no view embeddings")
+        if views is not None:
+            self._check_views()
         if not self.views:
             return rows
         if views is None or isinstance(views, str):
@@ -143,8 +143,13 @@ class Encoder:
             return zip(rows, numbers, strict=False)
         return _paired(rows, [self.view_number(name) for name in views])
 
+    def _check_views(self) -> None:
+        if not self.views:
+            raise PacxError("views are given, and this encoder has no view embeddings")
+
     def view_number(self, name: str) -> np.int32:
         """The number of a view's embedding; PacxError for a name that is no view's."""
+        self._check_views()
         fine = viewnames.parse(name)
         number = viewnames.number(fine) if fine else self.views
         if number >= self.views:

@@ -101,7 +101,15 @@ def read(
     if asked:
         notes.append(f"labels if data.label_columns has them: {', '.join(asked)}")
     if not names:
-        notes += [f"{NEARLY} {told}" for told in _nearly(table, free)]
+        notes += [f"{NEARLY} {told}" for _, told in _nearly(table, free)]
+    elif not label_columns:
+        rest = [column for column in free if column not in used]
+        for cell, told in _nearly(table, rest):
+            if not _is_number(cell):  # a column of counts may be anything else
+                raise PacxError(
+                    f"{table.path}: {told}; mend the cell, or say by "
+                    f"data.label_columns which labels there are ({', '.join(names)})"
+                )
     values = np.array(found, np.float32).reshape(len(names), len(table.rows))
     return Labels(names, values.T.copy(), tuple(notes))
 
@@ -212,8 +220,8 @@ def _is_label_column(cells: list[str]) -> bool:
     return None not in values and any(value == value for value in values)
 
 
-def _nearly(table: tables.Table, free: list[str]) -> list[str]:
-    """Columns most of whose filled cells are labels, and the first that is none."""
+def _nearly(table: tables.Table, free: list[str]) -> list[tuple[str, str]]:
+    """The first cell that is no label, of columns most of whose filled cells are."""
     found = []
     for column in free:
         cells = table.column(column, "")
@@ -221,12 +229,21 @@ def _nearly(table: tables.Table, free: list[str]) -> list[str]:
         bad = [i for i, value in enumerate(values) if value is None]
         good = sum(value in (0.0, 1.0, -1.0) for value in values)
         if not _is_bookkeeping(column) and 0 < len(bad) <= good:
-            found.append(
+            told = (
                 f"column {column!r} is no label, as row {bad[0] + 2} has "
                 f"{cells[bad[0]]!r}; labels are 0, 1, -1 (uncertain), true, false, "
                 "yes, no or blank"
             )
+            found.append((cells[bad[0]], told))
     return found
+
+
+def _is_number(cell: str) -> bool:
+    try:
+        float(cell.replace(",", "."))
+    except ValueError:
+        return False
+    return True
 
 
 def _label(cell: str) -> float | None:

@@ -130,7 +130,7 @@ _RUNS = {
 
 def _overlap(path: pathlib.Path) -> None:
     chain = overlap.read(path.parent)
-    config = types.SimpleNamespace(model_init="")
+    config = ml_collections.ConfigDict({"model_init": ""})
     source = types.SimpleNamespace(fingerprint="f", namespace="mimic")
     overlap.is_listed(config, str(path.parent), source)
     for run in chain.runs:

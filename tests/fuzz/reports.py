@@ -78,7 +78,7 @@ READERS = {
         _lists,
         damage.of_json_lines,
     ),
-    "evaluation_test.json": Reader(
+    "evaluation_test.json of a report": Reader(
         "evaluation_test.json",
         _workdir(evaluation_test__json=json.dumps(_MEASURED).encode()),
         lambda path: report.scores([_read(path)]),
