@@ -56,7 +56,8 @@ def measured(
       chosen: of `choose`, for this label.
 
     Returns:
-      `thresholds`: rule -> logit, probability, and `thresholds.rates` with intervals;
+      `thresholds`: rule -> logit, its probability before and after Platt scaling, and
+      `thresholds.rates` with intervals;
       `calibration`: scaling -> a, b, ECE and Brier score; `decision_curve` of the
       probabilities after Platt scaling. {"not_chosen": counts} for a label that had
       one class on validation.
@@ -65,16 +66,17 @@ def measured(
     if "thresholds" not in chosen:
         return {"not_chosen": counts}
     found: dict[str, Any] = {"thresholds": dict(counts), "calibration": dict(counts)}
+    a, b = chosen["scalings"]["platt"]
     for rule, t in chosen["thresholds"].items():
         rates = thresholds.rates(x, y, weights, t)
         found["thresholds"][rule] = {
             "logit": t,
             "probability": float(scores.sigmoid(t)),
+            "calibrated_probability": float(scores.sigmoid(a * t + b)),
         }
         found["thresholds"][rule] |= {k: statistics.row(v) for k, v in rates.items()}
     for name, scaling in chosen["scalings"].items():
         found["calibration"][name] = scaling and _calibrated(x, y, weights, *scaling)
-    a, b = chosen["scalings"]["platt"]
     found["decision_curve"] = thresholds.net_benefit(a * x + b, y, weights)
     return found
 

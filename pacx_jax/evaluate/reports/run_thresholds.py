@@ -52,7 +52,7 @@ def confusion(scored: Sequence[Scored], of: str) -> Part:
         if matrices:
             title = f"Confusion, {one.name}{of}"
             charts.append(Chart(title, "the table has the numbers", figure))
-    heads = ("label", "run", "threshold by", "probability", "true +", "false +")
+    heads = ("label", "run", "threshold by", "uncalibrated", "true +", "false +")
     heads += ("false −", "true −", *(r if len(r) > 3 else r.upper() for r in RATES))
     return Part(
         f"Confusion at the thresholds{of}",
