@@ -59,9 +59,9 @@ def fit_probe(
       classifier.save("effusion_model")
     """
     values, names = in_memory.table(labels, names)
-    units = _patients(patients, len(values))
     if hasattr(images, "__len__") and not isinstance(images, str | os.PathLike):
         _check_count(len(images), len(values))
+    units = _patients(patients, len(values))
     known = (values == 0) | (values == 1)
     target = np.where(known, values, 0.0)
     held = probe.folds(target, units) == 0
@@ -86,8 +86,9 @@ def fit_probe(
         "label_mask": known[held],
     }
     given = measures.Examples("multilabel", names, arrays)
-    chosen = frozen.choose(given, "held-out patients", rules)
-    calibration = calibration_of(chosen, "held-out patients")
+    split = "held-out images" if patients is None else "held-out patients"
+    chosen = frozen.choose(given, split, rules)
+    calibration = calibration_of(chosen, split)
     return Classifier(encoder, kernel, bias, names, calibration=calibration)
 
 
@@ -96,6 +97,9 @@ def _patients(patients: Sequence[Any] | None, count: int) -> np.ndarray:
         return np.array([f"#{i}" for i in range(count)])
     if len(patients) != count:
         raise PacxError(f"{len(patients)} patients for {count} labels: give one each")
+    for i, patient in enumerate(patients):
+        if patient is None or patient != patient or patient == "":
+            raise PacxError(f"patients: {patient!r} of image {i} is no id; give one")
     return np.array(ids.units(patients)[0])
 
 

@@ -52,7 +52,7 @@ def find(root: str | os.PathLike, setting: str = "data.path") -> Found:
         raise PacxError(f"{setting} is empty: name a folder")
     root = pathlib.Path(root)
     if root.is_file():
-        raise PacxError(f"{root}: a file; unpack an archive, and name its folder")
+        raise PacxError(f"{root}: a file; name a folder (unpack an archive)")
     if not root.is_dir():
         raise PacxError(f"{root}: no such folder; check {setting}")
     found, passed, visited = [], [], set()

@@ -165,7 +165,7 @@ def test_what_shares_make_for_themselves_is_passed_over(tmp_path):
 
 def test_an_archive_is_no_folder(tmp_path):
     put(tmp_path, "images.zip")
-    with pytest.raises(PacxError, match="images.zip: a file; unpack an archive, and"):
+    with pytest.raises(PacxError, match="images.zip: a file; name a folder"):
         read(tmp_path / "images.zip")
 
 

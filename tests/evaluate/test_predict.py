@@ -55,7 +55,7 @@ def test_the_table_holds_what_the_classifier_says(model, images, tmp_path, capsy
     flags = [f"--model={model}", f"--images={images}", f"--out={out}"]
     assert predict.main([*flags, f"--rollout={maps}"]) == 0
     said = capsys.readouterr().out
-    assert "NOT CALIBRATED and not called, by held-out patients" in said
+    assert "NOT CALIBRATED and not called, by held-out images" in said
     assert "odd (0 of 8 positive)" in said and "called from (max_f1 on held" in said
     assert "3 predictions of even, odd in" in said and "3 maps in" in said
     found, loaded = rows(out), pacx_jax.Classifier.load(model)
