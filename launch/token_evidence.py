@@ -119,7 +119,7 @@ def lines(rows: Sequence[dict]) -> list[str]:
 
 
 def sentences(rows: Sequence[dict]) -> list[str]:
-    """L1 of hidden pixels, by what filled them in: a sentence a set and share."""
+    """A sentence for each set and share of hidden pixels: the L1 of each filler."""
     said: dict[tuple, list[str]] = {}
     for row in rows:
         if row["where"] == "all" and row["l1"]["value"] is not None:

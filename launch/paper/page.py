@@ -139,7 +139,7 @@ def attention(found: Mapping[str, Mapping]) -> str:
 
 
 def sources(found: Mapping[str, Mapping]) -> str:
-    """How well the sets are told apart."""
+    """The table of probes that guess the data set from the embedding, in Markdown."""
     head = ["Encoder", "balanced accuracy", "chance", "AUROC"]
     lines = [
         [

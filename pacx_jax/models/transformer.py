@@ -197,6 +197,17 @@ REMAT = {
 }
 
 
+def with_remat(block: type[nn.Module], name: str) -> type[nn.Module]:
+    """The block, computed again in the backward pass as `REMAT` says by this name.
+
+    Raises:
+      PacxError: no such name.
+    """
+    if name not in REMAT:
+        raise PacxError(f"config.remat {name!r}: choose {', '.join(REMAT)}")
+    return block if name == "none" else nn.remat(block, policy=REMAT[name])
+
+
 def stack(
     x: Array,
     depth: int,
@@ -229,10 +240,8 @@ def stack(
       gather: (b, n, d) -> (b, m, d), what the last LayerNorm is applied to; None: all.
       paths: (b, depth, 2), see `drop_path`; None: every branch counts.
     """
-    if remat not in REMAT:
-        raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
+    block_of = with_remat(Block, remat)
     sharding.check_heads(num_heads)
-    block_of = Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
     x, mlp_dim = sharding.constrain_rows(x), parts.mlp_dim or 4 * x.shape[-1]
     x = sharding.row_major(x)
     for i in range(depth):

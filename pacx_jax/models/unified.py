@@ -199,18 +199,12 @@ class Transformer(nn.Module):
             raise PacxError(
                 f"width {self.width} is not divisible by num_heads {self.num_heads}"
             )
-        if self.remat not in transformer.REMAT:
-            raise PacxError(
-                f"config.remat {self.remat!r}: choose {', '.join(transformer.REMAT)}"
-            )
         init = nn.initializers.normal(0.02)
         self.token_embed = nn.Embed(self.vocab_size, self.width, embedding_init=init)
         if self.positions == "learned":
             shape = (1, self.length, self.width)
             self.pos_embed = self.param("pos_embed", init, shape)
-        block_of = Block
-        if self.remat != "none":
-            block_of = nn.remat(Block, policy=transformer.REMAT[self.remat])
+        block_of = transformer.with_remat(Block, self.remat)
         for i in range(self.depth):
             block = block_of(
                 self.num_heads,

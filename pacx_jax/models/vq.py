@@ -15,9 +15,9 @@ import numpy as np
 
 from pacx_jax.errors import PacxError
 from pacx_jax.losses import l2_normalize
+from pacx_jax.models import transformer
 from pacx_jax.models.dense import Dense, silu
 from pacx_jax.models.layer_norm import LayerNorm
-from pacx_jax.models.transformer import REMAT
 from pacx_jax.types import Array
 
 EPS = 1e-6  # of every LayerNorm
@@ -37,13 +37,6 @@ class Block(nn.Module):
             y = silu(LayerNorm(EPS, name=f"norm{i}")(y))
             y = nn.Conv(self.width, (3, 3), dtype=self.dtype, name=f"conv{i}")(y)
         return x + y
-
-
-def kept(remat: str) -> type[nn.Module]:
-    """Block, with `config.remat`; PacxError for no choice."""
-    if remat not in REMAT:
-        raise PacxError(f"config.remat {remat!r}: choose {', '.join(REMAT)}")
-    return Block if remat == "none" else nn.remat(Block, policy=REMAT[remat])
 
 
 def halved(x: Array, width: int, dtype, name: str) -> Array:
@@ -69,7 +62,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(b, h, w, c) -> (b, g, u, d)."""
-        block_of = kept(self.remat)
+        block_of = transformer.with_remat(Block, self.remat)
         block = 0
         for i, (width, count) in enumerate(zip(self.widths, self.blocks, strict=True)):
             x = halved(x, width, self.dtype, f"down_{i}")
@@ -97,7 +90,7 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(b, g, u, d) -> (b, h, w, c)."""
-        block_of = kept(self.remat)
+        block_of = transformer.with_remat(Block, self.remat)
         x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="in")(x)
         block, outputs = 0, (*self.widths[-2::-1], self.channels)
         for i, (count, width) in enumerate(

@@ -52,7 +52,7 @@ def from_teachers(
 ) -> Objective:
     """Like `make`, for a loaded image encoder and teachers."""
     names = active(config)
-    _check(config, folder.kind)
+    check(config, folder.kind)
     encoder = module_of(folder, config)
     heads = heads_of(config, {m: chosen[m].width for m in names})
     parts = Parts(config, encoder, chosen, heads)
@@ -227,7 +227,8 @@ def load_image_encoder(config) -> model_folder.ModelFolder:
     return folder
 
 
-def _check(config, kind: str) -> None:
+def check(config, kind: str) -> None:
+    """PacxError for settings that distillation into an encoder of `kind` lacks."""
     for field, value, choices in (
         ("tuning", config.tuning, ("lora", "last_n_blocks", "full", "norms")),
         ("train_norms", config.train_norms, ("all", "final", "none")),

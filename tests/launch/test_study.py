@@ -221,7 +221,7 @@ def test_every_arm_is_a_config_that_its_recipe_takes(tmp_path):
             assert isinstance(value, type(known)), (name, field)
         config = _config(dataclasses.replace(arm, fields=fields))
         if config.objective == "distill":
-            distill._check(config, "vit")
+            distill.check(config, "vit")
     active = {
         name: distill.active(_config(about.arms[name]))
         for name in ("pacx", "ecg_only", "labs_only", "report_labels")

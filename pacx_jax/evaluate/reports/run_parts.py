@@ -15,7 +15,7 @@ MOST = len(COLOURS)  # runs of a page: each has a colour
 
 @dataclasses.dataclass(frozen=True)
 class Chart:
-    """A figure with what is said of it to those who do not see it."""
+    """A figure, with a description for readers who do not see it."""
 
     title: str
     described: str
