@@ -99,7 +99,11 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
     opened = {a: [load_encoder(x) for x in each] for a, each in folders.items() if each}
     folders = {a: folders[a] for a in opened}
     if not opened:
-        raise PacxError("there is no encoder to measure: " + "; ".join(notes))
+        print(*notes, sep="\n")
+        raise PacxError(
+            f"no encoder to measure, and none can be trained from {flags.data}, for "
+            "the reasons above"
+        )
     fewer = (2, 50) if flags.tiny else (5, 1000)
     setting = measure.Setting(flags.data, out, opened, folders, *fewer)
     published = files.read_json(PUBLISHED)

@@ -16,6 +16,7 @@ from pacx_jax.stores import urls
 
 FAILED = 2  # exit code of an error that the user can mend
 INTERRUPTED = 130  # by Ctrl-C
+_SAY_NOTHING = (None, "", [], argparse.SUPPRESS)  # as defaults of flags
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,6 +35,14 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             **kwargs,
         )
+
+    def add_argument(self, *names, **about):
+        """argparse's, whose help ends in the default where that says something."""
+        default, text = about.get("default"), about.get("help") or ""
+        says = default is not False and default not in _SAY_NOTHING
+        if says and "default" not in text:
+            about["help"] = f"{text} (default: %(default)s)".lstrip()
+        return super().add_argument(*names, **about)
 
     def parse_known_args(self, args=None, namespace=None):
         args = sys.argv[1:] if args is None else args

@@ -198,7 +198,7 @@ def _parser() -> cli.Parser:
         help="list files that cannot be read and go on",
     )
     parser.add_argument(
-        "--image_size", type=int, default=0, help="pixels a side, if not the encoder's"
+        "--image_size", type=int, default=0, help="pixels a side (default: its own)"
     )
     parser.add_argument(
         "--view",

@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
         "--image_size",
         type=int,
         default=0,
-        help="pixels a side, if not its own",
+        help="pixels a side (default: its own)",
     )
     add(
         "--view",

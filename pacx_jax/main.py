@@ -139,7 +139,7 @@ def _ending_well(command: Callable[[], None]) -> None:
             _stop_on_full_disk()
         if told := target.out_of_memory(e):
             _end(f"error: {told}", cli.FAILED)
-        line = f"error: {' '.join(str(e).split())}"
+        line = f"error: {cli.describe(e)}"
         if isinstance(e, PacxError):
             _end(line, cli.FAILED)
         several = jax.distributed.is_initialized()

@@ -39,9 +39,11 @@ def schedule(optim, total_steps: int) -> optax.Schedule:
     `warmup_start` at that share of the peak.
     """
     if optim.warmup_steps >= total_steps:
-        logging.warning(  # fine for a short trial of a recipe
+        logging.log_first_n(  # fine for a short trial of a recipe
+            logging.WARNING,
             "config.optim.warmup_steps %d is not below total_steps %d: the learning "
             "rate never reaches its peak",
+            1,
             optim.warmup_steps,
             total_steps,
         )

@@ -71,6 +71,11 @@ class Encoder:
         self.forward_tokens = forward.images(*args, tokens=True)
         self.attention_maps = forward.attentions(*args)
 
+    def __repr__(self) -> str:
+        size = f"{self.image_size} x {self.image_size} x {self.channels}"
+        views = ", with views" if self.views else ""
+        return f"Encoder({self.kind}: {size} pixels to {self.width} numbers{views})"
+
     def __call__(
         self, images: Image | Sequence[Image], views: Views = None
     ) -> np.ndarray:
@@ -184,6 +189,8 @@ def preprocess(image: Image, size: int, channels: int) -> np.ndarray:
       PacxError: an unreadable file, or an array that is no uint8 image.
     """
     if isinstance(image, (str, os.PathLike)):
+        if os.path.isdir(image):
+            raise PacxError(f"{image} is a folder: give the paths of its images")
         image = imageio.decode(staging.local(image), name=str(image))
     elif isinstance(image, PIL.Image.Image):
         image = imageio.decode(image)

@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--against", default="", help="another encoder, whose map is subtracted")
     add("--masks", action="append", default=[], help="NAME=DIR; again for more")
     add("--view", help="of all images, for an encoder with view embeddings")
-    add("--image_size", type=int, default=0, help="pixels a side, if not its own")
+    add("--image_size", type=int, default=0, help="pixels a side (default: its own)")
     add("--batch_size", type=int, default=32)
     add("--pictures", type=int, default=50, help="of the first so many images")
     args = parser.parse_args(argv)

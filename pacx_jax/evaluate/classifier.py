@@ -97,6 +97,11 @@ class Classifier:
         self.calibration, self._card = calibration, card
         self._kernel, self._bias = np.float32(kernel), np.float32(bias)
 
+    def __repr__(self) -> str:
+        known = "calibrated" if self.calibration else "not calibrated"
+        labels = ", ".join(self.labels)
+        return f"Classifier({self.task}: {labels}; {known}; {self.encoder!r})"
+
     @property
     def thresholds(self) -> dict[str, float]:
         """Label -> the probability from which `RULE` calls it."""

@@ -209,8 +209,8 @@ def _manifest_alone(path: str, stage: str) -> pathlib.Path:
         )
     except Missing:
         raise PacxError(
-            f"{path}: no prepared data set (no {prepared.FILE}); check data.path, or "
-            "give data.source=folder"
+            f"{path}: no prepared data set (no {prepared.FILE}): check the path, or "
+            "make one (pacx prepare); a run reads a folder by data.source=folder"
         ) from None
 
 

@@ -14,7 +14,7 @@ from pacx_jax.input import sources
 from pacx_jax.run import finished, goodput, nonfinite, setup
 
 SHOWN_LABELS = 14
-EMBED = "python -m pacx_jax.embed --encoder={} --%s=DIR --out=embeddings.npz"
+EMBED = "pacx embed --encoder={} --%s=DIR --out=embeddings.npz"
 NEXT = {  # kind of the exported encoder -> what to do with it
     "vit": EMBED % "images",
     "unified": EMBED % "images",

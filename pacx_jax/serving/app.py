@@ -162,6 +162,10 @@ class Service:
             )
 
     async def _answer(self, kind: str, request: Request) -> Response:
+        if other := sorted(set(request.query_params) - {"view"}):
+            raise HTTPException(
+                400, f"unknown parameter {one_line(other[0], 80)!r}: there is view"
+            )
         view = request.query_params.get("view")
         loop = asyncio.get_running_loop()
         received = await uploads.read(request, self.limits)

@@ -10,7 +10,7 @@ _LINE = {"type": "object", "properties": {"error": {"type": "string"}}}
 _NUMBER = {"type": "number"}
 _TEXT = {"type": "string"}
 _REFUSALS = {
-    400: "no image in the request, or a damaged form",
+    400: "no image in the request, a damaged form, or an unknown parameter",
     401: "no or wrong token",
     408: "the upload took too long",
     413: "too many bytes, pixels or files",

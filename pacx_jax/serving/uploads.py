@@ -163,6 +163,8 @@ def _size(data: bytes) -> tuple[int, ...]:
         if dicom_pixels.is_dicom(data):
             return dicom_pixels.size(data)
         if _png(data):  # PIL would refuse to open a large one
+            if data[12:16] != b"IHDR":
+                return (0,)
             return tuple(int.from_bytes(data[i : i + 4]) for i in (16, 20))
         with PIL.Image.open(io.BytesIO(data), formats=imageio.FORMATS) as image:
             return image.size

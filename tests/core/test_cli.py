@@ -88,3 +88,13 @@ def test_memory_of_the_device_that_runs_out_is_one_line(
     err = capsys.readouterr().err
     assert err.startswith("error: the devices' memory does not hold this step (140")
     assert "JAX_PLATFORMS=cpu" in err and err.count("\n") == 1
+
+
+def test_help_ends_in_a_default_that_says_something(capsys):
+    parser = cli.Parser()
+    parser.add_argument("--size", type=int, default=32, help="of a batch")
+    parser.add_argument("--name", default="", help="of the run")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    shown = capsys.readouterr().out
+    assert "of a batch (default: 32)" in shown and "of the run\n" in shown

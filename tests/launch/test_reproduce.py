@@ -176,7 +176,7 @@ def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsy
         (["--encoder=mea=x"], "--encoder=mea=x: give NAME=DIR, of imagenet, mae"),
         (["--encoder=mae=nowhere"], "--encoder=mae=nowhere: no such folder"),
         (["--sed=1"], "unknown argument '--sed=1'"),
-        (["--measure"], "there is no encoder to measure: mae is not trained"),
+        (["--measure"], "no encoder to measure, and none can be trained"),
     ],
 )
 def test_wrong_flags_are_one_line(there, tmp_path, flags, says, capsys):

@@ -342,3 +342,16 @@ def test_openapi_describes_every_route_and_pages_load_nothing_from_elsewhere(ser
         assert "http://" not in page.text and "https://" not in page.text, path
         assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "not a medical device" in pages[0].text.lower()
+
+
+def test_an_unknown_parameter_is_refused_by_name(served):
+    request = ("POST", "/embed?rule=max_f1", {"content": image()})
+    (answer,) = ask(served, request)
+    assert answer.status_code == 400
+    assert answer.json() == {"error": "unknown parameter 'rule': there is view"}
+
+
+def test_a_png_without_its_header_is_damaged_and_not_large(served):
+    data = b"\x89PNG\r\n\x1a\n" + b"\xff" * 200
+    (answer,) = ask(served, ("POST", "/embed", {"content": data}))
+    assert answer.status_code == 422
