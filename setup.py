@@ -18,7 +18,7 @@ REPORTS = ["nltk>=3.9.1", "rouge-score>=0.1.2"]  # BLEU, ROUGE: Apache-2.0, as w
 
 
 class BuildPy(build_py.build_py):
-    """Copies configs/, data/ and launch/ to pacx_jax/_clone/ (pacx_jax/clone.py).
+    """Copies configs/, data/ and launch/ to pacx_jax/_clone/ (pacx_jax/run/clone.py).
 
     As packages of their own they would be called `configs` and `data` in everybody's
     environment. An editable installation finds them in the clone.

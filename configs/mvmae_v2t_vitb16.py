@@ -3,7 +3,7 @@
 arXiv 2511.22294. A text decoder predicts each study's impression from the visible
 tokens of one of its views, and is discarded at export. docs/mvmae.md.
 
-  python -m pacx_jax.tokenizer --data=prepared/mimic_cxr --target=tokenizer.json
+  pacx tokenizer --data=prepared/mimic_cxr --target=tokenizer.json
   python -m pacx_jax.main --config=configs/mvmae_v2t_vitb16.py --workdir=runs/v2t \\
       --config.data.path=prepared/mimic_cxr --config.data.tokenizer=tokenizer.json
 """

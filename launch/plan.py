@@ -39,10 +39,10 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 from launch.planning import chips, plan, report  # noqa: E402
-from pacx_jax import cli, clone  # noqa: E402
+from pacx_jax import cli  # noqa: E402
 from pacx_jax import main as trainer  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
-from pacx_jax.run import recipe_flags  # noqa: E402
+from pacx_jax.run import clone, recipe_flags  # noqa: E402
 
 
 def define() -> flags.FlagValues:

@@ -46,8 +46,9 @@ from launch.sweep_runs import (  # noqa: E402
     plan,
     send,
 )
-from pacx_jax import cli, clone  # noqa: E402
+from pacx_jax import cli  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
+from pacx_jax.run import clone  # noqa: E402
 from pacx_jax.stores import staging, urls  # noqa: E402
 
 PROGRAM = (sys.executable, "-m", "pacx_jax.main")

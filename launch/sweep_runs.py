@@ -10,8 +10,8 @@ import os
 import pathlib
 import re
 
-from pacx_jax import clone
 from pacx_jax.errors import PacxError
+from pacx_jax.run import clone
 from pacx_jax.stores import objects, staging, urls
 from pacx_jax.stores.failures import Missing
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import ml_collections
 
-from pacx_jax import clone
 from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints, recipe_flags
+from pacx_jax.run import clone, fingerprints, recipe_flags
 
 
 def names() -> list[str]:

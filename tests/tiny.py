@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
-from pacx_jax import tokenizer
 from pacx_jax.encoders import model_folder
+from pacx_jax.input import tokenizer
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.models import unified, unified_encoder
 from tests import report_sets

@@ -85,7 +85,7 @@ def curriculum(
         needs = (f"cohort_{folder.split('/')[0]}",)
         stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
     data = f"{prepared}/mimic_cxr"
-    argv = ["-m", "pacx_jax.tokenizer", f"--data={data}", f"--target={words}"]
+    argv = ["-m", "pacx_jax", "tokenizer", f"--data={data}", f"--target={words}"]
     argv += [f"--vocab_size={plan['vocab_size']}", "--sections=findings,impression"]
     stages.append(Stage("tokenizer", argv, ("prepare_pretrain",), says="of reports"))
 

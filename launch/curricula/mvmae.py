@@ -70,7 +70,7 @@ def curriculum(
         argv += [f"--size={plan['size']}"]
         needs = (f"cohort_{folder.split('/')[0]}",)
         stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
-    argv = ["-m", "pacx_jax.tokenizer", f"--data={prepared / 'mimic_cxr'}"]
+    argv = ["-m", "pacx_jax", "tokenizer", f"--data={prepared / 'mimic_cxr'}"]
     argv += [f"--target={words}", f"--vocab_size={plan['vocab_size']}"]
     argv += ["--sections=findings,impression"]
     stages.append(Stage("tokenizer", argv, ("prepare_pretrain",), says="of reports"))

@@ -20,9 +20,9 @@ import tokenizers
 from jax.sharding import Mesh
 
 from configs import ecg_net1d, labs_dae, mae_vitb16, vq_f16
-from pacx_jax import objectives, optim, sharding, step, tokenizer
+from pacx_jax import objectives, optim, sharding, step
 from pacx_jax.encoders import model_folder
-from pacx_jax.input import transforms
+from pacx_jax.input import tokenizer, transforms
 from pacx_jax.run import setup
 from pacx_jax.types import Objective
 

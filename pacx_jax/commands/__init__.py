@@ -8,8 +8,8 @@ import os
 import sys
 from typing import NamedTuple
 
-from pacx_jax import clone
 from pacx_jax.errors import PacxError, install
+from pacx_jax.run import clone
 
 FAILED = 2  # as cli.FAILED, which imports more than --help needs
 
@@ -83,6 +83,16 @@ PROGRAMS = {
         "looks for copies and patients that data sets share",
         "pacx audit prepared/a prepared/b",
     ),
+    "tokenizer": Program(
+        "pacx_jax.commands.train_tokenizer",
+        "trains a vocabulary on the training reports of a set",
+        "pacx tokenizer --data=prepared/mimic_cxr --target=tokenizer.json",
+    ),
+    "replay": Program(
+        "pacx_jax.commands.replay",
+        "takes a step of a run again, from the last checkpoint before it",
+        "pacx replay --workdir=runs/mae --step=1234",
+    ),
     "plan": Program(
         "launch.plan",
         "predicts memory and speed of a run on chips that are not there",
@@ -121,7 +131,7 @@ def listing() -> str:
     lines = [
         "pacx COMMAND [FLAGS]; pacx COMMAND --help says more",
         "",
-        *(f"  {name:9s}{program.does}" for name, program in PROGRAMS.items()),
+        *(f"  {name:10s}{program.does}" for name, program in PROGRAMS.items()),
         "",
         f"Recipes for --config: {', '.join(clone.recipes())}",
     ]

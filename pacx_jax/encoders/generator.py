@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import sharding, tokenizer
+from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder, xray_encoder
 from pacx_jax.errors import PacxError
+from pacx_jax.input import tokenizer
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import unified_generation
 from pacx_jax.models.unified import IMAGE, PAD, TEXT

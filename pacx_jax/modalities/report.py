@@ -1,7 +1,7 @@
 """Radiology reports as tokens, which a decoder learns to write (MVMAE-V2T).
 
 No model embeds them. `config.data` says how they are read: `tokenizer`, a
-tokenizer.json (see `pacx_jax.tokenizer`); `report_length`, tokens (300);
+tokenizer.json (see `pacx_jax.input.tokenizer`); `report_length`, tokens (300);
 `report_sections`, of findings and impression (("impression",)).
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from pacx_jax import modalities, tokenizer
+from pacx_jax import modalities
 from pacx_jax.errors import PacxError
-from pacx_jax.input import reports
+from pacx_jax.input import reports, tokenizer
 
 KIND = ""
 REQUIRES = ("impression",)
@@ -59,7 +59,7 @@ def settings(data: Any) -> dict[str, Any]:
     if not path:
         raise PacxError(
             "config.data.tokenizer is empty: give a tokenizer.json, such as one of "
-            "python -m pacx_jax.tokenizer"
+            "pacx tokenizer"
         )
     length = int(getattr(data, "report_length", LENGTH))
     if length < 3:

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pacx_jax import losses, sharding, tokenizer
+from pacx_jax import losses, sharding
 from pacx_jax.errors import PacxError
+from pacx_jax.input import tokenizer
 from pacx_jax.modalities import report
 from pacx_jax.models import caption, text, text_generation, text_loss, vit
 from pacx_jax.types import Array, Batch, Metrics, Params

@@ -11,9 +11,9 @@ from absl import flags
 from ml_collections import config_flags
 from ml_collections.config_flags import tuple_parser
 
-from pacx_jax import cli, clone
+from pacx_jax import cli
 from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints
+from pacx_jax.run import clone, fingerprints
 
 LARGEST = 2**31  # whole numbers are below it, as steps are int32
 

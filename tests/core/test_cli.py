@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from data.cohort import generate
-from pacx_jax import cli, export, replay
+from pacx_jax import cli, export
+from pacx_jax.commands import replay
 from pacx_jax.errors import PacxError
 
 

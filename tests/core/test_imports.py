@@ -17,7 +17,6 @@ FLOORS = {
     "types": 0,
     "distributed": 0,
     "target": 1,
-    "clone": 1,
     "files": 1,
     "stores": 1,
     "sharding": 1,
@@ -26,7 +25,6 @@ FLOORS = {
     "models": 3,
     "lora": 4,
     "encoders": 4,
-    "tokenizer": 4,
     "modalities": 5,
     "objectives": 6,
     "step": 7,
@@ -41,8 +39,7 @@ BELOW_INPUT = {"errors", "types", "files", "sharding", "stores"}
 # Entry points read everything; nothing but main, the package and the demo's
 # drivers imports them.
 ENTRY = (
-    "__main__ main training recipes commands export exporting embed replay convert "
-    "serving"
+    "__main__ main training recipes commands export exporting embed convert serving"
 ).split()
 
 

@@ -7,12 +7,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import load_encoder, tokenizer
+from pacx_jax import load_encoder
 from pacx_jax.commands import generate
 from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.generator import Generator, load_generator
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import features, generation, inpainting, masked_embeddings
+from pacx_jax.input import tokenizer
 from pacx_jax.models import mae
 from tests import tiny
 from tests.reliability import runs

@@ -4,9 +4,8 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from pacx_jax import tokenizer
 from pacx_jax.errors import PacxError
-from pacx_jax.input import reports, transforms
+from pacx_jax.input import reports, tokenizer, transforms
 from pacx_jax.modalities import report
 from tests import report_sets
 

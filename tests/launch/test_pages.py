@@ -26,8 +26,8 @@ from data.cohort import generate
 from launch import gpu_check, load_test, plan, reproduce, spreads
 from launch.planning import chips
 from pacx_jax import commands as table
-from pacx_jax import embed, export, main, tokenizer
-from pacx_jax.commands import evaluate, predict, runs
+from pacx_jax import embed, export, main
+from pacx_jax.commands import evaluate, predict, runs, train_tokenizer
 from pacx_jax.commands import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
@@ -198,7 +198,7 @@ PROGRAMS = {
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
     "pacx_jax.commands.generate": do(chexmix.main),
-    "pacx_jax.tokenizer": do(tokenizer.main),
+    "pacx_jax.commands.train_tokenizer": do(train_tokenizer.main),
     "pacx_jax.evaluate.predictions": do(predictions.main),
     "pacx_jax.evaluate.masked_inputs": do(masked_inputs.main),
     "pacx_jax.evaluate.reports.run_report": do(run_report.main),

@@ -19,9 +19,8 @@ import numpy as np
 import optax
 import pytest
 
-from pacx_jax import tokenizer
 from pacx_jax.evaluate import report_labels
-from pacx_jax.input import reports
+from pacx_jax.input import reports, tokenizer
 from pacx_jax.models import text, text_loss
 from tests import report_sets
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from pacx_jax import main, objectives, tokenizer
+from pacx_jax import main, objectives
 from pacx_jax.errors import PacxError
+from pacx_jax.input import tokenizer
 from pacx_jax.objectives import captioning
 from tests import stages, tiny
 from tests.reliability import runs

@@ -4,9 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from pacx_jax import load_encoder, lora, objectives, sharding, step, tokenizer
+from pacx_jax import load_encoder, lora, objectives, sharding, step
 from pacx_jax.encoders import golden, model_folder
 from pacx_jax.errors import PacxError
+from pacx_jax.input import tokenizer
 from pacx_jax.input.normalize import normalize
 from pacx_jax.run import setup
 from tests import tiny

@@ -14,7 +14,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 
-from pacx_jax import main, replay, step
+from pacx_jax import main, step
+from pacx_jax.commands import replay
 from pacx_jax.distributed import preemption
 from pacx_jax.errors import PacxError
 from pacx_jax.run import mirror, remote_run, remote_steps, saved_steps

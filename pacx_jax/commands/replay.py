@@ -1,6 +1,6 @@
 """Takes one step of a run again, from its last checkpoint before that step.
 
-  python -m pacx_jax.replay --workdir=runs/mae --step=1234
+  pacx replay --workdir=runs/mae --step=1234
 
 Prints the step's loss and metrics, its samples, and whether the loss is the logged one
 to the last bit. Where no checkpoint before the step is left, the run's beginning is
@@ -112,9 +112,7 @@ def _as_logged(rows: list[dict], n: int, loss: float) -> bool | None:
 @cli.command
 def main(argv: list[str] | None = None) -> int:
     """The command line; the last line printed is JSON."""
-    parser = cli.Parser(
-        prog="python -m pacx_jax.replay", description=__doc__, remote=("workdir",)
-    )
+    parser = cli.Parser(prog="pacx replay", description=__doc__, remote=("workdir",))
     parser.add_argument("--workdir", required=True, help="of the run")
     parser.add_argument("--step", type=int, required=True, help="the update, from 1")
     args = parser.parse_args(argv)

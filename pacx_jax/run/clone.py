@@ -16,7 +16,7 @@ import types
 
 from pacx_jax.errors import PacxError
 
-_PACKAGE = pathlib.Path(__file__).parent
+_PACKAGE = pathlib.Path(__file__).parents[1]
 INSTALLED = _PACKAGE / "_clone"
 
 

@@ -1,11 +1,9 @@
-"""Tokenizers of reports, and the command that trains one on the training reports.
+"""Tokenizers of reports.
 
-  python -m pacx_jax.tokenizer --data=DIR --target=tokenizer.json --vocab_size=8192
-
-DIR is a set that data/prepare.py wrote, or what data.path takes. The result is a
-WordPiece tokenizer.json as the `tokenizers` library writes it, the same for the same
-reports. Beside it lies tokenizer.json.pacx.json, which says what it was trained on.
-Any other tokenizer.json with [PAD], [UNK], [CLS] and [SEP] serves too, such as BERT's.
+`train_on` writes a WordPiece tokenizer.json as the `tokenizers` library does, the same
+for the same reports, and beside it tokenizer.json.pacx.json, which says what it was
+trained on. Any other tokenizer.json with [PAD], [UNK], [CLS] and [SEP] serves too, such
+as BERT's.
 """
 
 from __future__ import annotations
@@ -13,15 +11,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-import types
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from pacx_jax import cli, files
+from pacx_jax import files
 from pacx_jax.errors import PacxError, one_line
-from pacx_jax.input import reports, sources
+from pacx_jax.input import reports
 from pacx_jax.stores import staging
 from pacx_jax.stores.failures import Missing
 
@@ -87,7 +84,7 @@ def load(path: str | os.PathLike, train_split: str = "", stage: str = "") -> Tok
     local = staging.local(path, stage)
     data = files.read_bytes(local)
     digest = hashlib.sha256(data).hexdigest()
-    make = "train one by python -m pacx_jax.tokenizer"
+    make = "train one by pacx tokenizer"
     if other := files.other_kind(data):
         raise PacxError(f"{path}: no tokenizer.json but {other}")
     try:
@@ -136,7 +133,7 @@ def check_sidecar(
     if train_split and split != train_split:
         raise PacxError(
             f"{path}: a vocabulary trained on {split} reports (refused): train one on "
-            f"the {train_split} split by python -m pacx_jax.tokenizer"
+            f"the {train_split} split by pacx tokenizer"
         )
 
 
@@ -246,54 +243,3 @@ def _library():
     import tokenizers
 
     return tokenizers
-
-
-def _parser() -> cli.Parser:
-    parser = cli.Parser(
-        prog="python -m pacx_jax.tokenizer", description=__doc__, remote=("data",)
-    )
-    parser.add_argument("--data", required=True, help="the set, as in data.path")
-    parser.add_argument(
-        "--source", default="prepared", choices=("prepared", "folder"), help="its kind"
-    )
-    parser.add_argument("--target", required=True, help="the tokenizer.json to write")
-    parser.add_argument(
-        "--vocab_size", type=int, default=30522, help="at most so many tokens"
-    )
-    parser.add_argument(
-        "--sections", default="impression", help="of findings,impression"
-    )
-    parser.add_argument("--split", default="train", help="the split that runs train on")
-    parser.add_argument(
-        "--report_length", type=int, default=300, help="tokens that runs read"
-    )
-    return parser
-
-
-@cli.command
-def main(argv: list[str] | None = None) -> int:
-    """The command line."""
-    args = _parser().parse_args(argv)
-    check_split(args.split)
-    wanted = reports.sections(args.sections)
-    data = types.SimpleNamespace(
-        source=args.source, path=args.data, train_split=args.split
-    )
-    source = sources.open_source(data, args.split)
-    made, found = train_on(source, args.target, args.vocab_size, wanted)
-    print("\n".join(found.lines()))
-    about = coverage(made, found.texts, args.report_length)
-    print(
-        f"{args.target}: {made.vocab_size} tokens, sha256 {made.sha256[:12]}; a report "
-        f"has {about['tokens']:.1f} on average, {about['unknown']:.2%} of them unknown"
-    )
-    if about["cut"]:
-        print(
-            f"{about['cut']} reports have more than the {args.report_length} tokens of "
-            "data.report_length: runs cut them"
-        )
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
