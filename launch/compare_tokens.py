@@ -24,7 +24,7 @@ from pacx_jax.encoders import model_folder  # noqa: E402
 from pacx_jax.encoders.generator import load_generator  # noqa: E402
 from pacx_jax.evaluate import features, masked_inputs  # noqa: E402
 from pacx_jax.evaluate.reports import report, tables, words  # noqa: E402
-from pacx_jax.run import goodput, host_memory  # noqa: E402
+from pacx_jax.run import goodput  # noqa: E402
 
 PAIR = ("masked", "continued")  # two stages against one
 ARMS = {
@@ -119,13 +119,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
 @cli.command
 def main() -> None:
     """The command line."""
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("--target", required=True)
-    parser.add_argument("--split", default="test", choices=("val", "test"))
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each arm")
-    args = parser.parse_args()
-    host_memory.keep_freed()
-    write(pathlib.Path(args.target), args.split, args.seeds)
+    results.asked(write, __doc__)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from pacx_jax.errors import PacxError  # noqa: E402
 from pacx_jax.evaluate import comparison, features, probe  # noqa: E402
 from pacx_jax.evaluate.reports import report, tables, words  # noqa: E402
 from pacx_jax.input import sources  # noqa: E402
-from pacx_jax.run import goodput, host_memory  # noqa: E402
+from pacx_jax.run import goodput  # noqa: E402
 
 BUDGETS = (100, 300)  # labelled training studies, besides all
 SUBSETS = 10  # label subsets a budget
@@ -279,13 +279,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
 @cli.command
 def main() -> None:
     """The command line."""
-    parser = cli.Parser(description=__doc__)
-    parser.add_argument("--target", required=True)
-    parser.add_argument("--split", default="test", choices=("val", "test"))
-    parser.add_argument("--seeds", type=int, default=1, help="trainings of each arm")
-    args = parser.parse_args()
-    host_memory.keep_freed()
-    write(pathlib.Path(args.target), args.split, args.seeds)
+    results.asked(write, __doc__)
 
 
 if __name__ == "__main__":

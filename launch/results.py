@@ -6,13 +6,30 @@ import importlib.metadata
 import json
 import pathlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import psutil
 
-from pacx_jax.run import metrics
+from pacx_jax import cli
+from pacx_jax.run import host_memory, metrics
 
 PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def asked(write: Callable[[pathlib.Path, str, int], None], description: str) -> None:
+    """Writes a demonstration's results as its comparison's command line asks.
+
+    Args:
+      write: (target, split, trainings of each arm) -> what it leaves behind.
+      description: of the command.
+    """
+    parser = cli.Parser(description=description)
+    parser.add_argument("--target", required=True, help="the demonstration's folder")
+    parser.add_argument("--split", default="test", choices=("val", "test"))
+    parser.add_argument("--seeds", type=int, default=1, help="trainings of each arm")
+    args = parser.parse_args()
+    host_memory.keep_freed()
+    write(pathlib.Path(args.target), args.split, args.seeds)
 
 
 def versions() -> dict[str, str]:

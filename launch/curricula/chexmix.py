@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pathlib
 
-from launch.curricula.stage import Stage, comparing, timed, training
+from launch.curricula.stage import (
+    Stage,
+    comparing,
+    reports_and_probe,
+    timed,
+    training,
+)
 
 # Trained arms; `continued` goes on causally for as long as `masked` does with masks.
 ARMS = ("masked", "continued", "mae")
@@ -61,33 +67,11 @@ def curriculum(
 
     The image tokenizer and the tokenizer of reports are the same for all trainings.
     """
-    raw, prepared = target / "data" / "raw", target / "data" / "prepared"
-    cohort, words, vq = plan["cohort"], target / "tokenizer.json", target / "vq"
-    others = dict.fromkeys(("pretrain", "symile", "symile_val", "symile_test"), 0)
-    others |= dict.fromkeys(("ecg", *cohort), 0) | {"film_size": plan["film_size"]}
     # The probe's patients need others, whose laboratory values theirs are ranked by.
     ranked = {"symile": 100, "symile_val": 10, "symile_test": 10, "symile_size": 16}
-    stages = []
-    for name, prefix in (("pretrain", "mimic"), ("probe", "probe")):
-        sizes = others | {k: v for k, v in cohort.items() if k.startswith(prefix)}
-        sizes |= ranked | {"masks": -1} if name == "probe" else {}
-        argv = ["data/cohort/generate.py", f"--target={raw / name}", f"--seed={seed}"]
-        argv += [f"--{k}={v}" for k, v in sizes.items()]
-        stages.append(Stage(f"cohort_{name}", argv, (), says="simulated patients"))
-    for name, builder, folder in (
-        ("prepare_pretrain", "mimic_cxr", "pretrain/mimic_cxr"),
-        ("prepare_probe", "folder", "probe/probe"),
-    ):
-        argv = ["data/prepare.py", builder, f"--source={raw / folder}", "--workers=1"]
-        argv += [f"--target={prepared / pathlib.Path(folder).name}"]
-        argv += [f"--size={plan['size']}"]
-        argv += ["--masks=masks"] if builder == "folder" else []
-        needs = (f"cohort_{folder.split('/')[0]}",)
-        stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
-    data = f"{prepared}/mimic_cxr"
-    argv = ["-m", "pacx_jax", "tokenizer", f"--data={data}", f"--target={words}"]
-    argv += [f"--vocab_size={plan['vocab_size']}", "--sections=findings,impression"]
-    stages.append(Stage("tokenizer", argv, ("prepare_pretrain",), says="of reports"))
+    about = (target, plan, seed, "probe", "probe")
+    stages, data, words = reports_and_probe(*about, **ranked, masks=-1)
+    vq = target / "vq"
 
     def train(name, recipe, settings, fields, needs, k=0):
         fields = {"data.path": data, "export": "latest", "seed": seed + k} | fields

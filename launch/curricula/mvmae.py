@@ -5,7 +5,13 @@ from __future__ import annotations
 import itertools
 import pathlib
 
-from launch.curricula.stage import Stage, comparing, timed, training
+from launch.curricula.stage import (
+    Stage,
+    comparing,
+    reports_and_probe,
+    timed,
+    training,
+)
 
 ARMS = ("independent", "mvmae", "v2t")
 RESULTS = "launch/compare_views.py"
@@ -49,33 +55,8 @@ def curriculum(
     target: pathlib.Path, plan: dict, seed: int, split: str, seeds: int
 ) -> list[Stage]:
     """The stages, each after those that it needs."""
-    raw, prepared = target / "data" / "raw", target / "data" / "prepared"
-    cohort, words = plan["cohort"], target / "tokenizer.json"
-    others = dict.fromkeys(("pretrain", "symile", "ecg", "probe_train"), 0)
-    others |= dict.fromkeys(("probe_val", "probe_test", *cohort), 0) | {
-        "film_size": 128
-    }
-    stages = []
-    for name, prefix in (("pretrain", "mimic"), ("probe", "views")):
-        sizes = others | {k: v for k, v in cohort.items() if k.startswith(prefix)}
-        argv = ["data/cohort/generate.py", f"--target={raw / name}", f"--seed={seed}"]
-        argv += [f"--{k}={v}" for k, v in sizes.items()]
-        stages.append(Stage(f"cohort_{name}", argv, (), says="simulated patients"))
-    for name, builder, folder in (
-        ("prepare_pretrain", "mimic_cxr", "pretrain/mimic_cxr"),
-        ("prepare_probe", "folder", "probe/views_probe"),
-    ):
-        argv = ["data/prepare.py", builder, f"--source={raw / folder}", "--workers=1"]
-        argv += [f"--target={prepared / pathlib.Path(folder).name}"]
-        argv += [f"--size={plan['size']}"]
-        needs = (f"cohort_{folder.split('/')[0]}",)
-        stages.append(Stage(name, argv, needs, says="as ArrayRecord"))
-    argv = ["-m", "pacx_jax", "tokenizer", f"--data={prepared / 'mimic_cxr'}"]
-    argv += [f"--target={words}", f"--vocab_size={plan['vocab_size']}"]
-    argv += ["--sections=findings,impression"]
-    stages.append(Stage("tokenizer", argv, ("prepare_pretrain",), says="of reports"))
-    fields = {"data.path": f"{prepared}/mimic_cxr", "export": "latest"}
-    fields |= plan["train"]
+    stages, data, words = reports_and_probe(target, plan, seed, "views_probe", "views")
+    fields = {"data.path": data, "export": "latest"} | plan["train"]
     for k, arm in itertools.product(range(seeds), ARMS):
         recipe = "mvmae_v2t_vitb16" if arm == "v2t" else "mvmae_vitb16"
         text = {"data.tokenizer": words} | plan.get("text", {})
