@@ -8,6 +8,7 @@ Writes comparison.txt, summary.json, comparison.json and report.html into the ta
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import sys
 import time
@@ -68,8 +69,11 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     found = compare(target, split, seeds)
     pairs = [row for row in found.pairs if row["group"]]
     summary = [row for row in pairs if (row["a"], row["b"]) == PAIR]
-    model = load_generator(target / "masked", target / "tokenizer.json")
-    evidence, painted = token_evidence.gather(target, model, split)
+    models = [
+        load_generator(target / training("masked", k), target / "tokenizer.json")
+        for k in range(seeds)
+    ]
+    evidence, painted, written = token_evidence.gather(target, models, split)
     page = report.Report(
         words=words.CHEXMIX,
         title="CheXmix: the demonstration",
@@ -86,7 +90,8 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         goodput={s: goodput.read(str(target / s)) for s in ("causal", *chexmix.ARMS)},
         notes=[
             f"Probes are measured on the {split} patients, fitted on whole X-rays.",
-            "Filled-in X-rays and reports are of the first training of two stages.",
+            "X-rays, texts and retrieval are of the first training of two stages, "
+            "numbers of all.",
             *token_evidence.sentences(painted),
         ],
         **evidence,
@@ -100,14 +105,21 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         f"({tables.interval(row['low'], row['high'], True)})"
         for row in summary
     ]
-    text += ["", *token_evidence.lines(painted), "", "Reports"]
+    text += ["", *token_evidence.lines(painted)]
+    text += ["", *token_evidence.report_lines(written), "", "Metrics of reports"]
     text += [
         f"{name}: " + ", ".join(f"{k} {tables.number(v)}" for k, v in each.items())
         for name, each in evidence["text_scores"].items()
     ]
     files.write(target / "comparison.txt", "\n".join(text) + "\n")
     numbers = {"table": found.table, "pairs": found.pairs, "inpainting": painted}
-    numbers |= {k: evidence[k] for k in ("text_scores", "retrieval")}
+    told = ("written_by", "share", "trainings", "f1", "model_less")
+    numbers["reports"] = [{k: row[k] for k in told if k in row} for row in written]
+    numbers["retrieval"] = evidence["retrieval"]
+    numbers["text_scores"] = {
+        name: {k: None if math.isnan(v) else v for k, v in each.items()}
+        for name, each in evidence["text_scores"].items()
+    }
     files.write(target / "comparison.json", json.dumps(numbers, indent=1) + "\n")
     kept = {"hidden": "fraction", "masked": "a_auroc", "continued": "b_auroc"}
     kept |= {k: k for k in ("difference", "low", "high", "spread", "trainings")}

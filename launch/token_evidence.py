@@ -7,13 +7,15 @@ lung masks are.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from launch import results
+from launch.curricula.stage import training
 from pacx_jax.encoders.generator import Generator
-from pacx_jax.evaluate import generation
+from pacx_jax.errors import PacxError
+from pacx_jax.evaluate import generation, inpainting
 from pacx_jax.input import sources
 
 LOSSES = {
@@ -23,11 +25,12 @@ LOSSES = {
 NAMES = {"causal": "Causal stage", "masked": "Masked stage",
          "continued": "Causal, continued"}  # fmt: skip
 SHARES, SHOWN, MOST = (0.5, 0.9), 4, 200
+COVERED = "95% intervals over patients and trainings"
 TOLD = {
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
-    "label_f1_micro": "F1 of findings",
-    "label_f1_macro": "mean over findings",
+    "label_f1_micro": "F1 of 14 labels",
+    "label_f1_macro": "mean over labels",
     "label_f1_absent": "F1 of denials",
 }
 
@@ -50,10 +53,31 @@ def opened(target: pathlib.Path, folder: str, split: str):
     return sources.open_source(data, split)
 
 
-def gather(target: pathlib.Path, model: Generator, split: str) -> tuple[dict, list]:
-    """Fields of `report.Report`, and the rows of `generation.inpainting`."""
+def painter(workdir: pathlib.Path, model: Generator) -> Callable:
+    """A masked autoencoder's run as a function that fills in the X-rays of `model`."""
+    autoencoder, why = inpainting.with_decoder(str(workdir))
+    if autoencoder is None:
+        raise PacxError(f"{workdir}: {why}")
+    fill = inpainting.decoder(autoencoder, model.batch_size)
+    channels = autoencoder.architecture.get("channels", 3)
+
+    def paint(images, hidden):
+        grey = images.mean(-1, keepdims=True).astype(np.uint8)
+        return fill(grey.repeat(channels, -1), hidden).mean(-1, keepdims=True)
+
+    return paint
+
+
+def gather(
+    target: pathlib.Path, models: Sequence[Generator], split: str
+) -> tuple[dict, list[dict], list[dict]]:
+    """Fields of `report.Report`, and rows of `generation.inpainting` and of reports.
+
+    Args:
+      models: trainings of two stages, beside each of which stands one of the MAE.
+    """
     told, train, probe = (
-        generation.read(model, opened(target, folder, which), MOST)
+        generation.read(models[0], opened(target, folder, which), MOST)
         for folder, which in (
             ("mimic_cxr", split),
             ("mimic_cxr", "train"),
@@ -61,13 +85,16 @@ def gather(target: pathlib.Path, model: Generator, split: str) -> tuple[dict, li
         )
     )
     mean_image = np.mean(train.images, axis=0, dtype=np.float64) / 255
+    maes = [painter(target / training("mae", k), m) for k, m in enumerate(models)]
     rows = [
         {"set": name} | row
         for name, studies in (("with reports", told), ("with masks", probe))
         for share in SHARES
-        for row in generation.inpainting(model, studies, mean_image, share)
+        for row in generation.inpainting(
+            models, studies, mean_image, share, others={"MAE": maes}
+        )
     ]
-    scored, texts = generation.written_reports(model, told, train, (0.0, *SHARES))
+    scored, texts = generation.written_reports(models, told, train, (0.0, *SHARES))
     scores = {
         f"{row['written_by']}, {row['share']:.0%} hidden": {"studies": row["pairs"]}
         | {name: row[key] for key, name in TOLD.items()}
@@ -75,16 +102,20 @@ def gather(target: pathlib.Path, model: Generator, split: str) -> tuple[dict, li
     }
     found = [
         {"encoder": "CheXmix", "target": row.pop("what"), "n": row.pop("n")} | row
-        for row in generation.retrieval(model, told)
+        for row in generation.retrieval(models[0], told)
     ]
-    pictures, names = painted(model, told)
-    return {
-        "reconstructions": pictures,
-        "reconstructed": names,
-        "texts": texts[:SHOWN],
-        "text_scores": scores,
-        "retrieval": found,
-    }, rows
+    pictures, names = painted(models[0], told)
+    return (
+        {
+            "reconstructions": pictures,
+            "reconstructed": names,
+            "texts": texts[:SHOWN],
+            "text_scores": scores,
+            "retrieval": found,
+        },
+        rows,
+        scored,
+    )
 
 
 def painted(model: Generator, studies) -> tuple[list[tuple], list[str]]:
@@ -108,12 +139,30 @@ def painted(model: Generator, studies) -> tuple[list[tuple], list[str]]:
 def lines(rows: Sequence[dict]) -> list[str]:
     """L1, PSNR and SSIM of hidden pixels as text."""
     head = f"{'filled in by':<20}{'set':<15}{'where':<10}{'hidden':>7}"
-    text = ["Hidden pixels: L1, PSNR and SSIM, with 95% intervals over patients", head]
+    text = [
+        "Hidden pixels: L1, PSNR and SSIM, and the model's L1 less this one's "
+        f"({COVERED})",
+        head,
+    ]
     for row in rows:
         cells = "".join(f"   {_cell(row[name])}" for name in generation.SCORES)
+        if "model_less" in row:
+            cells += f"   {_cell(row['model_less']['l1'])}"
         text.append(
             f"{row['filled_by']:<20}{row['set']:<15}{row['where']:<10}"
             f"{row['share']:>7.0%}{cells}"
+        )
+    return text
+
+
+def report_lines(rows: Sequence[dict]) -> list[str]:
+    """F1 of written reports as text, and how far the model is from each floor."""
+    text = [f"Reports: F1 of 14 labels ({COVERED}), and the model's less this one's"]
+    for row in rows:
+        less = row.get("model_less")
+        text.append(
+            f"{row['written_by']:<24}{row['share']:>5.0%} hidden   {_cell(row['f1'])}"
+            + (f"   {_cell(less['f1'])}" if less else "")
         )
     return text
 

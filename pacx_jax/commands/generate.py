@@ -105,21 +105,20 @@ def _measured(model: Generator, args, how: dict) -> tuple[list[dict], list[dict]
     if args.what == "reports":
         shares = sorted({0.0, *shares})
         return generation.written_reports(
-            model, studies, train, shares, seed=args.seed, **how
+            [model], studies, train, shares, seed=args.seed, **how
         )
     mean_image = np.mean(train.images, axis=0, dtype=np.float64) / 255
     for share in shares:
         ways = args.shape, args.way, args.seed
-        rows += generation.inpainting(model, studies, mean_image, share, *ways, **how)
+        rows += generation.inpainting([model], studies, mean_image, share, *ways, **how)
     return rows, []
 
 
 def _line(row: dict) -> str:
     """A row of numbers as text: the labels of findings alone are left out."""
-    cells = []
-    for name, value in row.items():
-        if "/" in name:
-            continue
+    cells, less = [], row.get("model_less", {})
+    told = {k: v for k, v in row.items() if k != "model_less" and "/" not in k}
+    for name, value in (told | {f"model less this {k}": less[k] for k in less}).items():
         if isinstance(value, dict):
             each = [value[k] for k in ("value", "low", "high")]
             value = "undefined" if each[0] is None else "{:.4g} ({:.4g} to {:.4g})"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -89,58 +89,88 @@ def hidden_patches(
     return out.reshape(n, -1)
 
 
+def pixels_of(hidden: np.ndarray, size: int) -> np.ndarray:
+    """Hidden patches (n, k) as pixels (n, size, size)."""
+    side = math.isqrt(hidden.shape[1])
+    squares = hidden.reshape(-1, side, side)
+    return squares.repeat(size // side, 1).repeat(size // side, 2)
+
+
 def inpainting(
-    model: Generator,
+    models: Sequence[Generator],
     studies: Studies,
     mean_image: np.ndarray,
     share: float,
     shape: str = "random",
     way: str = "sequence",
     seed: int = 0,
+    others: Mapping[str, Sequence[Callable]] | None = None,
     **how,
 ) -> list[dict]:
     """Scores of hidden pixels, by what fills them in and where they lie.
 
     Args:
+      models: trainings of one model.
       mean_image: (s, s, c) in [0, 1], of training images.
       way, how: see `Generator.paint`.
+      others: name -> trainings of another model, as functions of (uint8 images, hidden
+        patches) that give images in [0, 1] (`inpainting.decoder`).
 
     Returns:
-      Rows: share, filled_by, where ("all", "inside" and "outside" of the masks), n and
-      each of SCORES as {"value", "low", "high"}, intervals over patients. "report
-      alone" writes the whole image from its report; "image tokenizer" decodes the
-      codes of the whole X-ray.
+      Rows: share, filled_by, where ("all", "inside" and "outside" of the masks), n,
+      trainings and each of SCORES as {"value", "low", "high"}; and, of all but the
+      model, "model_less": the same of the model's score less this one's. Intervals are
+      over patients and, where there are several, trainings. "report alone" writes the
+      whole image from its report; "image tokenizer" decodes the codes of the whole
+      X-ray.
     """
-    n, side = len(studies.images), model.grid
+    n, side, x = len(studies.images), models[0].grid, studies.images
     hidden = hidden_patches(n, side, share, shape, seed)
     told = np.array([bool(text) for text in studies.texts])
     paint = how | {"way": way, "seed": seed}
-    filled = {"model": model.paint(studies.images, hidden, **paint)}
+    filled = {"model": [m.paint(x, hidden, **paint) for m in models]}
     if told.any():
-        texts, every = studies.texts, np.ones(side**2, bool)
-        filled["model and report"] = model.paint(studies.images, hidden, texts, **paint)
-        filled["report alone"] = model.paint(studies.images, every, texts, **paint)
-    filled["mean image"] = np.broadcast_to(mean_image, studies.images.shape)
-    whole = model.decode(model.codes(studies.images))
-    filled["image tokenizer"] = whole
-    factor = model.image_size // side
-    gone = hidden.reshape(n, side, side).repeat(factor, 1).repeat(factor, 2)
+        with_text = [m.paint(x, hidden, studies.texts, **paint) for m in models]
+        every = np.ones(side**2, bool)
+        alone = [m.paint(x, every, studies.texts, **paint) for m in models]
+        filled |= {"model and report": with_text, "report alone": alone}
+    for name, each in (others or {}).items():
+        filled[name] = [fill(x, hidden) for fill in each]
+    filled["mean image"] = [np.broadcast_to(mean_image, x.shape)]
+    filled["image tokenizer"] = [m.decode(m.codes(x)) for m in models]
+    gone = pixels_of(hidden, models[0].image_size)
     places = {"all": gone}
     if studies.masks is not None:
         places["inside"] = gone & studies.masks
         places["outside"] = gone & ~studies.masks
     drawn = statistics.bootstrap_weights(studies.patients, seed=seed)
     weights, rows = np.concatenate([np.ones((1, n)), drawn]), []
-    for name, painted in filled.items():
-        for where, region in places.items():
-            found = pixel_scores(painted, studies.images, region)
-            if "report" in name:
-                found = {k: np.where(told, v, np.nan) for k, v in found.items()}
+    for where, region in places.items():
+        scores = {
+            name: [pixel_scores(one, x, region) for one in each]
+            for name, each in filled.items()
+        }
+        for name, each in scores.items():
+            known = told if "report" in name else np.ones(n, bool)
             row = {"share": share, "filled_by": name, "where": where}
-            row["n"] = int((~np.isnan(found["l1"])).sum())
-            for score, values in found.items():
-                row[score] = statistics.row(_means(values, weights))
-            rows.append(row)
+            row["n"] = int((known & ~np.isnan(each[0]["l1"])).sum())
+            row["trainings"] = len(each)
+            less = {}
+            for score in SCORES:
+                values, model = (
+                    np.stack(
+                        [
+                            statistics.weighted_means(
+                                np.where(known, one[score], np.nan), weights
+                            )
+                            for one in given
+                        ]
+                    )
+                    for given in (each, scores["model"])
+                )
+                row[score] = statistics.row_over_trainings(values, seed)
+                less[score] = statistics.row_over_trainings(model - values, seed)
+            rows.append(row | ({} if name == "model" else {"model_less": less}))
     return rows
 
 
@@ -159,31 +189,27 @@ def pixel_scores(painted, truth: np.ndarray, region: np.ndarray) -> dict:
 _scored = jax.jit(image_scores.scores)
 
 
-def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means (r,) of the values that there are."""
-    known = ~np.isnan(values)
-    total = weights[:, known].sum(1)
-    sums = weights[:, known] @ values[known]
-    return np.divide(sums, total, out=np.full(len(weights), np.nan), where=total > 0)
-
-
 def written_reports(
-    model: Generator,
+    models: Sequence[Generator],
     studies: Studies,
     train: Studies,
     shares: Sequence[float] = (0.0, 0.5, 0.9),
     seed: int = 0,
     **how,
 ) -> tuple[list[dict], list[dict]]:
-    """Metrics of written reports, and the texts.
+    """Metrics of written reports, and the texts of the first training.
 
     Args:
+      models: trainings of one model.
       train: X-rays with reports, for the floors.
       how: of `Generator.write`.
 
     Returns:
-      rows {"written_by", "share", metrics of `report_metrics.score`}, and of each study
-      {"true", "nearest", ...}.
+      rows {"written_by", "share", "trainings", metrics of `report_metrics.score` as
+      means over the trainings, "f1": label_f1_micro as {"value", "low", "high"}} and,
+      of floors, "model_less": the same of the model's, from whole X-rays, less this
+      one's; and of each study {"true", "nearest", ...}. Intervals are over patients
+      and, where there are several, trainings.
     """
     kept = [i for i, text in enumerate(studies.texts) if text]
     if not kept:
@@ -192,20 +218,34 @@ def written_reports(
     known = [i for i, text in enumerate(train.texts) if text]
     if not known:
         raise PacxError("no study of the training split has a report: no floor")
-    texts = [train.texts[i] for i in known]
-    found = {}
+    texts, found = [train.texts[i] for i in known], {}
     for share in shares:
-        hidden = hidden_patches(len(x), model.grid, share, "random", seed)
-        found["model", share] = model.write(x, hidden, seed=seed, **how)
-    a, b = (_unit(model.layers(i).mean(1)) for i in (x, train.images[known]))
-    found["nearest training X-ray", 0.0] = [texts[i] for i in (a @ b.T).argmax(1)]
+        hidden = hidden_patches(len(x), models[0].grid, share, "random", seed)
+        found["model", share] = [m.write(x, hidden, seed=seed, **how) for m in models]
+    found["nearest training X-ray", 0.0] = []
+    for model in models:
+        a, b = (_unit(model.layers(i).mean(1)) for i in (x, train.images[known]))
+        nearest = [texts[i] for i in (a @ b.T).argmax(1)]
+        found["nearest training X-ray", 0.0].append(nearest)
     (common, _), *_ = collections.Counter(texts).most_common(1)
-    found["most frequent report", 1.0] = [common] * len(x)
-    rows = [
-        {"written_by": name, "share": share} | report_metrics.score(each, true)
-        for (name, share), each in found.items()
-    ]
-    columns = {f"{name}, {share:g} hidden": v for (name, share), v in found.items()}
+    found["most frequent report", 1.0] = [[common] * len(x)]
+    drawn = statistics.bootstrap_weights(studies.patients[kept], seed=seed)
+    weights = np.concatenate([np.ones((1, len(x))), drawn])
+    f1 = {
+        key: np.stack([report_metrics.resampled_f1(one, true, weights) for one in each])
+        for key, each in found.items()
+    }
+    rows = []
+    for (name, share), each in found.items():
+        scores = [report_metrics.score(one, true) for one in each]
+        row = {"written_by": name, "share": share, "trainings": len(each)}
+        row |= {k: float(np.mean([one[k] for one in scores])) for k in scores[0]}
+        row["f1"] = statistics.row_over_trainings(f1[name, share], seed)
+        if name != "model" and ("model", 0.0) in f1:
+            less = f1["model", 0.0] - f1[name, share]
+            row["model_less"] = {"f1": statistics.row_over_trainings(less, seed)}
+        rows.append(row)
+    columns = {f"{name}, {share:g} hidden": v[0] for (name, share), v in found.items()}
     told = [dict(zip(("true", *columns), line, strict=True))
             for line in zip(true, *columns.values(), strict=True)]  # fmt: skip
     return rows, told

@@ -7,9 +7,8 @@ pixels alone (`objectives.image_scores`).
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,11 +19,11 @@ from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.evaluate import generation, statistics
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae
-from pacx_jax.objectives import image_scores
 from pacx_jax.run import finished
 
 SCORES = {"l1": 4, "psnr": 2, "ssim": 3}  # name -> digits in a table
 FILLERS = ("decoder", "mean image")
+CHUNK = 512  # images that are filled in at a time
 
 
 def with_decoder(path: str) -> tuple[ModelFolder | None, str]:
@@ -65,70 +64,67 @@ def filled(
       rows: `masked_inputs.Rows`; masks are those that its embeddings had.
       mean_image: (s, s, c), pixels in [0, 1].
     """
+    side = model.architecture["image_size"] // model.architecture["patch_size"]
     if model.kind == "unified":
-        return _by_codes(model, rows, mean_image, ratio, seed, batch_size)
+        painter = generator.Generator(model, None, batch_size)
+
+        def paint(images, hidden, views):
+            return painter.paint(images, hidden)
+
+    else:
+        paint = decoder(model, batch_size)
+    found = []
+    for first in range(0, len(rows.images), CHUNK):
+        part = slice(first, first + CHUNK)
+        images, numbers = rows.images[part], rows.numbers[part]
+        *_, drawn = mae.random_masking(jax.random.key(seed), numbers, side**2, ratio)
+        hidden = np.asarray(drawn) > 0
+        gone = generation.pixels_of(hidden, model.architecture["image_size"])
+        by_mean = np.broadcast_to(mean_image, images.shape)
+        each = [
+            generation.pixel_scores(i, images, gone)
+            for i in (paint(images, hidden, rows.views[part]), by_mean)
+        ]
+        found.append(np.stack([[one[name] for name in SCORES] for one in each]))
+    return np.concatenate(found, -1).transpose(2, 0, 1).astype(np.float32)
+
+
+def decoder(model: ModelFolder, batch_size: int) -> Callable:
+    """An MAE as a function: (images, hidden, views) -> images that are filled in.
+
+    Images are uint8 (n, s, s, c) and come back as float32 in [0, 1]; `hidden` is
+    (n, k) bool, of as many patches in each row, which the encoder does not get.
+    """
     fields = {k: v for k, v in model.heads.architecture.items() if k != "encoder_width"}
     autoencoder = mae.MAE(model.module(), mae.decoder(fields))
     mean, std = (jnp.asarray(model.preprocessing[k]) for k in ("mean", "std"))
-    patch, size = model.architecture["patch_size"], model.architecture["image_size"]
-    views = autoencoder.encoder.views
+    patch, views = model.architecture["patch_size"], autoencoder.encoder.views
 
-    def score(params, inputs):
-        images, view, numbers = inputs
+    def fill(params, inputs):
+        images, hidden, kept, restore, view = inputs
         x = normalize(images, mean, std)
-        drawn = mae.random_masking(
-            jax.random.key(seed), numbers, (size // patch) ** 2, ratio
-        )
+        given = x, kept, restore
         pred = autoencoder.apply(
-            {"params": params["model"]}, x, *drawn[:2], view=view if views else None
+            {"params": params}, *given, view=view if views else None
         )
-        _, by_decoder = mae.pictures(x, pred, drawn[2], patch, norm_pix_loss=False)
-        gone = einops.repeat(
-            drawn[2], "b (h w) -> b (h p) (w q)", h=size // patch, p=patch, q=patch
-        )
-        truth, by_decoder = (jnp.clip(i * std + mean, 0, 1) for i in (x, by_decoder))
-        by_mean = jnp.where(gone[..., None] > 0, params["mean"], truth)
-        found = [image_scores.scores(i, truth, gone) for i in (by_decoder, by_mean)]
-        return jnp.stack(
-            [jnp.stack([each[name] for name in SCORES], -1) for each in found], 1
-        )
+        _, whole = mae.pictures(x, pred, hidden, patch, norm_pix_loss=False)
+        return jnp.clip(whole * std + mean, 0, 1)
 
     mesh = sharding.make_mesh()
-    weights = {"encoder": model.params, **model.heads.params}
-    params = {"model": weights, "mean": np.asarray(mean_image, np.float32)}
-    return forward.in_batches(
-        forward.on_mesh(score, mesh, "float32"),
-        jax.device_put(params, sharding.replicated(mesh)),
-        zip(rows.images, rows.views, rows.numbers, strict=True),
-        (len(FILLERS), len(SCORES)),
-        sharding.padded_size(batch_size, mesh),
-        mesh,
-    )
+    fill = forward.on_mesh(fill, mesh, "float32")
+    params = {"encoder": model.params, **model.heads.params}
+    params = jax.device_put(params, sharding.replicated(mesh))
 
+    def paint(images, hidden, views=None):
+        order = np.argsort(hidden, axis=1, kind="stable").astype(np.int32)
+        kept = order[:, : np.count_nonzero(~hidden[0])]
+        restore = np.argsort(order, axis=1).astype(np.int32)
+        views = np.zeros(len(images), np.int32) if views is None else views
+        rows = zip(images, np.float32(hidden), kept, restore, views, strict=True)
+        size = sharding.padded_size(batch_size, mesh)
+        return forward.in_batches(fill, params, rows, images.shape[1:], size, mesh)
 
-def _by_codes(model, rows, mean_image, ratio, seed, batch_size) -> np.ndarray:
-    """`filled` by a CheXmix, which writes the codes that are missing."""
-    painter = generator.Generator(model, None, batch_size)
-    n = painter.grid**2
-    *_, drawn = mae.random_masking(jax.random.key(seed), rows.numbers, n, ratio)
-    hidden = np.asarray(drawn) > 0
-    gone = einops.repeat(
-        hidden,
-        "b (h w) -> b (h p) (w q)",
-        h=painter.grid,
-        p=painter.image_size // painter.grid,
-        q=painter.image_size // painter.grid,
-    )
-    found = [
-        generation.pixel_scores(i, rows.images, gone)
-        for i in (
-            painter.paint(rows.images, hidden),
-            np.broadcast_to(mean_image, rows.images.shape),
-        )
-    ]
-    return np.stack(
-        [np.stack([each[name] for name in SCORES], -1) for each in found], 1
-    ).astype(np.float32)
+    return paint
 
 
 def measure(
@@ -159,17 +155,11 @@ def measure(
         for i, filler in enumerate(FILLERS):
             row = {"removed": ratio, "filled_by": filler}
             for j, name in enumerate(SCORES):
-                row[name] = statistics.row(_means(found[:, i, j], weights))
+                row[name] = statistics.row(
+                    statistics.weighted_means(found[:, i, j], weights)
+                )
             rows.append(row)
     return rows
-
-
-def _means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted means over the images that have a value."""
-    known = ~np.isnan(values)
-    total = weights[:, known].sum(1)
-    sums = weights[:, known] @ values[known].astype(np.float64)
-    return np.divide(sums, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
 def lines(rows: Sequence[dict], skipped: dict[str, str]) -> list[str]:

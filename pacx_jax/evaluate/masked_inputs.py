@@ -179,7 +179,9 @@ def _overlap(config, words: Sequence[str], split: str) -> dict[str, dict]:
 
 def table(rows: Sequence[dict], ratios: Sequence[float]) -> list[str]:
     """Lines of text: macro AUROC of each encoder by share removed."""
-    lines = ["macro AUROC (95% interval over patients), by share of patches removed"]
+    several = any(row["trainings"] > 1 for row in rows)
+    over = "patients and trainings" if several else "patients"
+    lines = [f"macro AUROC (95% interval over {over}), by share of patches removed"]
     names = list(dict.fromkeys(row["arm"] for row in rows))
     cells = {(r["arm"], r["fraction"]): r for r in rows if r["labels"] == "macro"}
     wide = max(map(len, names))

@@ -137,6 +137,19 @@ def label_f1(predicted: np.ndarray, true: np.ndarray) -> dict[str, float]:
     return out
 
 
+def resampled_f1(
+    generated: Sequence[str], true: Sequence[str], weights: np.ndarray
+) -> np.ndarray:
+    """`label_f1_micro` (r,) under weightings (r, n) of the pairs; NaN for 0 / 0."""
+    given, wanted = (
+        report_labels.label(texts) == report_labels.PRESENT
+        for texts in (generated, true)
+    )
+    hits = weights @ (given & wanted).sum(1)
+    total = weights @ (given.sum(1) + wanted.sum(1))
+    return np.divide(2 * hits, total, out=np.full(len(hits), np.nan), where=total > 0)
+
+
 def recall(
     images: np.ndarray, reports: np.ndarray, ks: Sequence[int] = PLACES
 ) -> dict[str, float]:

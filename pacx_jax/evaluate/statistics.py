@@ -236,6 +236,33 @@ def row(values: np.ndarray) -> dict[str, float | int | None]:
     return found | ({"undefined_resamples": undefined} if undefined else {})
 
 
+def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Means under many weightings of the studies whose value is defined.
+
+    Args:
+      values: (n,), NaN where undefined.
+      weights: (r, n), one row a resample.
+
+    Returns:
+      (r,), NaN where no study that counts has a value.
+    """
+    known = ~np.isnan(values)
+    total = weights[:, known].sum(1)
+    sums = weights[:, known] @ values[known].astype(np.float64)
+    return np.divide(sums, total, out=np.full(len(weights), np.nan), where=total > 0)
+
+
+def row_over_trainings(values: np.ndarray, seed: int = 0) -> dict:
+    """`row` of the mean over trainings, whose interval covers their randomness too.
+
+    Args:
+      values: (t, 1 + r), of each training on the sample and on its resamples.
+      seed: of Student's draws.
+    """
+    drawn = training_draws(values[:, 0], mean_defined(values[:, 1:].T), seed)
+    return row(np.concatenate([[values[:, 0].mean()], drawn]))
+
+
 def p_value(distribution: np.ndarray) -> float:
     """Two-sided p of a difference from its bootstrap distribution.
 

@@ -162,7 +162,7 @@ def test_hidden_patches_are_a_share_by_seed_and_row():
 
 def test_inpainting_scores_hidden_pixels_inside_and_outside_of_masks(model, studies):
     mean = np.full((16, 16, 1), 0.5)
-    rows = generation.inpainting(model, studies, mean, 0.5)
+    rows = generation.inpainting([model], studies, mean, 0.5)
     found = {(row["filled_by"], row["where"]): row for row in rows}
     names = {"model", "model and report", "report alone", "mean image",
              "image tokenizer"}  # fmt: skip
@@ -189,9 +189,49 @@ def test_inpainting_scores_hidden_pixels_inside_and_outside_of_masks(model, stud
     assert perfect["l1"].max() < 1e-6 and perfect["ssim"].min() > 0.9999
 
 
+def test_intervals_of_filled_in_pixels_and_reports_cover_trainings(model, studies):
+    pytest.importorskip("rouge_score")
+    mean = np.full((16, 16, 1), 0.5)
+
+    def painter(level):
+        return lambda images, hidden: np.full(images.shape, level, np.float32)
+
+    others = {"grey": [painter(level) for level in (0.3, 0.5, 0.7)]}
+    rows = generation.inpainting([model] * 3, studies, mean, 0.5, others=others)
+    found = {row["filled_by"]: row for row in rows if row["where"] == "all"}
+    grey, floor = found["grey"], found["mean image"]
+    assert grey["trainings"] == 3 and floor["trainings"] == 1
+    each = [
+        generation.inpainting([model], studies, mean, 0.5, others={"a": [painter(x)]})
+        for x in (0.3, 0.5, 0.7)
+    ]
+    values = [
+        next(r for r in e if r["filled_by"] == "a" and r["where"] == "all")["l1"]
+        for e in each
+    ]
+    want = np.mean([v["value"] for v in values])
+    np.testing.assert_allclose(grey["l1"]["value"], want, rtol=1e-6)
+    width = {k: r["l1"]["high"] - r["l1"]["low"] for k, r in found.items()}
+    assert width["grey"] > max(v["high"] - v["low"] for v in values)
+    alone = generation.inpainting([model], studies, mean, 0.5)[0]["l1"]
+    assert found["model"]["l1"]["value"] == pytest.approx(alone["value"])
+    np.testing.assert_allclose(width["model"], alone["high"] - alone["low"], rtol=1e-6)
+    less = floor["model_less"]["l1"]["value"]
+    both = found["model"]["l1"]["value"] - floor["l1"]["value"]
+    np.testing.assert_allclose(less, both, rtol=1e-6)
+
+    rows, _ = generation.written_reports([model] * 2, studies, studies, (0.0,))
+    by = {row["written_by"]: row for row in rows}
+    assert by["model"]["f1"]["value"] == pytest.approx(by["model"]["label_f1_micro"])
+    nearest = by["nearest training X-ray"]
+    assert nearest["f1"]["value"] == 1 and nearest["trainings"] == 2
+    less = nearest["model_less"]["f1"]["value"]
+    assert less == pytest.approx(by["model"]["f1"]["value"] - 1)
+
+
 def test_written_reports_stand_beside_their_floors(model, studies):
     pytest.importorskip("rouge_score")
-    rows, texts = generation.written_reports(model, studies, studies, (0.0, 1.0))
+    rows, texts = generation.written_reports([model], studies, studies, (0.0, 1.0))
     by = {(row["written_by"], row["share"]): row for row in rows}
     assert set(by) == {("model", 0.0), ("model", 1.0), ("most frequent report", 1.0),
                        ("nearest training X-ray", 0.0)}  # fmt: skip
