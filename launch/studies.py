@@ -58,6 +58,8 @@ class Probe:
       within: views within which the comparison is made again, e.g. PA and AP.
       beside: further prepared sets that encoders are asked to tell from this one, see
         `evaluate.source_probe`.
+      namespace: whose patients the set's ids are, where it does not say itself; see
+        config.data.namespace.
     """
 
     path: str
@@ -67,6 +69,7 @@ class Probe:
     table: str = ""
     within: Sequence[str] = ()
     beside: Sequence[str] = ()
+    namespace: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -164,6 +164,7 @@ def _source(path: str, split: str):
 def _check_patients(study, target, name, split, workdir) -> None:
     """Refuses an encoder that has learnt from the probe's test patients."""
     data = {"source": "prepared", "path": study.probe.path, "allow_overlap": False}
+    data["namespace"] = study.probe.namespace
     config = ml_collections.ConfigDict({"name": name, "data": data})
     own = str(target / "overlap" / workdir.name)
     overlap.check(config, own, [split], overlap.behind(str(workdir)))

@@ -137,6 +137,7 @@ def get_study(data: str) -> Study:
             GROUPS,
             table=f"{data}/../raw/paired/probe/labels.csv",
             within=("PA", "AP"),
+            namespace="simulated",
         ),
         pairs=[
             ("pacx", a)

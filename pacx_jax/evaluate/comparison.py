@@ -27,10 +27,9 @@ class Comparison:
         subsets, n_patients, n_positive, n_defined, n_labels.
       pairs: one row a pair, fraction and label or group: a, b, fraction, labels,
         group, a_auroc, b_auroc, difference (a - b), low, high, spread, p, p_holm,
-        trainings, subsets, n_patients, n_labels. p is two-sided by the distribution of
-        the interval, so at least 2 / (n_resamples + 1), and None for fewer than
-        `MIN_TRAININGS`; p_holm corrects it for the rows of all groups, or of all
-        labels. (For m rows, 40 m resamples let one of them fall below 0.05.)
+        trainings, subsets, n_patients, n_labels. p is two-sided, see
+        `statistics.p_value`, and None for fewer than `MIN_TRAININGS`; p_holm corrects
+        it for the rows of all groups, or of all labels.
     `trainings` counts training seeds, `spread` is the standard deviation over them
     (None for one), `subsets` counts subset seeds, `n_labels` labelled training studies.
     """
@@ -181,7 +180,7 @@ def _pair_row(a, b, fraction, name, values, rows, seed) -> dict:
         raise ValueError(f"arms {a!r} and {b!r} have different training seeds")
     each, drawn = each_a - each_b, drawn_a - drawn_b
     judged = max(trainings) >= MIN_TRAININGS
-    p = statistics.p_value(statistics.training_draws(each, drawn, seed))
+    p = statistics.p_value(each, drawn)
     return (
         {"a": a, "b": b}
         | {key: row[key] for key in ("labels", "fraction", "group")}

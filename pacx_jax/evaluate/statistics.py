@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Sequence
 
 import numpy as np
+import scipy.stats
 
 from pacx_jax.errors import PacxError
 
@@ -263,17 +264,33 @@ def row_over_trainings(values: np.ndarray, seed: int = 0) -> dict:
     return row(np.concatenate([[values[:, 0].mean()], drawn]))
 
 
-def p_value(distribution: np.ndarray) -> float:
-    """Two-sided p of a difference from its bootstrap distribution.
+def p_value(values: np.ndarray, distribution: np.ndarray) -> float:
+    """Two-sided p of a mean over trainings, such as of a difference, being 0.
 
-    Twice the smaller share of resamples on one side of 0, each share (k + 1) / (r + 1),
-    so never below 2 / (r + 1); NaN where nothing is defined.
+    The bootstrap's part of its error is taken for normal, training's for Student's t as
+    in `training_draws`. (The share of draws beyond 0 cannot fall below 2 / (r + 1),
+    which a correction for many comparisons multiplies.)
+
+    Args:
+      values, distribution: as of `training_draws`.
+
+    Returns:
+      p; NaN where nothing is defined.
     """
     drawn = distribution[~np.isnan(distribution)]
-    if not len(drawn):
+    if not len(drawn) or np.isnan(values).any():
         return np.nan
-    fewer = min(np.sum(drawn <= 0), np.sum(drawn >= 0))
-    return float(min(1.0, 2 * (fewer + 1) / (len(drawn) + 1)))
+    trainings, mean, sd = len(values), np.mean(values), np.std(drawn)
+    each = np.zeros(1)  # of what training moves the mean by, all as likely
+    if trainings > 1:
+        shares = (np.arange(20_000) + 0.5) / 20_000
+        scale = np.std(values, ddof=1) / np.sqrt(trainings)
+        each = scale * scipy.stats.t.ppf(shares, trainings - 1)
+    if sd == 0 and not each.any():
+        return float(mean == 0)
+    with np.errstate(divide="ignore", invalid="ignore"):  # where one part is 0
+        below = np.nan_to_num(scipy.stats.norm.cdf(-(mean + each) / sd), nan=0.5)
+    return float(2 * min(below.mean(), 1 - below.mean()))
 
 
 def holm(p: Sequence[float]) -> np.ndarray:

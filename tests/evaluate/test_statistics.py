@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import scipy.stats
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
@@ -318,13 +319,24 @@ def test_holm_equals_an_independent_packages_and_leaves_nan_out():
     np.testing.assert_allclose(found, [0.06, np.nan, 0.06])
 
 
-def test_bootstrap_p_is_small_for_a_sure_difference_and_never_0():
-    drawn = np.random.default_rng(0).normal(1, 1, 999)
-    side = np.sum(drawn <= 0)
-    assert statistics.p_value(drawn) == pytest.approx(2 * (side + 1) / 1000)
-    assert statistics.p_value(drawn + 10) == 2 / 1000
-    assert statistics.p_value(np.zeros(99)) == 1
-    assert np.isnan(statistics.p_value(np.full(9, np.nan)))
+def test_p_is_that_of_the_normal_and_students_parts_together():
+    rng = np.random.default_rng(0)
+    drawn = rng.normal(0.03, 0.02, 200_000)
+    values = np.array([0.01, 0.05, 0.03, 0.06, 0.0])
+    moved = statistics.training_draws(values, drawn, seed=3)
+    share = 2 * np.mean(moved <= 0)
+    assert statistics.p_value(values, drawn) == pytest.approx(share, rel=0.03)
+    # Of training alone: Student's test.
+    alone = scipy.stats.ttest_1samp(values, 0).pvalue
+    still = statistics.p_value(values, np.full(9, values.mean()))
+    assert still == pytest.approx(alone, rel=1e-3)
+    # Of patients alone: the normal's.
+    same = np.full(3, 0.04)
+    want = 2 * scipy.stats.norm.sf(0.04 / np.std(drawn))
+    assert statistics.p_value(same, drawn) == pytest.approx(want, rel=1e-6)
+    assert 0 < statistics.p_value(same + 0.1, drawn) < 1e-8
+    assert statistics.p_value(np.zeros(3), np.zeros(99)) == 1
+    assert np.isnan(statistics.p_value(np.zeros(3), np.full(9, np.nan)))
 
 
 def test_one_patient_has_no_resamples():

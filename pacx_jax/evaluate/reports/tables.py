@@ -170,7 +170,9 @@ def _pair_lines(name: str, rows: Sequence[Mapping]) -> list[str]:
 def p_after_holm(row: Mapping) -> str:
     """ "p 0.012 after Holm"; "" where no p was computed, as of few trainings."""
     p = row.get("p_holm")
-    return "" if p is None else f"p {p:.2g} after Holm"
+    if p is None:
+        return ""
+    return f"p {p:.2g} after Holm" if p >= 0.001 else "p < 0.001 after Holm"
 
 
 def _holm(row: Mapping) -> str:
