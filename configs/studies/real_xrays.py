@@ -1,4 +1,4 @@
-"""Real X-rays: do encoders of simulated patients help there, and an MAE trained on them?
+"""Do encoders of simulated patients help on real X-rays, and an MAE trained on these?
 
   bash launch/demo.sh                     # simulated patients
   python data/prepare.py folder --source=DIR --csv=DIR/metadata.csv \\

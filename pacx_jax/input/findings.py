@@ -268,8 +268,8 @@ def _numbers(table: tables.Table, name: str) -> list[float]:
         if numbers[-1] is None:
             raise PacxError(
                 f"{table.path}: row {row} has {cell!r} in the label column {name!r}; "
-                "labels are 0, 1, -1 (uncertain), true, false, yes, no or blank, or, of "
-                "a column of findings, name these in data.label_columns instead of it"
+                "labels are 0, 1, -1 (uncertain), true, false, yes, no or blank; of a "
+                "column of findings, name these in data.label_columns instead of it"
             )
     return numbers
 
