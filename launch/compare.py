@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:  # as a script, this file's folder is there instea
     sys.path.insert(0, str(ROOT))
 
 from launch import results, spreads  # noqa: E402
+from launch.curricula import pacx  # noqa: E402
 from launch.curricula.stage import training  # noqa: E402
 from pacx_jax import cli, files, load_encoder, sharding  # noqa: E402
 from pacx_jax.encoders import model_folder  # noqa: E402
@@ -301,7 +302,9 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     read = time.time()
     result, test, names = compare(target, split, identity, seeds)
     arms = arms_of(identity)
-    told = spreads.notes(result.summary, "demo", spreads.read())
+    plan = json.loads(json.dumps(pacx.DEMO))  # of which the recorded spread is
+    name = "demo" if identity["plan"] == plan else "a demo of this size"
+    told = spreads.notes(result.summary, name, spreads.read())
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
     page = report.Report(
         title="PaCX-MAE: the demonstration",

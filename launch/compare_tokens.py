@@ -90,8 +90,8 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         goodput={s: goodput.read(str(target / s)) for s in ("causal", *chexmix.ARMS)},
         notes=[
             f"Probes are measured on the {split} patients, fitted on whole X-rays.",
-            "X-rays, texts and retrieval are of the first training of two stages, "
-            "numbers of all.",
+            "The X-rays and texts shown, and retrieval, are of the first training of "
+            "two stages; scores of pixels and reports are means over all.",
             *token_evidence.sentences(painted),
         ],
         **evidence,

@@ -248,13 +248,15 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         arms=ARMS,
         curves=view_evidence.curves(target, view_evidence.LOSSES),
         alignment=view_evidence.curves(target, view_evidence.ALIGNMENT),
-        configs={s: results.config(target, s) for s in mvmae.ARMS},
+        configs={s: results.config(target, s) for s in ("start", *mvmae.ARMS)},
         versions=results.versions(),
         seeds=results.seeds(identity["seed"], seeds),
         seconds=results.times(progress, read),
-        goodput={s: goodput.read(str(target / s)) for s in mvmae.ARMS},
+        goodput={s: goodput.read(str(target / s)) for s in ("start", *mvmae.ARMS)},
         notes=[
             f"Probes are measured on the {split} patients.",
+            "Every arm goes on from one start without alignment, which the curves of "
+            "alignment leave out.",
             "Alignment, reconstructions, reports and retrieval are of the validation "
             "studies of pretraining, which chose no checkpoint: every arm is its run's "
             "last step.",

@@ -25,7 +25,6 @@ LOSSES = {
 NAMES = {"causal": "Causal stage", "masked": "Masked stage",
          "continued": "Causal, continued"}  # fmt: skip
 SHARES, SHOWN, MOST = (0.5, 0.9), 4, 200
-COVERED = "95% intervals over patients and trainings"
 TOLD = {
     "bleu4": "BLEU-4",
     "rouge_l": "ROUGE-L",
@@ -123,8 +122,7 @@ def painted(model: Generator, studies) -> tuple[list[tuple], list[str]]:
     n, side = min(SHOWN, len(studies.images)), model.grid
     x, texts = studies.images[:n], studies.texts[:n]
     hidden = generation.hidden_patches(n, side, 0.25, "block")
-    factor = model.image_size // side
-    gone = hidden.reshape(n, side, side).repeat(factor, 1).repeat(factor, 2)
+    gone = generation.pixels_of(hidden, model.image_size)
     seen = np.where(gone[..., None], 128, x)
     rows, names = [], []
     for how, given in (("", None), (", and its report", texts)):
@@ -141,7 +139,7 @@ def lines(rows: Sequence[dict]) -> list[str]:
     head = f"{'filled in by':<20}{'set':<15}{'where':<10}{'hidden':>7}"
     text = [
         "Hidden pixels: L1, PSNR and SSIM, and the model's L1 less this one's "
-        f"({COVERED})",
+        f"({_covered(rows)})",
         head,
     ]
     for row in rows:
@@ -157,7 +155,9 @@ def lines(rows: Sequence[dict]) -> list[str]:
 
 def report_lines(rows: Sequence[dict]) -> list[str]:
     """F1 of written reports as text, and how far the model is from each floor."""
-    text = [f"Reports: F1 of 14 labels ({COVERED}), and the model's less this one's"]
+    text = [
+        f"Reports: F1 of 14 labels ({_covered(rows)}), and the model's less this one's"
+    ]
     for row in rows:
         less = row.get("model_less")
         text.append(
@@ -165,6 +165,11 @@ def report_lines(rows: Sequence[dict]) -> list[str]:
             + (f"   {_cell(less['f1'])}" if less else "")
         )
     return text
+
+
+def _covered(rows: Sequence[dict]) -> str:
+    several = any(row["trainings"] > 1 for row in rows)
+    return "95% intervals over patients" + (" and trainings" if several else "")
 
 
 def sentences(rows: Sequence[dict]) -> list[str]:

@@ -1,9 +1,9 @@
 """Any tree of JPEG and PNG files with or without a CSV, as ArrayRecord.
 
-It is read and split by the very code of `data.source=folder`, with studies and views
-where the CSV has a column of them (tables.ROLES). With --masks=DIR, a
-folder in the source, the image a/x.jpg has the mask DIR/a/x.png, or else DIR/x.png,
-under any extension.
+It is read and split by the very code of `data.source=folder`, with studies, views and
+reports where the CSV has columns of them (tables.ROLES, `folders.table_reports`). With
+--masks=DIR, a folder in the source, the image a/x.jpg has the mask DIR/a/x.png, or else
+DIR/x.png, under any extension.
 """
 
 from __future__ import annotations
@@ -67,14 +67,15 @@ def make_plan(source: pathlib.Path, options: Any) -> records.Plan:
 
 
 def _texts(listing: folders.Listing) -> tuple[tuple[str, ...], list[tuple]]:
-    """Names of the entries of studies and views, and how each row ends with them."""
+    """Names of the entries of studies, views and reports, and each row's end."""
     names = ("study_id",) * bool(listing.studies)
-    names += ("view", "view_origin") * bool(listing.views)
+    names += ("view", "view_origin") * bool(listing.views) + tuple(listing.reports)
     if not names:
         return (), [()] * len(listing.paths)
     columns = [listing.studies] if listing.studies else []
     if listing.views:
         columns += [listing.views, ["listed"] * len(listing.views)]
+    columns += listing.reports.values()
     return names, [(values,) for values in zip(*columns, strict=True)]
 
 

@@ -110,7 +110,7 @@ def inpainting(
     """Scores of hidden pixels, by what fills them in and where they lie.
 
     Args:
-      models: trainings of one model.
+      models: trainings of one model, with one image tokenizer.
       mean_image: (s, s, c) in [0, 1], of training images.
       way, how: see `Generator.paint`.
       others: name -> trainings of another model, as functions of (uint8 images, hidden
@@ -137,7 +137,7 @@ def inpainting(
     for name, each in (others or {}).items():
         filled[name] = [fill(x, hidden) for fill in each]
     filled["mean image"] = [np.broadcast_to(mean_image, x.shape)]
-    filled["image tokenizer"] = [m.decode(m.codes(x)) for m in models]
+    filled["image tokenizer"] = [models[0].decode(models[0].codes(x))]
     gone = pixels_of(hidden, models[0].image_size)
     places = {"all": gone}
     if studies.masks is not None:
@@ -155,22 +155,21 @@ def inpainting(
             row = {"share": share, "filled_by": name, "where": where}
             row["n"] = int((known & ~np.isnan(each[0]["l1"])).sum())
             row["trainings"] = len(each)
-            less = {}
-            for score in SCORES:
-                values, model = (
-                    np.stack(
-                        [
-                            statistics.weighted_means(
-                                np.where(known, one[score], np.nan), weights
-                            )
-                            for one in given
-                        ]
+
+            def means(given, score, known=known):
+                each = [np.where(known, one[score], np.nan) for one in given]
+                return np.stack([statistics.weighted_means(x, weights) for x in each])
+
+            found = {score: means(each, score) for score in SCORES}
+            row |= {s: statistics.row_over_trainings(v, seed) for s, v in found.items()}
+            if name != "model":
+                row["model_less"] = {
+                    s: statistics.row_over_trainings(
+                        means(scores["model"], s) - v, seed
                     )
-                    for given in (each, scores["model"])
-                )
-                row[score] = statistics.row_over_trainings(values, seed)
-                less[score] = statistics.row_over_trainings(model - values, seed)
-            rows.append(row | ({} if name == "model" else {"model_less": less}))
+                    for s, v in found.items()
+                }
+            rows.append(row)
     return rows
 
 

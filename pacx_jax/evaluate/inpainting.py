@@ -16,6 +16,7 @@ import numpy as np
 from pacx_jax import sharding
 from pacx_jax.encoders import forward, generator, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import generation, statistics
 from pacx_jax.input.normalize import normalize
 from pacx_jax.models import mae
@@ -116,6 +117,12 @@ def decoder(model: ModelFolder, batch_size: int) -> Callable:
     params = jax.device_put(params, sharding.replicated(mesh))
 
     def paint(images, hidden, views=None):
+        counts, grid = np.count_nonzero(hidden, axis=1), (images.shape[1] // patch) ** 2
+        if len(set(counts.tolist())) > 1 or hidden.shape[1] != grid:
+            raise PacxError(
+                f"hidden patches of shape {hidden.shape}, {min(counts)} to "
+                f"{max(counts)} a row: give as many in each, of {grid} patches"
+            )
         order = np.argsort(hidden, axis=1, kind="stable").astype(np.int32)
         kept = order[:, : np.count_nonzero(~hidden[0])]
         restore = np.argsort(order, axis=1).astype(np.int32)

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 import os
 import pathlib
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
 from pacx_jax import files
 from pacx_jax.errors import PacxError, one_line
-from pacx_jax.input import findings, names, tables, views
+from pacx_jax.input import findings, names, reports, tables, views
 from pacx_jax.input import patients as ids
 
 _TABLES = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".parquet", ".json", ".jsonl")
@@ -78,6 +79,8 @@ class Listing:
       notes: lines that say what was taken for what, and what was left out.
       studies: n ids of studies, or empty; an image that names none is one by its path.
       views: n keys of `views.FINE`, or empty; the table states them.
+      reports: section of a report -> n texts, "" where there is none; {} without a
+        column of them.
     """
 
     root: pathlib.Path
@@ -90,6 +93,7 @@ class Listing:
     notes: tuple[str, ...] = ()
     studies: list[str] = dataclasses.field(default_factory=list)
     views: list[str] = dataclasses.field(default_factory=list)
+    reports: dict[str, list[str]] = dataclasses.field(default_factory=dict)
 
 
 def read_folder(spec: FolderSpec) -> Listing:
@@ -110,13 +114,15 @@ def read_folder(spec: FolderSpec) -> Listing:
         )
     paths, told = match_paths(table, roles["path"], found, root)
     patients = table_patients(table, roles)
+    sections = table_reports(table, spec.label_columns)
     labels = findings.read(
         table,
         spec.label_columns,
         spec.label_separator,
-        exclude=roles.values(),
+        exclude=(*roles.values(), *sections.values()),
         some=spec.some_labels,
     )
+    texts = {name: table.column(column, "") for name, column in sections.items()}
     digests = _digests(root, paths)
     splits = table_splits(table, spec, patients, digests)
     fingerprint = _fingerprint(paths, digests, csv_path.read_bytes())
@@ -126,7 +132,7 @@ def read_folder(spec: FolderSpec) -> Listing:
     notes += [] if roles["split"] else [_told_splits(paths)]
     notes += [_copies(digests), found.told(_under(root, csv_path))]
     studies, seen, told = _studies(table, roles, paths, patients, digests)
-    notes += told
+    notes += [*told, _told_reports(texts)]
     order = sorted(range(len(digests)), key=paths.__getitem__)
 
     def ordered(values: list[str]) -> list[str]:
@@ -143,7 +149,30 @@ def read_folder(spec: FolderSpec) -> Listing:
         tuple(one_line(note, 3000) for note in notes if note),
         ordered(studies),
         ordered(seen),
+        {name: ordered(cells) for name, cells in texts.items()},
     )
+
+
+def table_reports(
+    table: tables.Table, label_columns: Collection[str] = ()
+) -> dict[str, str]:
+    """Section of a report -> the column that is called so and holds texts."""
+    return {
+        name: column
+        for name in reports.SECTIONS
+        for column in table.columns
+        if tables.plain(column) == name
+        and column not in label_columns
+        and not findings.holds_labels(table.column(column, ""))
+    }
+
+
+def _told_reports(texts: dict[str, list[str]]) -> str:
+    if not texts:
+        return ""
+    rows = list(zip(*texts.values(), strict=True))
+    without = sum(not any(cell.strip() for cell in row) for row in rows)
+    return f"reports: {' and '.join(texts)}; {without} of {len(rows)} rows without"
 
 
 def _studies(

@@ -255,6 +255,7 @@ class FolderSource:
         if listing.studies:
             named = self.views or ["unknown"] * len(rows)
             self._studies = studies.Index([listing.studies[i] for i in rows], named)
+        self._reports = {k: [v[i] for i in rows] for k, v in listing.reports.items()}
         self.label_names = listing.label_names
         self.split = split
         self.namespace = patients.FOLDER
@@ -267,6 +268,7 @@ class FolderSource:
         self.entries += ("labels",) if self.label_names else ()
         self.entries += ("patient_id",) if self._patients else ()
         self.entries += ("study_id", "view") if self._studies else ()
+        self.entries += tuple(self._reports)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -284,7 +286,7 @@ class FolderSource:
         if self._studies:
             example["study_id"] = self._studies.ids[i]
             example["view"] = self._studies.views[i]
-        return example
+        return example | {name: texts[i] for name, texts in self._reports.items()}
 
     def name(self, i: int) -> str:
         return f"{str(self._shown).rstrip('/')}/{self._paths[i]}"

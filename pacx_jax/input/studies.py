@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from pacx_jax.errors import PacxError
-from pacx_jax.input import subsets, views
+from pacx_jax.input import reports, subsets, views
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,10 +32,10 @@ class Studies:
     """The studies of a source of images, in the order of their first images.
 
     An example has `images`, a list of raw images; `views`, their fine names; `labels`,
-    for each the strongest of the images' (see `strongest`); and of the first image
-    `patient_id`, `study_id`, `path` and the sections of the report. Its images stand
-    in one order: the first frontal, the first lateral and the first of unknown view,
-    then the others as recorded.
+    for each the strongest of the images' (see `strongest`); of the first image
+    `patient_id`, `study_id` and `path`; and the sections of the report, of the first
+    image that has each. Its images stand in one order: the first frontal, the first
+    lateral and the first of unknown view, then the others as recorded.
 
     The attributes are those of `sources.Source`.
     """
@@ -97,6 +97,9 @@ class Studies:
         example = {k: v for k, v in found[0].items() if k in self.entries}
         example["images"] = [each["image"] for each in found]
         example["views"] = [self._views[row] for row in rows]
+        for name in reports.SECTIONS:
+            if name in example:
+                example[name] = next((e[name] for e in found if e[name]), "")
         if self.label_names:
             example["labels"] = strongest(np.stack([e["labels"] for e in found]))
         return example

@@ -80,8 +80,8 @@ class Numbers:
             self._list(n, float(loss), float(norm))
             self._skipped += 1
             again = (
-                f"{self._path} names its samples; to see that step again: python -m "
-                f"pacx_jax.replay --workdir={self._workdir} --step={n}"
+                f"{self._path} names its samples; to see that step again: pacx replay "
+                f"--workdir={self._workdir} --step={n}"
             )
             if self._policy == "stop":
                 raise PacxError(

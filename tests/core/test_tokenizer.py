@@ -58,7 +58,6 @@ def test_letters_that_training_did_not_have_are_unknown(trained):
 def test_the_same_reports_give_the_same_bytes_in_every_process():
     code = """
 import hashlib
-from pacx_jax.commands import train_tokenizer
 from pacx_jax.input import tokenizer
 from tests import report_sets
 made = tokenizer.train(report_sets.texts(300, seed=1), 1000)

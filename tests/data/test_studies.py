@@ -5,14 +5,16 @@ import json
 import pathlib
 import re
 
+import ml_collections
 import numpy as np
+import PIL.Image
 import pytest
 
 from data import prepare, reports
 from data.openi import xmls
 from data.padchest import terms
 from pacx_jax.errors import PacxError
-from pacx_jax.input import folders, images, views
+from pacx_jax.input import folders, images, sources, tables, views
 from tests.data import test_prepare
 from tests.data.prepared_sets import read
 from tests.data.published_trees import (
@@ -411,6 +413,47 @@ def test_a_folder_has_studies_and_views_of_its_table(made, tmp_path):
     listing = folders.read_folder(folders.FolderSpec(path=str(tmp_path / "in")))
     assert listing.studies == ["st0", "st0", "st0", "st1", "4.png", "st1"]
     assert listing.views[3:5] == ["unknown", "unknown"]
+
+
+def test_a_folder_has_the_reports_of_its_table(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    lines = ["path,patient_id,study_id,view,Findings,impression,edema"]
+    cells = [
+        ("p1", "s1", "lateral", "", "", 1),
+        ("p1", "s1", "PA", "Clear, no effusion.", "", 0),
+        ("p2", "s2", "AP", "", "Small effusion.", 1),
+        ("p3", "s3", "AP", "", "", 0),
+    ]
+    for i, (patient, study, view, *texts, label) in enumerate(cells):
+        pixels = rng.integers(0, 256, (20, 20), dtype=np.uint8)
+        PIL.Image.fromarray(pixels).save(tmp_path / f"{i}.png")
+        quoted = ",".join(f'"{text}"' for text in texts)
+        lines.append(f"{i}.png,{patient},{study},{view},{quoted},{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
+    flags = [f"--source={tmp_path}", "--val_fraction=0", "--test_fraction=0"]
+    target = tmp_path.parent / f"{tmp_path.name}_prepared"
+    assert prepare.main(["folder", *flags, f"--target={target}"]) == 0
+    said = capsys.readouterr().out
+    assert "reports: findings and impression; 2 of 4 rows without" in said
+    for kind, path in (("folder", tmp_path), ("prepared", target)):
+        about = {"source": kind, "path": str(path), "group": "study"}
+        about |= {"val_fraction": 0.0, "test_fraction": 0.0}
+        source = sources.open_source(ml_collections.ConfigDict(about), "train")
+        assert source.label_names == ("edema",)
+        found = {source[i]["study_id"]: source[i] for i in range(len(source))}
+        assert (
+            found["s1"]["findings"] == "Clear, no effusion."
+        )  # not of the first image
+        assert found["s2"]["impression"] == "Small effusion."
+        assert (found["s3"]["findings"], found["s3"]["impression"]) == ("", "")
+
+
+def test_columns_of_labels_are_no_reports(tmp_path):
+    table = tables.Table("x", ("path", "findings"), [["a", "1"], ["b", ""]])
+    assert folders.table_reports(table) == {}
+    words = tables.Table("x", ("path", "findings"), [["a", "no edema"], ["b", ""]])
+    assert folders.table_reports(words) == {"findings": "findings"}
+    assert folders.table_reports(words, ("findings",)) == {}
 
 
 def test_a_folder_counts_copies_within_a_study(tmp_path):

@@ -329,13 +329,17 @@ def test_p_is_that_of_the_normal_and_students_parts_together():
     # Of training alone: Student's test.
     alone = scipy.stats.ttest_1samp(values, 0).pvalue
     still = statistics.p_value(values, np.full(9, values.mean()))
-    assert still == pytest.approx(alone, rel=1e-3)
+    assert still == pytest.approx(alone, rel=1e-6)
     # Of patients alone: the normal's.
     same = np.full(3, 0.04)
     want = 2 * scipy.stats.norm.sf(0.04 / np.std(drawn))
     assert statistics.p_value(same, drawn) == pytest.approx(want, rel=1e-6)
     assert 0 < statistics.p_value(same + 0.1, drawn) < 1e-8
     assert statistics.p_value(np.zeros(3), np.zeros(99)) == 1
+    assert statistics.p_value(-values, -drawn) == statistics.p_value(values, drawn)
+    far = values + 50 * values.std()  # where Student's tail is all there is
+    least = scipy.stats.ttest_1samp(far, 0).pvalue
+    assert least < 1e-5 and least <= statistics.p_value(far, drawn) < 2 * least
     assert np.isnan(statistics.p_value(np.zeros(3), np.full(9, np.nan)))
 
 
