@@ -74,6 +74,16 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     train, test = sets["train"], sets[split]
     if set(train.patients) & set(test.patients):
         raise PacxError(f"{study.probe.path}: patients stand in train and in {split}")
+    names = sources["train"].label_names
+    wanted = [
+        k for k in names if any(k in each for each in study.probe.groups.values())
+    ]
+    columns = [names.index(k) for k in wanted]
+    for s, each in sets.items():
+        what = f"{s} images with a known label"
+        probe.check_classes(
+            each.labels[:, columns], each.mask[:, columns], wanted, what
+        )
     found, prints = {}, {}
     for (name, seed), workdir in workdirs.items():
         if seed in whole:
@@ -87,7 +97,6 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
             encoder = features.random_like(like, seed)
             found["random", k] = _embed(target, encoder, sources, sets, split)
     found |= _floors(study, sets, sources, split)
-    names = sources["train"].label_names
     result = compare(study, found, train, test, names, len(whole))
     name = study.name or "this study"
     notes += spreads.notes(result["all"].summary, name, spreads.read())

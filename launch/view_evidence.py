@@ -18,7 +18,7 @@ from pacx_jax import objectives, sharding
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.evaluate import features, report_labels, report_metrics
 from pacx_jax.input import images, reports, sources, views
-from pacx_jax.objectives import captioning, retrieval
+from pacx_jax.objectives import retrieval
 from pacx_jax.run import checkpoint, finished
 
 # Panel of charts -> metric -> its name there.
@@ -131,7 +131,7 @@ def generated(
       Of each study to be shown, names and texts; and the scores over all studies that
       have a report, from each kind of view, and of the true reports of other studies.
     """
-    captioner = captioning.make(finished.read_config(str(workdir)))
+    captioner = finished.read_captioner(str(workdir))
     params = checkpoint.read_params(workdir)
     rows, scores = [{"true report": s.text} for s in shown], {}
     told = [s for s in studies if s.text]
@@ -164,6 +164,8 @@ def text_scores(texts: Sequence[str], true: Sequence[str]) -> dict[str, float]:
     found = report_metrics.label_f1(*labels)
     return {
         "studies": len(texts),
+        "BLEU-4": report_metrics.bleu4(texts, true),
+        "ROUGE-L": report_metrics.rouge_l(texts, true),
         "F1 of findings": found["label_f1_micro"],
         "mean over findings": found["label_f1_macro"],
         "F1 of denials": found["label_f1_absent"],

@@ -78,6 +78,11 @@ def _aligned(setting, config, splits) -> dict:
                     cell |= {"hits": cell["value"] * n}
                     cell |= {"chance": min(int(name[7:]) / n, 1.0)}
                 found[m].setdefault(arm, {})[name] = cell
+            if values:  # of the last arm's first training
+                floors = alignment.floors(z["train"], t["train"], z["test"])
+                for floor, predicted in floors.items():
+                    each = alignment.resampled(predicted, t["test"], of_test)
+                    found[m][floor] = {k: statistics.row(v) for k, v in each.items()}
     return found
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from launch.paper.rows import ABLATIONS, ENCODERS, FIGURE3, FRACTIONS, NAMES, TABLE3
 
+# Of table 2: what the probe is fitted to in the place of an encoder's embeddings.
+FLOORS = {"shuffled": "pairs shuffled", "random": "noise"}
 METRICS = {
     "auroc": "AUROC",
     "f1": "F1",
@@ -60,11 +62,8 @@ def table1(rows, found: Mapping, published: Mapping) -> str:
 
 def table2(found: Mapping | None, published: Mapping) -> str:
     """Alignment with ECGs and laboratory values."""
-    head = [
-        "",
-        *(NAMES[a] for a in ENCODERS),
-        *(f"{NAMES[a]}, paper" for a in ENCODERS),
-    ]
+    head = ["", *(NAMES[a] for a in ENCODERS)]
+    head += [*FLOORS.values(), *(f"{NAMES[a]}, paper" for a in ENCODERS)]
     lines = []
     for m, what in (("ecg", "ECG"), ("labs", "Labs")):
         for name in (
@@ -82,14 +81,19 @@ def table2(found: Mapping | None, published: Mapping) -> str:
                 if cell and "hits" in cell:
                     text += f", {cell['hits']:.4g} of {cell['n']}"
                 ours.append(text)
+            ours += [number(each.get(floor, {}).get(name)) for floor in FLOORS]
             theirs = published["table2"][m].get(name, [None] * 3)
             shown = [MISSING if x is None else f"{x:.3f}" for x in theirs]
             lines.append([f"{what}: {METRICS.get(name, name)}", *ours, *shown])
-        chance = next(
-            (c for a in each.values() for k, c in a.items() if k == "recall@5"), None
-        )
+        chance = [
+            f"{c['chance']:.3f}"
+            for a in list(each.values())[:1]
+            for c in a.values()
+            if "chance" in c
+        ]
         if chance:
-            lines.append([f"{what}: chance at 5", f"{chance['chance']:.3f}", *[""] * 5])
+            rest = [""] * (len(head) - 2)
+            lines.append([f"{what}: chance at 1, 5, 10", ", ".join(chance), *rest])
     return table(head, lines)
 
 

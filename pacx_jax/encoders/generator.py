@@ -9,6 +9,7 @@ Shape letters: n images, m texts, h w c image, k codes of an image, t text token
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 
 import jax
@@ -244,11 +245,21 @@ class Generator:
         return np.array(self.words.sequences(codes, text, first))
 
     def _texts(self, texts: Sequence[str]) -> np.ndarray:
-        """Tokens (m, t) of texts; padding alone for one without a letter."""
-        out = np.full((len(texts), self.length), self.words.pad_id, np.int32)
+        """Tokens (m, t) of texts; padding alone for one without a letter.
+
+        Says how many are longer than the model takes, and are cut.
+        """
+        out, long = np.full((len(texts), self.length), self.words.pad_id, np.int32), 0
         for row, text in zip(out, texts, strict=True):
             if text.strip():
                 row[:] = self.tokenizer.encode(text, self.length)
+                long += len(self.tokenizer.ids(text)) > self.length - 2
+        if long:
+            print(
+                f"{long} of {len(texts)} texts have more than the {self.length - 2} "
+                "tokens that the model takes and are cut",
+                file=sys.stderr,
+            )
         return out
 
     def _hidden(self, n: int, hidden: np.ndarray | None) -> np.ndarray:

@@ -96,19 +96,13 @@ def with_intervals(
       "encoder" and each of FLOORS -> measure -> {"value", "low", "high"}, and of
       "encoder" `hits@k`, `chance@k` and `n`, which are numbers.
     """
-    x_train, x_test = np.asarray(x_train), np.asarray(x_test)
-    rng = np.random.default_rng((seed, 3))
-    noise = [rng.normal(size=x.shape) for x in (x_train, x_test)]
-    given = {
-        "encoder": (x_train, y_train, x_test),
-        "shuffled": (x_train, y_train[rng.permutation(len(y_train))], x_test),
-        "random": (noise[0], y_train, noise[1]),
-    }
+    given = np.asarray(x_train), y_train, np.asarray(x_test)
+    predicted = {"encoder": predict(*given, alpha)} | floors(*given, alpha, seed)
     weights = np.float64(statistics.bootstrap_weights(patients, n_resamples, seed))
     weights = np.concatenate([np.ones((1, len(y_test))), weights])
     found = {}
-    for name, arrays in given.items():
-        values = resampled(predict(*arrays, alpha), y_test, weights)
+    for name, each in predicted.items():
+        values = resampled(each, y_test, weights)
         found[name] = {k: statistics.row(v) for k, v in values.items()}
     n = len(y_test)
     for k in KS:
@@ -116,6 +110,23 @@ def with_intervals(
         found["encoder"][f"chance@{k}"] = min(k / n, 1.0)
     found["encoder"]["n"] = n
     return found
+
+
+def floors(
+    x_train: np.ndarray,
+    y_train: np.ndarray,
+    x_test: np.ndarray,
+    alpha: float = 10.0,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Each of FLOORS -> (m, f) predictions, as of `predict`."""
+    rng = np.random.default_rng((seed, 3))
+    noise = [rng.normal(size=x.shape) for x in (x_train, x_test)]
+    shuffled = y_train[rng.permutation(len(y_train))]
+    return {
+        "shuffled": predict(x_train, shuffled, x_test, alpha),
+        "random": predict(noise[0], y_train, noise[1], alpha),
+    }
 
 
 def resampled(

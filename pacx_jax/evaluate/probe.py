@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate.logistic import Solver
 from pacx_jax.input.subsets import label_subset
 from pacx_jax.objectives.scores import sigmoid
@@ -102,6 +103,26 @@ def fit(
         )
     chosen[~varied] = np.nan
     return Probe(mean, scale, weights, bias, chosen)
+
+
+def check_classes(
+    labels: np.ndarray, mask: np.ndarray, names: Sequence[str], what: str
+) -> None:
+    """PacxError where a label has one class alone, so that it has no AUROC.
+
+    Args:
+      labels, mask: (n, c).
+      names: c.
+      what: the examples, in words.
+    """
+    for k, name in enumerate(names):
+        known = np.asarray(labels)[np.asarray(mask)[:, k] > 0, k]
+        positives = int((known == 1).sum())
+        if positives in (0, len(known)):
+            raise PacxError(
+                f"label {name!r}: {positives} of {len(known)} {what} have it, and an "
+                "AUROC needs some with and some without: leave it out"
+            )
 
 
 def fuse(features: np.ndarray, index: np.ndarray, most: int = 0) -> np.ndarray:
@@ -201,8 +222,9 @@ def fit_probes(
       (arm, fraction or count) -> s probes.
 
     Raises:
-      ValueError: an arm whose rows do not match the labels, or are not finite; a count
-        that has no room for a positive of each label.
+      ValueError: an arm whose rows do not match the labels; a count that has no room
+        for a positive of each label.
+      PacxError: an arm with embeddings that are not finite.
     """
     parts = ("train", "test")
     for name, arm in arms.items():
@@ -213,8 +235,12 @@ def fit_probes(
                 f"arm {name!r} has {len(arm['train'])} training rows for "
                 f"{rows} {kind} rows"
             )
-        if not all(np.isfinite(arm[part]).all() for part in parts):
-            raise ValueError(f"arm {name!r} has features that are not finite")
+        for part in parts:
+            if bad := int((~np.isfinite(arm[part]).all(1)).sum()):
+                raise PacxError(
+                    f"arm {name!r}: {bad} of {len(arm[part])} {part} images have an "
+                    "embedding that is not finite: check the encoder's training"
+                )
     patients = np.arange(len(labels)) if groups is None else np.asarray(groups)
     drawn = _labelled_subsets(labels, mask, fractions, counts, seeds)
     fitted: dict[tuple[str, float], list[Probe]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+import sys
 
 import ml_collections
 import numpy as np
@@ -23,6 +24,8 @@ from pacx_jax.input import (
 )
 from pacx_jax.run import embedding_cache, fingerprints, strata
 from pacx_jax.types import Objective
+
+LOOKED_AT = 256  # examples, for a modality that none of them has
 
 
 def open_sources(config) -> dict[str, sources.Source]:
@@ -92,7 +95,36 @@ class Data:
         if "labels" in objective.entries:
             self._check_sets()
             self._check_labels()
+        self._look_for_optional()
         self.caches = {s: config.data.cache and pipeline.Cache() for s in opened}
+
+    def _look_for_optional(self) -> None:
+        """A warning for an optional modality that no example looked at has."""
+        split = self.config.data.train_split
+        source, looked = self.sources[split], 0
+        optional = {reader.name: reader for reader in self.readers if reader.optional}
+        n = min(LOOKED_AT, len(source)) if optional and processes.is_first() else 0
+        for i in (k * len(source) // n for k in range(n)):
+            try:
+                example = source[i]
+                has = {
+                    name: reader.load(example, source.name(i))[f"{name}_present"]
+                    for name, reader in optional.items()
+                }
+            except PacxError:  # the quarantine's, when it is read for training
+                continue
+            looked += 1
+            optional = {name: r for name, r in optional.items() if not has[name]}
+            if not optional:
+                return
+        if not looked:
+            return
+        for name, reader in optional.items():
+            print(
+                f"warning: none of {looked} {split} examples, spread over all, has a "
+                f"{name} ({' or '.join(reader.requires)}): it may teach nothing",
+                file=sys.stderr,
+            )
 
     def _check_sets(self) -> None:
         """PacxError where the sets of a mixture do not share labels as they must."""

@@ -11,7 +11,8 @@ from pacx_jax import files, objectives
 from pacx_jax.distributed import processes
 from pacx_jax.encoders import golden, kinds, model_folder, model_heads
 from pacx_jax.errors import PacxError
-from pacx_jax.run import checkpoint, metrics, model_card, older
+from pacx_jax.objectives import captioning
+from pacx_jax.run import checkpoint, fingerprints, metrics, model_card, older
 
 CARD = """# {title}
 
@@ -119,6 +120,25 @@ def read_run(
             "encoder without its head"
         )
     return model
+
+
+def read_captioner(workdir: str) -> captioning.Captioning:
+    """The text decoder of an MVMAE-V2T's run.
+
+    Raises:
+      PacxError: the run has none, or its tokenizer is not the one it was trained with.
+    """
+    found = captioning.make(read_config(workdir))
+    if found is None:
+        raise PacxError(f"{workdir}: the run has no text decoder (caption.weight is 0)")
+    about = pathlib.Path(workdir) / fingerprints.DATA
+    trained = files.read_own_json(about, "restore it from a copy")
+    if trained.get("report.fingerprint") != found.words.sha256:
+        raise PacxError(
+            f"{found.words.path}: another tokenizer (sha256 {found.words.sha256[:12]}) "
+            f"than {workdir} was trained with: restore that one"
+        )
+    return found
 
 
 def label_names(file: pathlib.Path) -> list[str]:

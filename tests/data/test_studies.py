@@ -430,14 +430,15 @@ def test_a_folder_has_the_reports_of_its_table(tmp_path, capsys):
         quoted = ",".join(f'"{text}"' for text in texts)
         lines.append(f"{i}.png,{patient},{study},{view},{quoted},{label}")
     (tmp_path / "labels.csv").write_text("\n".join(lines) + "\n")
-    flags = [f"--source={tmp_path}", "--val_fraction=0", "--test_fraction=0"]
+    flags = [f"--source={tmp_path}", "--val_fraction=0.0", "--test_fraction=0.0"]
     target = tmp_path.parent / f"{tmp_path.name}_prepared"
     assert prepare.main(["folder", *flags, f"--target={target}"]) == 0
     said = capsys.readouterr().out
     assert "reports: findings and impression; 2 of 4 rows without" in said
     for kind, path in (("folder", tmp_path), ("prepared", target)):
         about = {"source": kind, "path": str(path), "group": "study"}
-        about |= {"val_fraction": 0.0, "test_fraction": 0.0}
+        if kind == "folder":
+            about |= {"val_fraction": 0.0, "test_fraction": 0.0}
         source = sources.open_source(ml_collections.ConfigDict(about), "train")
         assert source.label_names == ("edema",)
         found = {source[i]["study_id"]: source[i] for i in range(len(source))}

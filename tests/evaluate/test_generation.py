@@ -118,7 +118,7 @@ def test_layers_are_those_that_the_encoder_averages(files, model, films):
     np.testing.assert_allclose(layers[:, 0], z, atol=1e-5)
 
 
-def test_likelihoods_are_of_the_text_after_the_image(model, films):
+def test_likelihoods_are_of_the_text_after_the_image(model, films, capsys):
     texts = ["no effusion", "possible edema is seen", "small effusion"]
     found = model.log_likelihood(films[:2], texts)
     codes, words, of = model.codes(films[:2]), model.words, model.module.transformer
@@ -134,6 +134,9 @@ def test_likelihoods_are_of_the_text_after_the_image(model, films):
             logs = jax.nn.log_softmax(apply(params, padded))[0]
             want = sum(logs[18 + t, ids[t + 1]] for t in range(len(ids) - 1))
             np.testing.assert_allclose(found[i, j], want, rtol=1e-4)
+    assert "are cut" not in capsys.readouterr().err
+    model.text_log_likelihood([*texts, "edema " * 50])
+    assert "1 of 4 texts have more than the" in capsys.readouterr().err
     alone = model.text_log_likelihood(texts)
     assert alone.shape == (3,) and (alone < 0).all()
     logs = jax.nn.log_softmax(

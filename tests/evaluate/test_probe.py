@@ -5,6 +5,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.preprocessing import StandardScaler
 
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import probe
 from pacx_jax.input import subsets
 
@@ -150,8 +151,16 @@ def test_run_probes_names_the_arm_whose_features_are_wrong():
     with pytest.raises(ValueError, match="'mae' has 3 training rows for 4"):
         probe.run_probes(arms, labels, labels)
     arms = {"mae": {"train": np.full((4, 2), np.nan), "test": np.ones((1, 2))}}
-    with pytest.raises(ValueError, match="'mae' has features that are not finite"):
+    with pytest.raises(PacxError, match="'mae': 4 of 4 train images have an embedd"):
         probe.run_probes(arms, labels, labels)
+
+
+def test_a_label_with_one_class_is_named_and_counted():
+    labels, mask = np.array([[1, 0], [0, 0], [1, 1.0]]), np.ones((3, 2))
+    probe.check_classes(labels, mask, ["a", "b"], "test images")
+    mask[2, 1] = 0
+    with pytest.raises(PacxError, match="'b': 0 of 2 test images have it, and an"):
+        probe.check_classes(labels, mask, ["a", "b"], "test images")
 
 
 def _views(n=300, d=12, c=2, seed=0):

@@ -1,5 +1,7 @@
 """MVMAE-V2T: the report's loss, what it must not move, and what it writes."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from pacx_jax import main, objectives
 from pacx_jax.errors import PacxError
 from pacx_jax.input import tokenizer
 from pacx_jax.objectives import captioning
+from pacx_jax.run import finished
 from tests import stages, tiny
 from tests.reliability import runs
 
@@ -164,6 +167,19 @@ def test_texts_are_written_from_the_visible_tokens(folders, made):
 def test_a_config_that_cannot_be_is_one_line(made, fields, message):
     with pytest.raises(PacxError, match=message):
         made(**fields)
+
+
+def test_texts_of_a_run_are_written_with_its_own_tokenizer(folders, tmp_path):
+    words = tmp_path / "tokenizer.json"
+    tiny.write_tokenizer(words)
+    config = runs.config("v2t", folders, data__tokenizer=str(words))
+    (tmp_path / "config.json").write_text(config.to_json())
+    about = {"report.fingerprint": tokenizer.load(words).sha256}
+    (tmp_path / "data.json").write_text(json.dumps(about))
+    assert finished.read_captioner(str(tmp_path)).words.path == str(words)
+    tokenizer.train(["edema is seen", "edema was seen"], 1000).save(str(words))
+    with pytest.raises(PacxError, match="another tokenizer .*restore that one"):
+        finished.read_captioner(str(tmp_path))
 
 
 @pytest.mark.full

@@ -100,20 +100,25 @@ def encoder(run: Run) -> Encoder:
     return Encoder(model)
 
 
+# Of a row in TensorBoard: an autoencoder's, and an image tokenizer's.
+PANELS = {3: ("input", "visible part", "reconstruction"), 2: ("input", "decoded")}
+
+
 def reconstructions(runs: Sequence[Run]) -> Part:
     """The latest images of each run's TensorBoard files."""
     rows = []
     for run in runs:
         for tag, (step, image) in events.images(run.path / "tensorboard").items():
             of = f"{run.name}, step {step:,}"
-            if tag != "reconstruction" or image.shape[1] < 3:
+            side = run.config.data.image_size  # X-rays stand one above the other
+            told = PANELS.get(image.shape[1] / side)
+            if tag != "reconstruction" or told is None:
                 rows.append(Pictures(f"{of}, {tag}", [(tag, image)]))
                 continue
-            side = image.shape[1] // 3  # X-rays stand one above the other
             for k in range(image.shape[0] // side):
                 row = image[k * side : (k + 1) * side]
-                parts = np.split(row[:, : 3 * side], 3, axis=1)
-                told = (f"{of}: input", "visible part", "reconstruction")
+                parts = np.split(row, len(told), axis=1)
+                told = (f"{of}: input", *told[1:])
                 rows.append(
                     Pictures(
                         f"{of}, X-ray {k + 1}", list(zip(told, parts, strict=True))
