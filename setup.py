@@ -44,6 +44,7 @@ setuptools.setup(
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
     package_data={
+        "pacx_jax": ["py.typed"],
         "pacx_jax.evaluate.reports": ["*.j2"],
         "pacx_jax.exporting": ["page/*"],
         "pacx_jax.serving": ["pages/*"],

@@ -302,8 +302,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     read = time.time()
     result, test, names = compare(target, split, identity, seeds)
     arms = arms_of(identity)
-    plan = json.loads(json.dumps(pacx.DEMO))  # of which the recorded spread is
-    name = "demo" if identity["plan"] == plan else "a demo of this size"
+    name = results.recorded_name("", identity["plan"] == results.plain(pacx.DEMO))
     told = spreads.notes(result.summary, name, spreads.read())
     stages = ("mae", "labs", "ecg", "distill", "shuffled", "mae_continued")
     page = report.Report(

@@ -17,7 +17,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import results, token_evidence  # noqa: E402
+from launch import results, spreads, token_evidence  # noqa: E402
 from launch.curricula import chexmix  # noqa: E402
 from launch.curricula.stage import training  # noqa: E402
 from pacx_jax import cli, files  # noqa: E402
@@ -73,6 +73,11 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         load_generator(target / training("masked", k), target / "tokenizer.json")
         for k in range(seeds)
     ]
+    name = results.recorded_name(
+        "chexmix", identity["plan"] == results.plain(chexmix.DEMO)
+    )
+    hidden = "X-rays {:.0%} hidden".format
+    spread = spreads.notes(summary, name, spreads.read(), hidden)
     evidence, painted, written = token_evidence.gather(target, models, split)
     page = report.Report(
         words=words.CHEXMIX,
@@ -89,6 +94,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         seconds=results.times(progress, read),
         goodput={s: goodput.read(str(target / s)) for s in ("causal", *chexmix.ARMS)},
         notes=[
+            *spread,
             f"Probes are measured on the {split} patients, fitted on whole X-rays.",
             "The X-rays and texts shown, and retrieval, are of the first training of "
             "two stages; scores of pixels and reports are means over all.",
@@ -105,7 +111,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         f"({tables.interval(row['low'], row['high'], True)})"
         for row in summary
     ]
-    text += ["", *token_evidence.lines(painted)]
+    text += [*spread, "", *token_evidence.lines(painted)]
     text += ["", *token_evidence.report_lines(written), "", "Metrics of reports"]
     text += [
         f"{name}: " + ", ".join(f"{k} {tables.number(v)}" for k, v in each.items())

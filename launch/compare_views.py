@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import results, view_evidence  # noqa: E402
+from launch import results, spreads, view_evidence  # noqa: E402
 from launch.curricula import mvmae  # noqa: E402
 from launch.curricula.stage import training  # noqa: E402
 from pacx_jax import cli, files, load_encoder  # noqa: E402
@@ -237,6 +237,9 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     result = compare(target, split, encoders, identity["seed"])
     first = {name: each[0] for name, each in encoders.items()}
     evidence = view_evidence.gather(target, first, identity["seed"])
+    name = results.recorded_name("mvmae", identity["plan"] == results.plain(mvmae.DEMO))
+    budget = "{:g} labelled studies".format
+    spread = spreads.notes(result.summary, name, spreads.read(), budget)
     page = report.Report(
         words=words.MVMAE,
         title="MVMAE: the demonstration",
@@ -254,6 +257,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
         seconds=results.times(progress, read),
         goodput={s: goodput.read(str(target / s)) for s in ("start", *mvmae.ARMS)},
         notes=[
+            *spread,
             f"Probes are measured on the {split} patients.",
             "Every arm goes on from one start without alignment, which the curves of "
             "alignment leave out.",
@@ -268,7 +272,7 @@ def write(target: pathlib.Path, split: str, seeds: int = 1) -> None:
     text = tables.render_table_text(
         result.table, result.summary, ARMS, words.MVMAE, told
     )
-    files.write(target / "comparison.txt", text + "\n")
+    files.write(target / "comparison.txt", "\n".join([text, *spread]) + "\n")
     numbers = {"table": result.table, "pairs": result.pairs}
     files.write(target / "comparison.json", json.dumps(numbers, indent=1) + "\n")
     kept = {"labels": "labels", "independent": "b_auroc", "mvmae": "a_auroc"}

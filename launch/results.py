@@ -32,6 +32,18 @@ def asked(write: Callable[[pathlib.Path, str, int], None], description: str) -> 
     write(pathlib.Path(args.target), args.split, args.seeds)
 
 
+def recorded_name(method: str, of_demo_size: bool) -> str:
+    """Under which `spreads` has the spread of demonstrations of this size."""
+    if of_demo_size:
+        return f"demo_{method}" if method else "demo"
+    return "a demo of this size"
+
+
+def plain(plan: dict) -> dict:
+    """A plan as demo.json has it."""
+    return json.loads(json.dumps(plan))
+
+
 def versions() -> dict[str, str]:
     """The packages that numbers may depend on."""
     return {p: importlib.metadata.version(p) for p in PACKAGES}

@@ -13,7 +13,7 @@ from __future__ import annotations
 import datetime
 import pathlib
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
@@ -56,12 +56,18 @@ def read(file: pathlib.Path = FILE) -> dict:
     return files.read_json(file) if file.is_file() else {}
 
 
-def notes(rows: Sequence[Mapping], name: str, recorded: Mapping) -> list[str]:
+def notes(
+    rows: Sequence[Mapping],
+    name: str,
+    recorded: Mapping,
+    budget: Callable[[float], str] = "{:g} of the labels".format,
+) -> list[str]:
     """What a comparison of one training seed has to say of other trainings.
 
     Args:
       rows: of `comparison.Comparison.summary` or of `pairs`.
       name: under which its like is recorded.
+      budget: what a row's fraction is, in words.
 
     Returns:
       One sentence for each label group and budget; [] of several seeds.
@@ -76,9 +82,9 @@ def notes(rows: Sequence[Mapping], name: str, recorded: Mapping) -> list[str]:
         pair = record["spreads"].get(f"{row['a']} - {row['b']}", {})
         spread = pair.get(row["labels"], {}).get(str(row["fraction"]))
         if spread is not None:
-            budget = f"{row['fraction']:g} of the labels"
             found.append(
-                f"{row['a']} - {row['b']}, {row['labels']}, {budget}: over "
+                f"{row['a']} - {row['b']}, {row['labels']}, "
+                f"{budget(row['fraction'])}: over "
                 f"{record['trainings']} training seeds the difference had a standard "
                 f"deviation of {spread:.3f} (recorded {record['date']}: "
                 f"{record['command']})."

@@ -197,6 +197,18 @@ def test_a_run_of_another_tokenizer_is_not_gone_on_with(folders, tmp_path, monke
 
 
 @pytest.mark.full
+def test_a_run_whose_studies_lack_what_it_reads_warns(
+    folders, tmp_path, monkeypatch, capsys
+):
+    runs.use_patients(monkeypatch)
+    short = {"total_steps": 2, "save_every": 2, "eval_every": 2, "best": ""}
+    sections = {"data__report_sections": ("findings",)}  # which are all blank
+    main.run(runs.config("v2t", folders, **short, **sections), str(tmp_path / "run"))
+    said = capsys.readouterr().err
+    assert "has a report (findings): it may teach nothing" in said
+
+
+@pytest.mark.full
 def test_devices_change_no_number(folders, meshes):
     c = stages.config("v2t", folders, loss__beta_schedule="constant")
     alone = stages.one_step(c, meshes[1], "float32", optimizer=False)
