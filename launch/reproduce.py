@@ -155,6 +155,14 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
             ]
             for a in folders
         },
+        "decoders": {
+            f"{row.name}, {rows.NAMES[a]}": [
+                {"folder": f, "config": f"{f}/config.json"} | _step(f)
+                for f in trained.get(rows.decoder(row, a), [])
+            ]
+            for row in masks
+            for a in rows.ENCODERS
+        },
         "sets": {row.name: f"{flags.data}/{row.folder}" for row in there},
         "rows": found,
         "table2": table2,
@@ -178,7 +186,8 @@ def _text(flags, asked: tuple[rows.Row, ...], everything: dict) -> str:
     about = (
         "Ours with 95% intervals over test patients, label subsets and, with several "
         f"training seeds, trainings ({' or '.join(map(str, seeds))} of each here). "
-        "With one, the interval lacks the randomness of training. Probes are fitted "
+        "With one, the interval lacks the randomness of training, as those of attention "
+        "inside masks and of sets told apart always do. Probes are fitted "
         "exactly on cached features (docs/evaluation.md). The published numbers are of "
         "one seed, without intervals."
     )
@@ -200,7 +209,7 @@ def _text(flags, asked: tuple[rows.Row, ...], everything: dict) -> str:
         parts["Attention inside masks"] = page.attention(everything["attention"])
     if everything["sources"]:
         parts["Are the sets told apart?"] = page.sources(everything["sources"])
-    parts["Encoders"] = page.encoders(encoders)
+    parts["Encoders"] = page.encoders(encoders | everything["decoders"])
     parts["What is missing"] = missing or "Nothing."
     sections = [f"## {name}\n\n{body}" for name, body in parts.items()]
     return "\n\n".join(["# PaCX-MAE: tables and figures", about, *sections]) + "\n"

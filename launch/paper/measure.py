@@ -206,7 +206,11 @@ def _check_patients(setting: Setting, row: Row, arm: str, k: int) -> None:
 def masked(setting: Setting, row: Row, workdirs: Mapping[str, Sequence]) -> dict:
     """IoU and Dice, pooled over the test images, of each arm's decoders."""
     source = open_split(setting.data, row, "test")
-    depends = [source.fingerprint, {k: list(map(str, v)) for k, v in workdirs.items()}]
+    trained = {
+        arm: [(str(f), files.read_json(pathlib.Path(f) / "done.json")) for f in each]
+        for arm, each in workdirs.items()
+    }
+    depends = [source.fingerprint, trained]
     return setting.remembered(
         f"masks_{row.folder}", depends, lambda: _masked(setting, row, workdirs)
     )

@@ -158,10 +158,15 @@ def sources(found: Mapping[str, Mapping]) -> str:
 
 
 def encoders(found: Mapping[str, Sequence[Mapping]]) -> str:
-    """Every encoder: its folder, with config and checkpoint, and its fingerprint."""
+    """Every encoder and decoder: its folder, with config.json, step and fingerprint."""
     lines = [
-        [NAMES.get(arm, arm), f"`{one['folder']}`", f"`{one['fingerprint']}`"]
+        [
+            NAMES.get(arm, arm),
+            f"`{one['folder']}`",
+            f"{one['step']:,}" if "step" in one else MISSING,
+            f"`{one['fingerprint']}`" if "fingerprint" in one else MISSING,
+        ]
         for arm, each in found.items()
         for one in each
     ]
-    return table(["Encoder", "folder", "fingerprint"], lines)
+    return table(["Encoder", "folder", "step", "fingerprint"], lines)
