@@ -186,8 +186,8 @@ def _text(flags, asked: tuple[rows.Row, ...], everything: dict) -> str:
     about = (
         "Ours with 95% intervals over test patients, label subsets and, with several "
         f"training seeds, trainings ({' or '.join(map(str, seeds))} of each here). "
-        "With one, the interval lacks the randomness of training, as those of attention "
-        "inside masks and of sets told apart always do. Probes are fitted "
+        "With one, the interval lacks the randomness of training, as those of "
+        "attention inside masks and of sets told apart always do. Probes are fitted "
         "exactly on cached features (docs/evaluation.md). The published numbers are of "
         "one seed, without intervals."
     )
