@@ -27,7 +27,8 @@ DEMO = {
     "causal": {"total_steps": 900},
     "masked": {"total_steps": 600},
     "mae": {"total_steps": 1500},
-    "seconds": {},
+    "seconds": dict(cohort_pretrain=33, cohort_probe=105, vq=100, causal=370,
+                    masked=250, continued=255, mae=100, compare=80),
 }  # fmt: skip
 FULL = {
     "cohort": dict(mimic=20000, mimic_valid=400, mimic_test=400, probe_train=6000,
