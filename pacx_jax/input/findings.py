@@ -118,7 +118,7 @@ def _all(
     table: tables.Table, free: list[str], separator: str
 ) -> tuple[tuple[str, ...], list[str], list[str]]:
     """Labels where none are named, columns that might be some, and where to look."""
-    like = [c for c in free if holds_labels(table.column(c, ""))]
+    like = [c for c in free if _is_label_column(table.column(c, ""))]
     names = tuple(c for c in like if not _is_bookkeeping(c))
     others = [c for c in free if c not in like]
     lists = [c for n in LISTS for c in others if tables.plain(c) == n]
@@ -215,8 +215,7 @@ def _is_bookkeeping(name: str) -> bool:
     return not name or "]" in name or any(known)
 
 
-def holds_labels(cells: Iterable[str]) -> bool:
-    """Whether the cells of a column are labels: 0, 1, -1, true, no, blank, ..."""
+def _is_label_column(cells: list[str]) -> bool:
     values = {_label(cell) for cell in set(cells)}
     return None not in values and any(value == value for value in values)
 

@@ -114,7 +114,7 @@ def read_folder(spec: FolderSpec) -> Listing:
         )
     paths, told = match_paths(table, roles["path"], found, root)
     patients = table_patients(table, roles)
-    sections = table_reports(table, spec.label_columns)
+    sections = table_reports(table, spec.label_columns, spec.label_separator)
     labels = findings.read(
         table,
         spec.label_columns,
@@ -154,16 +154,25 @@ def read_folder(spec: FolderSpec) -> Listing:
 
 
 def table_reports(
-    table: tables.Table, label_columns: Collection[str] = ()
+    table: tables.Table, label_columns: Collection[str] = (), separator: str = "|"
 ) -> dict[str, str]:
-    """Section of a report -> the column that is called so and holds texts."""
+    """Section of a report -> the column that is called so and holds texts.
+
+    Labels, and lists of them such as Effusion|Mass, are no texts: some cell has more
+    than two words, and none the separator.
+    """
+
+    def texts(column: str) -> bool:
+        cells = table.column(column, "")
+        long = any(len(cell.split()) > 2 for cell in cells)
+        return long and not any(separator in cell for cell in cells)
+
     return {
         name: column
         for name in reports.SECTIONS
         for column in table.columns
-        if tables.plain(column) == name
-        and column not in label_columns
-        and not findings.holds_labels(table.column(column, ""))
+        if tables.plain(column) == name and column not in label_columns
+        if texts(column)
     }
 
 

@@ -421,7 +421,7 @@ def test_a_folder_has_the_reports_of_its_table(tmp_path, capsys):
     cells = [
         ("p1", "s1", "lateral", "", "", 1),
         ("p1", "s1", "PA", "Clear, no effusion.", "", 0),
-        ("p2", "s2", "AP", "", "Small effusion.", 1),
+        ("p2", "s2", "AP", "", "Small left effusion.", 1),
         ("p3", "s3", "AP", "", "", 0),
     ]
     for i, (patient, study, view, *texts, label) in enumerate(cells):
@@ -445,16 +445,24 @@ def test_a_folder_has_the_reports_of_its_table(tmp_path, capsys):
         assert (
             found["s1"]["findings"] == "Clear, no effusion."
         )  # not of the first image
-        assert found["s2"]["impression"] == "Small effusion."
+        assert found["s2"]["impression"] == "Small left effusion."
         assert (found["s3"]["findings"], found["s3"]["impression"]) == ("", "")
 
 
-def test_columns_of_labels_are_no_reports(tmp_path):
-    table = tables.Table("x", ("path", "findings"), [["a", "1"], ["b", ""]])
-    assert folders.table_reports(table) == {}
-    words = tables.Table("x", ("path", "findings"), [["a", "no edema"], ["b", ""]])
-    assert folders.table_reports(words) == {"findings": "findings"}
-    assert folders.table_reports(words, ("findings",)) == {}
+@pytest.mark.parametrize(
+    "cells, there",
+    [
+        (["1", ""], False),
+        (["Mass", "No Finding"], False),
+        (["Pleural Effusion|Large Mass", ""], False),
+        (["There is no edema.", ""], True),
+    ],
+)
+def test_labels_and_lists_of_them_are_no_reports(cells, there):
+    rows = [["a", cells[0]], ["b", cells[1]]]
+    table = tables.Table("x", ("path", "Findings"), rows)
+    assert folders.table_reports(table) == ({"findings": "Findings"} if there else {})
+    assert folders.table_reports(table, ("Findings",)) == {}
 
 
 def test_a_folder_counts_copies_within_a_study(tmp_path):
@@ -482,7 +490,7 @@ def test_real_studies_of_two_views_prepare_as_a_folder(tmp_path, capsys):
 SECTIONS = {
     "a preliminary reading above": (
         "WET READ: large effusion\n   FINAL REPORT\n IMPRESSION:\n  Small effusion.",
-        ("", "Small effusion."),
+        ("", "Small left effusion."),
     ),
     "both in one": ("FINDINGS/IMPRESSION: All clear.", ("", "All clear.")),
     "synonyms in other case": (
