@@ -490,7 +490,7 @@ def test_real_studies_of_two_views_prepare_as_a_folder(tmp_path, capsys):
 SECTIONS = {
     "a preliminary reading above": (
         "WET READ: large effusion\n   FINAL REPORT\n IMPRESSION:\n  Small effusion.",
-        ("", "Small left effusion."),
+        ("", "Small effusion."),
     ),
     "both in one": ("FINDINGS/IMPRESSION: All clear.", ("", "All clear.")),
     "synonyms in other case": (
