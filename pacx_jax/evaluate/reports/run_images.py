@@ -100,7 +100,7 @@ def encoder(run: Run) -> Encoder:
     return Encoder(model)
 
 
-# Of a row in TensorBoard: an autoencoder's, and an image tokenizer's.
+# The pictures of one X-ray in TensorBoard, by an autoencoder and an image tokenizer.
 PANELS = {3: ("input", "visible part", "reconstruction"), 2: ("input", "decoded")}
 
 
