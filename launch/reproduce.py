@@ -165,6 +165,7 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
         },
         "sets": {row.name: f"{flags.data}/{row.folder}" for row in there},
         "rows": found,
+        "subsets": setting.subsets,
         "table2": table2,
         "attention": inside,
         "sources": apart,
@@ -186,8 +187,7 @@ def _text(flags, asked: tuple[rows.Row, ...], everything: dict) -> str:
     about = (
         "Ours with 95% intervals over test patients, label subsets and, with several "
         f"training seeds, trainings ({' or '.join(map(str, seeds))} of each here). "
-        "With one, the interval lacks the randomness of training, as those of "
-        "attention inside masks and of sets told apart always do. Probes are fitted "
+        "With one, the interval lacks the randomness of training. Probes are fitted "
         "exactly on cached features (docs/evaluation.md). The published numbers are of "
         "one seed, without intervals."
     )
@@ -204,6 +204,7 @@ def _text(flags, asked: tuple[rows.Row, ...], everything: dict) -> str:
         "Table 3": page.table3(asked, found, published),
         **{name: f"![{name}]({file})" for name, file in drawn.items()},
         "Figure 3: PaCX − MAE, AUROC": page.figure3(found, published),
+        "What stands behind each row": page.counts(found, everything["subsets"]),
     }
     if everything["attention"]:
         parts["Attention inside masks"] = page.attention(everything["attention"])

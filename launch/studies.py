@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import importlib
 import pathlib
+import string
 from collections.abc import Mapping, Sequence
 
 from pacx_jax.errors import PacxError
@@ -25,6 +26,9 @@ class Arm:
       recipe: as `--config` takes it: configs/mae_vitb16.py:runlocal.
       fields: config field -> value.
       starts: config field -> the arm whose run of the same seed it names.
+      given: an encoder that is not trained here: its folder, of a converted one say, or
+        {NAME}, the run of the arm NAME of the same seed. `recipe` is then "".
+      pooling: "cls" or "mean", if not the encoder's own embedding.
       once: trained by the first seed alone, for all: a teacher, whose randomness is
         then no part of the comparison.
       probed: whether it is an X-ray encoder to compare.
@@ -37,12 +41,30 @@ class Arm:
     recipe: str
     fields: Mapping[str, object] = dataclasses.field(default_factory=dict)
     starts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    given: str = ""
+    pooling: str = ""
     once: bool = False
     probed: bool = True
     name: str = ""
     role: str = "floor"
     about: str = ""
     needs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self):
+        if bool(self.recipe) == bool(self.given):
+            raise PacxError(
+                f"arm {self.name!r}: give a recipe to train, or `given`, a folder"
+            )
+
+    def after(self) -> set[str]:
+        """The arms that must be trained before."""
+        names = [part[1] for part in string.Formatter().parse(self.given) if part[1]]
+        return {*self.starts.values(), *names}
+
+    @property
+    def single(self) -> bool:
+        """Whether it is the same encoder for all training seeds."""
+        return self.once or bool(self.given) and not self.after()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +118,7 @@ class Study:
     def __post_init__(self):
         known = {*self.arms, *self.floors}
         for arm, about in self.arms.items():
-            for start in about.starts.values():
+            for start in sorted(about.after()):
                 if start not in self.arms:
                     raise PacxError(f"arm {arm!r} starts from {start!r}, no arm here")
         named = {
@@ -120,14 +142,20 @@ class Study:
         """Arms that can be trained at once, each level after those before it."""
         found, left = [], dict(self.arms)
         while left:
-            ready = [
-                a for a, x in left.items() if not set(x.starts.values()) & set(left)
-            ]
+            ready = [a for a, x in left.items() if not x.after() & set(left)]
             if not ready:
                 raise PacxError(f"arms start from each other: {', '.join(left)}")
             found.append(ready)
             left = {a: x for a, x in left.items() if a not in ready}
         return found
+
+    def folder(self, target: str, arm: str, seed: int) -> str:
+        """Where an arm's run of a seed lies, or the encoder that is given."""
+        about = self.arms[arm]
+        if about.given:
+            runs = {a: self.folder(target, a, seed) for a in about.after()}
+            return about.given.format_map(runs)
+        return f"{target}/{arm}" if about.once else f"{target}/{arm}-seed_{seed}"
 
 
 def read(path: str, data: str) -> Study:

@@ -32,11 +32,6 @@ from pacx_jax import cli  # noqa: E402
 from pacx_jax.errors import PacxError  # noqa: E402
 
 
-def run_name(arm: str, seed: int, once: bool) -> str:
-    """A run's folder in the target."""
-    return arm if once else f"{arm}-seed_{seed}"
-
-
 def plan(study: studies.Study, target: str, seeds: range, common: list[str]):
     """Every level's runs: each arm with each seed.
 
@@ -48,21 +43,24 @@ def plan(study: studies.Study, target: str, seeds: range, common: list[str]):
         runs = []
         for arm in arms:
             about = study.arms[arm]
+            if about.given:
+                continue
             for seed in seeds[:1] if about.once else seeds:
-                name = run_name(arm, seed, about.once)
+                workdir = study.folder(target, arm, seed)
                 starts = {
-                    field: f"{target}/{run_name(start, seed, study.arms[start].once)}"
+                    field: study.folder(target, start, seed)
                     for field, start in about.starts.items()
                 }
                 fields = {**about.fields, **starts, "seed": seed}
                 arguments = (
                     f"--config={about.recipe}",
-                    f"--workdir={target}/{name}",
+                    f"--workdir={workdir}",
                     *common,
                     *(f"--config.{k}={v}" for k, v in fields.items()),
                 )
                 shown = {"arm": arm, "seed": str(seed)}
-                runs.append(Run(name, shown, arguments, f"{target}/{name}", ""))
+                name = workdir.removeprefix(f"{target}/")
+                runs.append(Run(name, shown, arguments, workdir, ""))
         levels.append(runs)
     return levels
 
@@ -75,7 +73,7 @@ def chosen(study: studies.Study, arms: str) -> studies.Study:
     if unknown := [a for a in wanted if a not in study.arms]:
         raise PacxError(f"--arms={unknown[0]}: choose of {', '.join(study.arms)}")
     for arm in wanted:
-        wanted += [a for a in study.arms[arm].starts.values() if a not in wanted]
+        wanted += sorted(study.arms[arm].after() - {*wanted})
     there = {*wanted, *study.floors}
     missing = [a for a in (study.treatment, study.baseline) if a not in there]
     if missing:

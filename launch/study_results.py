@@ -23,7 +23,7 @@ from pacx_jax.evaluate import comparison, features, probe, source_probe
 from pacx_jax.evaluate.reports import tables, words
 from pacx_jax.input import sources as sources_
 from pacx_jax.input import subsets
-from pacx_jax.run import overlap
+from pacx_jax.run import fingerprints, overlap
 
 NAMES = {
     "random": tables.Arm("Random ViT", "floor", "The same architecture, untrained."),
@@ -46,15 +46,15 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
         an encoder's training.
     """
     probed = {name: arm for name, arm in study.arms.items() if arm.probed}
-    workdirs = {
-        (name, seed): target / (name if arm.once else f"{name}-seed_{seed}")
-        for name, arm in probed.items()
+    lacking = {
+        seed: [
+            name
+            for name, arm in probed.items()
+            if not (arm.given and arm.single)
+            and not _done(study.folder(str(target), name, seed))
+        ]
         for seed in seeds
     }
-    lacking = {s: [] for s in seeds}
-    for (name, seed), workdir in workdirs.items():
-        if not (workdir / "done.json").exists():
-            lacking[seed].append(name)
     whole = [seed for seed in seeds if not lacking[seed]]
     if not whole:
         raise PacxError(
@@ -67,9 +67,14 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
         if names
     ]
     sources = {s: _source(study.probe.path, s) for s in ("train", split)}
-    for (name, seed), workdir in workdirs.items():
-        if seed in whole:
-            _check_patients(study, target, name, split, workdir)
+    folders = {  # of an arm that all seeds share, one
+        (name, k): study.folder(str(target), name, seed)
+        for name, arm in probed.items()
+        for k, seed in enumerate(whole[:1] if arm.single else whole)
+    }
+    for (name, k), folder in folders.items():
+        own = str(target / "overlap" / f"{name}-seed_{whole[k]}")
+        _check_patients(study, own, name, split, folder)
     sets = {s: features.read_probe_set(source) for s, source in sources.items()}
     train, test = sets["train"], sets[split]
     if set(train.patients) & set(test.patients):
@@ -85,22 +90,21 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
             each.labels[:, columns], each.mask[:, columns], wanted, what
         )
     found, prints = {}, {}
-    for (name, seed), workdir in workdirs.items():
-        if seed in whole:
-            encoder = load_encoder(workdir)
-            k = whole.index(seed)
-            prints[f"{name}, seed {seed}"] = features.fingerprint(encoder)
-            found[name, k] = _embed(target, encoder, sources, sets, split)
+    for (name, k), folder in folders.items():
+        encoder = _open(study, name, folder)
+        seed = "" if probed[name].single else f", seed {whole[k]}"
+        prints[f"{name}{seed}"] = features.fingerprint(encoder)
+        found[name, k] = _embed(target, encoder, sources, sets, split)
     for k, seed in enumerate(whole):
         if "random" in study.floors:
-            like = load_encoder(workdirs[study.treatment, seed])
-            encoder = features.random_like(like, seed)
+            like = folders.get((study.treatment, k), folders[study.treatment, 0])
+            encoder = features.random_like(_open(study, study.treatment, like), seed)
             found["random", k] = _embed(target, encoder, sources, sets, split)
     found |= _floors(study, sets, sources, split)
     result = compare(study, found, train, test, names, len(whole))
     name = study.name or "this study"
     notes += spreads.notes(result["all"].summary, name, spreads.read())
-    apart = _told_apart(study, target, workdirs, whole, split)
+    apart = _told_apart(study, target, folders, split)
     everything = {
         "study": {"split": split, "seeds": whole, "notes": notes},
         "data": {s: source.fingerprint for s, source in sources.items()},
@@ -131,7 +135,8 @@ def compare(study, found, train, test, names, trainings) -> dict:
     if "permuted" in study.floors:
         for k in range(trainings):
             order = np.random.default_rng(k).permutation(len(train.labels))
-            own = {("permuted", k): found[study.treatment, k]}
+            treated = found.get((study.treatment, k), found[study.treatment, 0])
+            own = {("permuted", k): treated}
             labels = train.labels[order], train.mask[order]
             scores |= probe.run_probes(own, *labels, *about)
     scores = comparison.by_training(scores)
@@ -170,13 +175,20 @@ def _source(path: str, split: str):
     )
 
 
-def _check_patients(study, target, name, split, workdir) -> None:
+def _open(study: Study, name: str, folder: str):
+    return load_encoder(folder, pooling=study.arms[name].pooling or None)
+
+
+def _done(folder: str) -> bool:
+    return (pathlib.Path(folder) / fingerprints.DONE).exists()
+
+
+def _check_patients(study, own, name, split, folder) -> None:
     """Refuses an encoder that has learnt from the probe's test patients."""
     data = {"source": "prepared", "path": study.probe.path, "allow_overlap": False}
     data["namespace"] = study.probe.namespace
     config = ml_collections.ConfigDict({"name": name, "data": data})
-    own = str(target / "overlap" / workdir.name)
-    overlap.check(config, own, [split], overlap.behind(str(workdir)))
+    overlap.check(config, own, [split], overlap.behind(folder))
 
 
 def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:
@@ -187,8 +199,8 @@ def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:
     }
 
 
-def _told_apart(study, target, workdirs, whole, split) -> dict[str, list[dict]]:
-    """Arm -> how well each training tells the probe's set from those beside it."""
+def _told_apart(study, target, folders, split) -> dict[str, dict]:
+    """Arm -> how well it tells the probe's set from those beside it."""
     paths = (study.probe.path, *study.probe.beside)
     if len(paths) < 2:
         return {}
@@ -197,32 +209,28 @@ def _told_apart(study, target, workdirs, whole, split) -> dict[str, list[dict]]:
         for path in dict.fromkeys(paths)
     }
     named = {k: s[split].patients() or [""] * len(s[split]) for k, s in opened.items()}
-    found: dict[str, list[dict]] = {}
-    for (name, seed), workdir in workdirs.items():
-        if seed in whole:
-            encoder = load_encoder(workdir)
-            z = {
-                s: {
-                    path: features.of_source(encoder, source[s], target / "features")
-                    for path, source in opened.items()
-                }
-                for s in ("train", split)
+    trainings: dict[str, list[dict]] = {}
+    for (name, _), folder in folders.items():
+        encoder = _open(study, name, folder)
+        z = {
+            s: {
+                path: features.of_source(encoder, source[s], target / "features")
+                for path, source in opened.items()
             }
-            row = source_probe.measured(z["train"], z[split], named)
-            found.setdefault(name, []).append(row)
-    return found
+            for s in ("train", split)
+        }
+        z = {"train": z["train"], "test": z[split]}
+        trainings.setdefault(name, []).append(z)
+    return {k: source_probe.measured(each, named) for k, each in trainings.items()}
 
 
-def _text_of_sources(study: Study, apart: dict[str, list[dict]]) -> str:
+def _text_of_sources(study: Study, apart: dict[str, dict]) -> str:
     lines = ["Balanced accuracy of telling the sets apart (chance: even shares)"]
-    for name, rows in apart.items():
-        each = ", ".join(
-            f"{row['balanced_accuracy']['value']:.3f} "
-            f"({row['balanced_accuracy']['low']:.3f} to "
-            f"{row['balanced_accuracy']['high']:.3f})"
-            for row in rows
-        )
-        lines.append(f"{study.arms[name].name or name}: {each}")
+    for name, row in apart.items():
+        one = row["balanced_accuracy"]
+        span = f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
+        many = f"{row['trainings']} training{'s' * (row['trainings'] > 1)}"
+        lines.append(f"{study.arms[name].name or name}: {span}, {many}")
     return "\n".join(lines)
 
 

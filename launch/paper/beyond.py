@@ -109,35 +109,46 @@ def _inside(setting, source, limit) -> dict:
             )
             maps[f"{arm} {k}"] = attention_shares.maps_of(encoder, films)
     rows = attention_shares.shares(maps, {"mask": drawn})
-    for row in rows:
-        for arm in ("mae", "pacx"):
-            each = [v for k, v in row.items() if k.startswith(f"mask_{arm} ")]
-            row[arm] = float(np.mean(each)) if each else np.nan
+    columns = {"mask_area": np.array([row["mask_area"] for row in rows])}
+    for arm in ("mae", "pacx"):
+        mine = [name for name in maps if name.startswith(f"{arm} ")]
+        columns[arm] = np.array([[r[f"mask_{name}"] for r in rows] for name in mine])
+    columns["pacx - mae"] = columns["pacx"] - columns["mae"]  # training k from k
     named = source.patients() or [""] * len(source)
     units = patients.units(named[: len(examples)])[0]
-    columns = ("mae", "pacx", "pacx - mae", "mask_area")
-    found = attention_shares.summary(rows, units, columns)
-    return {"shares": found, "trainings": len(setting.encoders.get("pacx", ()))}
+    found = attention_shares.summary(columns, units)
+    return {"shares": found, "trainings": len(columns["pacx"])}
 
 
 def told_apart(setting: Setting, rows: Sequence[Row], limit: int = 2000) -> dict:
     """Accuracy of a probe that guesses the data set from the embedding, by arm."""
+    splits = {
+        row.folder: {s: open_split(setting.data, row, s) for s in ("train", "test")}
+        for row in rows
+    }
+    chosen = {  # in their order
+        (name, s): np.sort(np.random.default_rng(0).permutation(len(each))[:limit])
+        for name, of_set in splits.items()
+        for s, each in of_set.items()
+    }
+    named = {}
+    for name, of_set in splits.items():
+        people = of_set["test"].patients() or [""] * len(of_set["test"])
+        named[name] = [people[i] for i in chosen[name, "test"]]
     found = {}
     for arm in ("imagenet", "mae", "pacx"):
-        for encoder in setting.encoders.get(arm, ())[:1]:
-            z: dict = {"train": {}, "test": {}}
-            named = {}
-            for row in rows:
-                for s in z:
-                    source = open_split(setting.data, row, s)
-                    chosen = np.random.default_rng(0).permutation(len(source))[:limit]
-                    whole = features.of_source(
-                        encoder, source, setting.out / "features"
-                    )
-                    z[s][row.folder] = whole[np.sort(chosen)]
-                people = source.patients() or [""] * len(source)
-                named[row.folder] = [people[i] for i in np.sort(chosen)]
-            found[arm] = source_probe.measured(
-                z["train"], z["test"], named, setting.resamples
-            )
+        trainings = [
+            {
+                s: {
+                    name: features.of_source(
+                        encoder, of_set[s], setting.out / "features"
+                    )[chosen[name, s]]
+                    for name, of_set in splits.items()
+                }
+                for s in ("train", "test")
+            }
+            for encoder in setting.encoders.get(arm, ())
+        ]
+        if trainings:
+            found[arm] = source_probe.measured(trainings, named, setting.resamples)
     return found

@@ -169,11 +169,7 @@ def _classified(setting, row, fractions, splits) -> dict:
             ]
             examples = [
                 [
-                    measures.Examples(
-                        row.kind,
-                        tuple(names),
-                        {"logits": x, "labels": y_test, "label_mask": mask_test},
-                    )
+                    measures.of_labels(names, x, y_test, mask_test, row.kind)
                     for x in each
                 ]
                 for each in logits

@@ -49,14 +49,15 @@ def table1(rows, found: Mapping, published: Mapping) -> str:
     lines = []
     for row in rows:
         for i, metric in enumerate(row.metrics):
-            theirs = published["table1"][row.name][metric]
+            theirs = published["table1"].get(row.name, {}).get(metric, [None] * 3)
             ours = [
                 number(_of(found.get(row.name, {}), arm, 1.0, metric))
                 for arm in ENCODERS
             ]
             name = row.name + (f" ({row.stand_in}, simulated)" * bool(row.stand_in))
             cells = ["" if i else name, METRICS[metric], *ours]
-            lines.append([*cells, *(f"{x:.3f}" for x in theirs)])
+            shown = [MISSING if x is None else f"{x:.3f}" for x in theirs]
+            lines.append([*cells, *shown])
     return table(head, lines)
 
 
@@ -133,27 +134,57 @@ def figure3(found: Mapping, published: Mapping) -> str:
 def attention(found: Mapping[str, Mapping]) -> str:
     """The share of attention inside masks, a row a set."""
     head = ["Masks", "MAE", "PaCX", "PaCX − MAE", "area of the masks", "images"]
+    head.append("trainings")
     lines = []
     for name, each in found.items():
         shares = each["shares"]
         columns = ("mae", "pacx", "pacx - mae", "mask_area")
         cells = [number(shares[c], " - " in c) for c in columns]
-        lines.append([name, *cells, str(shares["mask_area"]["n"])])
+        counts = str(shares["mask_area"]["n"]), str(each["trainings"])
+        lines.append([name, *cells, *counts])
     return table(head, lines)
 
 
 def sources(found: Mapping[str, Mapping]) -> str:
     """The table of probes that guess the data set from the embedding, in Markdown."""
-    head = ["Encoder", "balanced accuracy", "chance", "AUROC"]
+    head = ["Encoder", "balanced accuracy", "chance", "AUROC", "trainings"]
     lines = [
         [
             NAMES[arm],
             number(row["balanced_accuracy"]),
             f"{row['chance']:.3f}",
             number(row["auroc"]),
+            str(row["trainings"]),
         ]
         for arm, row in found.items()
     ]
+    return table(head, lines)
+
+
+def counts(found: Mapping[str, Mapping], subsets: int) -> str:
+    """How many test images, patients, trainings and label subsets a row is over."""
+    head = ["Data set", "test images", "test patients", "trainings", "label subsets"]
+    lines = []
+    for name, each in found.items():
+        cells = [
+            cell
+            for of_arm in each["cells"].values()
+            for of_fraction in of_arm.values()
+            for cell in of_fraction.values()
+        ]
+        if not cells:
+            continue
+        below = f"{subsets} below 100%, 1 at 100%"
+        trainings = sorted({cell["trainings"] for cell in cells})
+        lines.append(
+            [
+                name,
+                str(each["sizes"]["test"]),
+                str(cells[0]["patients"]),
+                " or ".join(map(str, trainings)),
+                below if name in FIGURE3 else "1",
+            ]
+        )
     return table(head, lines)
 
 

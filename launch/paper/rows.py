@@ -69,6 +69,13 @@ class Row:
         )
 
 
+# The paper takes any view of a stay, and which view was taken tells of the patient.
+FRONTAL = Row(
+    "MedMod, frontal alone",
+    "medmod_frontal",
+    "medmod",
+    flags="--symile=DIR --images=DIR --frontal",
+)
 PAPER = (
     Row("TB", "tb", "tb"),
     Row("CheXchoNet", "chexchonet", "chexchonet"),
@@ -76,6 +83,7 @@ PAPER = (
     Row("VinDr-CXR", "vindr_cxr", "vindr_cxr"),
     Row("NIH-14", "nih14", "nih14"),
     Row("MedMod", "medmod", "medmod", flags="--symile=DIR --images=DIR"),
+    FRONTAL,
     Row("COVID-QU-Ex", "covid_qu_ex", "covid_qu_ex", "masks"),
     Row("QaTa-COV19", "qata_cov19", "qata_cov19", "masks"),
     Row("CXL-Seg", "cxlseg", "cxlseg", "masks"),

@@ -85,32 +85,29 @@ def shares(
     return rows
 
 
-def summary(
-    rows: Sequence[Mapping[str, float]], units: Sequence, columns: Sequence[str]
-) -> dict[str, dict]:
-    """Means over images of columns, or of "a - b", with 95% intervals over units.
+def summary(columns: Mapping[str, np.ndarray], units: Sequence) -> dict[str, dict]:
+    """Means over images with 95% intervals over units and trainings.
 
     Args:
+      columns: name -> (n,), or (t, n) of t trainings; NaN where undefined.
       units: (n,) patients, or files where these are unknown.
 
     Returns:
-      column -> {"value", "low", "high", "n"}; low and high None for a single unit.
+      name -> {"value", "low", "high", "n"}; low and high None for a single unit.
     """
     found = {}
-    for column in columns:
-        a, _, b = column.partition(" - ")
-        each = np.array([row[a] - (row[b] if b else 0) for row in rows])
-        there = ~np.isnan(each)
-        named = np.asarray(units)[there]
-        values, n = each[there], int(there.sum())
+    for name, values in columns.items():
+        values = np.atleast_2d(values)
+        there = ~np.isnan(values).any(0)
+        values, named, n = values[:, there], np.asarray(units)[there], int(there.sum())
         if len(set(named.tolist())) < 2:
             value = float(values.mean()) if n else None
-            found[column] = {"value": value, "low": None, "high": None, "n": n}
+            found[name] = {"value": value, "low": None, "high": None, "n": n}
             continue
         weights = np.float64(statistics.bootstrap_weights(named))
         weights = np.concatenate([np.ones((1, n)), weights])
-        resampled = (weights @ values) / weights.sum(1)
-        found[column] = statistics.row(resampled) | {"n": n}
+        means = [statistics.weighted_means(each, weights) for each in values]
+        found[name] = statistics.row_over_trainings(np.array(means)) | {"n": n}
     return found
 
 
@@ -214,10 +211,13 @@ def main(argv: list[str] | None = None) -> int:
             row[f"patches_{name}"] = float(map_.sum())
     out = pathlib.Path(args.out)
     _write(out, listed.paths, images, maps, rows)
-    columns = [f"{m}_{k}" for m in covered for k in (*maps, "area")]
+    asked = [f"{m}_{k}" for m in covered for k in (*maps, "area")]
+    columns = {column: np.array([row[column] for row in rows]) for column in asked}
     if args.against:
-        columns += [f"{m}_share - {m}_against" for m in covered]
-    found = summary(rows, listed.paths, columns)
+        for m in covered:
+            gap = columns[f"{m}_share"] - columns[f"{m}_against"]
+            columns[f"{m}_share - {m}_against"] = gap
+    found = summary(columns, listed.paths)
     files.write_json(out / "shares.json", found)
     for column, row in found.items():
         span = "" if row["low"] is None else f" ({row['low']:.3f} to {row['high']:.3f})"

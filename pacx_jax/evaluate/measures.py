@@ -34,9 +34,11 @@ class Examples:
     Attributes:
       kind: "multilabel", "multiclass", "masks" or "retrieval".
       names: of the c columns.
-      arrays: (n, c) each. Of labels logits, labels, label_mask; of masks hits, called,
-        truth (see objectives.segment); of retrieval recall@k, NaN where the example
-        lacks the modality.
+      arrays: (n, c) each. Of labels logits, labels, label_mask, and of one class of c
+        also called, 1 of the class of the highest logit and -1 of others, and right, 1
+        in the whole row where that is the example's; of masks hits, called, truth (see
+        objectives.segment); of retrieval recall@k, NaN where the example lacks the
+        modality.
     """
 
     kind: str
@@ -76,14 +78,12 @@ def examples(
         `one_vs_rest`; an example with no class, or several, has no known label.
     """
     if "logits" in outputs:
-        arrays = {k: outputs[k] for k in ("logits", "labels", "label_mask")}
+        x, y, mask = (outputs[k] for k in ("logits", "labels", "label_mask"))
         if task == "multiclass":
-            one = (arrays["labels"].sum(-1) == 1) & (arrays["label_mask"].min(-1) > 0)
-            arrays["label_mask"] = np.float32(one)[:, None] * np.ones_like(
-                arrays["label_mask"]
-            )
-            arrays["logits"] = one_vs_rest(arrays["logits"])
-        return Examples(task, tuple(names), arrays)
+            one = (y.sum(-1) == 1) & (mask.min(-1) > 0)
+            mask = np.float32(one)[:, None] * np.ones_like(mask)
+            x = one_vs_rest(x)
+        return of_labels(names, x, y, mask, task)
     if "hits" in outputs:
         arrays = {
             k: np.float64(outputs[k])[:, None] for k in ("hits", "called", "truth")
@@ -102,6 +102,23 @@ def examples(
             for k in KS:
                 arrays[f"recall@{k}"][here, c] = hits[k]
     return Examples("retrieval", found, arrays)
+
+
+def of_labels(
+    names: Sequence[str],
+    logits: np.ndarray,
+    labels: np.ndarray,
+    mask: np.ndarray,
+    task: str = "multilabel",
+) -> Examples:
+    """The examples of (n, c) logits, labels and mask (1 where a label is known)."""
+    arrays = {"logits": logits, "labels": labels, "label_mask": mask}
+    if task == "multiclass":  # of all classes, also those that nobody here has
+        first = np.arange(logits.shape[1]) == logits.argmax(1)[:, None]
+        right = (first & (labels == 1)).any(1)[:, None]
+        arrays["called"] = np.where(first, 1.0, -1.0)
+        arrays["right"] = np.where(mask > 0, np.float64(right), np.nan)
+    return Examples(task, tuple(names), arrays)
 
 
 def one_vs_rest(logits: np.ndarray) -> np.ndarray:
@@ -157,13 +174,9 @@ def per_image(arrays: Arrays) -> dict[str, np.ndarray]:
 
 def _of_class(measure) -> Measure:
     """`measure` of the class called, the one of highest probability."""
-
-    def measured(arrays, weights):
-        x = np.asarray(arrays["logits"])
-        called = np.where(np.arange(x.shape[1]) == x.argmax(1)[:, None], 1.0, -1.0)
-        return measure(arrays | {"logits": called}, weights)
-
-    return measured
+    return lambda arrays, weights: measure(
+        arrays | {"logits": arrays["called"]}, weights
+    )
 
 
 _RANKING = ("auroc", "ap", "brier", "ece")  # of one class against the others, too
@@ -172,7 +185,8 @@ _BINARY = {"auroc": _auroc} | {k: _of_label(v) for k, v in scores.MEASURES.items
 MEASURES: dict[str, dict[str, Measure]] = {
     "multilabel": _BINARY,
     "multiclass": {k: _BINARY[k] for k in _RANKING}
-    | {k: _of_class(_BINARY[k]) for k in _CALLED},
+    | {k: _of_class(_BINARY[k]) for k in _CALLED}
+    | {"accuracy": _mean(lambda a: a["right"])},  # of the task: alike in all columns
     "masks": {k: _pooled(k) for k in ("dice", "iou")}
     | {
         f"{k}_per_image": _mean(lambda a, k=k: per_image(a)[k]) for k in ("dice", "iou")

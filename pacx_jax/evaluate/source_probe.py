@@ -25,8 +25,7 @@ from pacx_jax.input import images, patients, sources
 
 
 def measured(
-    train: Mapping[str, np.ndarray],
-    test: Mapping[str, np.ndarray],
+    trainings: Sequence[Mapping[str, Mapping[str, np.ndarray]]],
     named: Mapping[str, Sequence[str]],
     n_resamples: int = 1000,
     seed: int = 0,
@@ -34,37 +33,50 @@ def measured(
     """Balanced accuracy and one-against-others AUROC of telling the sets apart.
 
     Args:
-      train, test: set -> (n, d) embeddings.
+      trainings: of each training of an encoder, "train" and "test" -> set -> (n, d)
+        embeddings.
       named: set -> (n,) patients of its test images; those of two sets are others.
 
     Returns:
-      `balanced_accuracy` and `auroc`: {"value", "low", "high"} over patients;
-      `chance`, the balanced accuracy of guessing; `n`: set -> test images.
+      `balanced_accuracy` and `auroc`: {"value", "low", "high"} over patients and, from
+      two on, trainings; `chance`, the balanced accuracy of guessing; `n`: set -> test
+      images; `trainings`.
 
     Raises:
       PacxError: fewer than two sets, or one without images.
     """
-    if len(train) < 2 or not all(len(x) for x in (*train.values(), *test.values())):
-        raise PacxError("telling sets apart takes two of them, each with images")
-    names = list(train)
+    for z in trainings:
+        if len(z["train"]) < 2 or not all(
+            len(x) for s in z.values() for x in s.values()
+        ):
+            raise PacxError("telling sets apart takes two of them, each with images")
+    names = list(named)
+    who = [f"{k}/{unit}" for k in names for unit in patients.units(named[k])[0]]
+    weights = statistics.bootstrap_weights(who, n_resamples, seed)
+    weights = np.concatenate([np.ones((1, len(who)), weights.dtype), weights])
+    each = [_resampled(z["train"], z["test"], names, weights) for z in trainings]
+    accuracies, aurocs = (np.array(x) for x in zip(*each, strict=True))
+    return {
+        "balanced_accuracy": statistics.row_over_trainings(accuracies),
+        "auroc": statistics.row_over_trainings(aurocs),
+        "chance": 1 / len(names),
+        "n": {k: len(named[k]) for k in names},
+        "trainings": len(trainings),
+    }
+
+
+def _resampled(train, test, names, weights) -> tuple[np.ndarray, np.ndarray]:
+    """(1 + r,) balanced accuracies and AUROCs of a probe fitted to `train`."""
     labels = np.repeat(np.eye(len(names)), [len(train[k]) for k in names], axis=0)
     fitted = probe.fit(np.concatenate([train[k] for k in names]), labels)
     p = fitted.predict(np.concatenate([test[k] for k in names]))
     truth = np.repeat(np.eye(len(names)), [len(test[k]) for k in names], axis=0)
-    who = [f"{k}/{unit}" for k in names for unit in patients.units(named[k])[0]]
-    weights = statistics.bootstrap_weights(who, n_resamples, seed)
-    weights = np.concatenate([np.ones((1, len(who)), weights.dtype), weights])
     right = np.float64(p.argmax(1) == truth.argmax(1))
     with np.errstate(invalid="ignore"):  # a resample without images of a set
         recalls = (weights @ (truth * right[:, None])) / (weights @ truth)
     columns = zip(p.T, truth.T, strict=True)
     aurocs = [statistics.weighted_auroc(x, y, weights) for x, y in columns]
-    return {
-        "balanced_accuracy": statistics.row(recalls.mean(1)),
-        "auroc": statistics.row(np.mean(aurocs, axis=0)),
-        "chance": 1 / len(names),
-        "n": {k: len(test[k]) for k in names},
-    }
+    return recalls.mean(1), np.mean(aurocs, axis=0)
 
 
 def read(path: str, split: str, limit: int, seed: int = 0):
@@ -114,8 +126,9 @@ def main(argv: list[str] | None = None) -> int:
         named = dict(zip(names, (each[1] for each in found), strict=True))
     result = {}
     for what, parts in z.items():
-        train, test = (dict(zip(names, part, strict=True)) for part in parts)
-        result[what] = row = measured(train, test, named, seed=args.seed)
+        z_of = (dict(zip(names, part, strict=True)) for part in parts)
+        z_of = dict(zip(("train", "test"), z_of, strict=True))
+        result[what] = row = measured([z_of], named, seed=args.seed)
         accuracy, auroc = row["balanced_accuracy"], row["auroc"]
         print(
             f"{what}: the set is right for {accuracy['value']:.3f} "

@@ -39,15 +39,18 @@ def test_means_and_differences_are_paired_and_have_intervals_over_units():
     rng = np.random.default_rng(0)
     common = rng.normal(size=80)
     a = common + 0.1 + 0.01 * rng.normal(size=80)
-    rows = [{"a": x, "b": y} for x, y in zip(a, common, strict=True)]
-    rows[3]["a"] = np.nan
-    columns = ("a", "a - b")
-    found = attention_shares.summary(rows, np.arange(80) // 2, columns)
+    a[3] = np.nan
+    columns = {"a": a, "a - b": a - common}
+    found = attention_shares.summary(columns, np.arange(80) // 2)
     gap = found["a - b"]
     assert gap["n"] == 79 and 0.09 < gap["low"] < gap["value"] < gap["high"] < 0.11
     assert found["a"]["high"] - found["a"]["low"] > 0.2
-    alone = attention_shares.summary(rows[:2], ["p", "p"], ("a",))["a"]
+    alone = attention_shares.summary({"a": a[:2]}, ["p", "p"])["a"]
     assert alone["low"] is None and alone["value"] == pytest.approx(a[:2].mean())
+    apart = {"a": np.stack([a, a + 0.5, a - 0.5])}  # three trainings
+    row = attention_shares.summary(apart, np.arange(80) // 2)["a"]
+    assert row["value"] == pytest.approx(found["a"]["value"])
+    assert row["high"] - row["low"] > 1
 
 
 @pytest.fixture(scope="module")

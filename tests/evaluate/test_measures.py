@@ -31,7 +31,7 @@ def test_one_of_c_classes_is_measured_by_its_probability_against_the_others():
     out = classes()
     found = measures.scored(measures.examples(out, "abc", "multiclass"), weights(300))
     ranking, called = {"auroc", "ap", "brier", "ece"}, {"f1", "precision", "recall"}
-    assert set(found["macro"]) == ranking | called
+    assert set(found["macro"]) == ranking | called | {"accuracy"}
     p = scipy.special.softmax(out["logits"], axis=1)
     for c, name in enumerate("abc"):
         row, y = found["labels"][name], out["labels"][:, c]
@@ -47,8 +47,27 @@ def test_one_of_c_classes_is_measured_by_its_probability_against_the_others():
     ):
         each = [found["labels"][c][name]["value"] for c in "abc"]
         np.testing.assert_allclose(each, theirs(truth, top, average=None), atol=1e-12)
+    accuracy = found["macro"]["accuracy"]
+    assert accuracy["value"] == pytest.approx((truth == top).mean(), abs=1e-12)
+    assert accuracy["low"] < accuracy["value"] < accuracy["high"]
     mean = np.mean([row["auroc"]["value"] for row in found["labels"].values()])
     assert found["macro"]["auroc"]["value"] == pytest.approx(mean)
+
+
+def test_a_class_that_nobody_tested_has_can_still_be_called():
+    out = classes()
+    kept = out["labels"][:, 2] == 0  # c is left out of the table, and not of the calls
+    out = {k: v[kept] for k, v in out.items()}
+    given = measures.examples(out, "abc", "multiclass")
+    found = measures.scored(given, weights(int(kept.sum())))
+    truth, top = out["labels"].argmax(1), out["logits"].argmax(1)
+    assert set(found["labels"]) == {"a", "b"} and (top == 2).any()
+    each = recall_score(truth, top, average=None, labels=[0, 1])
+    for name, value in zip("ab", each, strict=True):
+        row = found["labels"][name]["recall"]
+        assert row["value"] == pytest.approx(value, abs=1e-12)
+    accuracy = found["macro"]["accuracy"]["value"]
+    assert accuracy == pytest.approx((truth == top).mean(), abs=1e-12)
 
 
 def test_examples_of_no_class_or_of_several_are_not_scored():

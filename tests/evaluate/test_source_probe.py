@@ -18,16 +18,23 @@ def test_sets_that_differ_are_told_and_others_are_not():
     x = {k: rng.normal(size=(150, 6)) for k in ("a", "b", "c")}
     y = {k: rng.normal(size=(100, 6)) for k in x}
     named = {k: [str(i // 2) for i in range(100)] for k in x}
-    same = source_probe.measured(x, y, named, 200)
+    same = source_probe.measured([{"train": x, "test": y}], named, 200)
     row = same["balanced_accuracy"]
     assert same["chance"] == 1 / 3 and row["low"] < 1 / 3 < row["high"]
     x["c"], y["c"] = x["c"] + 4, y["c"] + 4
-    other = source_probe.measured(x, y, named, 200)
+    other = source_probe.measured([{"train": x, "test": y}], named, 200)
     assert other["balanced_accuracy"]["low"] > same["balanced_accuracy"]["high"]
     assert other["auroc"]["value"] > same["auroc"]["value"] + 0.1
-    assert other["n"] == {"a": 100, "b": 100, "c": 100}
+    assert other["n"] == {"a": 100, "b": 100, "c": 100} and other["trainings"] == 1
+    noise = {k: rng.normal(size=each.shape) for k, each in x.items()}
+    blind = {"train": noise, "test": {k: noise[k][:100] for k in noise}}
+    both = [{"train": x, "test": y}, blind]
+    both = source_probe.measured(both, named, 200)  # which trainings take apart
+    row = both["balanced_accuracy"]
+    assert row["high"] - row["low"] > 0.3 and both["trainings"] == 2
     with pytest.raises(PacxError, match="takes two of them"):
-        source_probe.measured({"a": x["a"]}, {"a": y["a"]}, named)
+        one = {"train": {"a": x["a"]}, "test": {"a": y["a"]}}
+        source_probe.measured([one], {"a": named["a"]})
 
 
 @pytest.fixture(scope="module")

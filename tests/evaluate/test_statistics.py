@@ -1,5 +1,6 @@
 """AUROC and the paired, patient-clustered bootstrap."""
 
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -354,3 +355,41 @@ def test_undefined_resamples_are_counted():
     assert statistics.row(np.full(4, np.nan)) == {
         "value": None, "low": None, "high": None, "undefined_resamples": 3,
     }  # fmt: skip
+
+
+def test_the_bootstrap_interval_is_scipys():
+    """Percentiles of 4,000 resamples each: they agree to their Monte-Carlo error.
+
+    Over 40 seeds an end of ours had a standard deviation of 0.0017.
+    """
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 2, 150).astype(float)
+    scores = rng.normal(size=150) + labels
+    theirs = scipy.stats.bootstrap(
+        (scores, labels),
+        statistics.auroc,
+        n_resamples=4000,
+        paired=True,
+        vectorized=False,
+        method="percentile",
+        rng=np.random.default_rng(6),
+    ).confidence_interval
+    weights = statistics.bootstrap_weights(np.arange(150), 4000)
+    drawn = statistics.weighted_auroc(scores, labels, weights)
+    ours = statistics.estimate(statistics.auroc(scores, labels), drawn)
+    assert ours.high - ours.low > 0.1
+    np.testing.assert_allclose((ours.low, ours.high), theirs, atol=0.006)
+
+
+@pytest.mark.full
+def test_resamples_of_a_large_test_set_take_less_than_a_minute():
+    rng = np.random.default_rng(0)
+    patients = rng.integers(0, 9000, 25_000)
+    labels = np.float64(rng.random((25_000, 14)) < 0.1)
+    scores = (rng.normal(size=labels.shape) + labels)[None, None]
+    start = time.process_time()
+    weights = statistics.bootstrap_weights(patients, 2000)
+    found, drawn = statistics.resampled_auroc(scores, labels, weights)
+    assert time.process_time() - start < 60
+    assert found.shape == (1, 1, 14) and drawn.shape == (2000, 1, 1, 14)
+    assert drawn.std(0).max() < 0.02

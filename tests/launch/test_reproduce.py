@@ -73,6 +73,8 @@ def test_every_missing_set_says_where_it_is_from_and_how_it_is_prepared():
         assert prepare.parse(
             [row.builder, "--source=DIR", "--target=x", *row.flags.split()]
         )
+        if row == rows.FRONTAL:
+            continue  # the paper has none
         numbers = PUBLISHED["table1"][row.name]
         assert all(len(numbers[m]) == len(rows.ENCODERS) for m in row.metrics)
     for name in rows.TABLE3:
@@ -163,9 +165,24 @@ def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsy
     assert numbers["encoders"]["mae"][0]["folder"] == f"{there}/mae"
     assert len(numbers["encoders"]["mae"][0]["fingerprint"]) == 16
     assert set(numbers["rows"]) == {"CheXchoNet", "VinDr-CXR", "NIH-14", "MedMod"}
+    assert "| MedMod | 50 | 25 | 1 | 2 below 100%, 1 at 100% |" in text
     before = (tmp_path / "reproduction.json").read_bytes()
     assert reproduce.main([*flags, "--measure"]) == 0
     assert (tmp_path / "reproduction.json").read_bytes() == before
+
+
+def test_an_encoder_with_fewer_trainings_than_asked_for_has_no_cell(tmp_path, capsys):
+    """Where one failed, the other trainings are not shown as if they were all."""
+    (tmp_path / "data/chexpert").mkdir(parents=True)
+    for seed in (1, 2):
+        run = tmp_path / f"out/runs/mae-seed_{seed}"
+        run.mkdir(parents=True)
+        (run / "done.json").write_text('{"step": 1, "metrics": {}}')
+    flags = [f"--data={tmp_path}/data", f"--out={tmp_path}/out", "--seeds=3"]
+    assert reproduce.main([*flags, "--measure"]) == 2
+    said = capsys.readouterr()
+    assert "mae-seed_3 is not finished" in said.out
+    assert "no encoder to measure" in said.err
 
 
 @pytest.mark.parametrize(

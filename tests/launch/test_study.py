@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import shutil
 import sys
 
 import jax
@@ -16,7 +17,9 @@ from launch.studies import Arm, Probe, Study
 from pacx_jax import main, objectives
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
+from pacx_jax.input import sources
 from pacx_jax.objectives import distill
+from pacx_jax.run import overlap
 from tests import tiny
 from tests.reliability import runs
 
@@ -158,6 +161,50 @@ def test_a_seed_that_lacks_a_run_is_left_out_and_said(probed, tmp_path):
         study_results.write(_study(probed), probed / "runs", range(7, 9), "test")
 
 
+def test_an_encoder_that_is_given_and_another_pooling_are_arms(probed, tmp_path):
+    folder = tiny.folder("vit", seed=9)
+    model_folder.save(tmp_path / "theirs", folder, "card")
+    arms = {
+        **_study(probed).arms,
+        "theirs": Arm("", given=str(tmp_path / "theirs"), name="Theirs"),
+        "mean": Arm("", given="{pacx}", pooling="mean", name="PaCX, mean"),
+    }
+    about = _study(probed, arms=arms, pairs=[("theirs", "mae"), ("mean", "pacx")])
+    assert about.levels()[-1] == ["mean"]
+    planned = study.plan(about, "runs", range(1, 3), [])
+    assert {r.fields["arm"] for runs in planned for r in runs} == {"mae", "pacx"}
+    target = tmp_path / "study"
+    target.mkdir()
+    for run in (probed / "runs").glob("*-seed_*"):
+        (target / run.name).symlink_to(run)
+    text = study_results.write(about, target, range(1, 3), "test")
+    assert "Theirs - MAE" in text and "PaCX, mean - PaCX" in text
+    numbers = json.loads((target / "comparison.json").read_text())
+    rows = {r["arm"]: r for r in numbers["tables"]["all"]["table"]}
+    assert rows["theirs"]["trainings"] == 1 and rows["mean"]["trainings"] == 2
+    assert {"theirs", "mean, seed 2"} < set(numbers["encoders"])
+    prints = numbers["encoders"]
+    assert prints["mean, seed 2"] != prints["pacx, seed 2"]
+    for wrong in (dict(recipe="r", given="x"), dict(recipe="")):
+        with pytest.raises(PacxError, match="give a recipe to train, or `given`"):
+            Arm(**wrong)
+    with pytest.raises(PacxError, match="starts from 'pcx', no arm here"):
+        _study(probed, arms={**arms, "mean": Arm("", given="{pcx}")})
+
+
+def test_an_encoder_that_has_seen_the_probes_test_patients_is_refused(probed, tmp_path):
+    for run in (probed / "runs").glob("*-seed_*"):
+        shutil.copytree(run, tmp_path / run.name)
+    fields = {"data__source": "prepared", "data__path": str(probed / "set")}
+    config = tiny.config("mae_vitb16", **fields)
+    test = sources.open_source(config.data, "test")
+    overlap.account(config, str(tmp_path / "pacx-seed_2"), test)
+    with pytest.raises(PacxError, match="25 of 25 test patients") as error:
+        study_results.write(_study(probed), tmp_path, range(1, 3), "test")
+    assert "pacx-seed_2" in str(error.value) and "\n" not in str(error.value)
+    assert not (tmp_path / "comparison.json").exists()
+
+
 @pytest.mark.full
 def test_sets_beside_the_probes_are_told_apart_or_not(probed, tmp_path):
     about = _study(probed)
@@ -175,8 +222,8 @@ def test_sets_beside_the_probes_are_told_apart_or_not(probed, tmp_path):
     text = study_results.write(study, probed / "runs", range(1, 3), "test")
     assert "telling the sets apart" in text
     numbers = json.loads((probed / "runs" / "comparison.json").read_text())
-    rows = numbers["sources"]["pacx"]
-    assert len(rows) == 2 and rows[0]["balanced_accuracy"]["low"] > rows[0]["chance"]
+    row = numbers["sources"]["pacx"]
+    assert row["trainings"] == 2 and row["balanced_accuracy"]["low"] > row["chance"]
 
 
 def test_what_a_study_cannot_be_is_said(probed):
