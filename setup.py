@@ -45,6 +45,7 @@ setuptools.setup(
     packages=setuptools.find_packages(include=["pacx_jax", "pacx_jax.*"]),
     package_data={
         "pacx_jax": ["py.typed"],
+        "pacx_jax.encoders": ["golden_films.png"],
         "pacx_jax.evaluate.reports": ["*.j2"],
         "pacx_jax.exporting": ["page/*"],
         "pacx_jax.serving": ["pages/*"],

@@ -2,9 +2,10 @@
 
   golden.safetensors   images uint8 (4, 64, 64), embedding float32 (4, width)
 
-The images are simple patterns, made of whole numbers, and the same everywhere. They are
-squashed to the encoder's size and normalised as X-rays are, so that what is compared
-covers weights, preprocessing and the machine. Matrix products are in float32.
+The images are films of simulated patients, two PA and two AP, kept in the library
+(data/cohort/golden_films.py drew them). They are squashed to the encoder's size and
+normalised as X-rays are, so that what is compared covers weights, preprocessing and the
+machine. Matrix products are in float32.
 """
 
 from __future__ import annotations
@@ -14,24 +15,20 @@ import pathlib
 
 import jax
 import numpy as np
+from PIL import Image
 
 from pacx_jax.encoders import kinds, model_folder, xray_encoder
 from pacx_jax.errors import PacxError
 
 FILE = model_folder.GOLDEN
-SIDE = 64  # pixels
+FILMS = pathlib.Path(__file__).with_name("golden_films.png")  # side by side
 TOLERANCE = 1e-4  # of the largest value of the embeddings, at least of 1
 
 
 def images() -> np.ndarray:
-    """uint8 (4, 64, 64): smooth discs over slopes, each brighter elsewhere."""
-    y, x = np.mgrid[:SIDE, :SIDE]
-    drawn = []
-    for k in range(4):
-        slope = (x * (1 + k) + y * (4 - k)) * 80 // (5 * SIDE)
-        distance = (x - 20 - 6 * k) ** 2 + (y - 40 + 5 * k) ** 2
-        drawn.append(slope + np.maximum(170 - distance * (k + 1) // 8, 0))
-    return np.clip(drawn, 0, 255).astype(np.uint8)
+    """uint8 (4, 64, 64): the films."""
+    with Image.open(FILMS) as strip:
+        return np.stack(np.split(np.asarray(strip), 4, axis=1))
 
 
 def embed(model: model_folder.ModelFolder) -> np.ndarray:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from data.cohort import golden_films
 from pacx_jax import embed
 from pacx_jax.encoders import golden, model_folder
 from tests import tiny
@@ -42,6 +43,13 @@ def test_an_export_brings_four_images_and_their_embeddings(folder, capsys):
     code, out = check(folder, capsys)
     assert not code and "4 golden images: largest difference" in out
     assert model_folder.is_ours(folder)  # and is replaced by the next export
+
+
+def test_the_images_are_films_of_the_cohort():
+    """Drawn again; rounding may move a grey level."""
+    kept, drawn = golden.images(), golden_films.draw()
+    assert kept.dtype == np.uint8 and kept.shape == drawn.shape == (4, 64, 64)
+    assert np.abs(np.int32(kept) - drawn).max() <= 1
 
 
 def test_other_weights_or_statistics_are_told_in_one_line(folder, capsys):
