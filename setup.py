@@ -100,6 +100,7 @@ setuptools.setup(
         ],
         "report": REPORT,  # pacx_jax.evaluate.reports
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
+        "types": ["jaxtyping>=0.3"],  # for type checkers: shapes in annotations
         "wandb": ["wandb>=0.20"],  # config.wandb
         "serve": SERVE,  # pacx_jax.serving
         "demo": ["psutil>=6", *REPORT, *REPORTS],  # psutil: memory of its processes

@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import zlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import flax
 import flax.linen as nn
@@ -31,8 +32,13 @@ from pacx_jax.errors import PacxError
 from pacx_jax.models.dropout import drop, row_seeds
 from pacx_jax.types import Params
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Integer, Key, UInt32
 
-def init(key: jax.Array, params: Params, targets: Sequence[str], rank: int) -> Params:
+
+def init(
+    key: Key[jax.Array, ""], params: Params, targets: Sequence[str], rank: int
+) -> Params:
     """Adapters for every dense kernel whose module is named in `targets`.
 
     a ~ U(+-1/sqrt(in)) (peft's Kaiming-uniform with a = sqrt 5) and b = 0, so the
@@ -69,7 +75,7 @@ def merge(params: Params, adapters: Params, alpha: float) -> Params:
     return flax.traverse_util.unflatten_dict(flat)
 
 
-def share(params: Params, adapters: Params, alpha: float) -> jax.Array:
+def share(params: Params, adapters: Params, alpha: float) -> Float[jax.Array, ""]:
     """|(alpha / r) a b| / |W| over all adapted kernels, by Frobenius norms, ()."""
     flat = flax.traverse_util.flatten_dict(params)
     pairs = flax.traverse_util.flatten_dict(adapters)
@@ -88,8 +94,8 @@ def applied(
     *,
     alpha: float,
     dropout: float = 0.0,
-    key: jax.Array | None = None,
-    rows: jax.Array | None = None,
+    key: Key[jax.Array, ""] | None = None,
+    rows: Integer[jax.Array, " b"] | None = None,
 ):
     """Adds the adapters to `model.apply` within this context.
 
@@ -122,12 +128,22 @@ def applied(
         yield
 
 
-def low_rank(x: jax.Array, a: jax.Array, b: jax.Array) -> jax.Array:
+def low_rank(
+    x: Float[jax.Array, "*rows in"],
+    a: Float[jax.Array, "in r"],
+    b: Float[jax.Array, "r out"],
+) -> Float[jax.Array, "*rows out"]:
     """(x a) b for x (..., in), a (in, r), b (r, out)."""
     return dropped_low_rank(x, a, b, jnp.zeros((0, 2), jnp.uint32), 0.0)
 
 
-def dropped_low_rank(x, a, b, seeds, rate):
+def dropped_low_rank(
+    x: Float[jax.Array, "*rows in"],
+    a: Float[jax.Array, "in r"],
+    b: Float[jax.Array, "r out"],
+    seeds: UInt32[jax.Array, "b 2"],
+    rate: float,
+) -> Float[jax.Array, "*rows out"]:
     """`low_rank` of drop(x), with its own backward pass; seeds as in `dropout.drop`.
 
     The gradient is the usual one, but each product transposes another operand. XLA on

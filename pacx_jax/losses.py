@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -16,29 +17,34 @@ from jax.sharding import Mesh, PartitionSpec
 from pacx_jax import sharding
 from pacx_jax.types import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Real
 
-def wide(x: Array) -> Array:
+
+def wide(x: Real[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Returns x as float32, or as float64 if it already is."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def l2_normalize(x: Array, eps: float = 1e-6) -> Array:
+def l2_normalize(x: Float[Array, "*b d"], eps: float = 1e-6) -> Float[Array, "*b d"]:
     """Divides rows of x (..., d) by max(norm, eps); the gradient is safe at zero."""
     squared = (wide(x) ** 2).sum(-1, keepdims=True)
     return wide(x) * jax.lax.rsqrt(jnp.maximum(squared, eps**2))
 
 
-def temperature_scale(logit_scale: Array, low: float = 1.0, high: float = 100.0):
+def temperature_scale(
+    logit_scale: Float[Array, ""], low: float = 1.0, high: float = 100.0
+) -> Float[Array, ""]:
     """exp(logit_scale) clamped to [low, high], without gradient outside."""
     return jnp.clip(jnp.exp(wide(logit_scale)), low, high)
 
 
 def log_sums(
-    rows: Array,
-    columns: Array,
+    rows: Float[Array, "m d"],
+    columns: Float[Array, "b d"],
     chunk: int = 0,
-    present: tuple[Array, Array] | None = None,
-) -> tuple[Array, Array]:
+    present: tuple[Real[Array, " m"], Real[Array, " b"]] | None = None,
+) -> tuple[Float[Array, " m"], Float[Array, " b"]]:
     """Log-sum-exp of rows columns^T, by row and by column.
 
     With `chunk`, only (m, chunk) products exist at a time, also in the backward pass,
@@ -77,15 +83,15 @@ def _bias(present: Array) -> Array:
 
 
 def info_nce(
-    anchor: Array,
-    others: Mapping[str, Array],
-    scale: Array,
+    anchor: Float[Array, "b d"],
+    others: Mapping[str, Float[Array, "b d"]],
+    scale: Float[Array, ""],
     *,
     label_smoothing: float,
     mesh: Mesh,
     chunk: int = 0,
-    present: Mapping[str, Array] | None = None,
-) -> dict[str, Array]:
+    present: Mapping[str, Real[Array, " b"]] | None = None,
+) -> dict[str, Float[Array, ""]]:
     """Symmetric InfoNCE of an anchor with each other modality, over the global batch.
 
       1/2 [CE(scale za zb^T) + CE(scale zb za^T)],  rows L2-normalised
@@ -154,7 +160,11 @@ def info_nce(
     return local(l2_normalize(anchor), others, scale, present)
 
 
-def cosine_regression(pred: Array, target: Array, present: Array | None = None):
+def cosine_regression(
+    pred: Float[Array, "b d"],
+    target: Float[Array, "b d"],
+    present: Real[Array, " b"] | None = None,
+) -> Float[Array, ""]:
     """1 - mean cosine of pred and stop-gradient(target), both (b, d).
 
     Args:
@@ -168,7 +178,9 @@ def cosine_regression(pred: Array, target: Array, present: Array | None = None):
     return ((1 - cosine) * present).sum() / known(present)
 
 
-def masked_bce(logits: Array, labels: Array, mask: Array) -> Array:
+def masked_bce(
+    logits: Float[Array, "b c"], labels: Real[Array, "b c"], mask: Real[Array, "b c"]
+) -> Float[Array, ""]:
     """Binary cross-entropy (b, c), mean over the entries whose mask is 1."""
     logits = wide(logits)
     loss = jnp.maximum(logits, 0) - logits * labels
@@ -176,6 +188,8 @@ def masked_bce(logits: Array, labels: Array, mask: Array) -> Array:
     return (loss * mask).sum() / known(mask)
 
 
-def known(mask: Array, axis: int | None = None) -> Array:
+def known(
+    mask: Real[Array, "*shape"], axis: int | None = None
+) -> Real[Array, "*counts"]:
     """Number of entries, along `axis` or in all, whose mask is 1; at least 1."""
     return jnp.maximum(mask.sum(axis), 1)

@@ -23,7 +23,9 @@ def names() -> list[str]:
     return clone.recipes()
 
 
-def get(name: str, presets: str | None = None, **fields: Any):
+def get(
+    name: str, presets: str | None = None, **fields: Any
+) -> ml_collections.ConfigDict:
     """The configuration of a recipe.
 
     Args:

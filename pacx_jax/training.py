@@ -9,7 +9,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ml_collections
 import numpy as np
@@ -20,11 +20,14 @@ from pacx_jax.errors import PacxError, one_line
 from pacx_jax.run import fingerprints, host_memory
 from pacx_jax.stores.urls import absolute, is_remote
 
+if TYPE_CHECKING:
+    from jaxtyping import UInt8
+
 
 def train(
     config: ml_collections.ConfigDict,
     workdir: str | os.PathLike,
-    images: Sequence[np.ndarray] | None = None,
+    images: Sequence[UInt8[np.ndarray, "_h _w *_c"]] | None = None,
     labels: Any = None,
     patients: Sequence[Any] | None = None,
     splits: Sequence[str] | None = None,

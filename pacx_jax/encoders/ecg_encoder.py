@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -12,6 +13,9 @@ from pacx_jax import sharding
 from pacx_jax.encoders import forward, model_folder
 from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import ecg
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Real
 
 _WANTED = f"give windows of ecg.windows, each ({ecg.WINDOW}, {len(ecg.LEADS)}) numbers"
 
@@ -47,7 +51,9 @@ class EcgEncoder:
         self._params = jax.device_put(folder.params, everywhere)
         self._forward = forward.arrays(folder.module(dtype), self.mesh)
 
-    def __call__(self, windows: Iterable[np.ndarray]) -> np.ndarray:
+    def __call__(
+        self, windows: Iterable[Real[np.ndarray, "5000 12"]]
+    ) -> Float32[np.ndarray, "n width"]:
         """Embeds windows (5000, 12), an array of them or any iterable.
 
         Raises:

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -17,6 +18,9 @@ from pacx_jax.errors import PacxError, one_line
 from pacx_jax.input import images as imageio
 from pacx_jax.input import views as viewnames
 from pacx_jax.stores import staging
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, UInt8
 
 Image = np.ndarray | str | os.PathLike | PIL.Image.Image
 Views = str | Sequence[str] | None
@@ -78,7 +82,7 @@ class Encoder:
 
     def __call__(
         self, images: Image | Sequence[Image], views: Views = None
-    ) -> np.ndarray:
+    ) -> Float32[np.ndarray, "n width"]:
         """Embeds images of any size.
 
         Args:
@@ -96,7 +100,7 @@ class Encoder:
 
     def tokens(
         self, images: Image | Sequence[Image], views: Views = None
-    ) -> np.ndarray:
+    ) -> Float32[np.ndarray, "n tokens width"]:
         """All tokens after the last LayerNorm, (n, 1 + patches, width) float32.
 
         The first is the CLS token (or what takes its place), which a call returns; the
@@ -111,7 +115,7 @@ class Encoder:
 
     def attentions(
         self, images: Image | Sequence[Image], views: Views = None
-    ) -> list[np.ndarray]:
+    ) -> list[Float32[np.ndarray, "n heads tokens tokens"]]:
         """Softmax attention of every block, (n, heads, tokens, tokens) each.
 
         Tokens are CLS, the registers of an encoder that has them, and the patches.
@@ -165,7 +169,7 @@ class Encoder:
             )
         return np.int32(number)
 
-    def preprocess(self, image: Image) -> np.ndarray:
+    def preprocess(self, image: Image) -> UInt8[np.ndarray, "s s c"]:
         """One image as the model sees it before normalisation: uint8 (s, s, c)."""
         return preprocess(image, self.image_size, self.channels)
 
@@ -182,7 +186,7 @@ def _paired(rows: Iterator, numbers: list) -> Iterator:
         )
 
 
-def preprocess(image: Image, size: int, channels: int) -> np.ndarray:
+def preprocess(image: Image, size: int, channels: int) -> UInt8[np.ndarray, "s s c"]:
     """One image as a model sees it before normalisation: uint8 (s, s, c).
 
     Raises:

@@ -8,11 +8,15 @@ ECG embeddings share a mean direction (random pairs already agree at about 0.43)
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives.retrieval import hits_at_k, normalize_rows, recall_at_k
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Real
 
 KS = (1, 5, 10)  # of recall at k
 # What the probe is fitted to besides the encoder's own embeddings.
@@ -23,8 +27,11 @@ FLOORS = {
 
 
 def predict(
-    x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, alpha: float = 10.0
-) -> np.ndarray:
+    x_train: Float[np.ndarray, "n d"],
+    y_train: Float[np.ndarray, "n f"],
+    x_test: Float[np.ndarray, "m d"],
+    alpha: float = 10.0,
+) -> Float[np.ndarray, "m f"]:
     """Ridge regression from standardised embeddings: (m, f) predictions of x_test."""
     from sklearn.linear_model import Ridge
     from sklearn.preprocessing import StandardScaler
@@ -35,10 +42,10 @@ def predict(
 
 
 def ridge_alignment(
-    x_train: np.ndarray,
-    y_train: np.ndarray,
-    x_test: np.ndarray,
-    y_test: np.ndarray,
+    x_train: Float[np.ndarray, "n d"],
+    y_train: Float[np.ndarray, "n f"],
+    x_test: Float[np.ndarray, "m d"],
+    y_test: Float[np.ndarray, "m f"],
     alpha: float = 10.0,
 ) -> dict[str, float]:
     """Predict physiological embeddings from image embeddings by ridge regression.
@@ -74,10 +81,10 @@ def ridge_alignment(
 
 
 def with_intervals(
-    x_train: np.ndarray,
-    y_train: np.ndarray,
-    x_test: np.ndarray,
-    y_test: np.ndarray,
+    x_train: Float[np.ndarray, "n d"],
+    y_train: Float[np.ndarray, "n f"],
+    x_test: Float[np.ndarray, "m d"],
+    y_test: Float[np.ndarray, "m f"],
     patients: Sequence,
     alpha: float = 10.0,
     n_resamples: int = 1000,
@@ -113,12 +120,12 @@ def with_intervals(
 
 
 def floors(
-    x_train: np.ndarray,
-    y_train: np.ndarray,
-    x_test: np.ndarray,
+    x_train: Float[np.ndarray, "n d"],
+    y_train: Float[np.ndarray, "n f"],
+    x_test: Float[np.ndarray, "m d"],
     alpha: float = 10.0,
     seed: int = 0,
-) -> dict[str, np.ndarray]:
+) -> dict[str, Float[np.ndarray, "m f"]]:
     """Each of FLOORS -> (m, f) predictions, as of `predict`."""
     rng = np.random.default_rng((seed, 3))
     noise = [rng.normal(size=x.shape) for x in (x_train, x_test)]
@@ -130,8 +137,10 @@ def floors(
 
 
 def resampled(
-    predicted: np.ndarray, truth: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
+    predicted: Float[np.ndarray, "m f"],
+    truth: Float[np.ndarray, "m f"],
+    weights: Real[np.ndarray, "r m"],
+) -> dict[str, Float[np.ndarray, " r"]]:
     """Measure -> its value under each of (r, m) weights, (r,)."""
     total = weights.sum(1)
     each = per_example(predicted, truth)
@@ -139,7 +148,9 @@ def resampled(
     return {"r2": _r2(predicted, truth, weights)} | found
 
 
-def per_example(predicted: np.ndarray, truth: np.ndarray) -> dict[str, np.ndarray]:
+def per_example(
+    predicted: Float[np.ndarray, "m f"], truth: Float[np.ndarray, "m f"]
+) -> dict[str, Float[np.ndarray, " m"]]:
     """`cosine`, `cosine_centred` and `recall@k` of each test example, (m,)."""
     mean = truth.mean(axis=0)
     hits = hits_at_k(predicted, truth, KS)

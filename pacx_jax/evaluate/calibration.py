@@ -7,14 +7,21 @@ in objectives/scores.py.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import scipy.optimize
 
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import scores
 
+if TYPE_CHECKING:
+    from jaxtyping import Real
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+
+def temperature(
+    logits: Real[np.ndarray, " n"], labels: Real[np.ndarray, " n"]
+) -> float:
     """T > 0 with the least mean log loss of sigmoid(x / T) (Guo et al. 2017).
 
     Args:
@@ -37,7 +44,9 @@ def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     return float(1 / scipy.optimize.brentq(slope, 0.0, high, xtol=1e-14, rtol=1e-12))
 
 
-def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def platt(
+    logits: Real[np.ndarray, " n"], labels: Real[np.ndarray, " n"]
+) -> tuple[float, float]:
     """(a, b) with the least log loss of sigmoid(a x + b) (Platt 1999).
 
     His targets, (N+ + 1) / (N+ + 2) and 1 / (N- + 2) instead of 1 and 0, keep a finite
@@ -66,7 +75,9 @@ def platt(logits: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
 
 
 def reliability(
-    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    logits: Real[np.ndarray, " n"],
+    labels: Real[np.ndarray, " n"],
+    weights: Real[np.ndarray, "draws n"],
 ) -> list[dict]:
     """The reliability curve: what was predicted and what was, by bins of probability.
 

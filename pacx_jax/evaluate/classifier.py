@@ -24,7 +24,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -35,6 +35,9 @@ from pacx_jax.encoders.xray_encoder import Encoder, Image, Views
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import measures, probe
 from pacx_jax.objectives.scores import sigmoid
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64
 
 FORMAT = 1
 RULE = "max_f1"  # of `Classifier.thresholds`
@@ -86,8 +89,8 @@ class Classifier:
     def __init__(
         self,
         encoder: Encoder,
-        kernel: np.ndarray,
-        bias: np.ndarray,
+        kernel: Float[np.ndarray, "width c"],
+        bias: Float[np.ndarray, " c"],
         labels: Sequence[str],
         task: str = "multilabel",
         calibration: Mapping[str, Any] | None = None,
@@ -130,7 +133,7 @@ class Classifier:
         images: Image | Sequence[Image],
         views: Views = None,
         studies: Sequence[Hashable] | None = None,
-    ) -> np.ndarray:
+    ) -> Float64[np.ndarray, "n c"]:
         """Probabilities of images of any size, or of studies of several images.
 
         Args:
@@ -155,11 +158,15 @@ class Classifier:
             logits = probe.fuse(logits, np.array([number[name] for name in studies]))
         return self.probabilities(logits)
 
-    def logits(self, embeddings: np.ndarray) -> np.ndarray:
+    def logits(
+        self, embeddings: Float[np.ndarray, "n width"]
+    ) -> Float64[np.ndarray, "n c"]:
         """Embeddings (n, width) -> logits (n, c) float64, before calibration."""
         return np.float64(embeddings) @ self._kernel + self._bias
 
-    def probabilities(self, logits: np.ndarray) -> np.ndarray:
+    def probabilities(
+        self, logits: Float[np.ndarray, "n c"]
+    ) -> Float64[np.ndarray, "n c"]:
         """Logits (n, c) -> probabilities (n, c) float64."""
         x = np.asarray(logits, np.float64)
         if self.task == "multiclass":
@@ -171,7 +178,9 @@ class Classifier:
         p = sigmoid(x)
         return p / p.sum(1, keepdims=True) if self.task == "multiclass" else p
 
-    def decide(self, probabilities: np.ndarray, rule: str = RULE) -> np.ndarray:
+    def decide(
+        self, probabilities: Float[np.ndarray, "n c"], rule: str = RULE
+    ) -> Float64[np.ndarray, "n c"]:
         """Which labels are called: (n, c) float64 of 1, 0, NaN without a threshold.
 
         Args:

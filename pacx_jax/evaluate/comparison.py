@@ -9,10 +9,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pacx_jax.evaluate import statistics
+
+if TYPE_CHECKING:
+    from jaxtyping import Real, Shaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +48,8 @@ MIN_TRAININGS = 3  # training seeds below which no effect is claimed
 
 
 def by_training(
-    scores: Mapping[tuple[tuple[str, int], float], np.ndarray],
-) -> dict[tuple[str, float], np.ndarray]:
+    scores: Mapping[tuple[tuple[str, int], float], Real[np.ndarray, "_s m c"]],
+) -> dict[tuple[str, float], Real[np.ndarray, "_t _s m c"]]:
     """((arm, training), fraction) -> (s, m, c) to (arm, fraction) -> (t, s, m, c)."""
     found: dict[tuple[str, float], list[np.ndarray]] = {}
     for ((arm, _), fraction), each in sorted(scores.items(), key=lambda x: x[0][0][1]):
@@ -54,10 +58,10 @@ def by_training(
 
 
 def compare_arms(
-    scores: Mapping[tuple[str, float], np.ndarray],
-    labels: np.ndarray,
-    mask: np.ndarray,
-    patients: np.ndarray,
+    scores: Mapping[tuple[str, float], Real[np.ndarray, "_t _s m c"]],
+    labels: Real[np.ndarray, "m c"],
+    mask: Real[np.ndarray, "m c"],
+    patients: Shaped[np.ndarray, " m"],
     label_names: Sequence[str],
     groups: Mapping[str, Sequence[str]],
     pairs: Sequence[tuple[str, str]],

@@ -11,10 +11,14 @@ first, and positives and negatives of one patient covary (Obuchowski 1997, Biome
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.special
 import scipy.stats
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Real, Shaped
 
 _Z = scipy.stats.norm.ppf(0.975)
 
@@ -38,8 +42,10 @@ class Paired:
 
 
 def covariance(
-    scores: np.ndarray, labels: np.ndarray, patients: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+    scores: Real[np.ndarray, "k n"],
+    labels: Real[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None = None,
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
     """AUROCs of k scores of the same studies, and their covariance.
 
     Args:
@@ -101,10 +107,10 @@ def interval(auroc: float, variance: float) -> tuple[float, float]:
 
 
 def paired(
-    a: np.ndarray,
-    b: np.ndarray,
-    labels: np.ndarray,
-    patients: np.ndarray | None = None,
+    a: Real[np.ndarray, " n"],
+    b: Real[np.ndarray, " n"],
+    labels: Real[np.ndarray, " n"],
+    patients: Shaped[np.ndarray, " n"] | None = None,
 ) -> Paired:
     """DeLong's test of two scores of the same studies; Obuchowski's by patient.
 

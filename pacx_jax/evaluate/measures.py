@@ -15,11 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import retrieval, scores, segment
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int, Integer, Real, Shaped
 
 Arrays = Mapping[str, np.ndarray]
 Measure = Callable[[Arrays, np.ndarray], np.ndarray]
@@ -43,12 +47,12 @@ class Examples:
 
     kind: str
     names: tuple[str, ...]
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Shaped[np.ndarray, "n c"]]
 
     def __len__(self) -> int:
         return len(next(iter(self.arrays.values())))
 
-    def rows(self, rows: np.ndarray) -> Examples:
+    def rows(self, rows: Integer[np.ndarray, " m"]) -> Examples:
         """Some of the examples."""
         arrays = {k: v[rows] for k, v in self.arrays.items()}
         return dataclasses.replace(self, arrays=arrays)
@@ -59,7 +63,11 @@ class Examples:
         names = tuple(self.names[c] for c in chosen)
         return dataclasses.replace(self, names=names, arrays=arrays)
 
-    def known(self, c: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def known(
+        self, c: int
+    ) -> tuple[
+        Float64[np.ndarray, " m"], Float64[np.ndarray, " m"], Int[np.ndarray, " m"]
+    ]:
         """Logits and labels of the studies that have label c, and which these are."""
         rows = np.flatnonzero(self.arrays["label_mask"][:, c] > 0)
         x, y = (self.arrays[k][rows, c] for k in ("logits", "labels"))
@@ -67,7 +75,9 @@ class Examples:
 
 
 def examples(
-    outputs: Arrays, names: Sequence[str], task: str = "multilabel"
+    outputs: Mapping[str, Shaped[np.ndarray, "n ..."]],
+    names: Sequence[str],
+    task: str = "multilabel",
 ) -> Examples | None:
     """The examples of an objective's outputs; None where nothing here measures them.
 
@@ -106,9 +116,9 @@ def examples(
 
 def of_labels(
     names: Sequence[str],
-    logits: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray,
+    logits: Real[np.ndarray, "n c"],
+    labels: Real[np.ndarray, "n c"],
+    mask: Real[np.ndarray, "n c"],
     task: str = "multilabel",
 ) -> Examples:
     """The examples of (n, c) logits, labels and mask (1 where a label is known)."""
@@ -121,7 +131,7 @@ def of_labels(
     return Examples(task, tuple(names), arrays)
 
 
-def one_vs_rest(logits: np.ndarray) -> np.ndarray:
+def one_vs_rest(logits: Real[np.ndarray, "n c"]) -> Float64[np.ndarray, "n c"]:
     """(n, c) logits of a softmax -> log p - log(1 - p) of each class."""
     x = np.asarray(logits, np.float64)
     others = [
@@ -167,7 +177,9 @@ def _mean(each: Callable[[Arrays], np.ndarray]) -> Measure:
     return measured
 
 
-def per_image(arrays: Arrays) -> dict[str, np.ndarray]:
+def per_image(
+    arrays: Mapping[str, Real[np.ndarray, "n 1"]],
+) -> dict[str, Float[np.ndarray, "n 1"]]:
     """Dice and IoU of each image, (n, 1)."""
     return segment.overlap(*(arrays[k] for k in ("hits", "called", "truth")))
 
@@ -195,13 +207,15 @@ MEASURES: dict[str, dict[str, Measure]] = {
 }
 
 
-def values(given: Examples, weights: np.ndarray) -> dict[str, np.ndarray]:
+def values(
+    given: Examples, weights: Real[np.ndarray, "r n"]
+) -> dict[str, Float[np.ndarray, "draws c"]]:
     """Measure -> (1 + r, c): on the sample, then under each of (r, n) weights."""
     rows = np.concatenate([np.ones((1, len(given))), weights])
     return {k: f(given.arrays, rows) for k, f in MEASURES[given.kind].items()}
 
 
-def defined(given: Examples) -> np.ndarray:
+def defined(given: Examples) -> Int[np.ndarray, " k"]:
     """Columns that can be measured: labels of both classes; all of other kinds."""
     if "label_mask" not in given.arrays:
         return np.arange(len(given.names))
@@ -219,7 +233,7 @@ def counts(given: Examples) -> dict[str, dict[str, int]]:
     return {name: {"known": int(n), "positives": int(k)} for name, n, k in each}
 
 
-def scored(given: Examples, weights: np.ndarray) -> Scores:
+def scored(given: Examples, weights: Real[np.ndarray, "r n"]) -> Scores:
     """Every measure of every column, and its mean over them, with intervals.
 
     A label of one class is left out, also of the means (`counts` says which); a
@@ -234,7 +248,9 @@ def scored(given: Examples, weights: np.ndarray) -> Scores:
     return rows(given.names, values(given, weights) if given.names else {})
 
 
-def rows(names: Sequence[str], found: Mapping[str, np.ndarray]) -> Scores:
+def rows(
+    names: Sequence[str], found: Mapping[str, Float[np.ndarray, "draws c"]]
+) -> Scores:
     """The `values` of columns as `scored` gives them."""
     macro = {k: statistics.row(statistics.mean_defined(v)) for k, v in found.items()}
     labels = {

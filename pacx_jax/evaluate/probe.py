@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +21,9 @@ from pacx_jax.errors import PacxError
 from pacx_jax.evaluate.logistic import Solver
 from pacx_jax.input.subsets import label_subset
 from pacx_jax.objectives.scores import sigmoid
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float64, Int, Integer, Real, Shaped
 
 C_GRID = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)  # scikit-learn's C, on standardised x
 FIXED_C = 1e-2  # where a label has too few cases for cross-validation
@@ -40,25 +44,25 @@ class Probe:
       chosen_c: (c,) penalty C of each label, NaN where the label was constant.
     """
 
-    mean: np.ndarray
-    scale: np.ndarray
-    weights: np.ndarray
-    bias: np.ndarray
-    chosen_c: np.ndarray
+    mean: Float[np.ndarray, " d"]
+    scale: Float[np.ndarray, " d"]
+    weights: Float[np.ndarray, "d c"]
+    bias: Float[np.ndarray, " c"]
+    chosen_c: Float[np.ndarray, " c"]
 
-    def predict(self, features: np.ndarray) -> np.ndarray:
+    def predict(self, features: Real[np.ndarray, "m d"]) -> Float64[np.ndarray, "m c"]:
         """(m, d) features -> (m, c) probabilities."""
         z = (np.asarray(features, np.float64) - self.mean) / self.scale
         return sigmoid(z @ self.weights + self.bias)
 
 
 def fit(
-    features: np.ndarray,
-    labels: np.ndarray,
-    mask: np.ndarray | None = None,
+    features: Real[np.ndarray, "n d"],
+    labels: Real[np.ndarray, "n c"],
+    mask: Shaped[np.ndarray, "n c"] | None = None,
     c: float | None = None,
-    groups: np.ndarray | None = None,
-    images: np.ndarray | None = None,
+    groups: Shaped[np.ndarray, " n"] | None = None,
+    images: Real[np.ndarray, "k d"] | None = None,
 ) -> Probe:
     """Fit a linear probe for each label, missing labels left out.
 
@@ -106,7 +110,10 @@ def fit(
 
 
 def check_classes(
-    labels: np.ndarray, mask: np.ndarray, names: Sequence[str], what: str
+    labels: Real[np.ndarray, "n c"],
+    mask: Shaped[np.ndarray, "n c"],
+    names: Sequence[str],
+    what: str,
 ) -> None:
     """PacxError where a label has one class alone, so that it has no AUROC.
 
@@ -125,7 +132,9 @@ def check_classes(
             )
 
 
-def fuse(features: np.ndarray, index: np.ndarray, most: int = 0) -> np.ndarray:
+def fuse(
+    features: Real[np.ndarray, "k d"], index: Integer[np.ndarray, " k"], most: int = 0
+) -> Float64[np.ndarray, "n d"]:
     """Mean feature of each study, whose logits are then the mean over its views.
 
     Args:
@@ -159,15 +168,15 @@ def fuse(features: np.ndarray, index: np.ndarray, most: int = 0) -> np.ndarray:
 
 
 def run_probes(
-    arms: Mapping[str, Mapping[str, np.ndarray]],
-    labels: np.ndarray,
-    mask: np.ndarray,
+    arms: Mapping[str, Mapping[str, Float[np.ndarray, "_rows _d"]]],
+    labels: Real[np.ndarray, "n c"],
+    mask: Shaped[np.ndarray, "n c"],
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: Sequence[int] = tuple(range(10)),
-    groups: np.ndarray | None = None,
+    groups: Shaped[np.ndarray, " n"] | None = None,
     counts: Sequence[int] = (),
-    index: Mapping[str, np.ndarray] | None = None,
-) -> dict[tuple[str, float], np.ndarray]:
+    index: Mapping[str, Integer[np.ndarray, " _images"]] | None = None,
+) -> dict[tuple[str, float], Float[np.ndarray, "_s m c"]]:
     """Probe every arm on the same labelled subsets.
 
     Args:
@@ -193,14 +202,14 @@ def run_probes(
 
 
 def fit_probes(
-    arms: Mapping[str, Mapping[str, np.ndarray]],
-    labels: np.ndarray,
-    mask: np.ndarray,
+    arms: Mapping[str, Mapping[str, Float[np.ndarray, "_rows _d"]]],
+    labels: Real[np.ndarray, "n c"],
+    mask: Shaped[np.ndarray, "n c"],
     fractions: Sequence[float] = (0.01, 0.1, 1.0),
     seeds: Sequence[int] = tuple(range(10)),
-    groups: np.ndarray | None = None,
+    groups: Shaped[np.ndarray, " n"] | None = None,
     counts: Sequence[int] = (),
-    index: Mapping[str, np.ndarray] | None = None,
+    index: Mapping[str, Integer[np.ndarray, " _images"]] | None = None,
 ) -> dict[tuple[str, float], list[Probe]]:
     """Fits probes of every arm on the same labelled subsets.
 
@@ -275,7 +284,9 @@ def _labelled_subsets(labels, mask, fractions, counts, seeds) -> dict[float, lis
     return drawn
 
 
-def folds(target: np.ndarray, groups: np.ndarray) -> np.ndarray:
+def folds(
+    target: Real[np.ndarray, "n c"], groups: Shaped[np.ndarray, " n"]
+) -> Int[np.ndarray, " n"]:
     """(n,) fold of each study: patients together, label patterns spread evenly."""
     _, index = np.unique(groups, return_inverse=True)
     index = index.ravel()

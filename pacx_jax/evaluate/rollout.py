@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
@@ -17,10 +18,13 @@ import scipy.ndimage
 
 from pacx_jax.encoders.xray_encoder import Encoder, Image, each_image
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Float64, UInt8
+
 
 def rollout(
     encoder: Encoder, images: Image | Sequence[Image], view: str | None = None
-) -> np.ndarray:
+) -> Float32[np.ndarray, "n grid grid"]:
     """Which patches an encoder's embedding drew on: `attention_rollout` of images.
 
     Args:
@@ -47,8 +51,10 @@ def rollout(
 
 
 def attention_rollout(
-    attentions: Sequence[np.ndarray], registers: int = 0, pool: str = "cls"
-) -> np.ndarray:
+    attentions: Sequence[Float[np.ndarray, "b heads n n"]],
+    registers: int = 0,
+    pool: str = "cls",
+) -> Float64[np.ndarray, "b grid grid"]:
     """Roll attention out from the input to the CLS token of the last layer.
 
     With A the heads' mean, each layer mixes tokens by the row-normalised A + I (the
@@ -87,7 +93,9 @@ def attention_rollout(
     return row[:, 0, before:].reshape(batch, grid, grid)
 
 
-def upsample(maps: np.ndarray, size: int) -> np.ndarray:
+def upsample(
+    maps: Float[np.ndarray, "b grid grid"], size: int
+) -> Float[np.ndarray, "b size size"]:
     """Bilinear resize, half-pixel centres: (b, grid, grid) -> (b, size, size)."""
     scale = size / maps.shape[-1]
     return scipy.ndimage.zoom(
@@ -95,7 +103,7 @@ def upsample(maps: np.ndarray, size: int) -> np.ndarray:
     )
 
 
-def minmax(maps: np.ndarray) -> np.ndarray:
+def minmax(maps: Float[np.ndarray, "b h w"]) -> Float[np.ndarray, "b h w"]:
     """Scale each map of (b, h, w) to [0, 1]; a constant map becomes 0."""
     low = maps.min(axis=(1, 2), keepdims=True)
     span = maps.max(axis=(1, 2), keepdims=True) - low
@@ -103,13 +111,18 @@ def minmax(maps: np.ndarray) -> np.ndarray:
 
 
 def rollout_maps(
-    attentions: Sequence[np.ndarray], size: int, registers: int = 0, pool: str = "cls"
-) -> np.ndarray:
+    attentions: Sequence[Float[np.ndarray, "b heads n n"]],
+    size: int,
+    registers: int = 0,
+    pool: str = "cls",
+) -> Float[np.ndarray, "b size size"]:
     """The figure's map: rollout, upsampled, min-max scaled; (b, size, size)."""
     return minmax(upsample(attention_rollout(attentions, registers, pool), size))
 
 
-def overlay(image: np.ndarray, shares: np.ndarray) -> PIL.Image.Image:
+def overlay(
+    image: UInt8[np.ndarray, "h w *c"], shares: Float[np.ndarray, "grid grid"]
+) -> PIL.Image.Image:
     """A decoded image in grey under its rollout in colour.
 
     Args:
@@ -128,7 +141,9 @@ def overlay(image: np.ndarray, shares: np.ndarray) -> PIL.Image.Image:
     return PIL.Image.fromarray(np.uint8(mixed.round()))
 
 
-def difference_map(mae: np.ndarray, pacx: np.ndarray) -> np.ndarray:
+def difference_map(
+    mae: Float[np.ndarray, "b h w"], pacx: Float[np.ndarray, "b h w"]
+) -> Float[np.ndarray, "b h w"]:
     """PaCX - MAE of two min-max scaled (b, h, w) maps, in [-1, 1] (Fig. 4)."""
     return pacx - mae
 

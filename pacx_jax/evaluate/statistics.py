@@ -15,11 +15,15 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import scipy.stats
 
 from pacx_jax.errors import PacxError
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Int32, Real, Shaped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +35,7 @@ class Estimate:
     high: float
 
 
-def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
+def auroc(scores: Real[np.ndarray, " n"], labels: Real[np.ndarray, " n"]) -> float:
     """Area under the ROC curve, exact: P(s+ > s-) + P(s+ = s-) / 2.
 
     Args:
@@ -46,8 +50,10 @@ def auroc(scores: np.ndarray, labels: np.ndarray) -> float:
 
 
 def weighted_auroc(
-    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> np.ndarray:
+    scores: Real[np.ndarray, " n"],
+    labels: Real[np.ndarray, " n"],
+    weights: Real[np.ndarray, "r n"],
+) -> Float[np.ndarray, " r"]:
     """AUROC under many weightings of the same studies, exact with ties.
 
     Negatives are sorted once; each positive then reads how much negative weight lies
@@ -88,8 +94,8 @@ def weighted_auroc(
 
 
 def bootstrap_weights(
-    patients: np.ndarray, n_resamples: int = 1000, seed: int = 0
-) -> np.ndarray:
+    patients: Shaped[np.ndarray, " n"], n_resamples: int = 1000, seed: int = 0
+) -> Int32[np.ndarray, "r n"]:
     """How often each study is drawn when patients are drawn with replacement.
 
     Args:
@@ -118,7 +124,9 @@ def bootstrap_weights(
     return np.take(counts.astype(np.int32), index.ravel(), axis=1)
 
 
-def seed_draws(n_seeds: int, n_resamples: int = 1000, seed: int = 0) -> np.ndarray:
+def seed_draws(
+    n_seeds: int, n_resamples: int = 1000, seed: int = 0
+) -> Int[np.ndarray, "r s"]:
     """(r, s) indices of subset seeds drawn with replacement; all 0 for one seed."""
     return np.random.default_rng((seed, 1)).integers(
         n_seeds, size=(n_resamples, n_seeds)
@@ -126,8 +134,10 @@ def seed_draws(n_seeds: int, n_resamples: int = 1000, seed: int = 0) -> np.ndarr
 
 
 def resampled_auroc(
-    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    scores: Real[np.ndarray, "t s n c"],
+    labels: Real[np.ndarray, "n c"],
+    weights: Real[np.ndarray, "r n"],
+) -> tuple[Float[np.ndarray, "t s c"], Float[np.ndarray, "r t s c"]]:
     """AUROC of every training, subset seed and label, on the sample and its resamples.
 
     Computed once an arm; every pairing and label group then reuses it.
@@ -160,8 +170,10 @@ def resampled_auroc(
 
 
 def macro_distribution(
-    point: np.ndarray, resampled: np.ndarray, draws: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+    point: Float[np.ndarray, "t s c"],
+    resampled: Float[np.ndarray, "r t s c"],
+    draws: Int[np.ndarray, "r s"],
+) -> tuple[Float[np.ndarray, " t"], Float[np.ndarray, " r"]]:
     """Macro AUROC averaged over subset seeds, with its bootstrap distribution.
 
     Resample i weights the patients by row i of the weights *and* averages over the
@@ -183,7 +195,9 @@ def macro_distribution(
 
 
 def over_trainings(
-    values: np.ndarray, distribution: np.ndarray, seed: int = 0
+    values: Float[np.ndarray, " t"],
+    distribution: Float[np.ndarray, " r"],
+    seed: int = 0,
 ) -> Estimate:
     """The mean over trainings, with an interval that covers their randomness too.
 
@@ -195,8 +209,10 @@ def over_trainings(
 
 
 def training_draws(
-    values: np.ndarray, distribution: np.ndarray, seed: int = 0
-) -> np.ndarray:
+    values: Float[np.ndarray, " t"],
+    distribution: Float[np.ndarray, " r"],
+    seed: int = 0,
+) -> Float[np.ndarray, " r"]:
     """The bootstrap distribution of a mean over trainings, with their randomness.
 
     To each bootstrap draw of the mean comes a draw of s / sqrt(t) times Student's t
@@ -217,14 +233,14 @@ def training_draws(
     return distribution + values.std(ddof=1) / np.sqrt(trainings) * drawn
 
 
-def estimate(value: float, distribution: np.ndarray) -> Estimate:
+def estimate(value: float, distribution: Float[np.ndarray, " r"]) -> Estimate:
     """The value with its 2.5 and 97.5 percentiles over the defined resamples."""
     with warnings.catch_warnings(action="ignore"):  # of nothing: NaN
         low, high = np.nanpercentile(distribution, [2.5, 97.5])
     return Estimate(value, float(low), float(high))
 
 
-def row(values: np.ndarray) -> dict[str, float | int | None]:
+def row(values: Float[np.ndarray, " draws"]) -> dict[str, float | int | None]:
     """A measure as files have it: value, low and high, None where undefined.
 
     Args:
@@ -237,7 +253,9 @@ def row(values: np.ndarray) -> dict[str, float | int | None]:
     return found | ({"undefined_resamples": undefined} if undefined else {})
 
 
-def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def weighted_means(
+    values: Float[np.ndarray, " n"], weights: Real[np.ndarray, "r n"]
+) -> Float[np.ndarray, " r"]:
     """Means under many weightings of the studies whose value is defined.
 
     Args:
@@ -253,7 +271,7 @@ def weighted_means(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.divide(sums, total, out=np.full(len(weights), np.nan), where=total > 0)
 
 
-def row_over_trainings(values: np.ndarray, seed: int = 0) -> dict:
+def row_over_trainings(values: Float[np.ndarray, "t draws"], seed: int = 0) -> dict:
     """`row` of the mean over trainings, whose interval covers their randomness too.
 
     Args:
@@ -264,7 +282,9 @@ def row_over_trainings(values: np.ndarray, seed: int = 0) -> dict:
     return row(np.concatenate([[values[:, 0].mean()], drawn]))
 
 
-def p_value(values: np.ndarray, distribution: np.ndarray) -> float:
+def p_value(
+    values: Float[np.ndarray, " t"], distribution: Float[np.ndarray, " r"]
+) -> float:
     """Two-sided p of a mean over trainings, such as of a difference, being 0.
 
     The bootstrap's part of its error is taken for normal, training's for Student's t as
@@ -292,7 +312,7 @@ def p_value(values: np.ndarray, distribution: np.ndarray) -> float:
     return float(2 * (weights @ beyond) / weights.sum())
 
 
-def holm(p: Sequence[float]) -> np.ndarray:
+def holm(p: Sequence[float]) -> Float[np.ndarray, " m"]:
     """Adjusted p of m tests by Holm (1979): one below alpha is significant at alpha.
 
     The k-th smallest is multiplied by m - k + 1, and never below the one before. NaN
@@ -307,7 +327,7 @@ def holm(p: Sequence[float]) -> np.ndarray:
     return adjusted
 
 
-def mean_defined(values: np.ndarray) -> np.ndarray:
+def mean_defined(values: Float[np.ndarray, "*rows n"]) -> Float[np.ndarray, "*rows"]:
     """Mean over the last axis without NaNs; NaN where nothing is left."""
     with warnings.catch_warnings(action="ignore"):
         return np.nanmean(values, axis=-1)

@@ -5,11 +5,16 @@ A study is called where its logit is at least the threshold.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import statistics
 from pacx_jax.objectives import scores
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Real
 
 RULES = ("max_f1", "sensitivity=0.9", "specificity=0.9")
 PROBABILITIES = tuple(k / 20 for k in range(1, 20))  # of the decision curve
@@ -30,7 +35,9 @@ def check_rules(rules: tuple[str, ...]) -> None:
             )
 
 
-def choose(logits: np.ndarray, labels: np.ndarray, rule: str) -> float:
+def choose(
+    logits: Real[np.ndarray, " n"], labels: Real[np.ndarray, " n"], rule: str
+) -> float:
     """The threshold by which a rule is kept on these studies, one of their logits.
 
     Args:
@@ -57,8 +64,11 @@ def choose(logits: np.ndarray, labels: np.ndarray, rule: str) -> float:
 
 
 def rates(
-    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray, threshold: float
-) -> dict[str, np.ndarray]:
+    logits: Real[np.ndarray, " n"],
+    labels: Real[np.ndarray, " n"],
+    weights: Real[np.ndarray, "r n"],
+    threshold: float,
+) -> dict[str, Float[np.ndarray, " r"]]:
     """Sensitivity, specificity, PPV, NPV and F1 at a threshold, (r,) each.
 
     Args:
@@ -82,7 +92,9 @@ def rates(
 
 
 def net_benefit(
-    logits: np.ndarray, labels: np.ndarray, weights: np.ndarray
+    logits: Real[np.ndarray, " n"],
+    labels: Real[np.ndarray, " n"],
+    weights: Real[np.ndarray, "draws n"],
 ) -> list[dict]:
     """The decision curve (Vickers and Elkin 2006), a row a threshold probability p:
 

@@ -8,6 +8,8 @@ never executed, so it has no parameters here.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -15,6 +17,9 @@ from pacx_jax.models.convolution import conv
 from pacx_jax.models.dense import silu
 from pacx_jax.models.vit import fan_in_uniform
 from pacx_jax.types import Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 def _conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int, dtype, name):
@@ -31,7 +36,7 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int, groups: int, dtype, n
     )
 
 
-def max_pool(x: Array) -> Array:
+def max_pool(x: Float[Array, "b t c"]) -> Float[Array, "b half c"]:
     """Max pool 2, stride 2. A *zero* pads odd lengths: the last output is max(x, 0)."""
     if x.shape[1] % 2:
         x = jnp.pad(x, ((0, 0), (0, 1), (0, 0)))
@@ -49,7 +54,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b t c"]) -> Float[Array, "b s d"]:
         c_in, c = x.shape[-1], self.features
         y = x if self.first else silu(x)
         y = _conv(c_in, c, 1, 1, 1, self.dtype, "conv1")(y)
@@ -84,7 +89,7 @@ class Net1D(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ecg: Array) -> Array:
+    def __call__(self, ecg: Float[Array, "b t l"]) -> Float[Array, "b d"]:
         x = _conv(ecg.shape[-1], self.base_filters, self.kernel, 2, 1, self.dtype,
                   "stem")(ecg)  # fmt: skip
         x = silu(x)
@@ -111,7 +116,7 @@ class Classifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, ecg: Array) -> Array:
+    def __call__(self, ecg: Float[Array, "b t l"]) -> Float[Array, "b classes"]:
         z = self.encoder(ecg)
         init = fan_in_uniform(z.shape[-1])
         return nn.Dense(

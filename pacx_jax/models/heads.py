@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import einops
 import flax.linen as nn
 
@@ -9,6 +11,9 @@ from pacx_jax.errors import PacxError
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.models.vit import fan_in_uniform
 from pacx_jax.types import Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 class Head(nn.Module):
@@ -25,7 +30,9 @@ class Head(nn.Module):
     dropout: float = 0.2
 
     @nn.compact
-    def __call__(self, z: Array, *, train: bool) -> Array:
+    def __call__(
+        self, z: Float[Array, "b d"], *, train: bool
+    ) -> Float[Array, "b features"]:
         """(b, d) -> (b, features)."""
         if self.kind not in ("linear_ln", "linear"):
             raise PacxError(f"head {self.kind!r}: choose linear_ln or linear")
@@ -43,7 +50,7 @@ class LinearClassifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Float[Array, "b d"]) -> Float[Array, "b classes"]:
         init = fan_in_uniform(z.shape[-1])
         return nn.Dense(
             self.num_classes, kernel_init=init, bias_init=init, name="linear"
@@ -61,7 +68,9 @@ class SegmentationDecoder(nn.Module):
     widths: tuple[int, ...] = (256, 128, 64, 32, 1)
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(
+        self, tokens: Float[Array, "b h w d"]
+    ) -> Float[Array, "b 16*h 16*w masks"]:
         """(b, h, w, d), the grid of patches -> (b, 16 h, 16 w, masks)."""
         init = fan_in_uniform(tokens.shape[-1] * 9)
         x = nn.Conv(

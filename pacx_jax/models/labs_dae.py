@@ -5,6 +5,8 @@ Shape letters: b batch, f lab features (50), d latent width (256).
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,9 @@ import jax.numpy as jnp
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.models.vit import fan_in_uniform
 from pacx_jax.types import Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Integer, Key
 
 
 def _dense(features: int, fan_in: int, name: str) -> nn.Dense:
@@ -27,7 +32,9 @@ class Encoder(nn.Module):
     mask_inputs: bool = True
 
     @nn.compact
-    def __call__(self, labs: Array, labs_mask: Array) -> Array:
+    def __call__(
+        self, labs: Float[Array, "b f"], labs_mask: Float[Array, "b f"]
+    ) -> Float[Array, "b d"]:
         # On disk a missing value has its training mean percentile. Training zeroes it,
         # so extraction must too (D7); `mask_inputs=False` is the reference.
         values = labs * labs_mask if self.mask_inputs else labs
@@ -44,7 +51,7 @@ class Decoder(nn.Module):
     hidden: int = 512
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Float[Array, "b d"]) -> Float[Array, "b f"]:
         x = nn.gelu(_dense(self.hidden, z.shape[-1], "fc1")(z), approximate=False)
         return nn.sigmoid(_dense(self.features, self.hidden, "fc2")(x))
 
@@ -55,7 +62,9 @@ class LabsDAE(nn.Module):
     encoder: Encoder
     decoder: Decoder
 
-    def __call__(self, labs: Array, labs_mask: Array) -> Array:
+    def __call__(
+        self, labs: Float[Array, "b f"], labs_mask: Float[Array, "b f"]
+    ) -> Float[Array, "b f"]:
         return self.decoder(self.encoder(labs, labs_mask))
 
 
@@ -67,7 +76,13 @@ def from_config(model) -> LabsDAE:
     )
 
 
-def corrupt(key: jax.Array, rows: Array, labs: Array, labs_mask: Array, rate: float):
+def corrupt(
+    key: Key[jax.Array, ""],
+    rows: Integer[Array, " b"],
+    labs: Float[Array, "b f"],
+    labs_mask: Float[Array, "b f"],
+    rate: float,
+) -> tuple[Float[Array, "b f"], Float[Array, "b f"], Bool[Array, "b f"]]:
     """Drops a share of the observed entries: the value *and* its mask bit (D13).
 
     The draw depends only on the key and on `rows`, (b,) row numbers in the global
@@ -81,11 +96,13 @@ def corrupt(key: jax.Array, rows: Array, labs: Array, labs_mask: Array, rate: fl
     return labs * labs_mask * keep, labs_mask * keep, drop
 
 
-def masked_mse(pred: Array, labs: Array, labs_mask: Array) -> Array:
+def masked_mse(
+    pred: Float[Array, "b f"], labs: Float[Array, "b f"], labs_mask: Float[Array, "b f"]
+) -> Float[Array, ""]:
     """Squared error over observed entries, mean over the whole batch."""
     return (labs_mask * (pred - labs) ** 2).sum() / observed(labs_mask)
 
 
-def observed(labs_mask: Array) -> Array:
+def observed(labs_mask: Float[Array, "b f"]) -> Float[Array, ""]:
     """Number of observed entries + 1e-6, the divisor of `masked_mse`."""
     return labs_mask.sum() + 1e-6

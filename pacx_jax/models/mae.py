@@ -5,6 +5,8 @@ Shape letters: b batch, n patches, k kept patches, p patch pixels, d width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -15,8 +17,13 @@ from pacx_jax.models import embeddings, positions, vit
 from pacx_jax.models.dense import Dense
 from pacx_jax.types import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int, Integer, Key, Real
 
-def random_masking(key: jax.Array, rows: Array, n: int, mask_ratio: float):
+
+def random_masking(
+    key: Key[jax.Array, ""], rows: Integer[Array, " b"], n: int, mask_ratio: float
+) -> tuple[Int[Array, "b k"], Int[Array, "b n"], Float32[Array, "b n"]]:
     """Draws one mask per image by sorting uniform noise.
 
     Args:
@@ -73,12 +80,12 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Array,
-        ids_restore: Array,
+        tokens: Float[Array, "b kept d"],
+        ids_restore: Int[Array, "b n"],
         grid: tuple[int, int],
         masked_only: bool = False,
-        view: Array | None = None,
-    ) -> Array:
+        view: Int[Array, " views"] | None = None,
+    ) -> Float[Array, "b m p"]:
         """Encoder tokens (b, 1 + k, d), ids_restore (b, n) -> pixels (b, n, p).
 
         With `masked_only`, returns (b, n - k, p): the patches `masked_ids`, in its
@@ -151,12 +158,12 @@ class MAE(nn.Module):
 
     def __call__(
         self,
-        images: Array,
-        ids_keep: Array,
-        ids_restore: Array,
+        images: Float[Array, "b h w c"],
+        ids_keep: Int[Array, "b k"],
+        ids_restore: Int[Array, "b n"],
         masked_only: bool = False,
-        view: Array | None = None,
-    ) -> Array:
+        view: Int[Array, " views"] | None = None,
+    ) -> Float[Array, "b m p"]:
         """Normalised images (b, h, w, c) -> pixels that `Decoder` predicts.
 
         `view` (b,) as in `vit.ViT`.
@@ -214,19 +221,26 @@ def decoder_architecture(model, image_size: int) -> dict:
     } | (own | {"posemb_grid": grid} if grid else own)
 
 
-def masked_ids(ids_keep: Array, ids_restore: Array) -> Array:
+def masked_ids(
+    ids_keep: Int[Array, "b k"], ids_restore: Int[Array, "b n"]
+) -> Int[Array, "b n-k"]:
     """Indices of the removed patches (b, n - k), from `random_masking`'s results."""
     return jnp.argsort(ids_restore, axis=1)[:, ids_keep.shape[1] :]
 
 
-def take_patches(patches: Array, ids: Array) -> Array:
+def take_patches(
+    patches: Float[Array, "b n p"], ids: Int[Array, "b m"]
+) -> Float[Array, "b m p"]:
     """Takes the patches at `ids` (b, m) from (b, n, p): (b, m, p)."""
     return jnp.take_along_axis(patches, ids[..., None], axis=1, mode="clip")
 
 
 def patch_targets(
-    images: Array, patch_size: int, norm_pix_loss: bool, ids: Array | None = None
-) -> Array:
+    images: Float[Array, "b h w c"],
+    patch_size: int,
+    norm_pix_loss: bool,
+    ids: Int[Array, "b m"] | None = None,
+) -> Float[Array, "b targets p"]:
     """Pixels to predict, (b, n, p) float32, from normalised images (b, h, w, c).
 
     With `ids` (b, m), only of these patches. `norm_pix_loss` standardises each patch
@@ -243,8 +257,12 @@ def patch_targets(
 
 
 def pictures(
-    images: Array, pred: Array, mask: Array, patch_size: int, norm_pix_loss: bool
-) -> tuple[Array, Array]:
+    images: Float[Array, "b h w c"],
+    pred: Float[Array, "b n p"],
+    mask: Real[Array, "b n"],
+    patch_size: int,
+    norm_pix_loss: bool,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
     """Images as the encoder saw them, and images with the prediction filled in.
 
     Args:
@@ -267,7 +285,9 @@ def pictures(
     return tuple(vit.unpatchify(x, patch_size, grid) for x in (seen, filled))
 
 
-def reconstruction_loss(pred: Array, target: Array) -> Array:
+def reconstruction_loss(
+    pred: Float[Array, "b m p"], target: Float[Array, "b m p"]
+) -> Float[Array, " b"]:
     """Per-image loss (b,): mean squared pixel error of the masked patches (b, m, p).
 
     Every image masks the same number of patches, so the batch mean of this equals the

@@ -12,6 +12,7 @@ proj},norm1,cross_attn/{q,kv,proj},norm2,mlp/{fc1,fc2},norm3}, norm, head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import einops
 import flax.linen as nn
@@ -25,6 +26,9 @@ from pacx_jax.models.dense import Dense, gelu
 from pacx_jax.models.dropout import drop, row_seeds
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int, Integer, Key
 
 POSEMB = ("none", "learned")
 _PLACES = 6  # of a block where dropout acts
@@ -217,13 +221,13 @@ class TextDecoder(nn.Module):
 
     def __call__(
         self,
-        tokens: Array,
-        memory: Array,
+        tokens: Int[Array, "b t"],
+        memory: Float[Array, "b m e"],
         *,
         train: bool = False,
-        key: jax.Array | None = None,
-        rows: Array | None = None,
-    ) -> Array:
+        key: Key[jax.Array, ""] | None = None,
+        rows: Integer[Array, " b"] | None = None,
+    ) -> Float[Array, "b t vocab"]:
         """Tokens (b, t) and memory (b, m, e) -> logits (b, t, vocab) of token t + 1.
 
         All logits at once are large; for the loss, see `hidden`.
@@ -238,13 +242,13 @@ class TextDecoder(nn.Module):
 
     def hidden(
         self,
-        tokens: Array,
-        memory: Array,
+        tokens: Int[Array, "b t"],
+        memory: Float[Array, "b m e"],
         *,
         train: bool = False,
-        key: jax.Array | None = None,
-        rows: Array | None = None,
-    ) -> Array:
+        key: Key[jax.Array, ""] | None = None,
+        rows: Integer[Array, " b"] | None = None,
+    ) -> Float32[Array, "b t d"]:
         """What the output layer takes, (b, t, d) float32; arguments as of a call."""
         sharding.check_heads(self.num_heads)
         b, t = tokens.shape

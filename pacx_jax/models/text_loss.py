@@ -5,6 +5,8 @@ Shape letters: b batch, t text tokens, d width, n tokens of a chunk.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -13,10 +15,15 @@ from pacx_jax import sharding
 from pacx_jax.losses import wide
 from pacx_jax.types import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int, Real
+
 CHUNK = 2048  # tokens whose logits exist at a time: 250 MB for 30,522 of float32
 
 
-def targets(tokens: Array, present: Array, pad_id: int) -> tuple[Array, Array]:
+def targets(
+    tokens: Int[Array, "b t"], present: Real[Array, " b"], pad_id: int
+) -> tuple[Int[Array, "b t-1"], Bool[Array, "b t-1"]]:
     """What positions 0 to t - 2 predict, (b, t - 1), and whether that counts, bool.
 
     Padding does not count, nor does anything of a study without a report.
@@ -30,12 +37,12 @@ def targets(tokens: Array, present: Array, pad_id: int) -> tuple[Array, Array]:
 
 
 def caption_loss(
-    logits: Array,
-    tokens: Array,
-    present: Array,
+    logits: Float[Array, "b t vocab"],
+    tokens: Int[Array, "b t"],
+    present: Real[Array, " b"],
     pad_id: int,
     label_smoothing: float = 0.0,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Sum of the cross-entropies, () float32, and the number of tokens that count, ().
 
     Args:
@@ -48,7 +55,11 @@ def caption_loss(
     return each.sum(), valid.sum().astype(each.dtype)
 
 
-def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) -> Array:
+def cross_entropy(
+    logits: Float[Array, "*b vocab"],
+    labels: Int[Array, "*b"],
+    label_smoothing: float = 0.0,
+) -> Float[Array, "*b"]:
     """Cross-entropy (...,) of logits (..., vocab) and labels (...,), in float32.
 
     With smoothing e the target is 1 - e + e / vocab for the label and e / vocab for
@@ -63,16 +74,16 @@ def cross_entropy(logits: Array, labels: Array, label_smoothing: float = 0.0) ->
 
 
 def chunked_caption_loss(
-    hidden: Array,
-    kernel: Array,
-    tokens: Array,
-    present: Array,
+    hidden: Float[Array, "b t d"],
+    kernel: Float[Array, "d vocab"],
+    tokens: Int[Array, "b t"],
+    present: Real[Array, " b"],
     pad_id: int,
     *,
     label_smoothing: float = 0.0,
     chunk: int = CHUNK,
     dtype=jnp.float32,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """`caption_loss` of logits hidden kernel, of which only a chunk exists at a time.
 
     Args:
@@ -90,15 +101,15 @@ def chunked_caption_loss(
 
 
 def chunked_cross_entropy(
-    hidden: Array,
-    kernel: Array,
-    labels: Array,
-    valid: Array,
+    hidden: Float[Array, "b t d"],
+    kernel: Float[Array, "d vocab"],
+    labels: Int[Array, "b t"],
+    valid: Bool[Array, "b t m"],
     *,
     label_smoothing: float = 0.0,
     chunk: int = CHUNK,
     dtype=jnp.float32,
-) -> tuple[Array, Array]:
+) -> tuple[Float[Array, " m"], Float[Array, " m"]]:
     """Sums of cross-entropies of several kinds of tokens, and their numbers, (m,) each.
 
     Each device puts the tokens that count first and computes them `chunk` at a time,
@@ -161,7 +172,12 @@ def chunked_cross_entropy(
     )(hidden, kernel, labels, valid)
 
 
-def by_row(hidden: Array, kernel: Array, labels: Array, valid: Array) -> Array:
+def by_row(
+    hidden: Float[Array, "b t d"],
+    kernel: Float[Array, "d vocab"],
+    labels: Int[Array, "b t"],
+    valid: Bool[Array, "b t m"],
+) -> Float32[Array, "b m"]:
     """Each row's sum of cross-entropies, (b, m) float32, without a gradient in mind.
 
     Logits (b, vocab) of one place exist at a time, not t of them.

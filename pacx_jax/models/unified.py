@@ -18,6 +18,7 @@ block_NN/{norm1,attn/{qkv,proj},norm2,mlp/{fc1,fc2}}, norm, head.
 from __future__ import annotations
 
 import dataclasses
+from typing import TYPE_CHECKING
 
 import flax.linen as nn
 import jax
@@ -30,6 +31,9 @@ from pacx_jax.models import attention, positions, transformer, vit
 from pacx_jax.models.dense import Dense
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array, Params
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int, Int32
 
 POSITIONS = ("rotary", "learned")
 PAD, IMAGE, TEXT = 0, 1, 2  # kinds of tokens
@@ -72,18 +76,23 @@ class Words:
         """Number of tokens that there are."""
         return self.first_code + self.codes
 
-    def kinds(self, tokens: Array) -> Array:
+    def kinds(self, tokens: Int[Array, "*b n"]) -> Int[Array, "*b n"]:
         """PAD, IMAGE (with [IMG] and [/IMG]) or TEXT of each token."""
         kinds = jnp.where(tokens >= self.text_size, IMAGE, TEXT)
         return jnp.where(tokens == self.pad_id, PAD, kinds)
 
-    def content(self, tokens: Array) -> Array:
+    def content(self, tokens: Int[Array, "*b n"]) -> Bool[Array, "*b n"]:
         """Whether a token is a code or a word: what a mask may replace."""
         kept = (self.pad_id, self.start_id, self.end_id)
         word = (tokens < self.text_size) & ~jnp.isin(tokens, jnp.array(kept))
         return word | (tokens >= self.first_code)
 
-    def sequences(self, codes: Array, text: Array, text_first: Array) -> Array:
+    def sequences(
+        self,
+        codes: Int[Array, "b k"],
+        text: Int[Array, "b t"],
+        text_first: Bool[Array, " b"],
+    ) -> Int32[Array, "b k+2+t"]:
         """Codes (b, k) and texts (b, t) with [CLS] and [SEP] -> tokens (b, k + 2 + t).
 
         Args:
@@ -223,29 +232,33 @@ class Transformer(nn.Module):
                 dtype=self.dtype,
             )
 
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n vocab"]:
         """Tokens (b, n) -> logits (b, n, vocab) of each next token.
 
         All logits at once are large; for the loss, see `hidden`.
         """
         return self._logits(self.hidden(tokens))
 
-    def hidden(self, tokens: Array) -> Array:
+    def hidden(self, tokens: Int[Array, "b n"]) -> Float[Array, "b n d"]:
         """What the output layer takes, (b, n, d)."""
         x, _ = self._blocks(tokens, self.depth)
         return self.norm(x)
 
-    def mean_layers(self, tokens: Array, layers: tuple[int, int]) -> Array:
+    def mean_layers(
+        self, tokens: Int[Array, "b n"], layers: tuple[int, int]
+    ) -> Float32[Array, "b n d"]:
         """Mean of the outputs of blocks first to last - 1, (b, n, d), in float32."""
         first, last = layers
         each = self.layers(tokens, last)[first:]
         return sum(map(wide, each)) / (last - first)
 
-    def layers(self, tokens: Array, count: int) -> list[Array]:
+    def layers(
+        self, tokens: Int[Array, "b n"], count: int
+    ) -> list[Float[Array, "b n d"]]:
         """Outputs of the first `count` blocks, (b, n, d) each."""
         return [y for y, _ in self._blocks(tokens, count)[1]]
 
-    def start(self, tokens: Array, length: int):
+    def start(self, tokens: Int[Array, "b n"], length: int):
         """Logits (b, vocab) after the last of the tokens (b, n), and a cache.
 
         The cache holds keys and values of these and has room for `length` tokens:
@@ -256,7 +269,7 @@ class Transformer(nn.Module):
         cache = [tuple(jnp.pad(y, room) for y in kept) for _, kept in each]
         return self._logits(self.norm(x[:, -1:]))[:, 0], cache
 
-    def next_logits(self, tokens: Array, at: Array, cache):
+    def next_logits(self, tokens: Int[Array, " b"], at: Int[Array, ""], cache):
         """Logits (b, vocab) after the tokens (b,) at place `at`, and the new cache."""
         x, new = self._embed(tokens[:, None], at), []
         turns = self._turns()
@@ -304,7 +317,7 @@ class Transformer(nn.Module):
         return self.head(x)
 
 
-def output_kernel(params: Params, tied: bool) -> Array:
+def output_kernel(params: Params, tied: bool) -> Float[Array, "d vocab"]:
     """The output layer (d, vocab) of a `Transformer`'s parameters."""
     if tied:
         return params["token_embed"]["embedding"].T

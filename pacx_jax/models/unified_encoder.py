@@ -5,11 +5,16 @@ Shape letters: b batch, h w c image, k codes, d width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import flax.linen as nn
 import jax.numpy as jnp
 
 from pacx_jax.models import unified, vq
 from pacx_jax.types import Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Float32, Int, Int32
 
 
 class Encoder(nn.Module):
@@ -54,12 +59,12 @@ class Encoder(nn.Module):
 
     def __call__(
         self,
-        images: Array,
-        ids_keep: Array | None = None,
+        images: Float[Array, "b h w c"],
+        ids_keep: Int[Array, "b m"] | None = None,
         *,
         cls_only: bool = False,
         view: None = None,
-    ) -> Array:
+    ) -> Float[Array, "b tokens d"]:
         """Normalised images (b, h, w, c) -> (b, 1 + k, d): the embedding, each code's.
 
         Args:
@@ -75,12 +80,16 @@ class Encoder(nn.Module):
         z = each.mean(1, keepdims=True)
         return z if cls_only else jnp.concatenate([z, each], axis=1)
 
-    def each_layer(self, images: Array) -> Array:
+    def each_layer(
+        self, images: Float[Array, "b h w c"]
+    ) -> Float32[Array, "b depth d"]:
         """Mean over the image's positions of each block's output, (b, depth, d)."""
         each = self.transformer.layers(self.tokens(images), self.transformer.depth)
         return jnp.stack([y[:, 1:-1].mean(1) for y in each], 1).astype(jnp.float32)
 
-    def tokens(self, images: Array, ids_keep: Array | None = None) -> Array:
+    def tokens(
+        self, images: Float[Array, "b h w c"], ids_keep: Int[Array, "b m"] | None = None
+    ) -> Int32[Array, "b n"]:
         """[IMG] codes [/IMG] of images, (b, k + 2) int32; see a call."""
         hidden = None
         if ids_keep is not None:
@@ -95,7 +104,9 @@ class Encoder(nn.Module):
             tokens = jnp.where(hidden, self.words.mask, tokens)
         return tokens[:, :-1]
 
-    def codes(self, images: Array, hidden: Array | None = None) -> Array:
+    def codes(
+        self, images: Float[Array, "b h w c"], hidden: Bool[Array, "b k"] | None = None
+    ) -> Int32[Array, "b k"]:
         """Codes (b, k) of images (b, h, w, c), row by row.
 
         Args:

@@ -9,6 +9,8 @@ registers.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import einops
 import flax.linen as nn
 import jax
@@ -19,6 +21,9 @@ from pacx_jax.models import embeddings, positions
 from pacx_jax.models.dense import Dense
 from pacx_jax.models.transformer import Parts, stack, xavier
 from pacx_jax.types import Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int, Shaped
 
 # name -> (width, depth, num_heads); mlp_dim is 4 * width. "mu" is for tests and
 # "demo" for the embedded cohort on two CPU cores.
@@ -106,14 +111,18 @@ def fan_in_uniform(fan_in: int) -> nn.initializers.Initializer:
     return init
 
 
-def patchify(images: Array, patch_size: int) -> Array:
+def patchify(
+    images: Shaped[Array, "b h w c"], patch_size: int
+) -> Shaped[Array, "b n p"]:
     """(b, h, w, c) -> (b, n, p): patches row by row, pixels ordered row, column, c."""
     return einops.rearrange(
         images, "b (h p) (w q) c -> b (h w) (p q c)", p=patch_size, q=patch_size
     )
 
 
-def unpatchify(patches: Array, patch_size: int, grid: tuple[int, int]) -> Array:
+def unpatchify(
+    patches: Shaped[Array, "b n p"], patch_size: int, grid: tuple[int, int]
+) -> Shaped[Array, "b h w c"]:
     """Inverse of `patchify`: (b, n, p) -> (b, h, w, c)."""
     return einops.rearrange(
         patches,
@@ -184,12 +193,12 @@ class ViT(nn.Module):
     @nn.compact
     def __call__(
         self,
-        images: Array,
-        ids_keep: Array | None = None,
+        images: Float[Array, "b h w c"],
+        ids_keep: Int[Array, "b k"] | None = None,
         cls_only: bool = False,
-        view: Array | None = None,
-        paths: Array | None = None,
-    ) -> Array:
+        view: Int[Array, " views"] | None = None,
+        paths: Float[Array, "b depth 2"] | None = None,
+    ) -> Float[Array, "b tokens d"]:
         """Normalised images (b, h, w, c) -> tokens (b, 1 + n, d), CLS or `pool` first.
 
         With `ids_keep` (b, k), embeds only these patches: (b, 1 + k, d). With

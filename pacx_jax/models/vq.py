@@ -7,6 +7,8 @@ k codes, d code width.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import einops
 import flax.linen as nn
 import jax
@@ -20,6 +22,9 @@ from pacx_jax.models.dense import Dense, silu
 from pacx_jax.models.layer_norm import LayerNorm
 from pacx_jax.types import Array
 
+if TYPE_CHECKING:
+    from jaxtyping import Float, Float32, Int, Int32
+
 EPS = 1e-6  # of every LayerNorm
 
 
@@ -30,7 +35,7 @@ class Block(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w width"]) -> Float[Array, "b h w width"]:
         """(b, h, w, width) -> the same shape."""
         y = x
         for i in (1, 2):
@@ -39,7 +44,9 @@ class Block(nn.Module):
         return x + y
 
 
-def halved(x: Array, width: int, dtype, name: str) -> Array:
+def halved(
+    x: Float[Array, "b h w c"], width: int, dtype, name: str
+) -> Float[Array, "b h//2 w//2 width"]:
     """A 4x4 convolution of stride 2, named in the calling module."""
     ways = {"strides": (2, 2), "padding": ((1, 1), (1, 1)), "dtype": dtype}
     return nn.Conv(width, (4, 4), **ways, name=name)(x)
@@ -60,7 +67,7 @@ class Encoder(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b g u d"]:
         """(b, h, w, c) -> (b, g, u, d)."""
         block_of = transformer.with_remat(Block, self.remat)
         block = 0
@@ -88,7 +95,7 @@ class Decoder(nn.Module):
     remat: str = "none"
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "b g u d"]) -> Float[Array, "b h w c"]:
         """(b, g, u, d) -> (b, h, w, c)."""
         block_of = transformer.with_remat(Block, self.remat)
         x = nn.Conv(self.widths[-1], (3, 3), dtype=self.dtype, name="in")(x)
@@ -118,7 +125,7 @@ class Codebook(nn.Module):
     width: int
 
     @nn.compact
-    def __call__(self) -> Array:
+    def __call__(self) -> Float[Array, "k d"]:
         """(k, d)."""
         return self.param("codes", _directions, (self.codes, self.width))
 
@@ -161,7 +168,11 @@ class VQ(nn.Module):
         """Pixels a side that a token stands for."""
         return 2 ** len(self.widths)
 
-    def __call__(self, images: Array) -> tuple[Array, Array, Array]:
+    def __call__(
+        self, images: Float[Array, "b h w c"]
+    ) -> tuple[
+        Float[Array, "b h w c"], Float32[Array, "b g u d"], Int32[Array, "b g u"]
+    ]:
         """Reconstructs normalised images (b, h, w, c), with straight-through gradients.
 
         The decoder gets the codes; the gradient with respect to them goes to the
@@ -176,16 +187,16 @@ class VQ(nn.Module):
         chosen = self.lookup(codes)
         return self.decoder(chosen + (z - jax.lax.stop_gradient(z))), z, codes
 
-    def features(self, images: Array) -> Array:
+    def features(self, images: Float[Array, "b h w c"]) -> Float32[Array, "b g u d"]:
         """Normalised images (b, h, w, c) -> (b, g, u, d) float32, of length 1."""
         check_images(images.shape, self.channels, self.factor)
         return l2_normalize(self.encoder(images))
 
-    def lookup(self, codes: Array) -> Array:
+    def lookup(self, codes: Int[Array, "b g u"]) -> Float[Array, "b g u d"]:
         """Codes (b, g, u) -> (b, g, u, d)."""
         return jnp.take(self.codebook(), codes, axis=0, mode="clip")
 
-    def encode(self, images: Array) -> Array:
+    def encode(self, images: Float[Array, "b h w c"]) -> Int32[Array, "b g u"]:
         """Normalised images (b, h, w, c) -> codes (b, h / f, w / f) int32.
 
         Raises:
@@ -193,7 +204,7 @@ class VQ(nn.Module):
         """
         return nearest(self.features(images), self.codebook())
 
-    def decode(self, codes: Array) -> Array:
+    def decode(self, codes: Int[Array, "b g u"]) -> Float[Array, "b h w c"]:
         """Codes (b, h / f, w / f) -> normalised images (b, h, w, c).
 
         Codes out of range count as the nearest in range: `check_codes` before.
@@ -238,7 +249,9 @@ def module(architecture: dict, dtype=jnp.float32, remat: str = "none") -> VQ:
     return VQ(**fields, dtype=dtype, remat=remat)
 
 
-def nearest(z: Array, codes: Array) -> Array:
+def nearest(
+    z: Float[Array, "*grid d"], codes: Float[Array, "k d"]
+) -> Int32[Array, "*grid"]:
     """The nearest code of each feature: (..., d), (k, d) -> (...) int32.
 
     Both have length 1, so it has the largest inner product; of equals, the first.
@@ -257,7 +270,7 @@ def check_images(shape: tuple[int, ...], channels: int, factor: int) -> None:
         )
 
 
-def check_codes(codes, count: int) -> np.ndarray:
+def check_codes(codes, count: int) -> Int32[np.ndarray, "n g u"]:
     """Codes (n, h / f, w / f) as int32; PacxError for others, or out of range."""
     codes = np.asarray(codes)
     if codes.ndim != 3 or codes.dtype.kind not in "iu":

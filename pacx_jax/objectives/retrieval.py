@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from jaxtyping import Float64, Real
 
-def normalize_rows(x: np.ndarray, eps: float = 1e-8) -> np.ndarray:
+
+def normalize_rows(
+    x: Real[np.ndarray, "n d"], eps: float = 1e-8
+) -> Float64[np.ndarray, "n d"]:
     """Scales rows of (n, d) to length 1, float64."""
     x = np.asarray(x, np.float64)
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), eps)
 
 
 def recall_at_k(
-    query: np.ndarray,
-    keys: np.ndarray,
+    query: Real[np.ndarray, "n d"],
+    keys: Real[np.ndarray, "n d"],
     ks: Sequence[int] = (1, 5, 10),
     chunk: int = 1024,
 ) -> dict[str, float]:
@@ -40,8 +46,11 @@ def recall_at_k(
 
 
 def hits_at_k(
-    query: np.ndarray, keys: np.ndarray, ks: Sequence[int], chunk: int = 1024
-) -> dict[int, np.ndarray]:
+    query: Real[np.ndarray, "n d"],
+    keys: Real[np.ndarray, "n d"],
+    ks: Sequence[int],
+    chunk: int = 1024,
+) -> dict[int, Float64[np.ndarray, " n"]]:
     """k -> (n,) of each query, whether `recall_at_k` finds its own key.
 
     Raises:
