@@ -122,8 +122,8 @@ def _export(args: argparse.Namespace) -> None:
     if model.kind != "vit":
         if args.format or args.images or args.image_size or args.view:
             raise PacxError(
-                f"{args.workdir or args.encoder} holds a {model.kind} model: only "
-                "X-ray encoders have --format, --images, --image_size and --view"
+                f"{args.workdir or args.encoder} holds a {model.kind} model: only a "
+                "vit has --format, --images, --image_size and --view"
             )
         with staging.output(out) as local:
             write.copy(model, card, local)

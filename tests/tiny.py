@@ -198,6 +198,32 @@ def foreign_folder(kind: str, seed: int = 0, **fields) -> model_folder.ModelFold
     return dataclasses.replace(empty, params=params)
 
 
+DENSENET = {
+    "image_size": 224,
+    "channels": 1,
+    "patch_size": 8,
+    "stem": 6,
+    "growth": 3,
+    "blocks": [2, 1],
+}
+
+
+def densenet_folder(channels: int = 1, seed: int = 0) -> model_folder.ModelFolder:
+    """A DenseNet of width 9 with random weights; grey as torchxrayvision's."""
+    mean, std = (
+        ((0.5,), (1 / 2048,)) if channels == 1 else (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    about = model_folder.image_preprocessing(mean, std)
+    about["embedding"] = "mean of the last feature map, after its batch norm and ReLU"
+    a = DENSENET | {"channels": channels}
+    empty = model_folder.ModelFolder("densenet", a, about, {})
+    params = random_params(empty.module(), jnp.zeros((1, 32, 32, channels)), seed=seed)
+    params = {
+        k: np.abs(v) if k.endswith("/var") else v for k, v in flat(params).items()
+    }
+    return dataclasses.replace(empty, params=unflat(params))
+
+
 def write_folders(path) -> dict[str, str]:
     """Writes one folder of each kind; returns the config fields that name them."""
     names = {"model_init": "vit", "modalities__ecg__init": "ecg_net1d"}

@@ -5,7 +5,8 @@
 
 Kinds: mae (the original repository's, or Lightning's), mvmae, vit_timm, vit_hf (ViT and
 ViTMAE of transformers), dinov2 (the original's and timm's), dinov2_hf (transformers'),
-eva02 (EVA-X's and timm's), pacx (with LoRA, or merged), labs_dae, ecgfounder, probe and
+eva02 (EVA-X's and timm's), densenet (torchvision's and timm's), densenet_xrv
+(torchxrayvision's), pacx (with LoRA, or merged), labs_dae, ecgfounder, probe and
 segment (an encoder with its head). The folder opens with load_encoder, embed, export
 and --config.model_init. A FILE named .safetensors needs no PyTorch.
 """
@@ -52,6 +53,8 @@ trained on, and under which licence and limits it is.
 USE = {
     "vit": 'pacx_jax.load_encoder("path/to/this/folder")(["image.png"]), or '
     "--config.model_init.",
+    "densenet": 'pacx_jax.load_encoder("path/to/this/folder")(["image.png"]), or '
+    "--config.model_init of a linear probe.",
     "ecg_net1d": "python -m pacx_jax.embed --encoder=DIR --ecgs=RECORDS, or "
     "--config.modalities.ecg.init.",
     "labs_dae": "--config.modalities.labs.init of Stage 2.",

@@ -34,6 +34,7 @@ def read(kind: str, weights: pathlib.Path) -> tuple[dict, dict]:
         "dinov2": _timm,
         "dinov2_hf": _dinov2_hf,
         "eva02": _timm_eva,
+        "densenet": _timm_densenet,
     }.get(kind)
     if not parse or not file.is_file():
         return {}, {}
@@ -126,6 +127,21 @@ def _timm_eva(config: dict) -> tuple[dict, dict]:
         raise PacxError(f"global_pool is {pool!r}: 'avg' or 'token' is needed")
     fields, sizes = _timm(config | {"global_pool": "token", "model_args": given})
     return fields | {"pool": pools[pool]}, sizes
+
+
+def _timm_densenet(config: dict) -> tuple[dict, dict]:
+    about, given = config["pretrained_cfg"], config.get("model_args") or {}
+    # What the keys do not show.
+    given = {"global_pool": config.get("global_pool", "avg")} | given
+    usual = {"global_pool": "avg", "act_layer": "relu", "norm_layer": "batchnorm2d"}
+    usual["aa_layer"] = None
+    odd = [f"{k} is {given[k]!r}" for k in usual if given.get(k, usual[k]) != usual[k]]
+    if odd:
+        raise PacxError(
+            f"{'; '.join(odd)}; a DenseNet here has ReLU, plain batch norms, and the "
+            "mean of the last map ('avg')"
+        )
+    return {name: tuple(about[name]) for name in ("mean", "std")}, {}
 
 
 def _timm(config: dict) -> tuple[dict, dict]:

@@ -9,7 +9,15 @@ import shlex
 import flax
 import numpy as np
 
-from pacx_jax.convert import foreign, layouts, shapes, sizes, state, tables
+from pacx_jax.convert import (
+    densenet,
+    foreign,
+    layouts,
+    shapes,
+    sizes,
+    state,
+    tables,
+)
 from pacx_jax.convert.layouts import Spec
 from pacx_jax.convert.options import LIMITS, Options
 from pacx_jax.encoders import model_folder, model_heads
@@ -39,6 +47,8 @@ def read(kind: str, found: dict, options: Options, source: str):
       PacxError: another kind of file; keys that are missing, unexpected, wrongly shaped
         or not finite, listed.
     """
+    if kind in densenet.KINDS:
+        found = densenet.renamed(found)
     spec = sizes.infer(kind, found, options, source)
     left = _left_out(spec, found)
     if kind in foreign.KINDS:
@@ -156,6 +166,8 @@ def _left_out(spec: Spec, found: dict) -> list[str]:
         names = ("mask_token",)
     elif spec.kind in foreign.KINDS:
         return foreign.left_out(spec.kind, found, spec.prefix)
+    elif spec.kind in densenet.KINDS:
+        return densenet.left_out(spec.architecture, found, spec.prefix)
     elif spec.kind == "vit_hf":
         names = ("pooler.dense.weight", "pooler.dense.bias")
     elif spec.kind == "mvmae":
@@ -195,6 +207,8 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
         )
     if spec.kind == "mvmae":
         mean, std = GREY
+    elif spec.kind == "densenet_xrv":
+        mean, std = densenet.XRV
     channels = spec.architecture.get("channels", 3)
     for name, value in (("mean", options.mean), ("std", options.std)):
         if value and len(value) != channels:
@@ -203,4 +217,7 @@ def _preprocessing(spec: Spec, options: Options, buffers: dict) -> dict:
                 "channels: give one each"
             )
     statistics = options.mean or mean, options.std or std
-    return model_folder.image_preprocessing(*statistics, pool)
+    about = model_folder.image_preprocessing(*statistics, pool)
+    if spec.model == "densenet":
+        about["embedding"] = densenet.EMBEDDING
+    return about

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from pacx_jax.convert import foreign, tables
+from pacx_jax.convert import densenet, foreign, tables
 from pacx_jax.convert.state import Entry
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
@@ -58,6 +58,8 @@ KINDS = {
     "dinov2": Kind(heads=("classify",), container=""),
     "dinov2_hf": Kind(anchor=f"{foreign.HF.patch}.weight", container=""),
     "eva02": Kind(heads=("classify",), container=""),
+    "densenet": Kind(anchor=densenet.ANCHOR, model="densenet", container=""),
+    "densenet_xrv": Kind(anchor=densenet.ANCHOR, model="densenet", container=""),
     "pacx": Kind("cxr_encoder.base_model.model.", heads=("pacx",), ln_eps=1e-5),
     "labs_dae": Kind("model.", "encoder.0.weight", ("labs_dae",), True, "labs_dae"),
     "ecgfounder": Kind(
@@ -100,6 +102,8 @@ def table(spec: Spec) -> list[Entry]:
         return tables.labs_dae(prefix)
     if spec.model == "ecg_net1d":
         return tables.net1d(a, len(h["labels"]), prefix)
+    if spec.model == "densenet":
+        return densenet.table(a, prefix)
     root = root_of(spec.kind, prefix)
     if spec.kind == "mvmae":
         decoder = tables.mvmae_decoder(h, root) if spec.heads else []
@@ -147,6 +151,8 @@ def of_folder(kind: str, folder: ModelFolder, merged: bool = False) -> Spec:
     h = dict(folder.heads.architecture) if heads else {}
     if about.model == "vit":
         _refuse_foreign(kind, folder.architecture, h)
+    elif about.model == "densenet":
+        densenet.check(kind, folder.architecture)
     if merged:
         h.pop("adapted", None)
     if kind == "ecgfounder" and not heads:

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import re
 
-from pacx_jax.convert import foreign, tables
+from pacx_jax.convert import densenet, foreign, tables
 from pacx_jax.convert.layouts import KINDS, Spec, root_of
 from pacx_jax.convert.options import Options
 from pacx_jax.convert.shapes import (
@@ -52,6 +52,8 @@ def infer(kind: str, state: dict, options: Options, source: str) -> Spec:
             return Spec(kind, *_labs_dae(state, prefix, options), prefix)
         if about.model == "ecg_net1d":
             return Spec(kind, *_net1d(state, prefix, options), prefix)
+        if about.model == "densenet":
+            return Spec(kind, densenet.infer(kind, state, prefix), prefix=prefix)
         if kind == "mvmae":
             return Spec(kind, *_mvmae(state, prefix, options), prefix, tables.MVMAE)
         if kind in foreign.KINDS:

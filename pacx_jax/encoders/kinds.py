@@ -16,10 +16,20 @@ import jax.numpy as jnp
 
 from pacx_jax.encoders import image_statistics
 from pacx_jax.errors import PacxError
-from pacx_jax.models import ecg, labs_dae, positions, unified, unified_encoder, vit, vq
+from pacx_jax.models import (
+    densenet,
+    ecg,
+    labs_dae,
+    positions,
+    unified,
+    unified_encoder,
+    vit,
+    vq,
+)
 
 LARGEST_POSITIONS = 2**26  # numbers: 65,536 tokens of width 1024
-XRAY = ("vit", "unified")  # kinds that embed X-rays
+PATCHES = ("vit", "unified")  # kinds that see an X-ray as patches, each a token
+XRAY = (*PATCHES, "densenet")  # kinds that embed X-rays
 MOST_HALVINGS = 8  # of a tokenizer's images: a token of 256 pixels a side
 MOST_BLOCKS = 256  # of a tokenizer
 
@@ -155,6 +165,31 @@ def _check_unified(architecture: dict) -> None:
         raise ValueError(f"tied is {a['tied']!r} and positions {a['positions']!r}")
 
 
+def _densenet(architecture: dict, dtype) -> densenet.DenseNet:
+    names = ("stem", "growth", "channels")
+    fields = {k: architecture[k] for k in names}
+    return densenet.DenseNet(tuple(architecture["blocks"]), **fields, dtype=dtype)
+
+
+def _check_densenet(architecture: dict) -> None:
+    a, blocks = architecture, architecture["blocks"]
+    if not isinstance(blocks, list) or not 0 < len(blocks) <= MOST_HALVINGS:
+        raise ValueError(
+            f"blocks is {blocks!r}: 1 to {MOST_HALVINGS} numbers of layers"
+        )
+    sizes = [a[name] for name in ("image_size", "stem", "growth")]
+    if not all(type(n) is int and n > 0 for n in (*blocks, *sizes)):
+        raise ValueError(f"{a} must be whole numbers above 0")
+    if a["channels"] not in (1, 3):
+        raise ValueError(f"channels is {a['channels']!r}: 1 or 3")
+    cell = densenet.stride(blocks)
+    if a["patch_size"] != cell or a["image_size"] % cell:
+        raise ValueError(
+            f"patch_size {a['patch_size']} and image_size {a['image_size']}: "
+            f"{len(blocks)} blocks make cells of {cell} pixels a side"
+        )
+
+
 def _check_labs(architecture: dict) -> None:
     if type(architecture["features"]) is not int:
         raise ValueError("features must be a whole number")
@@ -171,6 +206,15 @@ KINDS = {
         "token, or with pool mean the patches' mean, after the final LayerNorm; at "
         "inference only the X-ray is needed.",
         check=_check_vit,
+        check_preprocessing=image_statistics.check,
+    ),
+    "densenet": Kind(
+        module=_densenet,
+        inputs=lambda a: (_floats(a["image_size"], a["image_size"], a["channels"]),),
+        width=lambda a: densenet.width(a["stem"], a["growth"], a["blocks"]),
+        about="A chest-X-ray encoder (DenseNet, a convolutional network). Its "
+        "embedding is the mean of the last feature map, after its batch norm and ReLU.",
+        check=_check_densenet,
         check_preprocessing=image_statistics.check,
     ),
     "ecg_net1d": Kind(

@@ -182,7 +182,7 @@ def image_preprocessing(
 
 
 def at_size(model: ModelFolder, image_size: int) -> ModelFolder:
-    """A "vit" for squares of `image_size` pixels; 0 leaves it as it is.
+    """A "vit" or "densenet" for `image_size` pixels a side; 0 leaves it as it is.
 
     Sin-cos positions are made for any grid; learned ones are resampled to it.
 
@@ -218,12 +218,14 @@ def trained_further(config, params: Params) -> ModelFolder:
 
     Its images are those that the run read: their size, mean and std.
     """
-    start = load(config.model_init, "vit")
-    statistics = image_statistics.chosen(start, config.data)
-    pool = start.architecture.get("pool", "cls")
-    preprocessing = image_preprocessing(*statistics, pool)
+    start = load(config.model_init, ("vit", "densenet"))
+    mean, std = image_statistics.chosen(start, config.data)
+    preprocessing = start.preprocessing | {"mean": list(mean), "std": list(std)}
+    if start.kind == "vit":
+        pool = start.architecture.get("pool", "cls")
+        preprocessing = image_preprocessing(mean, std, pool)
     architecture = start.architecture | {"image_size": config.data.image_size}
-    return ModelFolder("vit", architecture, preprocessing, params)
+    return ModelFolder(start.kind, architecture, preprocessing, params)
 
 
 def resolve(path: str | os.PathLike) -> pathlib.Path:

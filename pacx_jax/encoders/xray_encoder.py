@@ -30,7 +30,8 @@ class Encoder:
     """Callable: X-rays -> (n, width) float32, the CLS token after the last LayerNorm.
 
     Of an encoder with `pool` "mean", it is the patches' mean in its place, and of a
-    CheXmix the mean over the image's positions of some layers.
+    CheXmix the mean over the image's positions of some layers. Of a DenseNet it is the
+    mean of the last feature map.
 
     Only the X-ray is needed. A call of less than `batch_size` images is padded to the
     next power of two a device, so that one image does not cost a batch; each such size
@@ -104,7 +105,8 @@ class Encoder:
         """All tokens after the last LayerNorm, (n, 1 + patches, width) float32.
 
         The first is the CLS token (or what takes its place), which a call returns; the
-        patches follow row by row. Registers are not among them.
+        patches follow row by row. Registers are not among them. Of a DenseNet they are
+        the mean of the last feature map, and its cells (49 of 224 pixels).
 
         Args:
           images, views: as for a call.

@@ -19,7 +19,7 @@ import ml_collections
 import numpy as np
 
 from pacx_jax import cli, files
-from pacx_jax.encoders import model_folder
+from pacx_jax.encoders import kinds, model_folder
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import comparison, features, inpainting, probe
@@ -134,7 +134,7 @@ def load_arms(words: Sequence[str]) -> dict[str, list[ModelFolder]]:
     for name, paths in read_arms(words).items():
         arms[name] = [model_folder.load(path) for path in paths]
         for path, folder in zip(paths, arms[name], strict=True):
-            if "patch_size" not in folder.architecture:
+            if folder.kind not in kinds.PATCHES:
                 raise PacxError(
                     f"{path} holds a {folder.kind} model: masked inputs are for "
                     "encoders of X-rays that see them as patches"

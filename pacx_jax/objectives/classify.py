@@ -40,9 +40,16 @@ def make(config, mesh: Mesh | None = None) -> Objective:
             "config.model_init is empty: give the encoder to start from, a finished "
             "run's workdir or a folder of pacx_jax.convert"
         )
-    folder = model_folder.load(config.model_init, "vit")
+    folder = model_folder.load(config.model_init, ("vit", "densenet"))
     image_statistics.check_size(folder, config.model_init, config.data)
-    encoder = folder.module(config.dtype).clone(**vit.ways(config))
+    encoder = folder.module(config.dtype)
+    if folder.kind == "vit":
+        encoder = encoder.clone(**vit.ways(config))
+    elif config.tuning != "linear":
+        raise PacxError(
+            f"config.tuning is {config.tuning}, and {config.model_init} holds a "
+            f"{folder.kind}, which stays frozen: give --config.tuning=linear"
+        )
     names = tuple(config.data.label_columns)
     head = LinearClassifier(len(names))
     forward = _forward(config, folder, encoder, head)

@@ -219,7 +219,7 @@ def load_image_encoder(config) -> model_folder.ModelFolder:
     """The X-ray encoder to train; `config.ln_eps` > 0 overrides the folder's."""
     if not config.model_init:
         raise PacxError("config.model_init is empty: give the MAE run's workdir")
-    folder = model_folder.load(config.model_init, kinds.XRAY)
+    folder = model_folder.load(config.model_init, kinds.PATCHES)
     image_statistics.check_data(folder, config.model_init, config.data)
     if config.ln_eps:
         architecture = folder.architecture | {"ln_eps": config.ln_eps}

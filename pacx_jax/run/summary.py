@@ -18,6 +18,7 @@ EMBED = "pacx embed --encoder={} --%s=DIR --out=embeddings.npz"
 NEXT = {  # kind of the exported encoder -> what to do with it
     "vit": EMBED % "images",
     "unified": EMBED % "images",
+    "densenet": EMBED % "images",
     "ecg_net1d": EMBED % "ecgs",
     "vq": "load_image_tokenizer({!r})",
     "labs_dae": "distil it by --config.modalities.labs.init={}",

@@ -392,7 +392,7 @@ def test_command_copies_a_model_folder_at_another_size(
         (["--encoder={bare}", "--out={bare}"], "bare is the encoder itself"),
         (
             ["--encoder={labs}", "--out={out}", "--format=hf"],
-            "holds a labs_dae model: only X-ray encoders have --format",
+            "holds a labs_dae model: only a vit has --format",
         ),
         (["--encoder={nowhere}", "--out={out}"], "nowhere: no such folder"),
         (["--encoder={bare}", "--out={out}", "--head"], "bare holds no head"),

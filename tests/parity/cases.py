@@ -27,6 +27,7 @@ ALL = {
         models.classifier, models.segmenter, models.text, models.text_positions,
         models.unified, models.unified_learned,
         foreign.dinov2, foreign.dinov2_plain, foreign.eva02, foreign.eva02_mean,
+        foreign.densenet,
         two.pacx, two.info_nce, two.cosine_regression, training.train_mae,
         training.train_labs, training.train_pacx,
     )

@@ -1,4 +1,4 @@
-"""Cases of other people's encoders, DINOv2 and EVA-02: tokens, and gradients of two."""
+"""Cases of other people's encoders: tokens, and gradients of two."""
 
 from __future__ import annotations
 
@@ -57,6 +57,26 @@ def eva02() -> Case:
 def eva02_mean() -> Case:
     """The patches' mean after `fc_norm`."""
     return _case("eva02_mean", _eva(mean=True), gradient=True)
+
+
+def densenet() -> Case:
+    """The last feature map of torchxrayvision's, and its mean."""
+    import torch
+
+    from tests.parity import torch_foreign as tf
+
+    rng, model = making.rng("densenet"), tf.DenseNet(**sizes.DENSENET).eval()
+    making.fill(model, rng)
+    images = making.half(rng.normal(size=(2, *sizes.DENSENET_SIDES, 1)))
+
+    def run(module, cast):
+        with torch.no_grad():
+            features = module(cast(making.chw(images)))
+        cells = features.flatten(2).transpose(1, 2)
+        return {"images": torch.cat([features.mean((2, 3))[:, None], cells], 1)}
+
+    found = {"in/images": images} | making.state(model, "state")
+    return found | making.both(model, run)
 
 
 def _eva(mean: bool):

@@ -89,3 +89,17 @@ def test_gradients_equal(case, name, precision, measure):
     there = {k: np.zeros_like(v) for k, v in state.items()} | found.part("grad/loss")
     want, _ = opened(there, name)
     measure(name, *map(without_key_bias, (got, want.params)), precision.gradient, True)
+
+
+def test_densenet_equals(case, precision, measure):
+    # Measured 3.6e-7; float64 7.2e-16.
+    found = case("densenet")
+    state = found.part("state")
+    folder, left = kinds.read("densenet_xrv", state, Options(), "densenet")
+    counters = [k for k in state if k.endswith("num_batches_tracked")]
+    assert {*left} == {*counters, "classifier.weight", "classifier.bias"}
+    module = folder.module().clone(dtype=jnp.dtype(precision.name))
+    got = jax.jit(module.apply)(
+        {"params": precision.cast(folder.params)}, found.input("images")
+    )
+    measure("cells and their mean", got, found.out("images"), precision.forward)

@@ -1,9 +1,10 @@
-"""DINOv2 and EVA-02 in PyTorch, from the papers and their published state dicts' names.
+"""DINOv2, EVA-02, DenseNet in PyTorch, from papers and published state dicts' names.
 
 DINOv2 (Oquab 2023, registers: Darcet 2023): positions of CLS and patches, then
 registers without; layer scale on both branches; an MLP, or SwiGLU as w12 and w3.
 EVA-02 (Fang 2023): q, k, v of which k has no bias, 2-D rotary positions of the patches,
 SwiGLU as w1 (gate), w2, w3 with a norm before w3 (sub-LN).
+DenseNet (Huang 2017): each layer joins its output to its input, transitions halve.
 """
 
 from __future__ import annotations
@@ -180,3 +181,49 @@ class EVA02(_Encoder):
         for block in self.blocks:
             x = block(x, self.turn)
         return self.fc_norm(x[:, 1:].mean(1)) if self.mean else self.norm(x)
+
+
+class DenseLayer(nn.Module):
+    def __init__(self, d: int, growth: int):
+        super().__init__()
+        self.norm1, self.norm2 = nn.BatchNorm2d(d), nn.BatchNorm2d(4 * growth)
+        self.conv1 = nn.Conv2d(d, 4 * growth, 1, bias=False)
+        self.conv2 = nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        y = self.conv1(self.norm1(x).relu())
+        return torch.cat([x, self.conv2(self.norm2(y).relu())], 1)
+
+
+class DenseNet(nn.Module):
+    """Images -> the last feature map, after its norm and ReLU."""
+
+    def __init__(self, blocks, growth, stem, channels):
+        super().__init__()
+        self.features = f = nn.Module()
+        f.conv0, d = nn.Conv2d(channels, stem, 7, 2, 3, bias=False), stem
+        f.norm0, self.blocks = nn.BatchNorm2d(stem), blocks
+        for b, count in enumerate(blocks, 1):
+            block = nn.Module()
+            for i in range(1, count + 1):
+                block.add_module(f"denselayer{i}", DenseLayer(d, growth))
+                d += growth
+            f.add_module(f"denseblock{b}", block)
+            if b < len(blocks):
+                halves = nn.Module()
+                halves.norm = nn.BatchNorm2d(d)
+                halves.conv = nn.Conv2d(d, d // 2, 1, bias=False)
+                f.add_module(f"transition{b}", halves)
+                d //= 2
+        f.norm5, self.classifier = nn.BatchNorm2d(d), nn.Linear(d, 3)
+
+    def forward(self, images):
+        f = self.features
+        x = F.max_pool2d(f.norm0(f.conv0(images)).relu(), 3, 2, 1)
+        for b in range(1, len(self.blocks) + 1):
+            for layer in f.get_submodule(f"denseblock{b}").children():
+                x = layer(x)
+            if b < len(self.blocks):
+                halves = f.get_submodule(f"transition{b}")
+                x = F.avg_pool2d(halves.conv(halves.norm(x).relu()), 2)
+        return f.norm5(x).relu()
