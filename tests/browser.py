@@ -10,13 +10,14 @@ import pathlib
 import re
 import shutil
 import subprocess
+import zlib
 
 import pytest
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync "
-    "--virtual-time-budget=60000 --dump-dom"
+    "--virtual-time-budget=60000"
 ).split()
 DARK = "--blink-settings=preferredColorScheme=0"
 AXE = """
@@ -74,11 +75,28 @@ def dom(page: str, folder: pathlib.Path, script: str = "", *flags: str) -> str:
 
     Skips the test where there is no Chromium.
     """
+    page = page.replace("</body>", f"<script>{script}</script></body>")
+    return _opened(page, folder, "--dump-dom", *flags)
+
+
+def printed(page: str, folder: pathlib.Path, *flags: str) -> list[bytes]:
+    """The drawing commands of each sheet, as a reader's printer would get them.
+
+    Skips the test where there is no Chromium.
+    """
+    file = folder / "printed.pdf"
+    _opened(page, folder, f"--print-to-pdf={file}", "--no-pdf-header-footer", *flags)
+    pdf, stream = file.read_bytes(), rb"<<[^>]*>> stream\n(.*?)\nendstream"
+    objects = dict(re.findall(rb"\n(\d+) 0 obj\n" + stream, pdf, re.DOTALL))
+    return [zlib.decompress(objects[n]) for n in re.findall(rb"/Contents (\d+)", pdf)]
+
+
+def _opened(page: str, folder: pathlib.Path, *flags: str) -> str:
     browser = shutil.which("chromium")
     if browser is None:
         pytest.skip("no chromium on PATH: apt-get install chromium")
     file = folder / "opened.html"
-    file.write_text(page.replace("</body>", f"<script>{script}</script></body>"))
+    file.write_text(page)
     profile = f"--user-data-dir={folder / 'profile'}"
     done = subprocess.run(
         [browser, *FLAGS, *flags, profile, file.as_uri()],

@@ -172,7 +172,7 @@ def test_real_runs_have_everything_that_a_page_shows(tmp_path, monkeypatch):
         assert part(page, "learning-rate-and-norms").count("<svg") >= 4
         assert part(page, "speed-and-goodput").count("<svg") == 3
         nearest = part(page, "retrieval-examples").count("<img")
-        assert nearest == (40 if stage == "distill" else 0)
+        assert nearest == {"mae": 0, "mvmae": 20, "distill": 40}[stage]
 
 
 def test_distilled_run_shows_the_rank_that_a_direct_search_gives(trained):
@@ -191,6 +191,34 @@ def test_distilled_run_shows_the_rank_that_a_direct_search_gives(trained):
         ]
         assert cosines == sorted(cosines, reverse=True)
     assert not (trained / "distill" / "quarantine.jsonl").exists()
+
+
+def test_an_mvmae_shows_the_laterals_that_are_nearest_to_a_frontal(trained, tmp_path):
+    path = workdir(tmp_path / "mvmae", "mvmae", rows=[(1, {"loss": 1.0})])
+    model_folder.save(path / "export", tiny.folder("vit"), "card")
+    (run,) = read(path)
+    found = run_retrieval.retrieval([run], 3)
+    two = [i for i in range(runs.N["val"]) if i % 3]  # which have a lateral
+    assert len(found.pictures) == 3, found.empty
+    for row in found.pictures:
+        assert len(row.images) == 1 + min(run_retrieval.FOUND, len(two))
+        caption, first = row.images[0][0], row.images[1][0]
+        rank = int(re.search(rf"rank (\d) of {len(two)}", caption)[1])
+        assert ("its own" in first) == (rank == 1)
+
+
+@pytest.mark.parametrize(
+    "stage", ["vq", "causal", "masked", "v2t", "segment", "classify", "ecg", "labs_dae"]
+)
+def test_every_stage_has_a_page(trained, tmp_path, stage):
+    """A run that was stopped before it saved: what it lacks is said."""
+    folders = {"model_init": str(trained / "folders" / "vit")}
+    rows = [(n, {"loss": 1 / n, "val/loss": 2 / n}) for n in range(1, 4)]
+    path = workdir(tmp_path / stage, stage, rows, folders)
+    page = made(tmp_path / "a.html", f"--workdir={path}")
+    assert part(page, "loss-and-metrics").count("<svg") == 1
+    for name in ("where-the-encoders-look", "retrieval-examples", "reconstructions"):
+        assert 'class="empty"' in part(page, name), name
 
 
 def test_compared_encoders_look_at_the_same_x_rays(trained, tmp_path):
@@ -308,6 +336,23 @@ def test_page_sorts_its_tables_and_holds_in_a_browser(compared, tmp_path):
 @pytest.mark.parametrize("flags", [(), (browser.DARK,)], ids=["light", "dark"])
 def test_axe_finds_nothing_wrong_with_the_page(compared, tmp_path, flags):
     assert browser.violations(compared, tmp_path, *flags) == []
+
+
+def _scales(sheets):
+    """The sizes at which sheets are drawn: one, if nothing is too wide for them."""
+    found = [re.search(rb"\nq\n([\d.]+) 0 0 \1 ", sheet) for sheet in sheets]
+    return {float(scale[1]) for scale in found}
+
+
+def test_paper_is_light_and_nothing_runs_off_it(compared, tmp_path):
+    sheets = browser.printed(compared, tmp_path)
+    assert 2 <= len(sheets) <= 30
+    pages = [f'<p style="width: {width}px">a</p>' for width in (100, 3000)]
+    empty, wide = (browser.printed(page, tmp_path) for page in pages)
+    (whole,), (shrunk,) = _scales(empty), _scales(wide)
+    assert shrunk < whole  # Chromium shrinks what is too wide for a sheet
+    assert _scales(sheets) == {whole}
+    assert browser.printed(compared, tmp_path, browser.DARK) == sheets
 
 
 def test_every_figure_is_written_for_papers(classified, tmp_path):

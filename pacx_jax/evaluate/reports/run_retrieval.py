@@ -15,7 +15,7 @@ from pacx_jax.evaluate.reports import run_images
 from pacx_jax.evaluate.reports.run_files import Run
 from pacx_jax.evaluate.reports.run_parts import Part, Pictures
 from pacx_jax.input import images as imageio
-from pacx_jax.input import sources
+from pacx_jax.input import sources, views
 from pacx_jax.objectives.retrieval import normalize_rows
 from pacx_jax.run import batches, setup
 
@@ -24,28 +24,30 @@ FOUND = 4  # studies shown for a query
 
 
 def retrieval(runs: Sequence[Run], count: int) -> Part:
-    """For X-rays of each distilled run, the studies whose records are nearest."""
+    """For X-rays of each run, the studies whose records or other views are nearest."""
     rows, told = [], []
     for run in runs:
-        if run.config.objective != "distill":
+        nearest = {"distill": _by_record, "mvmae": _by_view}.get(run.config.objective)
+        if nearest is None or not count:
             continue
         try:
-            rows += _nearest(run, count)
+            rows += nearest(run, count)
         except (PacxError, FileNotFoundError) as error:
             told.append(f"{run.name}: {error}.")
-    empty = "Retrieval is of distilled encoders (objective distill)."
+    empty = "Retrieval is of distilled encoders (objective distill) and of MVMAE's."
     if told:
         empty = " ".join(told)
     return Part(
         "Retrieval examples",
         empty if count else "Examples were left out (--examples=0).",
-        f"Among {AMONG} or fewer validation studies: the X-rays of those whose record "
-        "is most similar to the query in the shared space, by cosine.",
+        f"Among {AMONG} or fewer validation studies. Distilled: the X-rays of those "
+        "whose record is most similar to the query in the shared space. MVMAE: the "
+        "laterals whose embedding is most similar to the frontal's. By cosine.",
         pictures=rows,
     )
 
 
-def _nearest(run: Run, count: int) -> list[Pictures]:
+def _by_record(run: Run, count: int) -> list[Pictures]:
     config = ml_collections.ConfigDict(run.config.to_dict())
     config.data.limit = min(config.data.limit or AMONG, AMONG)
     config.export = run.state_shown
@@ -61,27 +63,65 @@ def _nearest(run: Run, count: int) -> list[Pictures]:
         args = config, str(run.path), mesh, objective, data, split
         outputs, index = held_out.outputs_of(*args)
     source, rows = data.sources[split], []
+
+    def read(i: int) -> np.ndarray:
+        return run_images.read(source, int(index[i]))[0]
+
     z = normalize_rows(outputs["cxr"])
-    chosen = np.random.default_rng(0).permutation(len(z))[:count]
     for m in objective.teachers or {r.name: r for r in objective.readers}:
         here = outputs.get(f"{m}_present", np.ones(len(z))) > 0
-        keys = normalize_rows(outputs[m])
-        for number, i in enumerate(chosen, start=1):
-            if not here[i]:
-                continue
-            cosine = np.where(here, keys @ z[i], -np.inf)
-            order = np.argsort(-cosine, kind="stable")
-            rank = int(np.flatnonzero(order == i)[0]) + 1
-            query = f"{run.name}: X-ray {number}, its own {m} is at rank {rank} of "
-            query += str(here.sum())
-            shown = [
-                (query, run_images.small(run_images.read(source, int(index[i]))[0]))
-            ]
-            for k, j in enumerate(order[:FOUND], start=1):
-                own = ", its own" if j == i else ""
-                image = run_images.small(run_images.read(source, int(index[j]))[0])
-                shown.append((f"{k}. {m}, cosine {cosine[j]:.3f}{own}", image))
-            rows.append(Pictures(f"{run.name}, {m}, query {number}", shown))
+        rows += _ranked(run, m, z, normalize_rows(outputs[m]), here, count, read, read)
+    return rows
+
+
+def _by_view(run: Run, count: int) -> list[Pictures]:
+    data = run.config.data
+    source = sources.open_source(data, data.val_split)
+    if "images" not in source.entries:
+        raise PacxError("the run's data have no studies of several views")
+    frontals, laterals = run_images.Xrays([], []), run_images.Xrays([], [])
+    for i in map(int, np.random.default_rng(0).permutation(len(source))[:AMONG]):
+        example = source[i]
+        kinds = [views.coarse(name) for name in example["views"]]
+        if not {"frontal", "lateral"} <= set(kinds):
+            continue
+        pair = kinds.index("frontal"), kinds.index("lateral")
+        try:
+            read = [imageio.decode(example["images"][k], source.name(i)) for k in pair]
+        except PacxError:
+            continue
+        for found, image, k in zip((frontals, laterals), read, pair, strict=True):
+            found.images.append(image)
+            found.views.append(example["views"][k])
+    if len(frontals.images) < 2:
+        raise PacxError("fewer than two validation studies have frontal and lateral")
+    model = run_images.encoder(run)
+    z, keys = (
+        normalize_rows(model(each.images, each.views if model.views else None))
+        for each in (frontals, laterals)
+    )
+    here = np.ones(len(z), bool)
+    read = frontals.images.__getitem__, laterals.images.__getitem__
+    return _ranked(run, "lateral", z, keys, here, count, *read)
+
+
+def _ranked(run, what, z, keys, here, count, query_of, found_of) -> list[Pictures]:
+    """Queries, and for each the FOUND nearest keys of studies that are `here`."""
+    rows = []
+    chosen = np.random.default_rng(0).permutation(len(z))[:count]
+    for number, i in enumerate(map(int, chosen), start=1):
+        if not here[i]:
+            continue
+        cosine = np.where(here, keys @ z[i], -np.inf)
+        order = np.argsort(-cosine, kind="stable")
+        rank = int(np.flatnonzero(order == i)[0]) + 1
+        query = f"{run.name}: X-ray {number}, its own {what} is at rank {rank} of "
+        shown = [(f"{query}{here.sum()}", run_images.small(query_of(i)))]
+        for k, j in enumerate(map(int, order[: min(FOUND, here.sum())]), start=1):
+            own = ", its own" if j == i else ""
+            image = run_images.small(found_of(j))
+            shown.append((f"{k}. {what}, cosine {cosine[j]:.3f}{own}", image))
+        rows.append(Pictures(f"{run.name}, {what}, query {number}", shown))
     return rows
 
 
@@ -112,8 +152,8 @@ def project(run: Run, folder: pathlib.Path, most: int = 1000) -> str:
         raise PacxError(f"{run.name}: no X-ray of the validation split can be read")
     found = run_images.Xrays(*map(list, zip(*read, strict=True)))
     model = run_images.encoder(run)
-    views = [v if v not in ("", "unknown") else "frontal" for v in found.views]
-    z = model(found.images, views if model.views else None)
+    named = [v if v not in ("", "unknown") else "frontal" for v in found.views]
+    z = model(found.images, named if model.views else None)
     sprites = np.stack([imageio.resize(image, 32) for image in found.images])
     header = ["number", "view", *source.label_names]
     with tensorboardX.SummaryWriter(str(folder)) as writer:
