@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import study, sweep  # noqa: E402
+from launch import spreads, study, sweep  # noqa: E402
 from launch.paper import rows  # noqa: E402
 from launch.sweep_runs import collect  # noqa: E402
 from pacx_jax import cli, files  # noqa: E402
@@ -120,6 +120,14 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
             continue
         for arm, why in found[row.name]["refused"].items():
             notes.append(f"{row.name}, {rows.NAMES[arm]}: {why}")
+        notes += [f"{row.name}, {told}" for told in found[row.name]["told"]]
+    gains = [
+        {"a": "pacx", "b": "mae", "labels": name, "fraction": float(fraction)}
+        | {"trainings": cell["trainings"]}
+        for name, each in found.items()
+        for fraction, cell in each["gains"].items()
+    ]
+    notes += spreads.notes(gains, "reproduce", spreads.read())
     labelled = [row for row in there if row.kind != "masks" and row.name in found]
     masks = [row for row in there if row.kind == "masks"]
     table2, drawn, inside = None, {}, {}
@@ -127,6 +135,8 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
     if distilled and (pathlib.Path(distilled) / "done.json").is_file():
         try:
             table2 = beyond.aligned(setting, distilled)
+            told = [f"{rows.NAMES[a]}: {w}" for a, w in table2["refused"].items()]
+            notes += [f"table 2, {each}" for each in (*told, *table2["told"])]
         except PacxError as e:
             notes.append(f"table 2: {e}")
     else:

@@ -23,6 +23,7 @@ from pacx_jax.evaluate import comparison, features, probe, source_probe
 from pacx_jax.evaluate.reports import tables, words
 from pacx_jax.input import sources as sources_
 from pacx_jax.input import subsets
+from pacx_jax.objectives import scores
 from pacx_jax.run import fingerprints, overlap
 
 NAMES = {
@@ -74,7 +75,13 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     }
     for (name, k), folder in folders.items():
         own = str(target / "overlap" / f"{name}-seed_{whole[k]}")
-        _check_patients(study, own, name, split, folder)
+        if told := _check_patients(study, own, name, split, folder):
+            notes.append(f"{name}: {told}.")
+    notes += [
+        f"{name} is one encoder: no interval covers another training of it."
+        for name, arm in probed.items()
+        if arm.single
+    ]
     sets = {s: features.read_probe_set(source) for s, source in sources.items()}
     train, test = sets["train"], sets[split]
     if set(train.patients) & set(test.patients):
@@ -102,6 +109,7 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
             found["random", k] = _embed(target, encoder, sources, sets, split)
     found |= _floors(study, sets, sources, split)
     result = compare(study, found, train, test, names, len(whole))
+    notes += _left_out(study, test, wanted, columns)
     name = study.name or "this study"
     notes += spreads.notes(result["all"].summary, name, spreads.read())
     apart = _told_apart(study, target, folders, split)
@@ -183,12 +191,26 @@ def _done(folder: str) -> bool:
     return (pathlib.Path(folder) / fingerprints.DONE).exists()
 
 
-def _check_patients(study, own, name, split, folder) -> None:
+def _left_out(study: Study, test, wanted, columns) -> list[str]:
+    """Labels of one class within a view, which its macro means are without."""
+    told = []
+    for view in study.probe.within:
+        rows = np.array([v == view for v in test.views])
+        both = scores.both_classes(test.labels[rows], test.mask[rows])[columns]
+        told += [
+            f"Within {view} {name} has one class alone and is left out."
+            for name, there in zip(wanted, both, strict=True)
+            if not there
+        ]
+    return told
+
+
+def _check_patients(study, own, name, split, folder) -> str:
     """Refuses an encoder that has learnt from the probe's test patients."""
     data = {"source": "prepared", "path": study.probe.path, "allow_overlap": False}
     data["namespace"] = study.probe.namespace
     config = ml_collections.ConfigDict({"name": name, "data": data})
-    overlap.check(config, own, [split], overlap.behind(folder))
+    return overlap.check(config, own, [split], overlap.behind(folder))
 
 
 def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:
@@ -221,6 +243,12 @@ def _told_apart(study, target, folders, split) -> dict[str, dict]:
         }
         z = {"train": z["train"], "test": z[split]}
         trainings.setdefault(name, []).append(z)
+    trainings["pixels"] = [
+        {
+            part: {k: source_probe.pixels_of(source[s]) for k, source in opened.items()}
+            for part, s in (("train", "train"), ("test", split))
+        }
+    ]
     return {k: source_probe.measured(each, named) for k, each in trainings.items()}
 
 
@@ -230,7 +258,8 @@ def _text_of_sources(study: Study, apart: dict[str, dict]) -> str:
         one = row["balanced_accuracy"]
         span = f"{one['value']:.3f} ({one['low']:.3f} to {one['high']:.3f})"
         many = f"{row['trainings']} training{'s' * (row['trainings'] > 1)}"
-        lines.append(f"{study.arms[name].name or name}: {span}, {many}")
+        shown = NAMES[name].name if name in NAMES else study.arms[name].name or name
+        lines.append(f"{shown}: {span}, {many}")
     return "\n".join(lines)
 
 

@@ -8,7 +8,7 @@ Settings are looked for on validation patients. What came out stands in docs/dem
 """
 
 from configs.studies import pacx_cohort
-from launch.studies import Arm, Probe, Study
+from launch.studies import FLOORS, Arm, Probe, Study
 
 FACTORS = {
     "decoder": (
@@ -46,13 +46,17 @@ def get_study(data: str) -> Study:
         arms[arm] = Arm(pacx_cohort.MAE, base | fields, name=name, about=about)
     about = "The mean of the patches in place of the CLS token."
     arms["mean"] = Arm("", given="{mae}", pooling="mean", name="Mean", about=about)
-    floors = ("random", "pixels")
     tried = [arm for arm in arms if arm != "mae"]
     return Study(
         arms,
-        Probe(f"{data}/probe", pacx_cohort.GROUPS, namespace="simulated"),
+        Probe(
+            f"{data}/probe",
+            pacx_cohort.GROUPS,
+            table=f"{data}/../raw/paired/probe/labels.csv",
+            namespace="simulated",
+        ),
         pairs=[(a, b) for a in tried for b in ("mae", "pixels")] + [("mae", "pixels")],
         treatment="decoder",
         baseline="mae",
-        floors=floors,
+        floors=FLOORS,
     )

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from launch.paper import measure
 from launch.paper.measure import Setting, open_split, shown
 from launch.paper.rows import Row
 from pacx_jax import sharding
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import (
     alignment,
     attention_shares,
@@ -39,7 +41,16 @@ def _aligned(setting, config, splits) -> dict:
     who = patients.units(splits["test"].patients() or [""] * len(splits["test"]))[0]
     weights = np.float64(statistics.bootstrap_weights(who, setting.resamples))
     weights = np.concatenate([np.ones((1, len(who))), weights])
-    found: dict = {"n": len(who)}
+    refused, told = {}, []
+    for arm in ("imagenet", "mae", "pacx"):
+        for k in range(len(setting.encoders.get(arm, ()))):
+            try:
+                about = setting, config.data.path, "table 2", arm, k
+                unsure = measure.check_patients(*about)
+                told += [f"{arm}: {unsure}"] if unsure else []
+            except PacxError as e:
+                refused[arm] = str(e)
+    found: dict = {"n": len(who), "refused": refused, "told": list(dict.fromkeys(told))}
     for m in ("ecg", "labs"):
         y = {
             s: embedding_cache.embeddings(
@@ -57,7 +68,7 @@ def _aligned(setting, config, splits) -> dict:
         found[m] = {}
         for arm in ("imagenet", "mae", "pacx"):
             values: dict = {}
-            for encoder in setting.encoders.get(arm, ()):
+            for encoder in () if arm in refused else setting.encoders.get(arm, ()):
                 z = {
                     s: features.of_source(encoder, each, setting.out / "features")
                     for s, each in splits.items()
@@ -78,7 +89,7 @@ def _aligned(setting, config, splits) -> dict:
                     cell |= {"hits": cell["value"] * n}
                     cell |= {"chance": min(int(name[7:]) / n, 1.0)}
                 found[m].setdefault(arm, {})[name] = cell
-            if values:  # of the last arm's first training
+            if values:  # of the last arm's last training
                 floors = alignment.floors(z["train"], t["train"], z["test"])
                 for floor, predicted in floors.items():
                     each = alignment.resampled(predicted, t["test"], of_test)
@@ -117,7 +128,8 @@ def _inside(setting, source, limit) -> dict:
     named = source.patients() or [""] * len(source)
     units = patients.units(named[: len(examples)])[0]
     found = attention_shares.summary(columns, units)
-    return {"shares": found, "trainings": len(columns["pacx"])}
+    trainings = max(len(columns["mae"]), len(columns["pacx"]))
+    return {"shares": found, "trainings": trainings}
 
 
 def told_apart(setting: Setting, rows: Sequence[Row], limit: int = 2000) -> dict:
@@ -151,4 +163,12 @@ def told_apart(setting: Setting, rows: Sequence[Row], limit: int = 2000) -> dict
         ]
         if trainings:
             found[arm] = source_probe.measured(trainings, named, setting.resamples)
+    pixels = {
+        s: {
+            name: source_probe.pixels_of(of_set[s], chosen[name, s])
+            for name, of_set in splits.items()
+        }
+        for s in ("train", "test")
+    }
+    found["pixels"] = source_probe.measured([pixels], named, setting.resamples)
     return found

@@ -30,8 +30,10 @@ from pacx_jax.evaluate import (
     statistics,
 )
 from pacx_jax.input import patients, sources, subsets
+from pacx_jax.objectives import scores
 from pacx_jax.run import finished, overlap
 
+VERSION = 2  # of how cells are measured: what an older one measured is measured again
 Distribution = tuple[np.ndarray, np.ndarray]  # (t,) values, (r,) resampled means
 
 
@@ -61,7 +63,7 @@ class Setting:
             arm: [features.fingerprint(e) for e in each]
             for arm, each in self.encoders.items()
         }
-        about = [name, *depends, prints, self.subsets, self.resamples]
+        about = [VERSION, name, *depends, prints, self.subsets, self.resamples]
         key = hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]
         path = self.out / "cells" / f"{name}_{key}.json"
         if path.is_file():
@@ -119,7 +121,8 @@ def classified(setting: Setting, row: Row, fractions: Mapping[str, Sequence]) ->
 
     Returns:
       "cells": arm -> fraction -> measure -> cell; "gains": fraction -> PaCX - MAE;
-      "sizes"; "refused": what an arm cannot be asked, in words.
+      "sizes"; "refused": what an arm cannot be asked, in words; "told": what else is to
+      be known of the row.
     """
     splits = {s: open_split(setting.data, row, s) for s in ("train", "test")}
     depends = [splits[s].fingerprint for s in splits]
@@ -144,10 +147,15 @@ def _classified(setting, row, fractions, splits) -> dict:
     }
     (y, mask), (y_test, mask_test) = known["train"], known["test"]
     arms, refused = {}, {}
+    told = _one_class(names, known["test"], "test") + _one_class(
+        names, known["train"], "train"
+    )
+    path = str(pathlib.Path(setting.data) / row.folder)
     for arm in fractions:
         try:
             for k, encoder in enumerate(setting.encoders.get(arm, ())):
-                _check_patients(setting, row, arm, k)
+                unsure = check_patients(setting, path, row.name, arm, k)
+                told += [f"{arm}: {unsure}"] if unsure else []
                 z = {
                     s: features.of_source(encoder, each, setting.out / "features")
                     for s, each in splits.items()
@@ -161,9 +169,9 @@ def _classified(setting, row, fractions, splits) -> dict:
     for fraction in dict.fromkeys(f for each in fractions.values() for f in each):
         asked = {key: z for key, z in arms.items() if fraction in fractions[key[0]]}
         about = ((fraction,), range(setting.subsets), np.array(who["train"]))
-        scores = probe.run_probes(asked, y, mask, *about)
+        probed = probe.run_probes(asked, y, mask, *about)
         for arm in dict.fromkeys(arm for arm, _ in asked):
-            p = [scores[key, fraction] for key in asked if key[0] == arm]
+            p = [probed[key, fraction] for key in asked if key[0] == arm]
             logits = [
                 np.log(np.maximum(x, 1e-300) / np.maximum(1 - x, 1e-16)) for x in p
             ]
@@ -187,16 +195,38 @@ def _classified(setting, row, fractions, splits) -> dict:
             each = (a - b, drawn_a - drawn_b)  # training k against training k
             gains[str(fraction)] = shown(each, "patients", len(set(who["test"])))
     sizes = {s: len(each) for s, each in splits.items()}
-    return {"cells": cells, "gains": gains, "sizes": sizes, "refused": refused}
+    found = {"cells": cells, "gains": gains, "sizes": sizes, "refused": refused}
+    return found | {"told": list(dict.fromkeys(told))}
 
 
-def _check_patients(setting: Setting, row: Row, arm: str, k: int) -> None:
-    """PacxError where an encoder has learnt from the row's test patients."""
-    path = str(pathlib.Path(setting.data) / row.folder)
+def _one_class(names, known, split: str) -> list[str]:
+    """Labels that a split has one class of, in words."""
+    both = scores.both_classes(*known)
+    means = {
+        "test": "it is left out of the means",
+        "train": "its probe says the same of every X-ray",
+    }
+    return [
+        f"{name} has one class alone among {split} images: {means[split]}"
+        for name, there in zip(names, both, strict=True)
+        if not there
+    ]
+
+
+def check_patients(setting: Setting, path: str, name: str, arm: str, k: int) -> str:
+    """PacxError where an encoder has learnt from the test patients of a prepared set.
+
+    Args:
+      name: the set's, for people.
+      k: the training.
+
+    Returns:
+      Why it is unknown, if it is; else "".
+    """
     data = {"source": "prepared", "path": path, "allow_overlap": False}
-    config = ml_collections.ConfigDict({"name": f"{arm}, {row.name}", "data": data})
-    own = str(setting.out / "overlap" / f"{row.folder}_{arm}_{k}")
-    overlap.check(config, own, ["test"], overlap.behind(setting.folders[arm][k]))
+    config = ml_collections.ConfigDict({"name": f"{arm}, {name}", "data": data})
+    own = str(setting.out / "overlap" / f"{pathlib.Path(path).name}_{arm}_{k}")
+    return overlap.check(config, own, ["test"], overlap.behind(setting.folders[arm][k]))
 
 
 def masked(setting: Setting, row: Row, workdirs: Mapping[str, Sequence]) -> dict:
@@ -238,4 +268,5 @@ def _masked(setting, row, workdirs) -> dict:
                 for name in row.metrics
             }
         }
-    return {"cells": cells, "gains": {}, "sizes": {"test": len(rows)}, "refused": {}}
+    found = {"cells": cells, "gains": {}, "sizes": {"test": len(rows)}}
+    return found | {"refused": {}, "told": []}

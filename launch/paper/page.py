@@ -150,7 +150,7 @@ def sources(found: Mapping[str, Mapping]) -> str:
     head = ["Encoder", "balanced accuracy", "chance", "AUROC", "trainings"]
     lines = [
         [
-            NAMES[arm],
+            NAMES.get(arm, "Pixels 24x24"),
             number(row["balanced_accuracy"]),
             f"{row['chance']:.3f}",
             number(row["auroc"]),

@@ -69,7 +69,10 @@ def _resampled(train, test, names, weights) -> tuple[np.ndarray, np.ndarray]:
     """(1 + r,) balanced accuracies and AUROCs of a probe fitted to `train`."""
     labels = np.repeat(np.eye(len(names)), [len(train[k]) for k in names], axis=0)
     fitted = probe.fit(np.concatenate([train[k] for k in names]), labels)
-    p = fitted.predict(np.concatenate([test[k] for k in names]))
+    asked = np.concatenate([test[k] for k in names])
+    if not np.isfinite(asked).all():
+        raise PacxError("embeddings of test images are not finite: look at the encoder")
+    p = fitted.predict(asked)
     truth = np.repeat(np.eye(len(names)), [len(test[k]) for k in names], axis=0)
     right = np.float64(p.argmax(1) == truth.argmax(1))
     with np.errstate(invalid="ignore"):  # a resample without images of a set
@@ -77,6 +80,17 @@ def _resampled(train, test, names, weights) -> tuple[np.ndarray, np.ndarray]:
     columns = zip(p.T, truth.T, strict=True)
     aurocs = [statistics.weighted_auroc(x, y, weights) for x, y in columns]
     return recalls.mean(1), np.mean(aurocs, axis=0)
+
+
+def pixels_of(source, rows: Sequence[int] | None = None) -> np.ndarray:
+    """Raw pixels of a source's X-rays, or of some: what the probe does without encoder.
+
+    Returns:
+      (n, 24 * 24).
+    """
+    chosen = range(len(source)) if rows is None else map(int, rows)
+    decoded = [images.decode(source[i]["image"], source.name(i)) for i in chosen]
+    return features.small_pixels(decoded)
 
 
 def read(path: str, split: str, limit: int, seed: int = 0):

@@ -193,8 +193,15 @@ def _is_run(run: dict) -> bool:
     return isinstance(hashes, list) and all(isinstance(x, str) for x in hashes)
 
 
-def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
-    """Compares splits of `config.data` with the chain; OVERLAP says how it went."""
+def check(config, workdir: str, held_out: list[str], chain: Chain) -> str:
+    """Compares splits of `config.data` with the chain; OVERLAP says how it went.
+
+    Returns:
+      What it found in words; "" where the chain has seen none of the patients.
+
+    Raises:
+      PacxError: shared patients, unless `config.data.allow_overlap`.
+    """
     found = compare(config, held_out, chain)
     counts = ", ".join(
         f"{row['shared']} of {row['patients']} {split}"
@@ -221,6 +228,7 @@ def check(config, workdir: str, held_out: list[str], chain: Chain) -> None:
             "nevertheless give --config.data.allow_overlap=True; if these are other "
             "people of the same ids, give --config.data.namespace=NAME in both runs"
         )
+    return "" if found["status"] == "none" else text
 
 
 def compare(config, held_out: list[str], chain: Chain) -> dict:

@@ -120,11 +120,12 @@ def test_a_cell_is_the_probes_score_and_is_measured_once(there, tmp_path, monkey
 
 
 def test_a_refused_encoder_is_no_number(there, tmp_path, monkeypatch):
-    def refuse(setting, row, arm, k):
+    def refuse(setting, path, name, arm, k):
         if arm == "pacx":
             raise PacxError("3 of 25 test patients were in the training")
+        return "overlap unknown: no list"
 
-    monkeypatch.setattr(measure, "_check_patients", refuse)
+    monkeypatch.setattr(measure, "check_patients", refuse)
     row = rows.of(True)[1]
     encoders = {a: [load_encoder(there / a)] for a in ("mae", "pacx")}
     folders = {a: [str(there / a)] for a in encoders}
@@ -133,6 +134,7 @@ def test_a_refused_encoder_is_no_number(there, tmp_path, monkeypatch):
     found = measure.classified(setting, row, {"mae": (1.0,), "pacx": (1.0,)})
     assert set(found["cells"]) == {"mae"} and found["gains"] == {}
     assert found["refused"] == {"pacx": "3 of 25 test patients were in the training"}
+    assert found["told"] == ["mae: overlap unknown: no list"]
 
 
 def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsys):
@@ -157,6 +159,9 @@ def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsy
         "masked is not there: the docstring of configs/segment.py",
         "table 2 takes the workdir of a distillation",
         "figure 2 takes the MAE's workdir",
+        "NIH-14, mae: overlap unknown",
+        "One training seed: the intervals lack the randomness of training",
+        "No spread over training seeds is recorded for reproduce",
     ):
         assert part in text[text.index("## What is missing") :], part
     for name in ("figure3.svg", "figure4.png", "figure5.png"):

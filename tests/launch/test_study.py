@@ -91,7 +91,7 @@ def probed(tmp_path_factory):
     """A prepared set of labelled films, and the encoders of two seeds."""
     root = tmp_path_factory.mktemp("study")
     rng = np.random.default_rng(0)
-    rows = ["path,patient_id,split,view,age,sex,a,b"]
+    rows = ["path,patient_id,split,view,age,sex,a,b,ap_alone,nobody"]
     (root / "films").mkdir()
     for i in range(120):
         labels = rng.integers(0, 2, 2)
@@ -99,7 +99,8 @@ def probed(tmp_path_factory):
         PIL.Image.fromarray(np.uint8(film)).save(root / "films" / f"{i}.png")
         split = "train" if i < 60 else "test" if i < 110 else "val"
         who = f"{i // 2},{split},{('PA', 'AP')[i % 2]},{40 + i % 30},{'FM'[i % 3 % 2]}"
-        rows.append(f"{i}.png,{who},{labels[0]},{labels[1]}")
+        # Of PA films (even i) none has the third label.
+        rows.append(f"{i}.png,{who},{labels[0]},{labels[1]},{labels[0] * (i % 2)},0")
     table = root / "films" / "labels.csv"
     table.write_text("\n".join(rows))
     flags = [f"--source={root}/films", f"--target={root}/set", "--size=24"]
@@ -183,6 +184,8 @@ def test_an_encoder_that_is_given_and_another_pooling_are_arms(probed, tmp_path)
     rows = {r["arm"]: r for r in numbers["tables"]["all"]["table"]}
     assert rows["theirs"]["trainings"] == 1 and rows["mean"]["trainings"] == 2
     assert {"theirs", "mean, seed 2"} < set(numbers["encoders"])
+    assert "theirs is one encoder: no interval covers another training of it" in text
+    assert "theirs: overlap unknown: " in text
     prints = numbers["encoders"]
     assert prints["mean, seed 2"] != prints["pacx, seed 2"]
     for wrong in (dict(recipe="r", given="x"), dict(recipe="")):
@@ -190,6 +193,23 @@ def test_an_encoder_that_is_given_and_another_pooling_are_arms(probed, tmp_path)
             Arm(**wrong)
     with pytest.raises(PacxError, match="starts from 'pcx', no arm here"):
         _study(probed, arms={**arms, "mean": Arm("", given="{pcx}")})
+
+
+def test_labels_of_one_class_are_said_or_refused(probed, tmp_path):
+    for run in (probed / "runs").glob("*-seed_1"):
+        (tmp_path / run.name).symlink_to(run)
+    about = _study(probed)
+    probe = dataclasses.replace(about.probe, groups={"both": ("a", "ap_alone")})
+    text = study_results.write(
+        dataclasses.replace(about, probe=probe), tmp_path, [1], "test"
+    )
+    assert "Within PA ap_alone has one class alone and is left out." in text
+    assert "Within PA a has" not in text
+    probe = dataclasses.replace(about.probe, groups={"both": ("a", "nobody")})
+    with pytest.raises(PacxError, match="label 'nobody': 0 of 60 train images with"):
+        study_results.write(
+            dataclasses.replace(about, probe=probe), tmp_path, [1], "test"
+        )
 
 
 def test_an_encoder_that_has_seen_the_probes_test_patients_is_refused(probed, tmp_path):
@@ -224,6 +244,7 @@ def test_sets_beside_the_probes_are_told_apart_or_not(probed, tmp_path):
     numbers = json.loads((probed / "runs" / "comparison.json").read_text())
     row = numbers["sources"]["pacx"]
     assert row["trainings"] == 2 and row["balanced_accuracy"]["low"] > row["chance"]
+    assert numbers["sources"]["pixels"]["balanced_accuracy"]["value"] == 1
 
 
 def test_what_a_study_cannot_be_is_said(probed):
@@ -253,22 +274,29 @@ def test_what_a_study_cannot_be_is_said(probed):
         study_results.write(_study(probed, probe=probe), probed / "runs", [1], "test")
 
 
-def test_every_arm_is_a_config_that_its_recipe_takes(tmp_path):
-    about = studies.read(FILE, str(tmp_path))
-    controls = "shuffled shuffled_within ecg_only labs_only contrastive_only norms full"
-    controls += " regression_only fixed_temperature last_blocks random_targets"
-    assert set(controls.split()) | {"report_labels", "mae_continued"} < set(about.arms)
-    for name, arm in about.arms.items():
+@pytest.mark.parametrize("name", ["mae_factors", "pacx_cohort", "real_xrays"])
+def test_every_arm_is_a_config_that_its_recipe_takes(tmp_path, name):
+    about = studies.read(f"configs/studies/{name}.py", str(tmp_path))
+    for arm_name, arm in about.arms.items():
+        if arm.given:
+            continue
         fields = {**arm.fields, **dict.fromkeys(arm.starts, "runs/x")}
         default = _config(dataclasses.replace(arm, fields={}))
         for field, value in fields.items():
             known = default
             for part in field.split("."):
                 known = known[part]  # a KeyError names what the recipe lacks
-            assert isinstance(value, type(known)), (name, field)
+            assert isinstance(value, type(known)), (arm_name, field)
         config = _config(dataclasses.replace(arm, fields=fields))
         if config.objective == "distill":
             distill.check(config, "vit")
+
+
+def test_the_controls_are_what_they_say(tmp_path):
+    about = studies.read(FILE, str(tmp_path))
+    controls = "shuffled shuffled_within ecg_only labs_only contrastive_only norms full"
+    controls += " regression_only fixed_temperature last_blocks random_targets"
+    assert set(controls.split()) | {"report_labels", "mae_continued"} < set(about.arms)
     active = {
         name: distill.active(_config(about.arms[name]))
         for name in ("pacx", "ecg_only", "labs_only", "report_labels")
