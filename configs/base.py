@@ -29,9 +29,9 @@ def parse(arg: str | None) -> set[str]:
 def get_config() -> ml_collections.ConfigDict:
     """Fields that every recipe has."""
     c = ml_collections.ConfigDict()
-    c.name = ""
+    c.name = ""  # of the recipe, as in prints and on model cards
     # mae, mvmae, vq, unified, labs_dae, ecg, distill, classify, segment, or a module
-    c.objective = ""
+    c.objective = ""  # one of pacx_jax/objectives, or a module's dotted path
     c.seed = 0  # of weights, order of the data, augmentation, masks and dropout
     c.dtype = "float32"  # of matrix products; parameters and losses stay float32
     c.num_devices = 0  # 0: all
@@ -65,8 +65,8 @@ def get_config() -> ml_collections.ConfigDict:
     c.data.path = ""  # or several, as text: '("a", "b", "folder:c")'
     c.data.weights = "size"  # of several sets; or size^0.5, or text such as "(2, 1, 1)"
     c.data.stage = ""  # folder for the copy of a path in a bucket; "": PACX_SCRATCH
-    c.data.train_split = "train"
-    c.data.val_split = "val"
+    c.data.train_split = "train"  # part of the data to train on
+    c.data.val_split = "val"  # part to evaluate on during the run
     c.data.csv = ""  # for "folder"; "": labels.csv or .tsv in path
     c.data.label_columns = ()  # labels by name; (): all that the data have
     c.data.label_separator = "|"  # between the values of one cell, for "folder"
@@ -108,10 +108,10 @@ def get_config() -> ml_collections.ConfigDict:
     c.optim.warmup_start = 0.0  # the share of peak_lr that it starts from
     c.optim.min_ratio = 0.0  # of peak_lr, at the end
     c.optim.steps_per_epoch = 0  # > 0: the rate changes once an epoch
-    c.optim.b1 = 0.9  # of AdamW, like b2 and eps
-    c.optim.b2 = 0.999
-    c.optim.eps = 1e-8
-    c.optim.weight_decay = 0.0
+    c.optim.b1 = 0.9  # of AdamW: decay of the mean gradient
+    c.optim.b2 = 0.999  # of AdamW: decay of the mean squared gradient
+    c.optim.eps = 1e-8  # of AdamW: added to the root of the mean squared gradient
+    c.optim.weight_decay = 0.0  # of AdamW, times the learning rate; 0: none
     c.optim.decay = "kernels"  # or "all": biases, norms and scalars too
     c.optim.clip_norm = 0.0  # 0: off
     c.optim.encoder_lr_ratio = 1.0  # share of the rate that a tuned encoder has
@@ -139,6 +139,6 @@ def vit(c: ml_collections.ConfigDict) -> None:
     c.model.patch_size = 16  # pixels of a side
     c.model.ln_eps = 1e-6  # added to the variance in LayerNorms
     c.model.decoder = ml_collections.ConfigDict()
-    c.model.decoder.width = 512
-    c.model.decoder.depth = 8
-    c.model.decoder.num_heads = 16
+    c.model.decoder.width = 512  # channels of the decoder's tokens
+    c.model.decoder.depth = 8  # blocks of the decoder
+    c.model.decoder.num_heads = 16  # attention heads of a decoder block

@@ -44,18 +44,18 @@ def get_config(arg=None):
     c.data.mean, c.data.std = (0.5056,), (0.252,)
     c.data.transform = "mvmae"
     c.data.hflip = 0.0  # reports say left and right
-    c.data.jitter = 0.1
+    c.data.jitter = 0.1  # brightness and contrast change by up to this share
     c.data.crop_scale = (0.8, 1.0)
     c.data.tokenizer = ""  # a tokenizer.json
     c.data.report_length = 122  # tokens; with 196 codes, [IMG] and [/IMG] 320
-    c.data.report_sections = ("findings", "impression")
+    c.data.report_sections = ("findings", "impression")  # read in this order; or one
 
     c.loss = base.ml_collections.ConfigDict()
-    c.loss.image_weight = 1.0
-    c.loss.text_weight = 1.0
+    c.loss.image_weight = 1.0  # of an image code in the mean over tokens
+    c.loss.text_weight = 1.0  # of a report token in the mean over tokens
     c.loss.on = "all"  # or masked: the tokens that stage masked replaces
     c.loss.mask_image = (0.0, 0.9)  # shares that each row draws from, in stage masked
-    c.loss.mask_text = (0.0, 0.5)
+    c.loss.mask_text = (0.0, 0.5)  # likewise of the report's tokens, in stage masked
 
     c.optim.peak_lr = 3e-4
     c.optim.b2 = 0.95

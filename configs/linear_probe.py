@@ -31,7 +31,7 @@ def get_config(arg=None):
     c.optim.peak_lr = 3e-3
     c.optim.weight_decay = 0.01
     if "paper" in presets:
-        c.optim.weight_decay = 0.0  # D21: Adam
+        c.optim.weight_decay = 0.0  # of AdamW, times the rate; 0: Adam (D21)
         c.data.label_draw = "stratified"  # D27
     if "reference" in presets:
         c.data.uncertain = "reference"

@@ -19,17 +19,17 @@ def get_config(arg=None):
 
     c.data.tokenizer = ""  # a tokenizer.json
     c.data.report_length = 300  # tokens; longer reports are cut
-    c.data.report_sections = ("impression",)
+    c.data.report_sections = ("impression",)  # or findings, or both in any order
 
     c.caption.weight = 1.0
     c.caption.per_step = "one"  # view that the decoder reads; or all
-    c.caption.width = 768
-    c.caption.depth = 4
-    c.caption.num_heads = 8
-    c.caption.mlp_dim = 768
-    c.caption.dropout = 0.1
+    c.caption.width = 768  # channels of the text decoder's tokens
+    c.caption.depth = 4  # blocks of the text decoder
+    c.caption.num_heads = 8  # attention heads of a text decoder block
+    c.caption.mlp_dim = 768  # hidden units of a text decoder block's MLP
+    c.caption.dropout = 0.1  # rate in the text decoder's attentions and MLPs
     c.caption.posemb = "none"  # or learned
-    c.caption.label_smoothing = 0.0
+    c.caption.label_smoothing = 0.0  # of the next token's target; 0: none
     if "reference" in presets:
         # Its mean over both losses of all views halves the reconstruction's weight.
         c.loss.reconstruction_weight = c.caption.weight = 0.5

@@ -31,12 +31,13 @@ def get_config(arg=None):
     c.best = "val/loss"
     c.model_init_parts = ("encoder", "decoder")  # taken from model_init
 
-    c.model.channels = 1
-    c.model.qk_norm = True
-    c.model.posemb, c.model.posemb_cls = "learned", False
+    c.model.channels = 1  # of the images, as in data.channels
+    c.model.qk_norm = True  # LayerNorm of each head's queries and keys
+    c.model.posemb = "learned"  # positions of the patches; or sincos
+    c.model.posemb_cls = False  # whether CLS has a learned position too
     c.model.views = 3  # frontal, lateral, unknown
     c.model.decoder.update(width=768, depth=4, num_heads=12)
-    c.model.decoder.posemb = "learned"
+    c.model.decoder.posemb = "learned"  # positions of its tokens; or sincos
     c.model.decoder.project = False  # its tokens are the encoder's, of the same width
 
     c.data.group = "study"
@@ -44,16 +45,16 @@ def get_config(arg=None):
     c.data.mean, c.data.std = (0.5056,), (0.252,)
     c.data.transform = "mvmae"
     c.data.hflip = 0.5
-    c.data.jitter = 0.4  # of brightness and contrast
+    c.data.jitter = 0.4  # brightness and contrast change by up to this share
 
     c.loss = base.ml_collections.ConfigDict()
     c.loss.mask_ratio = 0.9
     c.loss.norm_pix_loss = False  # True: each patch against its own mean and std
-    c.loss.reconstruction_weight = 1.0
+    c.loss.reconstruction_weight = 1.0  # of the squared error of hidden patches
     c.loss.reconstruction_reduction = "views"  # or max_views: missing ones count as 0
     c.loss.beta = 2.0  # of the alignment, at the end; 0: independent views
     c.loss.beta_schedule = "sigmoid"  # or linear, constant
-    c.loss.beta_steepness = 10.0
+    c.loss.beta_steepness = 10.0  # of the sigmoid; higher: beta rises faster midway
     c.loss.align = "mse"  # or cosine, infonce
     c.loss.align_tokens = "mean_all"  # or cls, mean_patches
     c.loss.align_reduction = "pairs"  # or views_squared

@@ -34,8 +34,8 @@ def get_config(arg=None):
     c.decoder = base.ml_collections.ConfigDict()
     c.decoder.width = 256  # halves at each doubling of the side
     c.loss = base.ml_collections.ConfigDict()
-    c.loss.bce_weight = 1.0
-    c.loss.dice_weight = 1.0
+    c.loss.bce_weight = 1.0  # of the pixels' binary cross-entropy
+    c.loss.dice_weight = 1.0  # of 1 - Dice of the whole batch
     c.data.transform = "segment"
     c.data.hflip = 0.5  # as in the reference; the heart's side is then not learnt
     if "reference" not in presets:  # D34: the reference uses ImageNet's for all

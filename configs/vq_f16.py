@@ -29,15 +29,15 @@ def get_config(arg=None):
     c.model = base.ml_collections.ConfigDict()
     c.model.widths = (64, 128, 256, 256)  # channels; each level halves the sides
     c.model.blocks = (2, 2, 2, 2)  # residual blocks of each level
-    c.model.codes = 4096
-    c.model.code_width = 32
+    c.model.codes = 4096  # number of codes
+    c.model.code_width = 32  # length of a code
 
     c.data.channels = 1
     c.data.mean, c.data.std = (0.5056,), (0.252,)
     c.data.transform = "mae"
 
     c.loss = base.ml_collections.ConfigDict()
-    c.loss.commitment = 0.25
+    c.loss.commitment = 0.25  # weight of 1 - cosine of a feature and its code
     c.loss.adversarial = 0.0  # weight of a patch discriminator's verdict; 0: none
     c.loss.adversarial_from = 0  # the step
     c.loss.decay = 0.99  # of the codes' moving averages

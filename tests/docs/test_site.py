@@ -58,6 +58,14 @@ def test_the_fields_of_runs_are_those_of_the_recipes():
     assert said == program("write_configs").page(), "python docs/write_configs.py"
 
 
+def test_every_field_of_a_run_has_a_meaning():
+    said = (ROOT / "docs/configs.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\S+`) \|.*\|(.*)\|$", said, re.MULTILINE)
+    assert len(rows) > 500
+    empty = sorted({field for field, about in rows if not about.strip()})
+    assert not empty, f"comments in configs/*.py that are missing: {empty}"
+
+
 def test_versions_elsewhere_are_those_of_the_package_and_the_lock():
     def version(file, pattern):
         return re.search(pattern, (ROOT / file).read_text(encoding="utf-8"), re.M)[1]
