@@ -9,7 +9,6 @@ import numpy as np
 from launch.paper import measure
 from launch.paper.measure import Setting, open_split, shown
 from launch.paper.rows import Row
-from pacx_jax import sharding
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import (
     alignment,
@@ -19,8 +18,7 @@ from pacx_jax.evaluate import (
     statistics,
 )
 from pacx_jax.input import images, masks, patients, sources
-from pacx_jax.modalities import teachers
-from pacx_jax.run import embedding_cache, finished
+from pacx_jax.run import finished
 
 
 def aligned(setting: Setting, workdir: str) -> dict:
@@ -53,15 +51,7 @@ def _aligned(setting, config, splits) -> dict:
     found: dict = {"n": len(who), "refused": refused, "told": list(dict.fromkeys(told))}
     for m in ("ecg", "labs"):
         y = {
-            s: embedding_cache.embeddings(
-                source,
-                teachers.load(m, config.modalities[m]),
-                config.data,
-                sharding.make_mesh(),
-                cache_dir=setting.out / "features",
-                batch_size=config.global_batch_size,
-                quarantine=None,
-            )
+            s: features.of_teacher(config, m, source, setting.out / "features")
             for s, source in splits.items()
         }
         there = {s: np.isfinite(each).all(1) for s, each in y.items()}

@@ -1,5 +1,11 @@
 """How much of an ECG or of laboratory values an image embedding carries.
 
+  python -m pacx_jax.evaluate.alignment --workdir=runs/distill --out=alignment.json
+  python -m pacx_jax.evaluate.alignment --workdir=runs/distill --encoder=runs/mae
+
+measures a distilled run's encoder, or another, on that run's data: fitted to training
+studies, asked on test studies.
+
 Retrieval by cosine, and the ridge probe of the reference's alignment study
 (D30, D31): targets raw, cosines both raw and centred, because raw
 ECG embeddings share a mean direction (random pairs already agree at about 0.43).
@@ -7,13 +13,22 @@ ECG embeddings share a mean direction (random pairs already agree at about 0.43)
 
 from __future__ import annotations
 
+import pathlib
+import tempfile
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pacx_jax.evaluate import statistics
+from pacx_jax import cli, files
+from pacx_jax.encoders.xray_encoder import Encoder, load_encoder
+from pacx_jax.errors import PacxError
+from pacx_jax.evaluate import features, statistics
+from pacx_jax.input import patients as people
+from pacx_jax.input import sources
+from pacx_jax.objectives import distill
 from pacx_jax.objectives.retrieval import hits_at_k, normalize_rows, recall_at_k
+from pacx_jax.run import finished, overlap
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Real
@@ -177,3 +192,69 @@ def _r2(predicted, truth, weights: np.ndarray) -> np.ndarray:
 
 def _cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.sum(normalize_rows(a) * normalize_rows(b), axis=1)
+
+
+def of_run(
+    workdir: str, encoder: Encoder, splits: Sequence[str], cache_dir: pathlib.Path
+) -> dict[str, dict]:
+    """Each modality of a distilled run -> `with_intervals` of an encoder on its data.
+
+    Args:
+      splits: to fit on, and to ask on.
+      cache_dir: where embeddings are kept.
+    """
+    config = finished.read_config(workdir)
+    if config.objective != "distill":
+        raise PacxError(
+            f"{workdir} is a run of {config.objective}: give a distilled one, whose "
+            "config names data and teachers"
+        )
+    fitted, asked = (sources.open_source(config.data, split) for split in splits)
+    who = np.array(people.units(asked.patients() or [""] * len(asked))[0])
+    x = [features.of_source(encoder, source, cache_dir) for source in (fitted, asked)]
+    found = {}
+    for m in distill.active(config):
+        y = [
+            features.of_teacher(config, m, source, cache_dir)
+            for source in (fitted, asked)
+        ]
+        a, b = (np.isfinite(each).all(1) for each in y)
+        found[m] = with_intervals(x[0][a], y[0][a], x[1][b], y[1][b], who[b])
+    return found
+
+
+@cli.command
+def main(argv: list[str] | None = None) -> int:
+    """The command line."""
+    parser = cli.Parser(
+        prog="python -m pacx_jax.evaluate.alignment", description=__doc__
+    )
+    add = parser.add_argument
+    add("--workdir", required=True, help="a distilled run: its data and teachers")
+    add("--encoder", default="", help="another X-ray encoder (default: the run's)")
+    add("--splits", default="train,test", help="to fit on, and to ask on")
+    add("--cache", default="", help="folder to keep embeddings in (default: nowhere)")
+    add("--out", default="", help="JSON to write")
+    args = parser.parse_args(argv)
+    if len(splits := args.splits.split(",")) != 2:
+        raise PacxError(f"--splits={args.splits}: give two, such as train,test")
+    chosen = args.encoder or args.workdir
+    config, encoder = finished.read_config(args.workdir), load_encoder(chosen)
+    with tempfile.TemporaryDirectory() as scratch:
+        cache = pathlib.Path(args.cache or scratch)
+        overlap.check(config, str(cache), [splits[1]], overlap.behind(chosen))
+        found = of_run(args.workdir, encoder, splits, cache)
+    for m, by_input in found.items():
+        for name, row in by_input.items():
+            told = [
+                f"{k} {row[k]['value']:.3f} ({row[k]['low']:.3f}-{row[k]['high']:.3f})"
+                for k in ("r2", "cosine_centred", "recall@5")
+            ]
+            print(f"{m}, {name}: {', '.join(told)}")
+    if args.out:
+        files.write_json(args.out, found)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

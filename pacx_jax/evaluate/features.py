@@ -19,6 +19,7 @@ from pacx_jax.encoders import forward
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.input import images, patients, subsets, views
+from pacx_jax.modalities import teachers
 from pacx_jax.run import embedding_cache
 
 
@@ -173,6 +174,24 @@ def of_source(encoder: Encoder, source, folder: str | os.PathLike) -> np.ndarray
         images.decode(source[i]["image"], source.name(i)) for i in range(len(source))
     )
     return _once(encoder, source, folder, decoded, named)
+
+
+def of_teacher(config, modality: str, source, cache_dir) -> np.ndarray:
+    """A frozen encoder's embeddings (n, f) of a source's studies; NaN where none is.
+
+    Args:
+      config: of a distilled run.
+      cache_dir: where they are kept.
+    """
+    return embedding_cache.embeddings(
+        source,
+        teachers.load(modality, config.modalities[modality]),
+        config.data,
+        sharding.make_mesh(),
+        cache_dir=cache_dir,
+        batch_size=config.global_batch_size,
+        quarantine=None,
+    )
 
 
 def _once(encoder: Encoder, source, folder, decoded, named: list[str]) -> np.ndarray:

@@ -1,12 +1,17 @@
 """Retrieval and ridge alignment."""
 
+import json
+
 import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
 from sklearn.preprocessing import StandardScaler
 
+from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import alignment
+from tests import tiny
+from tests.reliability import runs
 
 
 def test_recall_equals_a_direct_ranking_whatever_the_chunk():
@@ -95,3 +100,31 @@ def test_resampled_r2_equals_sklearns_of_the_rows_drawn():
     for w, value in zip(weights, ours, strict=True):
         rows = np.repeat(np.arange(40), w.astype(int))
         assert value == pytest.approx(r2_score(truth[rows], predicted[rows]), abs=1e-9)
+
+
+def test_the_command_measures_a_distilled_run(tmp_path, monkeypatch, capsys):
+    """Its own encoder, then another; what is printed is what is written."""
+    runs.use_patients(monkeypatch)
+    folders = tiny.write_folders(tmp_path / "folders")
+    workdir = tmp_path / "distill"
+    workdir.mkdir()
+    config = runs.config("distill", folders)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    model_folder.save(workdir / "export", tiny.folder("vit", seed=3), "card")
+    (workdir / "done.json").write_text('{"step": 20, "metrics": {}}')
+    flags = [f"--workdir={workdir}", "--splits=train,val", f"--out={tmp_path}/a.json"]
+    assert alignment.main(flags) == 0
+    found = json.loads((tmp_path / "a.json").read_text())
+    assert set(found) == {"ecg", "labs"} and found["ecg"]["encoder"]["n"] == 8
+    row = found["labs"]["encoder"]["r2"]
+    out = capsys.readouterr().out
+    assert f"labs, encoder: r2 {row['value']:.3f} ({row['low']:.3f}-" in out
+    assert alignment.main([*flags, f"--encoder={folders['model_init']}"]) == 0
+    other = json.loads((tmp_path / "a.json").read_text())
+    assert other["labs"]["encoder"]["r2"] != row  # another encoder
+    assert other["labs"]["random"] == found["labs"]["random"]  # not of the encoder
+    config = runs.config("mae", folders)
+    (workdir / "config.json").write_text(json.dumps(config.to_dict()))
+    assert alignment.main(flags) == 2
+    error = capsys.readouterr().err
+    assert "is a run of mae: give a distilled one" in error and error.count("\n") == 1

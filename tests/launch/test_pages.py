@@ -32,6 +32,7 @@ from pacx_jax.commands import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
 from pacx_jax.evaluate import (
+    alignment,
     attention_shares,
     masked_inputs,
     predictions,
@@ -204,6 +205,7 @@ PROGRAMS = {
     "pacx_jax.evaluate.reports.run_report": do(run_report.main),
     "pacx_jax.evaluate.rollout": do(attention_shares.main),
     "pacx_jax.evaluate.source_probe": do(source_probe.main),
+    "pacx_jax.evaluate.alignment": do(alignment.main),
     "pacx_jax.evaluate.reports.projection": do(projection.main),
     "data/prepare.py": do(prepare.main),
     "data/label_table.py": do(label_table.main),

@@ -70,6 +70,9 @@ class Patients:
     def patients(self) -> None:
         return None
 
+    def studies(self) -> None:
+        return None
+
 
 def use_patients(monkeypatch=None) -> None:
     """Makes runs read `Patients`."""
