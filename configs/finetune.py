@@ -37,7 +37,6 @@ def get_config(arg=None):
         c.data.val_fraction, c.data.test_fraction = 0.1, 0.0
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
-        c.data.image_size = 48
         c.global_batch_size = 64
         c.optim.warmup_steps = 20
     return c

@@ -24,6 +24,7 @@ def get_config(arg=None):
     c.drop_path = 0.0  # with full: of the last block's branches; grows over the depth
     c.mixup = 0.0  # alpha of Beta(alpha, alpha), by which pairs are mixed; 0: off
     c.undefined_auroc = "skip"  # for a label without both classes (D35); or zero
+    c.data.image_size = 0  # pixels of a side; 0: the encoder's own
     c.data.transform = "probe"
     c.data.hflip = 0.5  # as in the reference; the heart's side is then no evidence
     if "reference" not in presets:  # D34: the reference uses ImageNet's for all
@@ -40,7 +41,6 @@ def get_config(arg=None):
         base.runlocal(c, "probe", total_steps=200)
         c.model_init = "runs/demo/distill"
         c.data.label_columns = ("slvh_dlv", "heart_failure")
-        c.data.image_size = 48
         c.data.hflip = 0.0  # the heart stays on the left
         c.global_batch_size = 128
     return c

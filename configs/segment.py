@@ -36,6 +36,7 @@ def get_config(arg=None):
     c.loss = base.ml_collections.ConfigDict()
     c.loss.bce_weight = 1.0  # of the pixels' binary cross-entropy
     c.loss.dice_weight = 1.0  # of 1 - Dice of the whole batch
+    c.data.image_size = 0  # pixels of a side; 0: the encoder's own
     c.data.transform = "segment"
     c.data.hflip = 0.5  # as in the reference; the heart's side is then not learnt
     if "reference" not in presets:  # D34: the reference uses ImageNet's for all
@@ -50,7 +51,6 @@ def get_config(arg=None):
     if "runlocal" in presets:
         base.runlocal(c, "masked", total_steps=200)
         c.model_init = "runs/demo/distill"
-        c.data.image_size = 48
         c.data.hflip = 0.0
         c.global_batch_size = 64
         c.decoder.width = 64

@@ -106,6 +106,9 @@ def run(
 
         each = functools.partial(run, quiet=quiet)
         return remote_run.train(each, config, workdir, force)
+    from pacx_jax.encoders import model_folder
+
+    config = model_folder.with_image_size(config)
     path = pathlib.Path(workdir)
     _refuse_other_folder(config, path)
     # A run that stopped at its first error has claimed nothing: it may be mended.
@@ -242,7 +245,8 @@ def check_values(config: ml_collections.ConfigDict) -> None:
     flat = fingerprints.flat(config.to_dict())
     least = dict.fromkeys(("global_batch_size", "total_steps", "keep"), 1)
     least |= dict.fromkeys(("log_every", "eval_every", "save_every", "lora.rank"), 1)
-    least |= dict.fromkeys(("model.patch_size", "data.image_size"), 1)
+    least["model.patch_size"] = 1
+    least["data.image_size"] = int(config.objective not in ("classify", "segment"))
     least |= dict.fromkeys(("mesh.tensor", "accumulate", "encoder_chunks"), 1)
     least |= dict.fromkeys(("num_devices", "mesh.fsdp", "loss.chunk"), 0)
     least |= dict.fromkeys(("data.threads", "data.prefetch_to_device"), 0)

@@ -55,7 +55,7 @@ def completed(config, directory: str, preset: str = "") -> ml_collections.Config
             continue
         other = recipe.get_config(preset)
         if recipe in (mae_vitb16, vq_f16):
-            other.data.image_size = config.data.image_size
+            other.data.image_size = config.data.image_size or other.data.image_size
         if recipe is mae_vitb16:
             for name in ("mean", "std"):
                 other.data[name] = tuple(config.data[name]) or tuple(other.data[name])
@@ -66,6 +66,7 @@ def completed(config, directory: str, preset: str = "") -> ml_collections.Config
         folder = f"{directory}/{field}"
         model_folder.save(folder, dataclasses.replace(model, heads=None), "Zeros.\n")
         config.update_from_flattened_dict({field: folder})
+    config = model_folder.with_image_size(config)
     if config.data.get("tokenizer") == "":
         config.data.tokenizer = f"{directory}/tokenizer.json"
         _write_tokenizer(config.data.tokenizer)

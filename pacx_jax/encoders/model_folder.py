@@ -23,6 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import flax
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 
 from pacx_jax import files, target
@@ -254,6 +255,23 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
         f"{path} holds no model.safetensors, nor does its export/: give a folder "
         "written by a finished run or by pacx_jax.export"
     )
+
+
+def with_image_size(config):
+    """config with `data.image_size` filled in; 0 stands for that of `model_init`.
+
+    What is no X-ray encoder leaves it as it is: who loads it says what is wrong.
+    """
+    if config.data.get("image_size", 1) or not config.get("model_init"):
+        return config
+    try:
+        about = files.read_json(resolve(config.model_init) / "config.json")
+        size = int(about["architecture"]["image_size"])
+    except (PacxError, OSError, ValueError, KeyError, TypeError):
+        return config
+    config = ml_collections.ConfigDict(config.to_dict())
+    config.data.image_size = size
+    return config
 
 
 def _is_of_model(name: str) -> bool:

@@ -147,6 +147,7 @@ def open_source(data: Any, split: str) -> Source:
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
     if getattr(data, "simulated", False):
+        _check_simulated(data.path, kind)
         source.namespace = patients.SIMULATED
     source.namespace = getattr(data, "namespace", "") or source.namespace
     if (group := getattr(data, "group", "image")) not in GROUPS:
@@ -154,6 +155,27 @@ def open_source(data: Any, split: str) -> Source:
     if group == "study":
         source = studies.Studies(source, data.path)
     return _limited(source, data)
+
+
+def _check_simulated(path: str, kind: str) -> None:
+    """PacxError where a set says that its patients are real ones.
+
+    The preset runlocal has `data.simulated`; with another path the card would call real
+    patients simulated, and nobody would look for them among those of a probe.
+    """
+    if urls.is_remote(path):
+        return
+    folder = pathlib.Path(path)
+    if kind == "folder":
+        known = (folder / "cohort_layout.json").is_file()
+    else:
+        card = _read_json(folder / "croissant.json")
+        known = card is None or str(card.get("name", "")).endswith("-simulated")
+    if not known:
+        raise PacxError(
+            f"config.data.simulated is True, as in the preset runlocal, but {path} is "
+            "not from data/cohort: give --config.data.simulated=false"
+        )
 
 
 def open_splits(data: Any) -> dict[str, Source]:

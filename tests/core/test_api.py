@@ -1,5 +1,6 @@
 """The public functions: encoders from everywhere, recipes, training on arrays."""
 
+import json
 import pydoc
 import subprocess
 import sys
@@ -7,10 +8,12 @@ import types
 import zipfile
 
 import numpy as np
+import PIL.Image
 import pytest
 
 import pacx_jax
-from pacx_jax.commands import runs
+from pacx_jax import Classifier, recipes, train
+from pacx_jax.commands import evaluate, runs
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from tests import tiny
@@ -184,3 +187,46 @@ def test_bad_arrays_are_one_line(folder, arrays, tmp_path, change, told):
     given = dict(images=arrays[0], labels=arrays[1]) | change
     with pytest.raises(PacxError, match=told):
         pacx_jax.train(config, tmp_path / "run", **given)
+
+
+def test_a_folder_pretrains_then_fine_tunes_and_is_measured_on_unseen_patients(
+    tmp_path,
+):
+    """docs/own_data.md, in small: both stages hold out the same patients."""
+    rng = np.random.default_rng(0)
+    rows = ["path,patient_id,Effusion"]
+    for i in range(90):
+        label = i // 2 % 2
+        film = rng.integers(0, 120, (40, 40)) + 100 * label * (np.arange(40) < 20)
+        name = f"{i}.png"
+        PIL.Image.fromarray(np.uint8(film)).save(tmp_path / name)
+        rows.append(f"{name},{i // 2},{label}")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    short = {"data.path": str(tmp_path), "data.source": "folder", "total_steps": 4}
+    short |= {"eval_every": 2, "save_every": 2, "log_every": 2, "num_devices": 1}
+    short |= {"optim.warmup_steps": 1, "global_batch_size": 8}
+    mae, tuned = str(tmp_path / "runs/mae"), str(tmp_path / "runs/finetune")
+    fields = short | {"data.simulated": False, "model.variant": "mu"}
+    held_out = {"data.val_fraction": 0.2, "data.test_fraction": 0.2}
+    train(recipes.mae_vitb16("runlocal", **fields, **held_out), mae, quiet=True)
+    fields = short | {"model_init": mae, "data.csv": "labels.csv"}
+    train(recipes.finetune(**fields), tuned, quiet=True)
+    config = json.loads((tmp_path / "runs/finetune/config.json").read_text())
+    assert config["data"]["image_size"] == 48  # the encoder's own
+    overlap = json.loads((tmp_path / "runs/finetune/overlap.json").read_text())
+    assert overlap["status"] == "none"
+    evaluate.main([f"--workdir={tuned}", "--split=test"])
+    assert (tmp_path / "runs/finetune/evaluation_test.json").is_file()
+    assert Classifier.load(tuned).predict([tmp_path / "0.png"]).shape == (1, 1)
+    # Pretrained on all but one in ten, it has seen most of those held out here.
+    seen = str(tmp_path / "runs/seen")
+    train(
+        recipes.mae_vitb16(
+            "runlocal", **short, **{"data.simulated": False, "model.variant": "mu"}
+        ),
+        seen,
+        quiet=True,
+    )
+    with pytest.raises(PacxError, match="patients that its encoder has seen"):
+        fields |= {"model_init": seen}
+        train(recipes.finetune(**fields), str(tmp_path / "runs/b"), quiet=True)

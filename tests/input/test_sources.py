@@ -337,3 +337,14 @@ def test_the_real_xrays_open_with_labels_split_by_patient():
     assert len(patients[0] | patients[1]) == 420 and not patients[0] & patients[1]
     assert images.decode(train[0]["image"]).ndim == 2
     assert "Effusion" in opened(REAL).label_names  # all the values, found by itself
+
+
+@pytest.mark.parametrize("source", ["folder", "prepared"])
+def test_real_patients_are_not_called_simulated(tmp_path, source):
+    """The preset runlocal says simulated, whatever path is given beside it."""
+    (tmp_path / "croissant.json").write_text('{"name": "nih14"}')
+    with pytest.raises(PacxError, match="is not from data/cohort: give --config.data"):
+        sources._check_simulated(str(tmp_path), source)
+    (tmp_path / "croissant.json").write_text('{"name": "nih14-simulated"}')
+    (tmp_path / "cohort_layout.json").write_text("{}")
+    sources._check_simulated(str(tmp_path), source)
