@@ -167,7 +167,8 @@ def _check_simulated(path: str, kind: str) -> None:
         return
     folder = pathlib.Path(path)
     if kind == "folder":
-        known = (folder / "cohort_layout.json").is_file()
+        places = [folder.absolute(), *folder.absolute().parents[:2]]
+        known = any((place / "cohort_layout.json").is_file() for place in places)
     else:
         card = _read_json(folder / "croissant.json")
         known = card is None or str(card.get("name", "")).endswith("-simulated")
