@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import html.parser
 import json
 import os
 import pathlib
+import queue
 import re
 import shutil
 import subprocess
+import threading
 import zlib
 
 import pytest
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--virtual-time-budget=60000"
+    "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
+# Of a script that has `answers`: what that returns comes in lines of the log.
+REPORT = """
+addEventListener("DOMContentLoaded", () => {
+  answers().catch((e) => ({failed: e.message})).then((result) => {
+    const bytes = new TextEncoder().encode(JSON.stringify(result));
+    const text = btoa([...bytes].map((b) => String.fromCharCode(b)).join(""));
+    for (let i = 0; i < text.length; i += 2000) {
+      console.log(`PACX ${text.slice(i, i + 2000)} `);
+    }
+    console.log("PACX . ");
+  });
+});
+"""
 DARK = "--blink-settings=preferredColorScheme=0"
 AXE = """
 axe.run(document).then(found => {
@@ -92,14 +107,11 @@ def printed(page: str, folder: pathlib.Path, *flags: str) -> list[bytes]:
 
 
 def _opened(page: str, folder: pathlib.Path, *flags: str) -> str:
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium")
     file = folder / "opened.html"
     file.write_text(page)
-    profile = f"--user-data-dir={folder / 'profile'}"
+    flags = (*flags, "--virtual-time-budget=60000")
     done = subprocess.run(
-        [browser, *FLAGS, *flags, profile, file.as_uri()],
+        [*_chromium(folder), *flags, file.as_uri()],
         capture_output=True,
         timeout=120,
     )
@@ -107,15 +119,57 @@ def _opened(page: str, folder: pathlib.Path, *flags: str) -> str:
     return done.stdout.decode()
 
 
+def answered(address: str, folder: pathlib.Path) -> dict:
+    """What `answers` of a page that has REPORT returns, once it is opened.
+
+    Skips the test where there is no Chromium.
+    """
+    command = [*_chromium(folder), "--enable-logging=stderr", address]
+    process = subprocess.Popen(
+        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    lines = queue.Queue()
+    thread = threading.Thread(target=lambda: [*map(lines.put, process.stderr)])
+    thread.start()
+    parts, said = [], []
+    try:
+        while parts[-1:] != ["."]:
+            said.append(lines.get(timeout=90))
+            parts += re.findall(r"PACX (\S+) ", said[-1])
+    except queue.Empty:
+        raise AssertionError("".join(said[-20:])) from None
+    finally:
+        process.terminate()
+        process.wait(30)
+        thread.join(30)
+        process.stderr.close()
+    found = json.loads(base64.b64decode("".join(parts[:-1])))
+    assert "failed" not in found, found
+    return found
+
+
+def _chromium(folder: pathlib.Path) -> list[str]:
+    """The command without its address."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        pytest.skip("no chromium on PATH: apt-get install chromium")
+    return [browser, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
+
+
+def axe() -> str:
+    """axe-core's script; skips the test where PACX_AXE, its path, is not set."""
+    path = os.environ.get("PACX_AXE")
+    if not path:
+        pytest.skip("PACX_AXE names no axe.min.js (.ci/run fetches it)")
+    return pathlib.Path(path).read_text()
+
+
 def violations(page: str, folder: pathlib.Path, *flags: str) -> list:
     """What axe-core finds wrong with a page: rules, and the elements that break them.
 
     Skips the test where PACX_AXE, the path of axe.min.js, is not set.
     """
-    axe = os.environ.get("PACX_AXE")
-    if not axe:
-        pytest.skip("PACX_AXE names no axe.min.js (.ci/run fetches it)")
-    code = pathlib.Path(axe).read_text().replace("</script", "<\\/script")
+    code = axe().replace("</script", "<\\/script")
     found = dom(page, folder, f"{code}\n{AXE}", *flags)
     told = re.search(r'<pre id="told">(.*?)</pre>', found, re.DOTALL)
     return json.loads(html.unescape(told[1]))

@@ -5,14 +5,15 @@ Chromium or the extra onnx, the tests that need them are skipped.
 """
 
 import base64
+import contextlib
+import csv
 import dataclasses
+import functools
+import http.server
 import io
 import json
 import os
-import queue
 import re
-import shutil
-import subprocess
 import threading
 import zlib
 
@@ -28,19 +29,13 @@ from pacx_jax.evaluate import rollout
 from pacx_jax.evaluate.classifier import Classifier
 from pacx_jax.exporting import gallery, source, web
 from pacx_jax.input import images
-from tests import tiny
+from tests import browser, tiny
 from tests.core.test_export_formats import need
 
 LABELS = ("Edema", "Effusion", "Rare")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
-    "--disable-background-networking --disable-component-update --disable-sync "
-    "--enable-logging=stderr"
-).split()
-# What the page is asked, once it is ready; the answer comes as a line of the log.
 ASK = """
-const CASES = %s;
 async function answers() {
+  await pacx.ready;
   const found = {};
   const rows = [];
   for (const [name, text] of Object.entries(CASES)) {
@@ -59,53 +54,86 @@ async function answers() {
   const page = {csv: pacx.csv(rows, true), fetched, text: document.body.innerText};
   page.canvases = document.querySelectorAll("article canvas").length;
   page.meters = document.querySelectorAll("article meter").length;
-  WebAssembly.validate = () => false;
-  try { pacx.checkBrowser(); } catch (error) { page.simd = error.message; }
   return {found, page};
 }
-pacx.ready.then(answers).catch((e) => ({failed: e.message})).then((result) => {
-  const bytes = new TextEncoder().encode(JSON.stringify(result));
-  const text = btoa([...bytes].map((b) => String.fromCharCode(b)).join(""));
-  for (let i = 0; i < text.length; i += 2000) {
-    console.log(`PACX ${text.slice(i, i + 2000)} `);
+"""
+# What a reader does: drops a file, chooses another, saves the table.
+USE = """
+const chosen = (name) => {
+  const held = new DataTransfer();
+  held.items.add(new File([pacx.bytes(CASES[name])], name));
+  return held;
+};
+async function said(words) {
+  const end = Date.now() + 60000;
+  while (!at("state").textContent.startsWith(words)) {
+    if (Date.now() > end) throw new Error(`state: ${at("state").textContent}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
   }
-  console.log("PACX . ");
-});
+}
+async function answers() {
+  const fresh = at("files").disabled && at("csv").disabled;
+  await said("Ready.");
+  const about = {bubbles: true, cancelable: true, dataTransfer: chosen("dropped.png")};
+  const drop = new DragEvent("drop", about);
+  at("results").dispatchEvent(drop);
+  await said("1 files");
+  at("files").files = chosen("chosen.png").files;
+  at("files").dispatchEvent(new Event("change", {bubbles: true}));
+  await said("2 files");
+  let blob = null, saved = "";
+  URL.createObjectURL = (x) => { blob = x; return "blob:x"; };
+  HTMLAnchorElement.prototype.click = function () { saved = this.download; };
+  at("csv").click();
+  const csv = await blob.text();
+  return {fresh, prevented: drop.defaultPrevented, saved, csv};
+}
+"""
+NO_SIMD = """
+WebAssembly.validate = () => false;
+async function answers() {
+  await pacx.ready.catch(() => undefined);
+  const {textContent, className} = at("state");
+  return {textContent, className, disabled: at("files").disabled};
+}
 """
 
 
-def ask(site, address, cases, tmp_path):
-    """What the page at `address` answers to `ASK`, of a copy of the site."""
-    browser = shutil.which("chromium")
-    if browser is None:
-        pytest.skip("no chromium on PATH: apt-get install chromium")
-    encoded = {k: base64.b64encode(v).decode() for k, v in cases.items()}
-    (site / "ask.js").write_text(ASK % json.dumps(encoded))
+def ask(site, script, tmp_path, cases=(), host=""):
+    """What `answers` of a script that runs before the page's own ones returns.
+
+    Args:
+      cases: name -> bytes of a file, in base64 in the script's CASES.
+      host: the address of a server of the site; "": the page is opened from disk.
+    """
+    encoded = {k: base64.b64encode(v).decode() for k, v in dict(cases).items()}
+    text = f"const CASES = {json.dumps(encoded)};\n{script}\n{browser.REPORT}"
+    (site / "ask.js").write_text(text)
     page = (site / "index.html").read_text()
-    page = page.replace("</head>", '<script src="ask.js" defer></script></head>')
+    page = page.replace("<title>", '<script src="ask.js"></script><title>')
     (site / "ask.html").write_text(page)
-    command = [browser, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", address]
-    process = subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
-    )
-    lines = queue.Queue()
-    thread = threading.Thread(target=lambda: [*map(lines.put, process.stderr)])
-    thread.start()
-    parts, said = [], []
-    try:
-        while parts[-1:] != ["."]:
-            said.append(lines.get(timeout=90))
-            parts += re.findall(r"PACX (\S+) ", said[-1])
-    except queue.Empty:
-        raise AssertionError("".join(said[-20:])) from None
-    finally:
-        process.terminate()
-        process.wait(30)
-        thread.join(30)
-        process.stderr.close()
-    found = json.loads(base64.b64decode("".join(parts[:-1])))
-    assert "failed" not in found, found
-    return found["found"], found["page"]
+    address = f"{host}/ask.html" if host else (site / "ask.html").as_uri()
+    return browser.answered(address, tmp_path)
+
+
+@contextlib.contextmanager
+def hosted(folder):
+    """(address, paths that were asked for) of a server of static files."""
+    asked = []
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_request(self, code="-", size="-"):
+            asked.append((self.path, int(code)))
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+            thread.join(30)
 
 
 def written(image, form="PNG", **options):
@@ -242,7 +270,7 @@ def test_the_page_opened_from_disk_gives_python_s_numbers(site, classifier, tmp_
     good, wrong = files() | dicoms(), bad()
     # Bad files first: the page goes on with the good ones.
     cases = {name: data for name, (data, _) in wrong.items()} | good
-    found, page = ask(site, (site / "ask.html").as_uri(), cases, tmp_path)
+    found, page = ask(site, ASK, tmp_path, cases).values()
     encoder, errors = classifier.encoder, {}
     for name, data in good.items():
         assert "error" not in found[name], (name, found[name])
@@ -260,13 +288,36 @@ def test_the_page_opened_from_disk_gives_python_s_numbers(site, classifier, tmp_
         assert words in found[name].get("error", ""), (name, found[name])
     assert found["smooth.png"]["nearest"][0] == "smooth.png"
     assert page["fetched"] == "refused"
-    assert "no WebAssembly SIMD" in page["simd"]
     assert page["canvases"] == len(good) and page["meters"] == 3 * len(good)
     assert "not a medical device" in page["text"].lower()
     head, *rows = page["csv"].splitlines()
     assert head.startswith("file,error,Edema,Effusion,Rare,nearest,similarity,z0,")
     assert len(rows) == len(cases)
     assert any(row.startswith('"\'=smooth,.jpg",,') for row in rows)
+
+
+def test_the_page_of_a_static_host_takes_drops_and_choices_and_saves_a_table(
+    site, classifier, tmp_path
+):
+    data = files()
+    cases = {"dropped.png": data["smooth.png"], "chosen.png": data["colour.png"]}
+    with hosted(site) as (host, asked):
+        found = ask(site, USE, tmp_path, cases, host)
+    assert found["fresh"] and found["prevented"] and found["saved"] == "pacx.csv"
+    assert asked and {code for _, code in asked} == {200}, asked
+    head, *rows = csv.reader(io.StringIO(found["csv"]))
+    assert [row[0] for row in rows] == list(cases)
+    got = np.float64([row[head.index(LABELS[0]) :][: len(LABELS)] for row in rows])
+    pixels = [images.decode(x, name) for name, x in cases.items()]
+    want = classifier.predict(pixels)
+    assert np.abs(got - want).max() < 1e-4  # as from disk
+
+
+def test_a_browser_without_simd_is_told_on_the_page(site, tmp_path):
+    found = ask(site, NO_SIMD, tmp_path)
+    assert "no WebAssembly SIMD" in found["textContent"], found
+    assert "use Chrome 91" in found["textContent"] and found["className"] == "error"
+    assert found["disabled"]  # nothing can be chosen that would not be computed
 
 
 def test_the_page_loads_nothing_from_elsewhere():

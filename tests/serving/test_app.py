@@ -77,8 +77,8 @@ def test_rollout_is_that_of_the_library(served):
     assert tiny.worst(answer.json()["results"][0]["rollout"], want[0]) < 1e-5
 
 
-@pytest.fixture(scope="module")
-def classifier(served):
+def classifier_of(encoder):
+    """A random classifier of three labels, two of them calibrated."""
     rng = np.random.default_rng(3)
     names = ("Edema", "Effusion", "Rare")
     rule = {"max_f1": {"logit": 0.0, "probability": 0.4}}
@@ -88,7 +88,12 @@ def classifier(served):
     labels["Rare"] = rare | {"a": 1.0, "b": 0.0}
     kernel, bias = rng.normal(size=(32, 3)), rng.normal(size=3)
     about = {"format": 1, "chosen_on": "val", "unit": "image", "labels": labels}
-    return Classifier(served.encoder, kernel, bias, names, calibration=about)
+    return Classifier(encoder, kernel, bias, names, calibration=about)
+
+
+@pytest.fixture(scope="module")
+def classifier(served):
+    return classifier_of(served.encoder)
 
 
 def test_predictions_are_the_classifiers(classifier, tmp_path):
@@ -252,13 +257,47 @@ def test_a_failing_batch_answers_its_requests_and_the_next_is_computed(served):
     assert [a.status_code for a in answers] == [500, 200, 500, 200]
     assert "not finite" in answers[2].json()["error"]
     assert "the device" not in answers[0].text  # that is for the log
-    failed = {
-        sample.labels["work"]: sample.value
-        for family in text_string_to_metric_families(counts)
+    assert counted(counts, "pacx_failed_batches_total") == {("embed",): 1}
+
+
+def counted(text, name):
+    """Labels -> value of each sample of this name at /metrics."""
+    return {
+        tuple(sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
         for sample in family.samples
-        if sample.name == "pacx_failed_batches_total"
+        if sample.name == name
     }
-    assert failed == {"embed": 1}
+
+
+def test_metrics_count_answers_by_route_and_status_and_say_when_it_is_ready(served):
+    async def run():
+        service = app.Service(served, Limits())
+        client = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(service.application()),
+            base_url="http://localhost",
+        )
+        async with client:
+            before = (await client.get("/metrics")).text
+            await service.start()
+            for data in (image(), image(1), b"no image"):
+                await client.post("/embed", content=data)
+            await client.get("/nothing")
+            after = (await client.get("/metrics")).text
+            service.draining = True
+            draining = (await client.get("/metrics")).text
+        service.stop()
+        return before, after, draining
+
+    before, after, draining = asyncio.run(asyncio.wait_for(run(), 60))
+    ready = [counted(text, "pacx_ready") for text in (before, after, draining)]
+    assert ready == [{(): 0}, {(): 1}, {(): 0}]
+    assert counted(before, "pacx_requests_total") == {}
+    want = {("/embed", "200"): 2, ("/embed", "415"): 1, ("other", "404"): 1}
+    want[("/metrics", "200")] = 1  # the one before
+    assert counted(after, "pacx_requests_total") == want
+    assert counted(after, "pacx_request_seconds_count")[("/embed",)] == 3
+    assert counted(after, "pacx_batch_images_sum") == {("embed",): 2}
 
 
 def test_a_request_that_waits_too_long_gets_504_and_is_not_computed(served):
@@ -305,6 +344,40 @@ def test_stuck_inference_is_unhealthy():
         return states
 
     assert asyncio.run(run()) == [False, True, True, False, False]
+
+
+def test_health_is_503_while_the_worker_is_stuck_and_200_after_it(served):
+    go = threading.Event()
+
+    class Stuck(model.Served):
+        def embed(self, rows):
+            go.wait(30)
+            return super().embed(rows)
+
+    async def run():
+        stuck = Stuck(served.encoder)
+        stuck.compile = lambda: None
+        service = app.Service(stuck, Limits(seconds=0.1), wait=0)
+        await service.start()
+        client = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(service.application()),
+            base_url="http://localhost",
+        )
+        async with client:
+            found = [await client.get("/health")]
+            found.append(await client.post("/embed", content=image()))
+            await asyncio.sleep(0.5)  # of a batch: more than four time-outs
+            found.append(await client.get("/health"))
+            go.set()
+            while service.batcher.busy:
+                await asyncio.sleep(0.01)
+            found.append(await client.get("/health"))
+        service.stop()
+        return found
+
+    answers = asyncio.run(asyncio.wait_for(run(), 60))
+    assert [a.status_code for a in answers] == [200, 504, 503, 200]
+    assert answers[2].json() == {"status": "inference has stopped: restart"}
 
 
 def test_batches_have_one_kind_and_at_most_the_batch_size():
