@@ -174,12 +174,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def named(name: str) -> Program:
-    """The program of a name; PacxError with the nearest for another."""
+    """The program of a name; PacxError with the nearest, or a recipe's, for another."""
     if name not in PROGRAMS:
-        near = difflib.get_close_matches(name, PROGRAMS, 1, 0.5)
-        if name.partition(":")[0] in clone.recipes():
+        recipes = clone.recipes()
+        if name.partition(":")[0] in recipes:
             raise PacxError(f"{name} is a recipe: pacx train --config={name}")
-        hint = f"did you mean {near[0]}?" if near else f"have {', '.join(PROGRAMS)}"
+        near = difflib.get_close_matches(name, [*PROGRAMS, *recipes], 1, 0.5)
+        hint = f"have {', '.join(PROGRAMS)}"
+        if near:
+            meant = f"pacx train --config={near[0]}" if near[0] in recipes else near[0]
+            hint = f"did you mean {meant}?"
         raise PacxError(f"pacx {name}: no such command: {hint}")
     return PROGRAMS[name]
 

@@ -1,7 +1,8 @@
 """The mistakes that people most likely make, each answered in one line with a remedy.
 
 Every row does what somebody would, in a folder with six X-rays, labels.csv and an
-encoder; the answer has to name what was given and say what to do.
+encoder. It has words that name what was given, or what was not, and words that say what
+to do: the answer needs both.
 """
 
 import contextlib
@@ -17,11 +18,13 @@ from absl import flags
 from ml_collections import config_flags
 
 import pacx_jax
+from data import audit
 from pacx_jax import cli, commands, embed, main
 from pacx_jax.commands import predict, runs
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
-from pacx_jax.run import fingerprints, recipe_flags
+from pacx_jax.input import sources
+from pacx_jax.run import fingerprints, overlap, recipe_flags
 from tests import tiny
 
 LABELS = "path,patient_id,split,sick\n" + "".join(
@@ -123,62 +126,106 @@ def others():
     pacx_jax.load_encoder("encoder")
 
 
+def seen():
+    """Fine-tunes an encoder that has learnt from every patient, also of the test."""
+    text = LABELS.replace("p2,val", "p2,test")
+    with open("xrays/all.csv", "w") as file:
+        file.write(re.sub("val|test", "train", text))
+    fields = {"data__source": "folder", "data__path": "xrays", "data__csv": "all.csv"}
+    before = tiny.config("mae_vitb16", data__val_fraction=0.0, **fields)
+    overlap.account(before, "encoder", sources.open_source(before.data, "train"))
+    with_labels(text)
+
+
 MISTAKES = {
-    "command misspelt": (lambda: commands.main(["fintune"]), "have train, evaluate"),
+    "command misspelt": (
+        lambda: commands.main(["trian"]), "pacx trian", "did you mean train?"),
+    "recipe for a command": (
+        lambda: commands.main(["fintune"]), "pacx fintune",
+        "did you mean pacx train --config=finetune?"),
+    "no command's name": (
+        lambda: commands.main(["zzz"]), "pacx zzz", "have train, evaluate"),
     "recipe misspelt": (
-        lambda: train(recipe="fine_tune"), "did you mean finetune?"),
+        lambda: train(recipe="fine_tune"), "--config=fine_tune",
+        "did you mean finetune?"),
     "field misspelt": (
-        lambda: finetune(total_step=9), "did you mean total_steps?"),
+        lambda: finetune(total_step=9), "--config.total_step:",
+        "did you mean total_steps?"),
     "value of another type": (
-        lambda: finetune(total_steps="many"), "a whole number below 2^31"),
-    "no workdir": (no_workdir, "give --config=RECIPE and --workdir=DIR"),
+        lambda: finetune(total_steps="many"), "--config.total_steps=many",
+        "a whole number below 2^31"),
+    "no workdir": (no_workdir, "--config=RECIPE", "and --workdir=DIR"),
     "data path mistyped": (
-        lambda: finetune(data__path="xray"), "xray: no such folder; check data.path"),
-    "prepared set for a folder": (prepared, "give data.source=prepared"),
+        lambda: finetune(data__path="xray"), "xray: no such folder", "check data.path"),
+    "prepared set for a folder": (prepared, "xrays: a prepared data set",
+        "give data.source=prepared"),
     "no images there": (
-        lambda: finetune(data__path="empty"), "no JPEG, PNG or DICOM files"),
+        lambda: finetune(data__path="empty"), "empty: no JPEG", "check data.path"),
     "no encoder to start from": (
-        lambda: finetune(model_init=None), "give the encoder to start from"),
+        lambda: finetune(model_init=None), "config.model_init is empty",
+        "give the encoder to start from"),
     "encoder without weights": (
-        lambda: finetune(model_init="empty"), "give a folder written by a finished"),
+        lambda: finetune(model_init="empty"), "empty holds no model.safetensors",
+        "give a folder written by a finished"),
     "image size of another encoder": (
-        lambda: finetune(data__image_size=224), "set config.data.image_size to that"),
+        lambda: finetune(data__image_size=224), "config.data.image_size is 224",
+        "set config.data.image_size to that"),
     "batch that devices do not divide": (
-        lambda: finetune(global_batch_size=12), "not divisible by 8"),
+        lambda: finetune(global_batch_size=12), "global_batch_size 12",
+        "set config.global_batch_size to a multiple"),
     "CSV mistyped": (
-        lambda: finetune(data__csv="label.csv"), "check data.csv"),
+        lambda: finetune(data__csv="label.csv"), "label.csv: no such CSV",
+        "check data.csv"),
     "CSV names other files": (
         lambda: with_labels(LABELS.replace("3.png", "x.png")),
-        "row 5, 'x.png'; add the files or remove the rows"),
+        "xrays/labels.csv: 1 rows", "row 5, 'x.png'; add the files or remove the rows"),
     "label that is a string": (
         lambda: with_labels(LABELS.replace(",1\n", ",severe\n", 1)),
-        "column 'sick' is no label, as row 3 has 'severe'"),
+        "xrays: NO LABELS: column 'sick'", "labels are 0, 1, -1"),
     "label that is a string, named": (
         lambda: with_labels(
             LABELS.replace(",1\n", ",severe\n", 1),
             data__label_columns="('sick',)"),
-        "row 3 has 'severe' in the label column 'sick'; labels are 0, 1"),
+        "xrays/labels.csv: row 3 has 'severe'", "labels are 0, 1, -1"),
     "label column mistyped": (
-        lambda: finetune(data__label_columns="('sik',)"), "neither a column (path"),
+        lambda: finetune(data__label_columns="('sik',)"),
+        "data.label_columns has 'sik'", "neither a column (path"),
     "no labels": (
-        lambda: finetune(data__csv="-"), "no labels: a folder's own have to stand in"),
+        lambda: finetune(data__csv="-"), "xrays: no labels",
+        "a folder's own have to stand in a CSV"),
     "patient in two splits": (
-        lambda: with_labels(LABELS.replace("p2", "p0")), "data.split_column='-'"),
-    "one class on validation": (one_class, "config.best='' with config.export=latest"),
-    "workdir of another config": (another_config, "Take another --workdir"),
+        lambda: with_labels(LABELS.replace("p2", "p0")), "patient 'p0' is in both",
+        "data.split_column='-'"),
+    "one class on validation": (one_class,
+        "config.best 'val/auroc_macro' is not a number",
+        "config.best='' with config.export=latest"),
+    "workdir of another config": (another_config, "seed was 1, is 0",
+        "Take another --workdir"),
     "workdir is the data": (
         lambda: train("--workdir=xrays", "--config.data.path=xrays"),
-        "take another --workdir"),
-    "damaged image": (damaged, "replace or delete it"),
-    "PyTorch's checkpoint": (pytorch, "by pacx_jax.convert"),
-    "another software's folder": (others, "convert such by pacx_jax.convert"),
-    "floats for an image": (floats, "give uint8 (h, w) or (h, w, 3)"),
-    "predicting without a classifier": (predicting, "train one by pacx train"),
+        "xrays is data.path too", "take another --workdir"),
+    "damaged image": (damaged, "xrays/3.png: unreadable image", "replace or delete it"),
+    "PyTorch's checkpoint": (pytorch, "mae.pth: is a file", "by pacx_jax.convert"),
+    "another software's folder": (others, "encoder/config.json",
+        "convert such by pacx_jax.convert"),
+    "floats for an image": (floats, "dtype float32 and shape (32, 32)",
+        "give uint8 (h, w) or (h, w, 3)"),
+    "predicting without a classifier": (predicting, "encoder holds an encoder",
+        "train one by pacx train"),
     "predicting into another format": (
-        lambda: predicting(out="p.xlsx"), "name a file that ends in .csv"),
-    "runs of no folder": (lambda: runs.main(["rusn"]), "name the one that holds"),
+        lambda: predicting(out="p.xlsx"), "--out p.xlsx",
+        "name a file that ends in .csv"),
+    "audit of no set": (
+        lambda: audit.main(["xrays", "xray"]), "xray: no such folder",
+        "give prepared sets or image folders"),
+    "encoder that knows the test patients": (seen,
+        "1 of 1 val, 1 of 1 test patients were in the training of",
+        "Take other data or another encoder"),
+    "runs of no folder": (
+        lambda: runs.main(["rusn"]), "rusn: no such folder", "name the one that holds"),
     "Hub without its package": (
-        lambda: pacx_jax.load_encoder("hf://me/model"), "pip install -e '.[hub]'"),
+        lambda: pacx_jax.load_encoder("hf://me/model"), "hf://me/model",
+        "pip install -e '.[hub]'"),
 }  # fmt: skip
 
 
@@ -188,7 +235,7 @@ def test_there_are_at_least_twenty():
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_that_says_what_to_do(name, here, monkeypatch):
-    mistake, told = MISTAKES[name]
+    mistake, named, told = MISTAKES[name]
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with contextlib.redirect_stderr(io.StringIO()) as said:
         try:
@@ -197,5 +244,5 @@ def test_a_mistake_is_one_line_that_says_what_to_do(name, here, monkeypatch):
             print(f"error: {cli.describe(e)}", file=sys.stderr)
     lines = [x for x in said.getvalue().splitlines() if x.startswith("error: ")]
     assert len(lines) == 1, said.getvalue()
-    assert told in lines[0]
+    assert named in lines[0] and told in lines[0].replace(named, "")
     assert not re.search(r"Traceback|<class|object at 0x", said.getvalue())

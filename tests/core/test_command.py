@@ -80,13 +80,30 @@ def test_help_of_a_command_begins_with_an_example(name, pacx):
     assert "--workdir" in out.replace(commands.PROGRAMS[name].example, "")
 
 
-def test_every_command_has_a_program_and_an_example_of_itself(monkeypatch, capsys):
-    for name, program in commands.PROGRAMS.items():
-        assert program.example.startswith(f"pacx {name} "), name
+@pytest.mark.parametrize("name", commands.PROGRAMS)
+def test_help_of_every_command_has_its_example(name, monkeypatch, capsys):
+    """tests/launch/test_pages.py has the program take the example."""
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys.modules["__main__"], "__doc__", "")
+    with pytest.raises(SystemExit) as end:
+        sys.exit(commands.main([name, "--help"]))
+    said = capsys.readouterr()
+    assert end.value.code in (0, None), said.err
+    program = commands.PROGRAMS[name]
+    assert program.example.startswith(f"pacx {name} ")
+    assert said.out.startswith(f"{name}: {program.does}\n\n  {program.example}\n")
+    assert "--" in said.out.replace(program.example, "")
+
+
+def test_another_name_is_answered_with_the_nearest_one(monkeypatch, capsys):
     for given, told in (
         (["trian"], "pacx trian: no such command: did you mean train?"),
+        (["fintune"], "pacx fintune: no such command: did you mean pacx train "
+                      "--config=finetune?"),
+        (["finetune:a"], "finetune:a is a recipe: pacx train --config=finetune:a"),
         (["zzz"], "pacx zzz: no such command: have train, evaluate"),
-    ):
+    ):  # fmt: skip
         assert commands.main(given) == 2
         assert told in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "psutil", None)

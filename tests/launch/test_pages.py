@@ -27,7 +27,7 @@ from launch import gpu_check, load_test, plan, reproduce, spreads
 from launch.planning import chips
 from pacx_jax import commands as table
 from pacx_jax import embed, export, main
-from pacx_jax.commands import evaluate, predict, runs, train_tokenizer
+from pacx_jax.commands import evaluate, predict, replay, runs, train_tokenizer
 from pacx_jax.commands import generate as chexmix
 from pacx_jax.convert import __main__ as convert
 from pacx_jax.encoders import model_folder
@@ -196,6 +196,7 @@ PROGRAMS = {
     "pacx_jax.commands.evaluate": do(evaluate.main),
     "pacx_jax.commands.predict": do(predict.main),
     "pacx_jax.commands.runs": do(runs.main),
+    "pacx_jax.commands.replay": do(replay.main),
     "pacx_jax.export": do(export.main),
     "pacx_jax.convert": do(convert.main),
     "pacx_jax.commands.generate": do(chexmix.main),
@@ -276,3 +277,11 @@ def test_programs_take_every_command_of_the_page(page, clone, monkeypatch, capsy
                 wrong.append(f"{page}:{line}: {shlex.join(words)}: {said}")
     assert not wrong, "mend the page or the program:\n" + "\n".join(wrong)
     assert count == 7 or page != "README.md"  # or they were not found
+
+
+@pytest.mark.parametrize("name", table.PROGRAMS)
+def test_programs_take_the_example_of_their_help(name, clone, monkeypatch):
+    monkeypatch.chdir(clone)
+    first, *arguments = shlex.split(table.PROGRAMS[name].example)
+    assert (first, arguments[0]) == ("pacx", name)
+    pacx(arguments)
