@@ -18,6 +18,7 @@ from pacx_jax.evaluate.reports import (
     run_curves,
     run_facts,
     run_files,
+    run_images,
     run_parts,
     run_report,
     run_retrieval,
@@ -221,6 +222,20 @@ def test_every_stage_has_a_page(trained, tmp_path, stage):
         assert 'class="empty"' in part(page, name), name
 
 
+def test_an_image_tokenizer_shows_each_x_ray_beside_what_it_decoded(tmp_path):
+    path = workdir(tmp_path / "vq", "vq")
+    drawn = np.arange(3 * 16 * 32 * 3, dtype=np.uint8).reshape(48, 32, 3)
+    with tensorboardX.SummaryWriter(str(path / "tensorboard")) as board:
+        board.add_image("reconstruction", drawn, 20, dataformats="HWC")
+    rows = run_images.reconstructions(read(path)).pictures
+    assert [row.which for row in rows] == [f"vq, step 20, X-ray {k}" for k in (1, 2, 3)]
+    for k, row in enumerate(rows):
+        names, parts = zip(*row.images, strict=True)
+        assert names == ("vq, step 20: input", "decoded")
+        whole = drawn[16 * k : 16 * (k + 1)]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+
+
 def test_compared_encoders_look_at_the_same_x_rays(trained, tmp_path):
     flags = [f"--workdir={trained / 'mae'}", f"--compare={trained / 'distill'}"]
     page = made(tmp_path / "a.html", *flags, "--examples=1")
@@ -270,6 +285,26 @@ def test_scores_curves_and_counts_agree_with_the_evaluation(classified):
     groups = [(row[1], row[4]) for row in table.rows if row[2] == "good"]
     assert ("F", "auroc") in groups and ("unknown", "not compared") in groups
     assert any(group.startswith("gap, ") for group, _ in groups)
+
+
+def test_forest_has_a_point_and_an_interval_of_each_run_and_group(classified):
+    runs = read(classified / "good", classified / "weak")
+    parts = {p.title: p for p in run_scores.parts(runs)}
+    (chart,) = parts["Subgroups, test"].charts
+    assert chart.title == "By sex, test"
+    (axes,) = chart.figure.axes
+    compared = [run.evaluations["test"]["subgroups"]["sex"] for run in runs]
+    sizes = [compared[0]["n"][group]["n"] for group in "FM"]  # others are not compared
+    names = [f"{group} (n {n})" for group, n in zip("FM", sizes, strict=True)]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == names
+    want = [each["scores"][g]["macro"]["auroc"] for each in compared for g in "FM"]
+    points = [line.get_xdata()[0] for line in axes.lines]
+    assert points == [row["value"] for row in want]
+    spans = [tuple(c.get_segments()[0][:, 0]) for c in axes.collections]
+    assert spans == [(row["low"], row["high"]) for row in want]
+    places = [line.get_ydata()[0] for line in axes.lines]
+    assert len(set(places)) == len(places)  # none hides another
+    assert [round(y) for y in places] == [0, 1] * 2
 
 
 def test_predictions_alone_are_measured(classified, tmp_path):
@@ -369,6 +404,27 @@ def test_every_figure_is_written_for_papers(classified, tmp_path):
         assert saved.width > 1000
     assert (tmp_path / f"{stems[0]}.pdf").read_bytes().startswith(b"%PDF")
     assert ">sensitivity</text>" in (tmp_path / f"{stems[0]}.svg").read_text()
+
+
+def test_figures_of_a_page_are_all_written(classified, trained, tmp_path):
+    """What a page draws, a paper can have: of every kind there is at least one."""
+    seconds = {"productive": 3.0, "setup": 1.0}
+    ledger = {"goodput": 0.75, "seconds": seconds, "sessions": 1, "reached_step": 20}
+    (trained / "distill" / "goodput.json").write_text(json.dumps(ledger))
+    others = (f"--compare={p}" for p in (trained / "distill", classified / "good"))
+    flags = [f"--workdir={trained / 'mae'}", *others, "--examples=1"]
+    page = made(tmp_path / "a.html", *flags, f"--figures={tmp_path / 'figures'}")
+    found = sorted(p.name for p in (tmp_path / "figures").iterdir())
+    stems = {name.partition(".")[0] for name in found}
+    assert found == sorted(f"{s}.{k}" for s in stems for k in ("pdf", "png", "svg"))
+    assert stems >= {
+        "loss", "learning-rate", "norm-of-the-gradient", "examples-a-second",
+        "time-in-which-devices-wait-for-data", "where-the-time-went",
+        "reconstructions", "where-the-encoders-look", "retrieval-examples",
+        "roc-a-test", "reliability-b-test", "confusion-good-test", "by-sex-test",
+    }  # fmt: skip
+    panels = {part for part in stems if f'aria-labelledby="{part}"' in page}
+    assert len(stems - panels) == page.count("<svg")  # and nothing was left out
 
 
 def test_long_curves_are_thinned_and_lose_no_extreme(tmp_path):

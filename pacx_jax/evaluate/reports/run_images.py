@@ -126,7 +126,7 @@ def reconstructions(runs: Sequence[Run]) -> Part:
                 )
     return Part(
         "Reconstructions",
-        "The runs drew no images: reconstructions are of masked autoencoders, every "
+        "The runs drew no images: masked autoencoders and image tokenizers do, every "
         "config.images_every evaluations.",
         "Held-out X-rays as the run drew them last.",
         pictures=rows,
