@@ -14,6 +14,11 @@ CLOUD = ["obstore>=0.12"]
 REPORT = ["jinja2>=3.1", "matplotlib>=3.10"]
 SERVE = ["prometheus-client>=0.21", "python-multipart>=0.0.18", "starlette>=0.41"]
 SERVE += ["uvicorn>=0.34"]
+# And jax2onnx, which pip has to be given with --no-deps (errors.install): for its own
+# examples it asks for an Orbax below 0.11.37, so in this list it would put 0.11.36 in
+# the place of the lock's 0.12.8 (tried on 2026-12-01).
+ONNX = ["dm-pix>=0.4.4", "equinox>=0.13.1", "onnx>=1.20.1", "onnx-ir>=0.2.1"]
+ONNX += ["onnxruntime>=1.24.1"]
 REPORTS = ["nltk>=3.9.1", "rouge-score>=0.1.2"]  # BLEU, ROUGE: Apache-2.0, as we are
 
 
@@ -70,7 +75,7 @@ setuptools.setup(
         "numpy>=2.0",
         "opencv-python-headless>=4.10",  # encoding, and augmentation
         "optax>=0.2.5",
-        "orbax-checkpoint>=0.11.36",  # tested; jax2onnx (extra onnx) wants < 0.11.37
+        "orbax-checkpoint>=0.11.36",  # the oldest that was tested
         "pillow>=11",  # decoding, and the resize that preprocessing is defined by
         "safetensors>=0.5",
         "scikit-learn>=1.6",
@@ -89,7 +94,7 @@ setuptools.setup(
             "imagecodecs>=2026.3.6",
         ],  # not GPL, as pylibjpeg[all]
         "ecg": ["wfdb>=4.3"],  # reading WFDB records
-        "onnx": ["jax2onnx>=0.17", "onnxruntime>=1.20"],
+        "onnx": [*ONNX],
         "stablehlo": ["flatbuffers>=24"],
         "plan": ["libtpu==0.0.52"],  # compiles for TPUs, on machines without one
         # The same for GPUs, for the lock's jax: no driver, no nvidia-* wheel.

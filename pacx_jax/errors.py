@@ -30,6 +30,11 @@ def _shown(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)[:_LONGEST]
 
 
+# What setup.py has in no extra, as it would replace packages of the lock.
+_AFTER = {"onnx": " and pip install --no-deps 'jax2onnx>=0.17'"}
+
+
 def install(extra: str) -> str:
     """The command that installs an extra; this package is in no registry."""
-    return f"run pip install -e '.[{extra}]' in the checkout of this project"
+    command = f"pip install -e '.[{extra}]'{_AFTER.get(extra, '')}"
+    return f"run {command} in the checkout of this project"
