@@ -1,11 +1,14 @@
 """`pacx`, installed from a wheel, in a folder where nothing else is."""
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 import zipfile
 
+import numpy as np
+import PIL.Image
 import pytest
 
 from pacx_jax import commands
@@ -71,6 +74,32 @@ def test_commands_of_the_wheel_find_their_recipes_and_builders(pacx):
                                "folder; check data.path\n")  # fmt: skip
     code, out, said = pacx("prepare", "folder", "--source=no", "--target=y")
     assert code == 2 and said.startswith("error: no: no such folder")
+
+
+def test_a_job_of_the_wheel_runs_to_its_end_in_another_folder(pacx, tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "films").mkdir()
+    for i in range(8):
+        grey = rng.integers(0, 256, (32, 32), dtype=np.uint8)
+        PIL.Image.fromarray(grey).save(tmp_path / f"films/{i}.png")
+    films = "../films"  # from the folder "here"
+    small = {"data.source": "folder", "data.path": films, "data.simulated": False,
+             "data.val_fraction": 0.5, "data.image_size": 32, "data.threads": 1,
+             "model.variant": "mu", "model.decoder.width": 16, "model.decoder.depth": 1,
+             "num_devices": 1, "global_batch_size": 4, "total_steps": 3,
+             "eval_every": 3, "save_every": 3, "images_every": 0,
+             "optim.warmup_steps": 1}  # fmt: skip
+    fields = [f"--config.{k}={v}" for k, v in small.items()]
+    code, _, said = pacx(
+        "train", "--config=mae_vitb16:runlocal", "--workdir=run", *fields
+    )
+    assert code == 0, said
+    done = json.loads((tmp_path / "here/run/done.json").read_text())
+    assert done["step"] == 3 and np.isfinite(done["metrics"]["val/loss"])
+    code, _, said = pacx("embed", "--encoder=run", f"--images={films}", "--out=z.npz")
+    assert code == 0, said
+    with np.load(tmp_path / "here/z.npz") as found:
+        assert found["embedding"].shape == (8, 32)
 
 
 @pytest.mark.parametrize("name", ["evaluate", "train"])
