@@ -45,7 +45,9 @@ def get_study(data: str) -> Study:
     for arm, (name, fields, about) in FACTORS.items():
         arms[arm] = Arm(pacx_cohort.MAE, base | fields, name=name, about=about)
     about = "The mean of the patches in place of the CLS token."
-    arms["mean"] = Arm("", given="{mae}", pooling="mean", name="Mean", about=about)
+    for arm, name in (("mae", "Mean"), ("steps", "Twice the steps, mean")):
+        mean = Arm("", given=f"{{{arm}}}", pooling="mean", name=name, about=about)
+        arms[f"{arm}_mean"] = mean
     tried = [arm for arm in arms if arm != "mae"]
     return Study(
         arms,
