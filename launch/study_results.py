@@ -121,7 +121,7 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     }
     everything |= {"sources": apart} if apart else {}
     files.write(target / "comparison.json", json.dumps(everything, indent=1) + "\n")
-    parts = [_text(study, k, c) for k, c in result.items()]
+    parts = [_text(study, k, c, split) for k, c in result.items()]
     parts += [_text_of_sources(study, apart)] if apart else []
     text = "\n\n".join([*notes, *parts])
     files.write(target / "comparison.txt", text + "\n")
@@ -305,7 +305,7 @@ def _rows(who, source, table) -> np.ndarray:
     return np.array([who[path] for path in paths], float)
 
 
-def _text(study: Study, name: str, result: comparison.Comparison) -> str:
+def _text(study: Study, name: str, result: comparison.Comparison, split: str) -> str:
     shown = {
         arm: tables.Arm(about.name or arm, about.role, about.about)
         for arm, about in study.arms.items()
@@ -315,7 +315,8 @@ def _text(study: Study, name: str, result: comparison.Comparison) -> str:
         treatment=shown[study.treatment].name,
         baseline=shown[study.baseline].name,
     )
-    heading = "All test patients" if name == "all" else name[0].upper() + name[1:]
+    whole = f"All {split} patients"
+    heading = whole if name == "all" else name[0].upper() + name[1:]
     pairs = [
         r for r in result.pairs if (r["a"], r["b"]) != (study.treatment, study.baseline)
     ]
