@@ -25,7 +25,7 @@ from pacx_jax.errors import PacxError
 from pacx_jax.exporting import web, write
 from pacx_jax.exporting.source import Source, classifier_of
 from pacx_jax.input import images, names, sources
-from pacx_jax.run import finished, mirror, remote_run
+from pacx_jax.run import finished, mirror, model_card, remote_run
 from pacx_jax.stores import staging, urls
 
 
@@ -46,8 +46,12 @@ def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
     # A page shows a classifier's probabilities wherever there is one.
     if not args.heads and args.format != "web":
         model = dataclasses.replace(model, heads=None)
-    card = model_folder.resolve(args.encoder) / "README.md"
-    return model, card.read_text(encoding="utf-8") if card.is_file() else ""
+    folder = model_folder.resolve(args.encoder)
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    if folder.name == "export":  # of a workdir, measured since the card was written
+        text = model_card.measured_since(text, folder.parent)
+    return model, text
 
 
 def _source(args: argparse.Namespace, model: ModelFolder, card: str) -> Source:

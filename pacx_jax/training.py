@@ -215,6 +215,7 @@ def measure(
     Args:
       asked: fields of held_out.Asked.
     """
+    from pacx_jax.encoders import model_folder
     from pacx_jax.evaluate import held_out
 
     check_processes(config, workdir)
@@ -225,6 +226,7 @@ def measure(
 
         run = functools.partial(measure, **asked)
         return remote_run.measure(run, config, workdir, split)
+    config = model_folder.with_image_size(config)
     record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)

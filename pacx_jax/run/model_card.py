@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,6 +111,16 @@ def measurements(workdir: str) -> str:
     return "\n\n".join(parts) or (
         "Not measured on held-out patients: run it with `--evaluate=test`, and export "
         "it again."
+    )
+
+
+def measured_since(card: str, workdir: str | os.PathLike) -> str:
+    """A card of the run with what `--evaluate` has written by now."""
+    return re.sub(
+        r"(^## Measured\n).*?(?=^## )",
+        lambda match: f"{match[1]}{measurements(workdir)}\n\n",
+        card,
+        flags=re.DOTALL | re.MULTILINE,
     )
 
 

@@ -12,7 +12,7 @@ import PIL.Image
 import pytest
 
 import pacx_jax
-from pacx_jax import Classifier, recipes, train
+from pacx_jax import Classifier, export, recipes, train, training
 from pacx_jax.commands import evaluate, runs
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
@@ -216,7 +216,12 @@ def test_a_folder_pretrains_then_fine_tunes_and_is_measured_on_unseen_patients(
     overlap = json.loads((tmp_path / "runs/finetune/overlap.json").read_text())
     assert overlap["status"] == "none"
     evaluate.main([f"--workdir={tuned}", "--split=test"])
+    training.measure(recipes.finetune(**fields), tuned, "test")  # as a sweep does
     assert (tmp_path / "runs/finetune/evaluation_test.json").is_file()
+    assert "Not measured" in (tmp_path / "runs/finetune/export/README.md").read_text()
+    asked = types.SimpleNamespace(workdir="", encoder=tuned, heads=False, format="hf")
+    card = export._read_model(asked)[1]
+    assert "Not measured" not in card and "`test`, " in card and "## Limits" in card
     assert Classifier.load(tuned).predict([tmp_path / "0.png"]).shape == (1, 1)
     # Pretrained on all but one in ten, it has seen most of those held out here.
     seen = str(tmp_path / "runs/seen")
