@@ -7,7 +7,8 @@
 
 DATA holds prepared sets, each under its builder's name. What is not there is left out
 and named, with the command that makes it. Encoders are trained as a study trains them
-(--seeds of each, --on=local, slurm or jobset), unless --encoder names a folder.
+(--seeds of each, --on=local, slurm or jobset), unless --encoder names a folder, in
+which {seed} stands for the training seed.
 --measure only measures those that are there. --cohort fills with the simulated patients
 what their sets can fill, by the small recipes. --tiny does everything with two steps,
 to see that it works.
@@ -40,17 +41,24 @@ TINY = ("total_steps=2", "log_every=1", "eval_every=2", "save_every=2",
         "optim.warmup_steps=1", "images_every=0")  # fmt: skip
 
 
-def encoders_given(flags) -> dict[str, str]:
-    """--encoder=NAME=DIR -> NAME -> DIR."""
+def encoders_given(flags, seeds) -> dict[str, str]:
+    """--encoder=NAME=DIR -> NAME -> DIR, which may have {seed} in it."""
     found = {}
     for text in flags.encoder:
         name, _, folder = text.partition("=")
         if name not in GIVEN or not folder:
             raise PacxError(f"--encoder={text}: give NAME=DIR, of {', '.join(GIVEN)}")
-        if not pathlib.Path(folder).is_dir():
-            raise PacxError(f"--encoder={text}: no such folder")
+        for each in trainings_of(folder, seeds):
+            if not pathlib.Path(each).is_dir():
+                more = f" {each}" if each != folder else ""
+                raise PacxError(f"--encoder={text}: no such folder{more}")
         found[name] = folder
     return found
+
+
+def trainings_of(folder: str, seeds) -> list[str]:
+    """The folders of an encoder that is given: one, or by {seed} one a training."""
+    return list(dict.fromkeys(folder.replace("{seed}", str(seed)) for seed in seeds))
 
 
 def train(flags, common, given, seeds) -> tuple[int, dict[str, list[str]], list[str]]:
@@ -87,7 +95,7 @@ def train(flags, common, given, seeds) -> tuple[int, dict[str, list[str]], list[
     return code, {a: x for a, x in found.items() if len(x) == whole[a]}, notes
 
 
-def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) -> str:
+def write(flags, given, trained: dict[str, list[str]], notes) -> str:
     """Measures, and writes reproduction.json and reproduction.md; returns the text."""
     # JAX comes with these, which takes seconds.
     from launch.paper import beyond, figures, measure
@@ -95,7 +103,8 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
     from pacx_jax.evaluate import features
 
     out = pathlib.Path(flags.out)
-    folders = {a: [given[a]] if a in given else trained.get(a, []) for a in ARMS}
+    folders = given | {a: trained.get(a, []) for a in ARMS if a not in given}
+    folders = {a: folders[a] for a in ARMS}
     opened = {a: [load_encoder(x) for x in each] for a, each in folders.items() if each}
     folders = {a: folders[a] for a in opened}
     if not opened:
@@ -151,7 +160,8 @@ def write(flags, given: dict[str, str], trained: dict[str, list[str]], notes) ->
             except PacxError as e:
                 notes.append(f"attention inside masks, {row.name}: {e}")
     apart = {}
-    separate = {row.folder: row for row in labelled}  # the cohort's rows share a set
+    # The cohort's rows share a set, and MedMod's frontal films are some of its films.
+    separate = {row.folder: row for row in labelled if row != rows.FRONTAL}
     if len(separate) > 1:
         apart = beyond.told_apart(setting, list(separate.values()))
     drawn = _figures(flags, figures, setting, labelled, found, published, notes)
@@ -300,13 +310,14 @@ def main(argv: list[str] | None = None) -> int:
             f"--data={flags.data}: no such folder; data/README.md says how to prepare "
             "sets, and bash launch/demo.sh makes simulated ones"
         )
-    given = encoders_given(flags)
     seeds = range(flags.first_seed, flags.first_seed + flags.seeds)
+    given = encoders_given(flags, seeds)
     if flags.tiny:
         common = [*(f"--config.{field}" for field in TINY), *common]
     code, trained, notes = train(flags, common, given, seeds)
     if flags.dry_run:
         return code
+    given = {a: trainings_of(folder, seeds) for a, folder in given.items()}
     print(write(flags, given, trained, notes), end="")
     return code
 

@@ -27,7 +27,9 @@ class Arm:
       fields: config field -> value.
       starts: config field -> the arm whose run of the same seed it names.
       given: an encoder that is not trained here: its folder, of a converted one say, or
-        {NAME}, the run of the arm NAME of the same seed. `recipe` is then "".
+        {NAME}, the run of the arm NAME of the same seed. {seed} in it is the training
+        seed, of an encoder that was trained elsewhere several times. `recipe` is then
+        "".
       pooling: "cls" or "mean", if not the encoder's own embedding.
       once: trained by the first seed alone, for all: a teacher, whose randomness is
         then no part of the comparison.
@@ -58,13 +60,21 @@ class Arm:
 
     def after(self) -> set[str]:
         """The arms that must be trained before."""
-        names = [part[1] for part in string.Formatter().parse(self.given) if part[1]]
-        return {*self.starts.values(), *names}
+        return {*self.starts.values(), *self._named()} - {"seed"}
 
     @property
-    def single(self) -> bool:
-        """Whether it is the same encoder for all training seeds."""
-        return self.once or bool(self.given) and not self.after()
+    def seeded(self) -> bool:
+        """Whether `given` names another folder for each training seed by {seed}."""
+        return "seed" in self._named()
+
+    def _named(self) -> set[str]:
+        try:
+            parts = list(string.Formatter().parse(self.given))
+        except ValueError as e:
+            raise PacxError(
+                f"given={self.given!r}: {e}; an arm or {{seed}} in braces, or a folder"
+            ) from None
+        return {name for _, name, _, _ in parts if name}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,12 +159,19 @@ class Study:
             left = {a: x for a, x in left.items() if a not in ready}
         return found
 
+    def single(self, arm: str) -> bool:
+        """Whether an arm is the same encoder for all training seeds."""
+        about = self.arms[arm]
+        if not about.given:
+            return about.once
+        return not about.seeded and all(map(self.single, about.after()))
+
     def folder(self, target: str, arm: str, seed: int) -> str:
         """Where an arm's run of a seed lies, or the encoder that is given."""
         about = self.arms[arm]
         if about.given:
             runs = {a: self.folder(target, a, seed) for a in about.after()}
-            return about.given.format_map(runs)
+            return about.given.format(**runs, seed=seed)
         return f"{target}/{arm}" if about.once else f"{target}/{arm}-seed_{seed}"
 
 

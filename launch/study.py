@@ -11,8 +11,9 @@ skipped, others resume, and on SLURM or GKE each call submits what can be traine
 --compare only writes the tables, of the seeds that all arms have.
 
 Arguments that are not listed by --help are every run's. TARGET/comparison.json holds
-every number with the fingerprints of data and encoders, comparison.txt the tables, and
-results.json a row a run.
+every number with the fingerprints of data and encoders, comparison.txt the tables,
+values.csv the AUROC of each training, label subset and label, and results.json a row a
+run.
 Exit code: 0, 1 where runs failed, 75 where the study was stopped.
 """
 
@@ -61,7 +62,8 @@ def plan(study: studies.Study, target: str, seeds: range, common: list[str]):
                 shown = {"arm": arm, "seed": str(seed)}
                 name = workdir.removeprefix(f"{target}/")
                 runs.append(Run(name, shown, arguments, workdir, ""))
-        levels.append(runs)
+        if runs:  # a level may have encoders alone that are given
+            levels.append(runs)
     return levels
 
 

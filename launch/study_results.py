@@ -10,7 +10,7 @@ import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import numpy as np
@@ -19,7 +19,7 @@ from launch import spreads
 from launch.studies import Study
 from pacx_jax import files, load_encoder
 from pacx_jax.errors import PacxError
-from pacx_jax.evaluate import comparison, features, probe, source_probe
+from pacx_jax.evaluate import comparison, features, probe, source_probe, statistics
 from pacx_jax.evaluate.reports import tables, words
 from pacx_jax.input import sources as sources_
 from pacx_jax.input import subsets
@@ -40,7 +40,7 @@ NAMES = {
 
 
 def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) -> str:
-    """Writes comparison.json and comparison.txt into the target; returns the text.
+    """Writes comparison.json, .txt and values.csv into the target; returns the text.
 
     Raises:
       PacxError: no seed whose runs are all finished; patients of the probe's test in
@@ -48,12 +48,7 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     """
     probed = {name: arm for name, arm in study.arms.items() if arm.probed}
     lacking = {
-        seed: [
-            name
-            for name, arm in probed.items()
-            if not (arm.given and arm.single)
-            and not _done(study.folder(str(target), name, seed))
-        ]
+        seed: [name for name in probed if not _there(study, str(target), name, seed)]
         for seed in seeds
     }
     whole = [seed for seed in seeds if not lacking[seed]]
@@ -70,8 +65,8 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     sources = {s: _source(study.probe.path, s) for s in ("train", split)}
     folders = {  # of an arm that all seeds share, one
         (name, k): study.folder(str(target), name, seed)
-        for name, arm in probed.items()
-        for k, seed in enumerate(whole[:1] if arm.single else whole)
+        for name in probed
+        for k, seed in enumerate(whole[:1] if study.single(name) else whole)
     }
     for (name, k), folder in folders.items():
         own = str(target / "overlap" / f"{name}-seed_{whole[k]}")
@@ -79,8 +74,8 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
             notes.append(f"{name}: {told}.")
     notes += [
         f"{name} is one encoder: no interval covers another training of it."
-        for name, arm in probed.items()
-        if arm.single
+        for name in probed
+        if study.single(name)
     ]
     sets = {s: features.read_probe_set(source) for s, source in sources.items()}
     train, test = sets["train"], sets[split]
@@ -99,16 +94,18 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     found, prints = {}, {}
     for (name, k), folder in folders.items():
         encoder = _open(study, name, folder)
-        seed = "" if probed[name].single else f", seed {whole[k]}"
+        seed = "" if study.single(name) else f", seed {whole[k]}"
         prints[f"{name}{seed}"] = features.fingerprint(encoder)
         found[name, k] = _embed(target, encoder, sources, sets, split)
+    _check_trainings(prints)
     for k, seed in enumerate(whole):
         if "random" in study.floors:
             like = folders.get((study.treatment, k), folders[study.treatment, 0])
             encoder = features.random_like(_open(study, study.treatment, like), seed)
             found["random", k] = _embed(target, encoder, sources, sets, split)
     found |= _floors(study, sets, sources, split)
-    result = compare(study, found, train, test, names, len(whole))
+    scores = _scores(study, found, train, len(whole))
+    result = compare(study, scores, train, test, names)
     notes += _left_out(study, test, wanted, columns)
     name = study.name or "this study"
     notes += spreads.notes(result["all"].summary, name, spreads.read())
@@ -121,6 +118,7 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     }
     everything |= {"sources": apart} if apart else {}
     files.write(target / "comparison.json", json.dumps(everything, indent=1) + "\n")
+    _write_values(target / "values.csv", study, scores, test, names, whole, prints)
     parts = [_text(study, k, c, split) for k, c in result.items()]
     parts += [_text_of_sources(study, apart)] if apart else []
     text = "\n\n".join([*notes, *parts])
@@ -128,14 +126,11 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
     return text
 
 
-def compare(study, found, train, test, names, trainings) -> dict:
-    """The comparison over all test patients, and within each view that is asked for.
+def _scores(study, found, train, trainings) -> dict:
+    """(arm, fraction) -> (trainings, label subsets, test images, labels).
 
     Args:
       found: (arm, training) -> {"train": (n, d), "test": (m, d)}.
-
-    Returns:
-      "all" or the view's name -> comparison.Comparison.
     """
     asked = study.probe
     about = (asked.fractions, range(asked.subsets), train.patients)
@@ -147,7 +142,16 @@ def compare(study, found, train, test, names, trainings) -> dict:
             own = {("permuted", k): treated}
             labels = train.labels[order], train.mask[order]
             scores |= probe.run_probes(own, *labels, *about)
-    scores = comparison.by_training(scores)
+    return comparison.by_training(scores)
+
+
+def compare(study, scores, train, test, names) -> dict:
+    """The comparison over all test patients, and within each view that is asked for.
+
+    Returns:
+      "all" or the view's name -> comparison.Comparison.
+    """
+    asked = study.probe
     fraction_sizes = {
         f: subsets.subset_size(len(train.labels), len(names), f)
         for f in asked.fractions
@@ -177,6 +181,23 @@ def compare(study, found, train, test, names, trainings) -> dict:
     }
 
 
+def _write_values(path, study, scores, test, names, seeds, prints) -> None:
+    """A row an arm, training, share of the labels, label subset and label."""
+    truth = np.where(test.mask > 0, test.labels, np.nan)
+    with files.whole(path) as file:
+        table = csv.writer(file, lineterminator="\n")
+        table.writerow("arm seed fraction subset labels auroc encoder".split())
+        for (arm, fraction), each in scores.items():
+            for k, s, c in np.ndindex(each.shape[0], each.shape[1], each.shape[3]):
+                several = len(each) > 1 or arm in study.arms and not study.single(arm)
+                seed = seeds[k] if several else ""
+                encoder = prints.get(f"{arm}, seed {seed}" if several else arm, "")
+                auroc = statistics.auroc(each[k, s, :, c], truth[:, c])
+                shown = "" if np.isnan(auroc) else repr(float(auroc))
+                about = arm, seed, fraction, s, names[c], shown, encoder
+                table.writerow(about)
+
+
 def _source(path: str, split: str):
     return sources_.open_source(
         ml_collections.ConfigDict({"source": "prepared", "path": path}), split
@@ -187,8 +208,25 @@ def _open(study: Study, name: str, folder: str):
     return load_encoder(folder, pooling=study.arms[name].pooling or None)
 
 
-def _done(folder: str) -> bool:
-    return (pathlib.Path(folder) / fingerprints.DONE).exists()
+def _there(study: Study, target: str, arm: str, seed: int) -> bool:
+    """Whether an arm's run of a seed is finished, or those that a given one is of."""
+    about = study.arms[arm]
+    if about.given and not about.seeded:
+        return all(_there(study, target, each, seed) for each in about.after())
+    folder = pathlib.Path(study.folder(target, arm, seed))
+    return folder.is_dir() if about.given else (folder / fingerprints.DONE).exists()
+
+
+def _check_trainings(prints: Mapping[str, str]) -> None:
+    """PacxError where one training stands for two: it would hide the spread."""
+    first: dict[tuple[str, str], str] = {}
+    for name, fingerprint in prints.items():
+        same = first.setdefault((name.partition(", seed ")[0], fingerprint), name)
+        if same != name:
+            raise PacxError(
+                f"{name} is the same encoder as {same}: a study takes one training a "
+                "seed; train it with a seed of its own, or ask for fewer --seeds"
+            )
 
 
 def _left_out(study: Study, test, wanted, columns) -> list[str]:
@@ -210,7 +248,7 @@ def _check_patients(study, own, name, split, folder) -> str:
     data = {"source": "prepared", "path": study.probe.path, "allow_overlap": False}
     data["namespace"] = study.probe.namespace
     config = ml_collections.ConfigDict({"name": name, "data": data})
-    return overlap.check(config, own, [split], overlap.behind(folder))
+    return overlap.check(config, own, [split], overlap.behind(folder), allow="")
 
 
 def _embed(target, encoder, sources, sets, split) -> dict[str, np.ndarray]:

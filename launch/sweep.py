@@ -164,10 +164,10 @@ def _slurm(command: list[str], missing_is_none: bool = False) -> str:
     return done.stdout.strip()
 
 
-def create_jobsets(runs: list[Run], flags) -> int:
+def create_jobsets(runs: list[Run], state: pathlib.Path, flags) -> int:
     """One JobSet a run; Kueue, where the cluster has it, queues them."""
     documents = []
-    sweep = re.sub(r"[^a-z0-9]+", "-", pathlib.Path(flags.target).name.lower())
+    sweep = re.sub(r"[^a-z0-9]+", "-", state.parent.name.lower())
     for run in runs:
         arguments = list(run.todo())
         what = "evaluate" if any(a.startswith("--evaluate=") for a in arguments) else ""
@@ -253,7 +253,7 @@ def start(open_runs, state: pathlib.Path, flags, runs) -> int:
     if flags.on == "slurm":
         return submit_array(open_runs, state, flags)
     if flags.on == "jobset":
-        return create_jobsets(open_runs, flags)
+        return create_jobsets(open_runs, state, flags)
     return Local(state, flags).run(open_runs)
 
 

@@ -49,7 +49,7 @@ def _read_model(args: argparse.Namespace) -> tuple[ModelFolder, str]:
     folder = model_folder.resolve(args.encoder)
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    if folder.name == "export":  # of a workdir, measured since the card was written
+    if folder.name == "export":  # of a workdir, maybe measured since then
         text = model_card.measured_since(text, folder.parent)
     return model, text
 
@@ -124,11 +124,15 @@ def _export(args: argparse.Namespace) -> None:
             raise PacxError(f"--out {out} is the encoder itself: name another")
     model, card = _read_model(args)
     if model.kind != "vit":
-        if args.format or args.images or args.image_size or args.view:
+        sized = args.image_size and model.kind != "densenet"
+        if args.format or args.images or sized or args.view:
             raise PacxError(
                 f"{args.workdir or args.encoder} holds a {model.kind} model: only a "
-                "vit has --format, --images, --image_size and --view"
+                "vit has --format, --images and --view, and no other but a densenet "
+                "--image_size"
             )
+        if args.image_size:
+            model = model_folder.at_size(model, args.image_size)
         with staging.output(out) as local:
             write.copy(model, card, local)
         print(f"{out}\nread again, the same to the bit")

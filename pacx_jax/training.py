@@ -108,7 +108,7 @@ def run(
         return remote_run.train(each, config, workdir, force)
     from pacx_jax.encoders import model_folder
 
-    config = model_folder.with_image_size(config)
+    config = model_folder.with_image_size(config, workdir)
     path = pathlib.Path(workdir)
     _refuse_other_folder(config, path)
     # A run that stopped at its first error has claimed nothing: it may be mended.
@@ -226,7 +226,7 @@ def measure(
 
         run = functools.partial(measure, **asked)
         return remote_run.measure(run, config, workdir, split)
-    config = model_folder.with_image_size(config)
+    config = model_folder.with_image_size(config, workdir)
     record = pathlib.Path(workdir) / fingerprints.CONFIG
     if record.exists():  # other fields would be other patients, or another model
         fingerprints.check_config(config, workdir)

@@ -8,8 +8,7 @@ import numpy as np
 
 from launch.paper import measure
 from launch.paper.measure import Setting, open_split, shown
-from launch.paper.rows import Row
-from pacx_jax.errors import PacxError
+from launch.paper.rows import ENCODERS, Row
 from pacx_jax.evaluate import (
     alignment,
     attention_shares,
@@ -17,7 +16,7 @@ from pacx_jax.evaluate import (
     source_probe,
     statistics,
 )
-from pacx_jax.input import images, masks, patients, sources
+from pacx_jax.input import images, masks, patients, sources, subsets
 from pacx_jax.run import finished
 
 
@@ -29,36 +28,36 @@ def aligned(setting: Setting, workdir: str) -> dict:
     """
     config = finished.read_config(workdir)
     splits = {s: sources.open_source(config.data, s) for s in ("train", "test")}
-    depends = [each.fingerprint for each in splits.values()]
-    return setting.remembered(
-        "alignment", depends, lambda: _aligned(setting, config, splits)
-    )
-
-
-def _aligned(setting, config, splits) -> dict:
-    who = patients.units(splits["test"].patients() or [""] * len(splits["test"]))[0]
-    weights = np.float64(statistics.bootstrap_weights(who, setting.resamples))
-    weights = np.concatenate([np.ones((1, len(who))), weights])
-    refused, told = {}, []
-    for arm in ("imagenet", "mae", "pacx"):
-        for k in range(len(setting.encoders.get(arm, ()))):
-            try:
-                about = setting, config.data.path, "table 2", arm, k
-                unsure = measure.check_patients(*about)
-                told += [f"{arm}: {unsure}"] if unsure else []
-            except PacxError as e:
-                refused[arm] = str(e)
-    found: dict = {"n": len(who), "refused": refused, "told": list(dict.fromkeys(told))}
-    for m in ("ecg", "labs"):
-        y = {
+    data = config.data.to_dict()
+    refused, told = measure.check_patients(setting, data, "table 2", ENCODERS)
+    arms = [a for a in ENCODERS if a in setting.encoders and a not in refused]
+    targets = {  # kept under what the teachers are
+        m: {
             s: features.of_teacher(config, m, source, setting.out / "features")
             for s, source in splits.items()
         }
+        for m in ("ecg", "labs")
+    }
+    tables = [y.tobytes() for each in targets.values() for y in each.values()]
+    found = setting.remembered(
+        "alignment",
+        [arms, subsets.digest(*tables), *(s.fingerprint for s in splits.values())],
+        lambda: _aligned(setting, splits, targets, arms),
+    )
+    return found | {"refused": refused, "told": told}
+
+
+def _aligned(setting, splits, targets, arms) -> dict:
+    who = patients.units(splits["test"].patients() or [""] * len(splits["test"]))[0]
+    weights = np.float64(statistics.bootstrap_weights(who, setting.resamples))
+    weights = np.concatenate([np.ones((1, len(who))), weights])
+    found: dict = {"n": len(who)}
+    for m, y in targets.items():
         there = {s: np.isfinite(each).all(1) for s, each in y.items()}
         found[m] = {}
-        for arm in ("imagenet", "mae", "pacx"):
+        for arm in arms:
             values: dict = {}
-            for encoder in () if arm in refused else setting.encoders.get(arm, ()):
+            for encoder in setting.encoders[arm]:
                 z = {
                     s: features.of_source(encoder, each, setting.out / "features")
                     for s, each in splits.items()
@@ -138,7 +137,7 @@ def told_apart(setting: Setting, rows: Sequence[Row], limit: int = 2000) -> dict
         people = of_set["test"].patients() or [""] * len(of_set["test"])
         named[name] = [people[i] for i in chosen[name, "test"]]
     found = {}
-    for arm in ("imagenet", "mae", "pacx"):
+    for arm in ENCODERS:
         trainings = [
             {
                 s: {

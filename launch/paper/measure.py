@@ -13,7 +13,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import ml_collections
 import numpy as np
@@ -33,7 +33,7 @@ from pacx_jax.input import patients, sources, subsets
 from pacx_jax.objectives import scores
 from pacx_jax.run import finished, overlap
 
-VERSION = 2  # of how cells are measured: what an older one measured is measured again
+VERSION = 3  # of how cells are measured: what an older one measured is measured again
 Distribution = tuple[np.ndarray, np.ndarray]  # (t,) values, (r,) resampled means
 
 
@@ -125,13 +125,19 @@ def classified(setting: Setting, row: Row, fractions: Mapping[str, Sequence]) ->
       be known of the row.
     """
     splits = {s: open_split(setting.data, row, s) for s in ("train", "test")}
+    path = str(pathlib.Path(setting.data) / row.folder)
+    data = {"source": "prepared", "path": path, "namespace": row.namespace}
+    refused, told = check_patients(setting, data, row.name, fractions)
+    told += _in_both(*(each.patients() for each in splits.values()))
+    fractions = {arm: list(f) for arm, f in fractions.items() if arm not in refused}
     depends = [splits[s].fingerprint for s in splits]
-    depends += [row.labels, {k: list(v) for k, v in fractions.items()}]
-    return setting.remembered(
-        f"labels_{row.folder}_{row.name}", depends, lambda: _classified(
-            setting, row, fractions, splits
-        )
-    )  # fmt: skip
+    depends += [row.labels, fractions]
+    found = setting.remembered(
+        f"labels_{row.folder}_{row.name}",
+        depends,
+        lambda: _classified(setting, row, fractions, splits),
+    )
+    return found | {"refused": refused, "told": [*told, *found["told"]]}
 
 
 def _classified(setting, row, fractions, splits) -> dict:
@@ -146,24 +152,17 @@ def _classified(setting, row, fractions, splits) -> dict:
         for s, each in splits.items()
     }
     (y, mask), (y_test, mask_test) = known["train"], known["test"]
-    arms, refused = {}, {}
     told = _one_class(names, known["test"], "test") + _one_class(
         names, known["train"], "train"
     )
-    path = str(pathlib.Path(setting.data) / row.folder)
-    for arm in fractions:
-        try:
-            for k, encoder in enumerate(setting.encoders.get(arm, ())):
-                unsure = check_patients(setting, path, row.name, arm, k)
-                told += [f"{arm}: {unsure}"] if unsure else []
-                z = {
-                    s: features.of_source(encoder, each, setting.out / "features")
-                    for s, each in splits.items()
-                }
-                arms[arm, k] = z
-        except PacxError as e:
-            refused[arm] = str(e)
-            arms = {key: z for key, z in arms.items() if key[0] != arm}
+    arms = {
+        (arm, k): {
+            s: features.of_source(encoder, each, setting.out / "features")
+            for s, each in splits.items()
+        }
+        for arm in fractions
+        for k, encoder in enumerate(setting.encoders.get(arm, ()))
+    }
     weights = statistics.bootstrap_weights(who["test"], setting.resamples)
     cells, by_fraction = {}, {}
     for fraction in dict.fromkeys(f for each in fractions.values() for f in each):
@@ -195,8 +194,7 @@ def _classified(setting, row, fractions, splits) -> dict:
             each = (a - b, drawn_a - drawn_b)  # training k against training k
             gains[str(fraction)] = shown(each, "patients", len(set(who["test"])))
     sizes = {s: len(each) for s, each in splits.items()}
-    found = {"cells": cells, "gains": gains, "sizes": sizes, "refused": refused}
-    return found | {"told": list(dict.fromkeys(told))}
+    return {"cells": cells, "gains": gains, "sizes": sizes, "told": told}
 
 
 def _one_class(names, known, split: str) -> list[str]:
@@ -213,20 +211,46 @@ def _one_class(names, known, split: str) -> list[str]:
     ]
 
 
-def check_patients(setting: Setting, path: str, name: str, arm: str, k: int) -> str:
-    """PacxError where an encoder has learnt from the test patients of a prepared set.
+def _in_both(train: Sequence[str] | None, test: Sequence[str] | None) -> list[str]:
+    """Patients that the splits share, as some sets' published splits do, in words."""
+    test = {*(test or ())} - {""}
+    both = test & {*(train or ())}
+    if not both:
+        return []
+    return [
+        f"{len(both)} of {len(test)} test patients are in train too, as {min(both)}: "
+        "the probes know them, and their numbers are too high"
+    ]
+
+
+def check_patients(
+    setting: Setting, data: Mapping, name: str, arms: Iterable[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Which arms have learnt from a set's test patients.
+
+    It is asked each time: a folder may say more than another of the same encoder.
 
     Args:
+      data: the set's fields of `config.data`.
       name: the set's, for people.
-      k: the training.
 
     Returns:
-      Why it is unknown, if it is; else "".
+      (arm -> why it is refused, of which others it is unknown and why).
     """
-    data = {"source": "prepared", "path": path, "allow_overlap": False}
-    config = ml_collections.ConfigDict({"name": f"{arm}, {name}", "data": data})
-    own = str(setting.out / "overlap" / f"{pathlib.Path(path).name}_{arm}_{k}")
-    return overlap.check(config, own, ["test"], overlap.behind(setting.folders[arm][k]))
+    refused, told = {}, []
+    for arm in arms:
+        for k, folder in enumerate(setting.folders.get(arm, ())):
+            data = {**data, "allow_overlap": False}
+            config = ml_collections.ConfigDict({"name": f"{arm}, {name}", "data": data})
+            own = str(setting.out / "overlap" / f"{name}_{arm}_{k}".replace("/", "_"))
+            try:
+                chain = overlap.behind(folder)
+                unsure = overlap.check(config, own, ["test"], chain, allow="")
+            except PacxError as e:
+                refused[arm] = str(e)
+                break
+            told += [f"{arm}: {unsure}"] if unsure else []
+    return refused, list(dict.fromkeys(told))
 
 
 def masked(setting: Setting, row: Row, workdirs: Mapping[str, Sequence]) -> dict:

@@ -12,6 +12,7 @@ import pathlib
 
 from data import croissant
 from launch.studies import Arm, Probe, Study
+from pacx_jax.input import patients
 
 ENCODERS = ("imagenet", "mae", "pacx")  # the columns of tables 1 and 2
 ABLATIONS = ("ecg_only", "labs_only", "contrastive_only", "regression_only", "pacx")
@@ -50,6 +51,11 @@ class Row:
     labels: tuple[str, ...] = ()
     flags: str = ""
     stand_in: str = ""
+
+    @property
+    def namespace(self) -> str:
+        """Whose patients its ids are, where the set does not say it itself."""
+        return patients.SIMULATED if self.stand_in else ""
 
     @property
     def metrics(self) -> tuple[str, str]:
@@ -132,17 +138,18 @@ def study(
     They are the encoders, the ablations, and the decoders of masks.
 
     Args:
-      given: arm -> folder of an encoder that is there; it is not trained.
+      given: arm -> folder of an encoder that is there, as of `Arm.given`; it is not
+        trained.
 
     Returns:
       (None if nothing is to be trained, lines).
     """
     preset = ":runlocal" if cohort else ""
-    arms: dict[str, Arm] = {}
+    arms = {name: Arm("", given=folder) for name, folder in given.items()}
     notes: list[str] = []
 
     def add(name, recipe, folder, starts, fields=(), **about):
-        lacks = [start for start in starts.values() if start not in (*arms, *given)]
+        lacks = [start for start in starts.values() if start not in arms]
         if name in given:
             return
         if not (pathlib.Path(data) / folder).is_dir():
@@ -153,10 +160,8 @@ def study(
                 f"data, or an encoder by --encoder={name}=DIR"
             )
             return
-        fixed = {k: given[v] for k, v in starts.items() if v in given}
-        left = {k: v for k, v in starts.items() if v not in given}
-        fields = {"data.path": f"{data}/{folder}"} | dict(fields) | fixed
-        arms[name] = Arm(f"configs/{recipe}.py{preset}", fields, left, **about)
+        fields = {"data.path": f"{data}/{folder}"} | dict(fields)
+        arms[name] = Arm(f"configs/{recipe}.py{preset}", fields, starts, **about)
 
     add("mae", "mae_vitb16", "chexpert", {})
     add("ecg", "ecg_net1d", "ecg", {}, once=True, probed=False)
@@ -178,10 +183,10 @@ def study(
     for row in of(cohort):
         if row.kind == "masks" and (pathlib.Path(data) / row.folder).is_dir():
             for encoder in ENCODERS:
-                if encoder in given or encoder in arms:
+                if encoder in arms:
                     start = {"model_init": encoder}
                     add(decoder(row, encoder), "segment", row.folder, start)
-    if not arms:
+    if not any(arm.recipe for arm in arms.values()):
         return None, notes
     first = next(iter(arms))
     return Study(arms, Probe(data, {}), [], first, first, ()), notes

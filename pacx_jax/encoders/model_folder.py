@@ -257,16 +257,21 @@ def resolve(path: str | os.PathLike) -> pathlib.Path:
     )
 
 
-def with_image_size(config):
+def with_image_size(config, workdir: str | os.PathLike = ""):
     """config with `data.image_size` filled in; 0 stands for that of `model_init`.
 
-    What is no X-ray encoder leaves it as it is: who loads it says what is wrong.
+    A run that has begun has it in its record, whatever became of its `model_init`. What
+    is no X-ray encoder leaves it as it is: who loads it says what is wrong.
     """
     if config.data.get("image_size", 1) or not config.get("model_init"):
         return config
     try:
-        about = files.read_json(resolve(config.model_init) / "config.json")
-        size = int(about["architecture"]["image_size"])
+        record = pathlib.Path(workdir) / "config.json"
+        if workdir and record.is_file():
+            size = int(files.read_json(record)["data"]["image_size"])
+        else:
+            about = files.read_json(resolve(config.model_init) / "config.json")
+            size = int(about["architecture"]["image_size"])
     except (PacxError, OSError, ValueError, KeyError, TypeError):
         return config
     config = ml_collections.ConfigDict(config.to_dict())
@@ -308,9 +313,9 @@ def load(
         entry = kinds.of(found)
     wanted = (kind,) if isinstance(kind, str) else kind
     if wanted is not None and found not in wanted:
-        raise PacxError(
-            f"{path} holds a {found} model, but a {' or '.join(wanted)} is needed here"
-        )
+        *others, last = wanted
+        needed = f"{', '.join(others)} or {last}" if others else last
+        raise PacxError(f"{path} holds a {found} model, but a {needed} is needed here")
     flat = _read(path / "model.safetensors")
     target.check_backend()  # or the folder would be blamed for JAX's
     with _refusing(path, "architecture"):

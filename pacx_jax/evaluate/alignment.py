@@ -219,6 +219,12 @@ def of_run(
             for source in (fitted, asked)
         ]
         a, b = (np.isfinite(each).all(1) for each in y)
+        for split, there in zip(splits, (a, b), strict=True):
+            if not there.any():
+                raise PacxError(
+                    f"{config.data.path}: no {split} example has {m}: give other "
+                    "--splits"
+                )
         found[m] = with_intervals(x[0][a], y[0][a], x[1][b], y[1][b], who[b])
     return found
 
@@ -242,7 +248,8 @@ def main(argv: list[str] | None = None) -> int:
     config, encoder = finished.read_config(args.workdir), load_encoder(chosen)
     with tempfile.TemporaryDirectory() as scratch:
         cache = pathlib.Path(args.cache or scratch)
-        overlap.check(config, str(cache), [splits[1]], overlap.behind(chosen))
+        chain = overlap.behind(chosen)
+        seen = overlap.check(config, scratch, [splits[1]], chain, allow="")
         found = of_run(args.workdir, encoder, splits, cache)
     for m, by_input in found.items():
         for name, row in by_input.items():
@@ -252,7 +259,8 @@ def main(argv: list[str] | None = None) -> int:
             ]
             print(f"{m}, {name}: {', '.join(told)}")
     if args.out:
-        files.write_json(args.out, found)
+        about = {"encoder": features.fingerprint(encoder), "splits": splits}
+        files.write_json(args.out, about | {"overlap": seen} | {"alignment": found})
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import statistics
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ def compare_arms(
 
     Returns:
       Comparison; pairs and summary rows only where both arms were probed.
+
+    Raises:
+      PacxError: a score of a known label is NaN.
     """
     truth = np.where(np.asarray(mask) > 0, labels, np.nan).astype(np.float64)
     columns = _columns(label_names, groups)
@@ -98,6 +102,11 @@ def compare_arms(
     values: dict[tuple[str, float, str], tuple[np.ndarray, np.ndarray]] = {}
     table = []
     for (arm, fraction), arm_scores in scores.items():
+        if lost := int(np.isnan(np.where(np.isnan(truth), 0, arm_scores)).sum()):
+            raise PacxError(
+                f"arm {arm!r}, {fraction:g}: {lost} scores of known labels are NaN; a "
+                "mean without them would be of other images than the other arms'"
+            )
         point, resampled = statistics.resampled_auroc(arm_scores, truth, weights)
         draws = statistics.seed_draws(point.shape[1], n_resamples, seed)
         common = {

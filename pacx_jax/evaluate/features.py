@@ -18,6 +18,7 @@ from pacx_jax import files, sharding
 from pacx_jax.encoders import forward
 from pacx_jax.encoders.model_folder import ModelFolder
 from pacx_jax.encoders.xray_encoder import Encoder
+from pacx_jax.evaluate import subgroups
 from pacx_jax.input import images, patients, subsets, views
 from pacx_jax.modalities import teachers
 from pacx_jax.run import embedding_cache
@@ -168,8 +169,8 @@ def embedded(
 
 def of_source(encoder: Encoder, source, folder: str | os.PathLike) -> np.ndarray:
     """`embedded` of a split that is read image by image, in its order."""
-    index = source.studies()
-    named = index.views if index else ["unknown"] * len(source)
+    rows = np.arange(len(source))
+    named = subgroups.view_groups(source, rows) or [subgroups.UNKNOWN] * len(rows)
     decoded = (
         images.decode(source[i]["image"], source.name(i)) for i in range(len(source))
     )

@@ -163,6 +163,11 @@ def main(argv: list[str] | None = None) -> int:
     for row in rows:
         if math.isnan(row["difference"]):
             told = f"no AUROC: {row['positives']} of {row['n']} are positive"
+        elif math.isnan(row["low"]):
+            told = (
+                f"{row['difference']:+.3f}, no interval: its positives, or its "
+                "negatives, are of one patient alone"
+            )
         else:
             told = (
                 f"{row['difference']:+.3f} ({row['low']:.3f} to {row['high']:.3f}), p "

@@ -147,7 +147,7 @@ def open_source(data: Any, split: str) -> Source:
     else:
         raise PacxError(f"data.source {kind!r}: give 'prepared' or 'folder'")
     if getattr(data, "simulated", False):
-        _check_simulated(data.path, kind)
+        _check_simulated(data.path, kind, _stage(data))
         source.namespace = patients.SIMULATED
     source.namespace = getattr(data, "namespace", "") or source.namespace
     if (group := getattr(data, "group", "image")) not in GROUPS:
@@ -157,21 +157,21 @@ def open_source(data: Any, split: str) -> Source:
     return _limited(source, data)
 
 
-def _check_simulated(path: str, kind: str) -> None:
+def _check_simulated(path: str, kind: str, stage: str = "") -> None:
     """PacxError where a set says that its patients are real ones.
 
     The preset runlocal has `data.simulated`; with another path the card would call real
     patients simulated, and nobody would look for them among those of a probe.
     """
-    if urls.is_remote(path):
-        return
-    folder = pathlib.Path(path)
     if kind == "folder":
+        if urls.is_remote(path):  # of which what lies above is not read
+            return
+        folder = pathlib.Path(path)
         places = [folder.absolute(), *folder.absolute().parents[:2]]
         known = any((place / "cohort_layout.json").is_file() for place in places)
     else:
-        card = _read_json(folder / "croissant.json")
-        known = card is None or str(card.get("name", "")).endswith("-simulated")
+        card = _read_json(staging.local(path, stage) / "croissant.json") or {}
+        known = str(card.get("name", "")).endswith("-simulated")
     if not known:
         raise PacxError(
             f"config.data.simulated is True, as in the preset runlocal, but {path} is "

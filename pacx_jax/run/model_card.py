@@ -115,7 +115,9 @@ def measurements(workdir: str) -> str:
 
 
 def measured_since(card: str, workdir: str | os.PathLike) -> str:
-    """A card of the run with what `--evaluate` has written by now."""
+    """A card of the run with what `--evaluate` has written by now, if it has."""
+    if not any(pathlib.Path(workdir).glob("evaluation_*.json")):
+        return card
     return re.sub(
         r"(^## Measured\n).*?(?=^## )",
         lambda match: f"{match[1]}{measurements(workdir)}\n\n",

@@ -193,8 +193,17 @@ def _is_run(run: dict) -> bool:
     return isinstance(hashes, list) and all(isinstance(x, str) for x in hashes)
 
 
-def check(config, workdir: str, held_out: list[str], chain: Chain) -> str:
+def check(
+    config,
+    workdir: str,
+    held_out: list[str],
+    chain: Chain,
+    allow: str = "; to go on nevertheless give --config.data.allow_overlap=True",
+) -> str:
     """Compares splits of `config.data` with the chain; OVERLAP says how it went.
+
+    Args:
+      allow: what a refusal says of going on, where a command can.
 
     Returns:
       What it found in words; "" where the chain has seen none of the patients.
@@ -224,9 +233,9 @@ def check(config, workdir: str, held_out: list[str], chain: Chain) -> str:
     if counts and not found["allowed"]:
         raise PacxError(
             f"{config.data.path}: {text}, so the probe would be measured on patients "
-            "that its encoder has seen. Take other data or another encoder; to go on "
-            "nevertheless give --config.data.allow_overlap=True; if these are other "
-            "people of the same ids, give --config.data.namespace=NAME in both runs"
+            f"that its encoder has seen. Take other data or another encoder{allow}; if "
+            "these are other people of the same ids, give --config.data.namespace=NAME "
+            "in both runs"
         )
     return "" if found["status"] == "none" else text
 

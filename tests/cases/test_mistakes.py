@@ -53,7 +53,8 @@ def train(*arguments, recipe="finetune"):
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
     for flag in flags.FLAGS.get_flags_for_module(main):
         if not flag.name.startswith("config"):
-            values[flag.name] = copy.deepcopy(flag)
+            values[flag.name] = fresh = copy.deepcopy(flag)
+            fresh.unparse()  # without what other tests gave
     assert len(recipe_flags.parse(argv, values)) == 1
     main.run(values.config, values.workdir or "run")
 

@@ -140,6 +140,9 @@ def test_what_a_convolutional_network_has_not_is_one_line(
     with pytest.raises(PacxError, match="holds a densenet model, but a vit is needed"):
         serving.load(path)
     out = f"--out={tmp_path / 'out'}"
+    other = [f"--encoder={path}", "--image_size=64", f"--out={tmp_path / 'larger'}"]
+    export.main(other)
+    assert load_encoder(tmp_path / "larger").architecture["image_size"] == 64
     for command, args, says in (
         (masked_inputs.main, [str(path), "--data=x", out], "holds a densenet model"),
         (export.main, [f"--encoder={path}", "--format=onnx", out], "only a vit has"),

@@ -8,6 +8,7 @@ import threading
 import jax
 import numpy as np
 import pytest
+from absl.testing import flagsaver
 
 from pacx_jax import files, loop, main
 from pacx_jax.errors import PacxError
@@ -94,7 +95,8 @@ def command(monkeypatch, tmp_path):
             main.main()
         return end.value.args[0]
 
-    return call
+    with flagsaver.flagsaver():
+        yield call
 
 
 @pytest.mark.parametrize("thread", [False, True], ids=["main", "in a thread"])

@@ -138,7 +138,7 @@ def test_model_of_another_kind_is_refused_by_either_flag(
     argv = [f"--encoder={folder}", f"--images={ecgs}", f"--out={tmp_path / 'z.npz'}"]
     assert embed.main(argv) == 2
     said = capsys.readouterr().err
-    assert "holds a ecg_net1d model, but a vit or unified is needed" in said
+    assert "holds a ecg_net1d model, but a vit, unified or densenet is needed" in said
     assert not (tmp_path / "z.npz").exists()
 
 

@@ -74,7 +74,7 @@ def test_golden_files_that_cannot_be_compared_are_refused(folder, capsys):
     found = safetensors.numpy.load_file(file)
     narrow = {**found, "embedding": found["embedding"][:, :-1].copy()}
     for data, said in (
-        (safetensors.numpy.save(narrow), "is not of this encoder"),
+        (safetensors.numpy.save(narrow), "is of an encoder of width 31, and this one"),
         (safetensors.numpy.save({"images": found["images"]}), "is damaged"),
         (b"x", "is damaged"),
     ):
@@ -83,6 +83,19 @@ def test_golden_files_that_cannot_be_compared_are_refused(folder, capsys):
         assert code == 2 and said in error and error.count("\n") == 1
     file.unlink()
     assert "has no golden.safetensors, being of an earlier" in check(folder, capsys)[1]
+
+
+def test_an_older_file_is_compared_on_its_own_images(folder, capsys):
+    model, file = model_folder.load(folder), folder / golden.FILE
+    kept = file.read_bytes()
+    others = np.random.default_rng(0).integers(0, 256, (4, 32, 32), dtype=np.uint8)
+    found = {"images": others, "embedding": golden.embed(model, others)}
+    safetensors.numpy.save_file(found, file)
+    assert check(folder, capsys)[0] == 0
+    found["embedding"] = found["embedding"][::-1].copy()
+    safetensors.numpy.save_file(found, file)
+    assert "are not those that it was exported with" in check(folder, capsys)[1]
+    file.write_bytes(kept)
 
 
 def test_check_takes_no_other_flags(folder, capsys):

@@ -109,3 +109,12 @@ def test_a_card_has_use_terms_licence_and_shortcuts(tmp_path):
     config.license = "CC-BY-NC-4.0"
     card = finished.card(config, str(tmp_path), tiny.folder("vit"), "latest")
     assert "license: CC-BY-NC-4.0\n" in card
+
+
+def test_a_card_keeps_its_measurements_where_no_newer_ones_lie(tmp_path):
+    card = "# A\n\n## Measured\nAUROC 0.9\n\n## Limits\nNone.\n"
+    assert model_card.measured_since(card, tmp_path) == card
+    found = {"n": 5, "intervals": {"macro": {"auroc": 0.7, "low": 0.6, "high": 0.8}}}
+    (tmp_path / "evaluation_test.json").write_text(json.dumps(found))
+    newer = model_card.measured_since(card, tmp_path)
+    assert "0.9" not in newer and "0.700" in newer and newer.endswith("None.\n")

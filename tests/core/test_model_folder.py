@@ -153,7 +153,7 @@ def change_description(folder, **fields):
     ("fields", "expected"),
     [
         ({"format": 2}, "has format 2; this reads 1"),
-        ({"kind": "resnet"}, "'resnet' is none of vit, ecg_net1d, labs_dae"),
+        ({"kind": "resnet"}, "'resnet' is none of vit, densenet, ecg_net1d, labs_dae"),
         ({"architecture": {}}, "bad architecture"),
         ({"architecture": None}, "bad architecture"),
         ({"architecture": {"features": 50, "depth": 3}}, "bad architecture"),

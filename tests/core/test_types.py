@@ -162,7 +162,9 @@ def fits(value, hint):
     if hasattr(hint, "dim_str"):
         return isinstance(value, hint)
     if origin is tuple:
-        return isinstance(value, tuple) and all(map(fits, value, args))
+        args = args[:1] * len(value) if args[1:] == (...,) else args
+        same = isinstance(value, tuple) and len(value) == len(args)
+        return same and all(map(fits, value, args))
     if origin in (list, collections.abc.Sequence, collections.abc.Iterable):
         return all(fits(x, args[0]) for x in value)
     if origin in (dict, collections.abc.Mapping):

@@ -115,14 +115,24 @@ def test_the_command_measures_a_distilled_run(tmp_path, monkeypatch, capsys):
     flags = [f"--workdir={workdir}", "--splits=train,val", f"--out={tmp_path}/a.json"]
     assert alignment.main(flags) == 0
     found = json.loads((tmp_path / "a.json").read_text())
+    assert found["splits"] == ["train", "val"] and len(found["encoder"]) == 16
+    assert found["overlap"].startswith("overlap unknown: ")
+    found = found["alignment"]
     assert set(found) == {"ecg", "labs"} and found["ecg"]["encoder"]["n"] == 8
     row = found["labs"]["encoder"]["r2"]
     out = capsys.readouterr().out
     assert f"labs, encoder: r2 {row['value']:.3f} ({row['low']:.3f}-" in out
     assert alignment.main([*flags, f"--encoder={folders['model_init']}"]) == 0
-    other = json.loads((tmp_path / "a.json").read_text())
+    other = json.loads((tmp_path / "a.json").read_text())["alignment"]
     assert other["labs"]["encoder"]["r2"] != row  # another encoder
     assert other["labs"]["random"] == found["labs"]["random"]  # not of the encoder
+    monkeypatch.setattr(
+        alignment.features,
+        "of_teacher",
+        lambda config, m, source, folder: np.full((len(source), 4), np.nan),
+    )
+    assert alignment.main(flags) == 2
+    assert "no train example has ecg: give other --splits" in capsys.readouterr().err
     config = runs.config("mae", folders)
     (workdir / "config.json").write_text(json.dumps(config.to_dict()))
     assert alignment.main(flags) == 2

@@ -1,12 +1,15 @@
 """Features on 8 simulated devices: those of one, with the shardings as stated."""
 
 import jax
+import ml_collections
 import numpy as np
+import PIL.Image
 
 from pacx_jax.encoders import forward
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.evaluate import features
 from pacx_jax.input import images as imageio
+from pacx_jax.input import sources
 from tests import tiny
 
 RNG = np.random.default_rng(0)
@@ -118,3 +121,28 @@ def test_features_by_view_have_weights_of_their_own_and_absence_says_nothing():
     apart = features.by_view(grey, found, means).reshape(3, 3, 4)
     np.testing.assert_allclose(apart[:, 0, 0], [-0.2, 0, 0.2], atol=1e-6)
     assert not apart[:, 1:].any()  # the one lateral is its own mean; none is unknown
+
+
+def test_a_part_of_a_source_and_a_mixture_are_embedded(tmp_path):
+    """They know studies and views through their parts alone."""
+    for name, n in (("a", 6), ("b", 4)):
+        (tmp_path / name).mkdir()
+        for i in range(n):
+            film = RNG.integers(0, 256, (32, 32), dtype=np.uint8)
+            PIL.Image.fromarray(film).save(tmp_path / name / f"{i}.png")
+    encoder, folders = Encoder(tiny.folder("vit"), 4), (tmp_path / "a", tmp_path / "b")
+    fields = tiny.config("mae_vitb16").data.to_dict()
+    fields |= dict(source="folder", csv="-", val_fraction=0.0, test_fraction=0.0)
+
+    def opened(path, limit=0):
+        data = ml_collections.ConfigDict({**fields, "path": path, "limit": limit})
+        return sources.open_source(data, "train")
+
+    paths = '("folder:%s", "folder:%s")' % folders
+    both = features.of_source(encoder, opened(paths), tmp_path)
+    first = features.of_source(encoder, opened(str(folders[0])), tmp_path)
+    assert both.shape == (10, 16) and tiny.worst(both[:6], first) < 1e-6
+    part = opened(str(folders[0]), 3)
+    rows = [int(part.name(i).removesuffix(".png")) for i in range(3)]
+    got = features.of_source(encoder, part, tmp_path)
+    assert tiny.worst(got, first[rows]) < 1e-6

@@ -80,6 +80,18 @@ def test_a_label_of_one_class_is_counted_and_has_no_numbers(tmp_path, capsys):
     assert "no AUROC: 0 of 240 are positive" in capsys.readouterr().out
 
 
+def test_labels_of_one_patient_have_no_interval_and_it_is_said(tmp_path, capsys):
+    y, a, b = tied()
+    files = [
+        write(tmp_path / f"{k}.csv", x[:, None], y[:, None], people=["p"] * 240)
+        for k, x in enumerate((a, b))
+    ]
+    assert predictions.main(files) == 0
+    said = capsys.readouterr().out
+    assert "no interval: its positives, or its negatives, are of one patient" in said
+    assert "nan" not in said
+
+
 def test_other_examples_patients_truths_and_scores_are_refused_and_counted(
     written, tmp_path
 ):

@@ -228,6 +228,15 @@ def test_arms_with_other_subset_seeds_are_refused():
         compare(np.ones((2, 4, 1)), np.ones((1, 4, 1)), labels, np.arange(4), 10)
 
 
+def test_a_score_of_a_known_label_that_is_nan_is_refused():
+    labels = np.array([[0.0], [1.0], [0.0], [1.0]])
+    scores = np.random.default_rng(0).random((1, 4, 1))
+    lost = scores.copy()
+    lost[0, 1] = np.nan
+    with pytest.raises(PacxError, match="arm 'a', 1: 1 scores of known labels are"):
+        compare(lost, scores, labels, np.arange(4), 10)
+
+
 def _labelled(n=300, c=3, seed=0):
     """Logits with ties, labels of which some are unknown, and weightings."""
     rng = np.random.default_rng(seed)

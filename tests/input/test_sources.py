@@ -348,3 +348,8 @@ def test_real_patients_are_not_called_simulated(tmp_path, source):
     (tmp_path / "croissant.json").write_text('{"name": "nih14-simulated"}')
     (tmp_path / "cohort_layout.json").write_text("{}")
     sources._check_simulated(str(tmp_path), source)
+
+
+def test_a_prepared_set_without_a_card_is_not_called_simulated(tmp_path):
+    with pytest.raises(PacxError, match="is not from data/cohort"):
+        sources._check_simulated(str(tmp_path), "prepared")

@@ -11,12 +11,13 @@ from sklearn.metrics import f1_score, roc_auc_score
 from data import prepare
 from data.cohort import generate, latents
 from launch import reproduce
-from launch.paper import measure, page, rows
+from launch.paper import beyond, measure, page, rows
 from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.xray_encoder import load_encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import probe
 from pacx_jax.input import images
+from pacx_jax.run import overlap
 from tests import tiny
 from tests.launch.test_study import _config
 
@@ -50,8 +51,11 @@ def test_what_is_trained_fits_its_recipes_and_what_is_not_is_said(tmp_path):
     asked, notes = rows.study(str(tmp_path), False, {"imagenet": "runs/imagenet"})
     assert notes == []
     decoders = {f"covid_qu_ex_{e}" for e in rows.ENCODERS}
-    assert set(asked.arms) == {*reproduce.GIVEN, *decoders} - {"imagenet"}
+    assert set(asked.arms) == {*reproduce.GIVEN, *decoders}
+    assert asked.arms["imagenet"].given == "runs/imagenet"
     for arm in asked.arms.values():
+        if arm.given:
+            continue
         default = _config(dataclasses.replace(arm, fields={}))
         for field in {**arm.fields, **arm.starts}:
             known = default
@@ -60,7 +64,9 @@ def test_what_is_trained_fits_its_recipes_and_what_is_not_is_said(tmp_path):
     (tmp_path / "ecg").rmdir()
     given = {"mae": "runs/mae", "labs": "runs/labs"}
     asked, notes = rows.study(str(tmp_path), False, given)
-    assert set(asked.arms) == {"covid_qu_ex_mae"}
+    assert {a for a, arm in asked.arms.items() if arm.recipe} == {"covid_qu_ex_mae"}
+    assert asked.arms["covid_qu_ex_mae"].starts == {"model_init": "mae"}
+    assert asked.folder("x", "mae", 1) == "runs/mae"
     assert notes[0].startswith(f"ecg is not trained, for want of {tmp_path}/ecg; give")
     assert "pacx is not trained, for want of ecg" in notes[1]
     assert rows.study(str(tmp_path / "x"), False, {})[0] is None
@@ -120,21 +126,83 @@ def test_a_cell_is_the_probes_score_and_is_measured_once(there, tmp_path, monkey
 
 
 def test_a_refused_encoder_is_no_number(there, tmp_path, monkeypatch):
-    def refuse(setting, path, name, arm, k):
-        if arm == "pacx":
+    """It is asked each time, also of what was measured before."""
+    seen = set()
+
+    def refuse(config, own, splits, chain, allow):
+        if any(config.name.startswith(arm) for arm in seen):
             raise PacxError("3 of 25 test patients were in the training")
+        assert config.data.namespace == "simulated" and not config.data.allow_overlap
         return "overlap unknown: no list"
 
-    monkeypatch.setattr(measure, "check_patients", refuse)
+    monkeypatch.setattr(overlap, "check", refuse)
     row = rows.of(True)[1]
     encoders = {a: [load_encoder(there / a)] for a in ("mae", "pacx")}
     folders = {a: [str(there / a)] for a in encoders}
     about = str(there / "data"), tmp_path, encoders, folders
     setting = measure.Setting(*about, resamples=20)
-    found = measure.classified(setting, row, {"mae": (1.0,), "pacx": (1.0,)})
+    fractions = {"mae": (1.0,), "pacx": (1.0,)}
+    found = measure.classified(setting, row, fractions)
+    assert set(found["cells"]) == {"mae", "pacx"} and not found["refused"]
+    seen.add("pacx")
+    found = measure.classified(setting, row, fractions)
     assert set(found["cells"]) == {"mae"} and found["gains"] == {}
     assert found["refused"] == {"pacx": "3 of 25 test patients were in the training"}
     assert found["told"] == ["mae: overlap unknown: no list"]
+
+
+def test_patients_in_train_and_test_are_counted():
+    assert measure._in_both(["a", "b", ""], ["b", "c", "", "b"])[0].startswith(
+        "1 of 2 test patients are in train too, as b:"
+    )
+    assert measure._in_both(["a", ""], ["b", ""]) == []
+    assert measure._in_both(None, ["b"]) == measure._in_both(["b"], None) == []
+
+
+def test_sets_are_told_apart_where_their_films_differ(there, tmp_path):
+    """By encoders and by pixels; the first set's films have a dark and a light half."""
+    (tmp_path / "light").mkdir()
+    lines = ["path,patient_id,split,a"]
+    for i in range(40):
+        film = np.full((24, 24), 200 + i, np.uint8)
+        PIL.Image.fromarray(film).save(tmp_path / "light" / f"{i}.png")
+        lines.append(f"{i}.png,{i},{('train', 'test')[i % 2]},{i % 2}")
+    (tmp_path / "light" / "labels.csv").write_text("\n".join(lines))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "probe").symlink_to(there / "data" / "probe")
+    flags = [f"--source={tmp_path}/light", f"--target={tmp_path}/data/light"]
+    prepare.prepare(prepare.parse(["folder", *flags, "--size=24", "--csv=labels.csv"]))
+    encoders = {a: [load_encoder(there / a)] for a in ("mae", "pacx")}
+    folders = {a: [str(there / a)] for a in encoders}
+    about = str(tmp_path / "data"), tmp_path, encoders, folders
+    setting = measure.Setting(*about, resamples=20)
+    sets = [rows.Row("A", "probe", "folder"), rows.Row("B", "light", "folder")]
+    found = beyond.told_apart(setting, sets, limit=40)
+    assert set(found) == {"mae", "pacx", "pixels"}
+    assert found["pixels"]["n"] == {"probe": 40, "light": 20}
+    assert found["pixels"]["balanced_accuracy"]["value"] == 1
+    assert found["pacx"]["balanced_accuracy"]["low"] > found["pacx"]["chance"] == 0.5
+    lines = page.sources(found).splitlines()
+    assert lines[-1].startswith("| Pixels 24x24 | 1.000 (1.00 to 1.00) | 0.500 | 1.000")
+
+
+def test_several_trainings_of_a_given_encoder_are_named_by_seed(there, tmp_path):
+    for k, arm in enumerate(("mae", "pacx"), 1):
+        (tmp_path / f"other-seed_{k}").symlink_to(there / arm)
+    flags = [f"--data={there}/data", f"--out={tmp_path}/out", "--cohort", "--tiny"]
+    flags += [f"--encoder=mae={tmp_path}/other-seed_{{seed}}", "--seeds=2", "--measure"]
+    assert reproduce.main(flags) == 0
+    numbers = json.loads((tmp_path / "out/reproduction.json").read_text())
+    assert [e["folder"][-1] for e in numbers["encoders"]["mae"]] == ["1", "2"]
+    cell = numbers["rows"]["MedMod"]["cells"]["mae"]["1.0"]["auroc"]
+    assert cell["trainings"] == 2 and cell["spread"] > 0
+
+
+def test_on_gke_its_trainings_are_jobsets(tmp_path, capsys):
+    (tmp_path / "chexpert").mkdir()
+    flags = [f"--data={tmp_path}", "--out=/pacx/runs/paper", "--on=jobset", "--dry-run"]
+    assert reproduce.main([*flags, "--accelerator=gpu", "--image=i"]) == 0
+    assert "\n  name: runs-mae-seed-1\n" in capsys.readouterr().out
 
 
 def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsys):
@@ -145,6 +213,7 @@ def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsy
     out = capsys.readouterr().out
     assert out.endswith(text) and "The patients are simulated" in text
     assert "pacx, CheXchoNet: overlap unknown" in out
+    assert "MedMod, frontal alone: " in out  # which the cohort has not
     lines = {line.split(" | ")[0][2:]: line for line in text.splitlines()}
     chexchonet = lines["CheXchoNet (structural heart disease, simulated)"].split(" | ")
     assert chexchonet[-3:] == ["0.728", "0.788", "0.803 |"]
@@ -235,4 +304,7 @@ def test_all_of_it_on_a_tiny_cohort(tmp_path):
     assert set(numbers["rows"]["COVID-QU-Ex"]["cells"]) == {"mae", "pacx"}
     assert numbers["table2"]["n"] == 20
     assert numbers["attention"]["COVID-QU-Ex"]["shares"]["pacx - mae"]["n"] == 60
-    assert set(numbers["sources"]) == {"mae", "pacx"} or len(numbers["rows"]) < 6
+    assert numbers["sources"] == {}  # its rows are of one set
+    # The cohort numbers everybody once, so nothing is unknown of who was trained on.
+    assert not any("overlap unknown" in note for note in numbers["notes"])
+    assert numbers["table2"]["refused"] == {}

@@ -1,8 +1,10 @@
 """Studies: which runs in which order, what is compared, what is refused."""
 
+import csv
 import dataclasses
 import importlib
 import json
+import re
 import shutil
 import sys
 
@@ -21,6 +23,7 @@ from pacx_jax.input import sources
 from pacx_jax.objectives import distill
 from pacx_jax.run import overlap
 from tests import tiny
+from tests.launch.scripts import ROOT, environment
 from tests.reliability import runs
 
 FILE = "configs/studies/pacx_cohort.py"
@@ -29,7 +32,7 @@ STAND_IN = """
 import json, pathlib, sys
 arguments = dict(a.split("=", 1) for a in sys.argv[1:])
 workdir = pathlib.Path(arguments["--workdir"])
-workdir.mkdir(parents=True)
+workdir.mkdir(parents=True, exist_ok=True)
 for key, value in arguments.items():
     if key.endswith("init"):
         assert (pathlib.Path(value) / "done.json").exists(), value
@@ -84,6 +87,37 @@ def test_wrong_flags_are_one_line(flags, says, tmp_path, capsys):
     assert study.main(given(tmp_path, *flags)) == 2
     err = capsys.readouterr().err
     assert err.startswith("error: ") and says in err and err.count("\n") == 1
+
+
+def test_on_a_cluster_each_call_starts_what_can_be_trained_next(
+    tmp_path, monkeypatch, capsys
+):
+    """The runs of a level; the next call, once they have ended, those that follow."""
+    given = environment(tmp_path) | {"FAKE_TASKS": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    (tmp_path / "main.py").write_text(STAND_IN)
+    # "$@" is -m pacx_jax.main --distributed=auto and the run's arguments.
+    (tmp_path / "behaviour").write_text(
+        f'exec "{sys.executable}" "{tmp_path}/main.py" "${{@:4}}"'
+    )
+    monkeypatch.setattr(study_results, "write", lambda *_: "the tables")
+    flags = [FILE, f"--data={tmp_path}/data", "--arms=pacx", "--seeds=2"]
+    slurm = [*flags, f"--target={tmp_path}/study", "--on=slurm", "--jobs=2"]
+    assert study.main(slurm) == 0
+    assert "give the same command again when these have ended" in capsys.readouterr()[0]
+    assert study.main(slurm) == 0
+    calls = (tmp_path / "sbatch.calls").read_text().splitlines()
+    assert [call.split()[1] for call in calls] == ["--array=0-3%2", "--array=0-1%2"]
+    made = {p.parent.name for p in tmp_path.glob("study/*/done.json")}
+    arms = {f"{arm}-seed_{k}" for arm in ("mae", "pacx") for k in (1, 2)}
+    assert made == arms | {"ecg", "labs"}
+    capsys.readouterr()
+    more = ["--target=/pacx/runs/study", "--on=jobset", "--accelerator=gpu"]
+    assert study.main([*flags, *more, "--image=i", "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    names = re.findall(r"^  name: (\S+)$", said, re.MULTILINE)
+    assert {"study-mae-seed-1", "study-pacx-seed-2", "study-ecg"} <= set(names)
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +186,44 @@ def test_tables_of_a_study_are_the_same_bytes_again(probed):
     study_results.write(_study(probed), target, range(1, 3), "test")
     assert before == {f: (target / f).read_bytes() for f in before}
     assert kept == sorted(p.stat().st_mtime_ns for p in (target / "features").iterdir())
+    shutil.rmtree(target / "features")  # and when everything is embedded anew
+    study_results.write(_study(probed), target, range(1, 3), "test")
+    assert before == {f: (target / f).read_bytes() for f in before}
+
+
+def test_every_value_of_a_cell_is_in_one_table(probed):
+    target = probed / "runs"
+    study_results.write(_study(probed), target, range(1, 3), "test")
+    with open(target / "values.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    numbers = json.loads((target / "comparison.json").read_text())
+    for cell in numbers["tables"]["all"]["table"]:
+        about = str(cell["fraction"]), cell["labels"]
+        mine = [
+            r["auroc"]
+            for r in rows
+            if r["arm"] == cell["arm"] and (r["fraction"], r["labels"]) == about
+        ]
+        if cell["group"]:
+            continue
+        assert len(mine) == cell["trainings"] * cell["subsets"]
+        if cell["labels"] == "nobody":  # of one class
+            assert {*mine} == {""} and cell["auroc"] is None
+        else:
+            mean = np.mean([float(value) for value in mine])
+            assert mean == pytest.approx(cell["auroc"], abs=1e-12)
+    prints = {(r["arm"], r["seed"]): r["encoder"] for r in rows}
+    assert prints["pacx", "2"] == numbers["encoders"]["pacx, seed 2"]
+    assert prints["pixels", ""] == ""
+
+
+def test_one_training_does_not_stand_for_two(probed, tmp_path):
+    for seed in (1, 2):
+        for arm, of in (("mae", 1), ("pacx", seed)):
+            run = probed / "runs" / f"{arm}-seed_{of}"
+            (tmp_path / f"{arm}-seed_{seed}").symlink_to(run)
+    with pytest.raises(PacxError, match="mae, seed 2 is the same encoder as mae, se"):
+        study_results.write(_study(probed), tmp_path, range(1, 3), "test")
 
 
 def test_a_seed_that_lacks_a_run_is_left_out_and_said(probed, tmp_path):
@@ -188,6 +260,19 @@ def test_an_encoder_that_is_given_and_another_pooling_are_arms(probed, tmp_path)
     assert "theirs: overlap unknown: " in text
     prints = numbers["encoders"]
     assert prints["mean, seed 2"] != prints["pacx, seed 2"]
+    elsewhere = Arm("", given=f"{probed}/runs/pacx-seed_{{seed}}", name="Elsewhere")
+    about = _study(probed, arms={**arms, "elsewhere": elsewhere})
+    assert not about.single("elsewhere") and not about.single("mean")
+    assert about.folder("x", "elsewhere", 2) == f"{probed}/runs/pacx-seed_2"
+    study_results.write(about, target, range(1, 3), "test")
+    rows = json.loads((target / "comparison.json").read_text())["tables"]["all"]
+    rows = {r["arm"]: r for r in rows["table"]}
+    assert rows["elsewhere"]["auroc"] == rows["pacx"]["auroc"]
+    assert rows["elsewhere"]["trainings"] == 2
+    once = {**arms, "pacx": dataclasses.replace(arms["pacx"], once=True)}
+    assert _study(probed, arms=once).single("mean")  # of an arm that is trained once
+    with pytest.raises(PacxError, match="given='{mae': "):
+        _study(probed, arms={**arms, "mean": Arm("", given="{mae")})
     for wrong in (dict(recipe="r", given="x"), dict(recipe="")):
         with pytest.raises(PacxError, match="give a recipe to train, or `given`"):
             Arm(**wrong)

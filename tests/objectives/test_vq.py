@@ -307,7 +307,9 @@ def test_bad_codes_images_and_uses_are_one_line_each(exported, capsys):
     with pytest.raises(PacxError, match="image array of dtype float32"):
         tokenizer.encode(np.zeros((16, 16), np.float32))
     assert embed.main([f"--encoder={folder}", "--images=.", "--out=x.npz"]) == 2
-    assert "holds a vq model, but a vit or unified is" in capsys.readouterr().err
+    assert (
+        "holds a vq model, but a vit, unified or densenet is" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
