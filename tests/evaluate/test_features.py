@@ -141,7 +141,7 @@ def test_a_part_of_a_source_and_a_mixture_are_embedded(tmp_path):
     paths = '("folder:%s", "folder:%s")' % folders
     both = features.of_source(encoder, opened(paths), tmp_path)
     first = features.of_source(encoder, opened(str(folders[0])), tmp_path)
-    assert both.shape == (10, 16) and tiny.worst(both[:6], first) < 1e-6
+    assert both.shape == (10, 32) and tiny.worst(both[:6], first) < 1e-6
     part = opened(str(folders[0]), 3)
     rows = [int(part.name(i).removesuffix(".png")) for i in range(3)]
     got = features.of_source(encoder, part, tmp_path)
