@@ -11,6 +11,7 @@ docs/api.md has an example of each.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
@@ -25,14 +26,31 @@ _PUBLIC = {
     "rollout": "pacx_jax.evaluate.rollout",
     "train": "pacx_jax.training",
 }
-__all__ = sorted(_PUBLIC)
+__all__ = [
+    "Classifier",
+    "Encoder",
+    "fit_probe",
+    "load_encoder",
+    "recipes",
+    "rollout",
+    "train",
+]
 
+if TYPE_CHECKING:  # the same names for type checkers and editors
+    from pacx_jax import recipes as recipes
+    from pacx_jax.encoders.xray_encoder import Encoder as Encoder
+    from pacx_jax.encoders.xray_encoder import load_encoder as load_encoder
+    from pacx_jax.evaluate.classifier import Classifier as Classifier
+    from pacx_jax.evaluate.fit_probe import fit_probe as fit_probe
+    from pacx_jax.evaluate.rollout import rollout as rollout
+    from pacx_jax.training import train as train
+else:  # hidden from checkers, which would take any name for public
 
-def __getattr__(name: str):
-    if name in _PUBLIC:
-        module = importlib.import_module(_PUBLIC[name])
-        return module if name == "recipes" else getattr(module, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    def __getattr__(name: str):
+        if name in _PUBLIC:
+            module = importlib.import_module(_PUBLIC[name])
+            return module if name == "recipes" else getattr(module, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

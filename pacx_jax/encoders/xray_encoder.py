@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import jax
 import numpy as np
@@ -240,7 +240,7 @@ def load_encoder(
     batch_size: int = 32,
     dtype: str = "float32",
     image_size: int = 0,
-    pooling: str | None = None,
+    pooling: Literal["cls", "mean"] | None = None,
 ) -> Encoder:
     """Opens an exported X-ray encoder (or a finished run's workdir).
 

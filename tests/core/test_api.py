@@ -1,6 +1,8 @@
 """The public functions: encoders from everywhere, recipes, training on arrays."""
 
+import ast
 import json
+import pathlib
 import pydoc
 import subprocess
 import sys
@@ -37,6 +39,22 @@ def test_help_names_every_public_function_and_imports_stay_lazy():
     )
     code = "import sys, pacx_jax, pacx_jax.commands; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_type_checkers_see_the_names_that_are_imported_lazily():
+    """They follow neither `_PUBLIC` nor an `__all__` that is computed."""
+    tree = ast.parse(pathlib.Path(pacx_jax.__file__).read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen = {a.asname: f"{n.module}.{a.name}" for n in block.body for a in n.names}
+    lazy = {name: f"{where}.{name}" for name, where in pacx_jax._PUBLIC.items()}
+    assert seen == lazy | {"recipes": "pacx_jax.recipes"}
+    (names,) = (
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and node.targets[0].id == "__all__"
+    )
+    assert ast.literal_eval(names) == sorted(lazy)
 
 
 def test_pooling_chooses_the_embedding(folder, tmp_path):
