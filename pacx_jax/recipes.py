@@ -10,6 +10,7 @@ Fields are those that --config.FIELD=VALUE sets; `print(config)` lists them.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import ml_collections
@@ -62,12 +63,38 @@ def get(
     return config
 
 
-def __getattr__(name: str) -> functools.partial[ml_collections.ConfigDict]:
+_USE = """
+Args:
+  presets: as after --config={name}:, such as "runlocal".
+  fields: dotted name -> value.
+
+Returns:
+  ml_collections.ConfigDict, for `pacx_jax.train`.
+
+Example:
+  config = recipes.{name}("runlocal", **{{"total_steps": 100}})
+"""
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., ml_collections.ConfigDict]:
+    """`get` of one recipe, with the recipe's own docstring for `help`."""
+
+    def recipe(presets: str | None = None, **fields: Any) -> ml_collections.ConfigDict:
+        return get(name, presets, **fields)
+
+    recipe.__name__ = recipe.__qualname__ = name
+    about = clone.module(f"configs.{name}").__doc__
+    recipe.__doc__ = f"{about}{_USE.format(name=name)}"
+    return recipe
+
+
+def __getattr__(name: str) -> Callable[..., ml_collections.ConfigDict]:
     if name.startswith("_") or name not in names():
         raise AttributeError(
             f"module {__name__!r} has no recipe {name!r}; it has {', '.join(names())}"
         )
-    return functools.partial(get, name)
+    return _function(name)
 
 
 def __dir__() -> list[str]:

@@ -3,6 +3,7 @@
 import ast
 import json
 import pathlib
+import pickle
 import pydoc
 import subprocess
 import sys
@@ -133,6 +134,16 @@ def test_recipes_are_those_of_the_command_line(monkeypatch):
     mine = types.ModuleType("configs")
     monkeypatch.setitem(sys.modules, "configs", mine)
     assert recipes.labs_dae().name == "labs_dae" and sys.modules["configs"] is mine
+
+
+def test_help_of_a_recipe_is_the_recipe_s():
+    recipe = pacx_jax.recipes.mae_vitb16
+    text = pydoc.plain(pydoc.render_doc(recipe))
+    assert "mae_vitb16(presets: " in text and "functools" not in text
+    assert "MAE ViT-B/16 on CheXpert, 90% of the patches masked." in text
+    assert 'config = recipes.mae_vitb16("runlocal", **{"total_steps": 100})' in text
+    assert pickle.loads(pickle.dumps(recipe)) is recipe
+    assert all(getattr(pacx_jax.recipes, r).__doc__ for r in pacx_jax.recipes.names())
 
 
 @pytest.mark.parametrize(
