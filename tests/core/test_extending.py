@@ -84,8 +84,10 @@ def folder(tmp_path_factory):
 
 
 def test_the_page_quotes_the_code_as_it_is():
-    modality, _, kind, *_ = blocks("python")
+    modality, _, objective, recipe, kind, *_ = blocks("python")
     assert modality == pathlib.Path(vitals.__file__).read_text()
+    assert objective == (ROOT / "tests/own/brightness.py").read_text()
+    assert recipe == (ROOT / "tests/own/recipe.py").read_text()
     assert kind in pathlib.Path(kinds.__file__).read_text()
 
 
