@@ -7,7 +7,7 @@ pacx export --head wrote of one, or the folder of pacx_jax.Classifier.save. The 
 a row for each image: `path`, relative to the folder and sorted, then for each label its
 probability under the label's name, and LABEL_called, 1 or 0 by the threshold that
 --rule chose on validation patients; nothing where it chose none. --rollout writes a PNG
-for each image, with the patches that the encoder drew on in colour.
+for each image, with the patches that the encoder drew on in colour (ViT only).
 """
 
 from __future__ import annotations
@@ -131,6 +131,11 @@ def main(argv: list[str] | None = None) -> None:
     model = Classifier.load(args.model, args.batch_size, args.dtype)
     if model.task == "multilabel":
         model.thresholds_of(args.rule)  # refuses one that was not chosen
+    if args.rollout and model.encoder.kind != "vit":
+        raise PacxError(
+            f"--rollout={args.rollout}: a {model.encoder.kind} has no attention maps, "
+            "only a vit has: leave it out"
+        )
     paths, z, skipped = embed.embed_folder(
         model.encoder, args.images, args.skip_unreadable, args.view
     )

@@ -10,6 +10,7 @@ import pytest
 
 from pacx_jax import Classifier, embed, export, fit_probe, load_encoder, objectives
 from pacx_jax import rollout as rollout_of
+from pacx_jax.commands import predict
 from pacx_jax.convert import kinds
 from pacx_jax.convert.options import Options
 from pacx_jax.encoders import golden, model_folder
@@ -151,6 +152,16 @@ def test_what_a_convolutional_network_has_not_is_one_line(
         assert command(args) == 2
         said = capsys.readouterr().err
         assert says in said and said.count("\n") == 1
+
+
+def test_predict_refuses_its_maps_before_it_reads_an_image(encoder, tmp_path, capsys):
+    y, out = np.arange(40) % 2, tmp_path / "p.csv"
+    fit_probe(encoder, xrays(40), y).save(tmp_path / "probe")
+    flags = [f"--model={tmp_path / 'probe'}", "--images=/nowhere", f"--out={out}"]
+    assert predict.main([*flags, f"--rollout={tmp_path / 'maps'}"]) == 2
+    said = capsys.readouterr().err
+    assert "a densenet has no attention maps" in said and said.count("\n") == 1
+    assert not out.exists() and not (tmp_path / "maps").exists()
 
 
 @pytest.mark.parametrize(
