@@ -34,6 +34,13 @@ def _shown(text: str) -> str:
 _AFTER = {"onnx": " and pip install --no-deps 'jax2onnx>=0.17'"}
 
 
+# What a model card says, whose reader may not have this project.
+INSTALL = (
+    "pacx_jax is in no registry, and a package of that name on PyPI is not this one: "
+    "run `pip install -e .` in the checkout of this project."
+)
+
+
 def install(extra: str) -> str:
     """The command that installs an extra; this package is in no registry."""
     command = f"pip install -e '.[{extra}]'{_AFTER.get(extra, '')}"

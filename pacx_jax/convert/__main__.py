@@ -25,7 +25,7 @@ from pacx_jax.convert import beside, files, kinds, layouts, state, tables
 from pacx_jax.convert.layouts import KINDS
 from pacx_jax.convert.options import CHOICES, Options
 from pacx_jax.encoders import model_folder
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import INSTALL, PacxError
 from pacx_jax.input.normalize import IMAGENET_MEAN, IMAGENET_STD
 from pacx_jax.run import finished, mirror, remote_run
 from pacx_jax.stores import objects, staging, urls
@@ -42,6 +42,8 @@ Converted by pacx_jax from a PyTorch checkpoint of kind `{kind}` ({name}), {coun
 parameters. {weights}
 
 ## Use
+{install}
+
 {use}
 
 ## Limits
@@ -97,6 +99,7 @@ def from_torch(args) -> None:
         kind=args.kind,
         name=source.name,
         count=count,
+        install=INSTALL,
         use=USE[folder.kind],
         weights=f"Of its weights {'; '.join(notes)}." if notes else "",
     )

@@ -32,7 +32,7 @@ import numpy as np
 from pacx_jax.encoders import golden, kinds, model_folder, model_heads
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.encoders.xray_encoder import Encoder, Image, Views
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import INSTALL, PacxError
 from pacx_jax.evaluate import measures, probe
 from pacx_jax.objectives.scores import sigmoid
 
@@ -51,6 +51,8 @@ Task {task}; labels: {labels}. calibration.json says on how many validation exam
 the probabilities were calibrated and the thresholds chosen, label by label.
 
 ## Use
+{install}
+
 ```python
 from pacx_jax import Classifier
 classifier = Classifier.load("path/to/this/folder")
@@ -210,7 +212,10 @@ class Classifier:
             e.kind, e.architecture, e.preprocessing, params, heads
         )
         card = self._card or CARD.format(
-            task=self.task, labels=", ".join(self.labels), count=len(self.labels)
+            install=INSTALL,
+            task=self.task,
+            labels=", ".join(self.labels),
+            count=len(self.labels),
         )
         model_folder.save(folder, model, card, golden.beside(model))
 

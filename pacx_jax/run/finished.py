@@ -10,7 +10,7 @@ import ml_collections
 from pacx_jax import files, objectives
 from pacx_jax.distributed import processes
 from pacx_jax.encoders import golden, kinds, model_folder, model_heads
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import INSTALL, PacxError
 from pacx_jax.objectives import captioning
 from pacx_jax.run import checkpoint, fingerprints, metrics, model_card, older
 
@@ -42,6 +42,8 @@ license: {license}
 {shortcuts}
 
 ## Use
+{install}
+
 ```python
 from pacx_jax import load_encoder
 encoder = load_encoder("path/to/this/folder")
@@ -183,6 +185,7 @@ def card(config, workdir, model: model_folder.ModelFolder, which: str) -> str:
         name=config.name,
         objective=config.objective,
         step=step,
+        install=INSTALL,
         what=" ".join(filter(None, (kinds.of(model.kind).about, more))),
         seed=config.seed,
         batch=config.global_batch_size,

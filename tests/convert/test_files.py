@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from pacx_jax import load_encoder
+from pacx_jax import errors, load_encoder
 from pacx_jax.convert import __main__ as command
 from pacx_jax.convert import files, kinds
 from pacx_jax.encoders import model_folder
@@ -313,6 +313,7 @@ def test_what_a_pytorch_file_cannot_hold_is_told(tmp_path, capsys):
     code, _ = run(capsys, "--kind=ecgfounder", *args, "--decimate=5")
     assert code == 0
     assert model_folder.load(tmp_path / "back").preprocessing["decimate"] == 5
+    assert errors.INSTALL in (tmp_path / "back/README.md").read_text()
 
 
 @pytest.mark.parametrize("half", ["float16", "bfloat16"])

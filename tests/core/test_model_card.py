@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from pacx_jax.errors import PacxError
+from pacx_jax.errors import INSTALL, PacxError
 from pacx_jax.run import finished, model_card
 from tests import tiny
 
@@ -106,6 +106,7 @@ def test_a_card_has_use_terms_licence_and_shortcuts(tmp_path):
     assert "- NIH ChestX-ray14 (Free" in card and "license: not stated." in card
     assert "Known shortcuts" in parts and "AP or PA" in card
     assert "secret" not in card
+    assert INSTALL in card.partition("## Use\n")[2].partition("```")[0]
     config.license = "CC-BY-NC-4.0"
     card = finished.card(config, str(tmp_path), tiny.folder("vit"), "latest")
     assert "license: CC-BY-NC-4.0\n" in card

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import pacx_jax
+from pacx_jax import errors
 from pacx_jax.encoders import model_folder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import classifier
@@ -71,6 +72,8 @@ def test_folder_gives_the_same_classifier_back(fitted, data, tmp_path):
     z = pacx_jax.load_encoder(tmp_path / "model")(images[:2])  # an encoder as well
     np.testing.assert_array_equal(z, fitted.encoder(images[:2]))
     again.save(tmp_path / "model")  # written over
+    card = (tmp_path / "model/README.md").read_text()
+    assert card.count(errors.INSTALL) == 1 and "(n, 2) probabilities" in card
 
 
 def test_a_study_has_the_mean_logits_of_its_images(fitted, data):
