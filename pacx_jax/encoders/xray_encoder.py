@@ -47,7 +47,12 @@ class Encoder:
       num_devices: how many devices to use; 0 = all.
 
     Attributes:
-      kind: of the folder.
+      kind, architecture, preprocessing: of the folder.
+      width: length of an embedding.
+      image_size, channels: pixels a side, and 1 or 3, of what the model sees; images of
+        any size, grey or RGB, are converted to it.
+      views: number of view embeddings; 0: it takes no views.
+      batch_size: as given, rounded up.
       params: the parameters, on every device.
       forward, attention_maps: jitted functions of them and of uint8 (b, s, s, c); with
         view embeddings, of these and the views' numbers (b,).
