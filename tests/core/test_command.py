@@ -11,10 +11,13 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from pacx_jax import commands
+from pacx_jax import commands, fit_probe
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = "import sys; from pacx_jax.commands import main; sys.exit(main())"
+# Several commands, an argument each: JAX is imported once.
+RUN_ALL = """import sys; from pacx_jax.commands import main
+sys.exit(max(main(line.split()) for line in sys.argv[1:]))"""
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +43,10 @@ def pacx(site, tmp_path):
     """(arguments) -> exit code, stdout, stderr."""
     (tmp_path / "here").mkdir()
 
-    def call(*arguments):
+    def call(*arguments, code=RUN):
         environment = os.environ | {"PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
         done = subprocess.run(
-            [sys.executable, "-P", "-c", RUN, *arguments],
+            [sys.executable, "-P", "-c", code, *arguments],
             cwd=tmp_path / "here", env=environment, capture_output=True, text=True,
             timeout=120,
         )  # fmt: skip
@@ -63,6 +66,26 @@ def test_the_wheel_has_recipes_and_no_package_of_a_common_name(site):
         assert (site / "pacx_jax" / "_clone" / name).is_file(), name
     (info,) = site.glob("*.dist-info")
     assert "pacx = pacx_jax.commands:main" in (info / "entry_points.txt").read_text()
+
+
+def test_the_wheel_has_every_file_that_is_no_code(site):
+    found = {
+        str(p.relative_to(ROOT))
+        for p in (ROOT / "pacx_jax").rglob("*")
+        if p.is_file()
+        and p.suffix != ".py"
+        and "__pycache__" not in p.parts
+        and not p.name.startswith(".")
+    }
+    assert {
+        "pacx_jax/py.typed",
+        "pacx_jax/encoders/golden_films.png",
+        "pacx_jax/evaluate/reports/run.html.j2",
+        "pacx_jax/exporting/page/index.html",
+        "pacx_jax/serving/pages/upload.html",
+    } <= found
+    missing = [name for name in found if not (site / name).is_file()]
+    assert not missing, "name them in setup.py: package_data"
 
 
 def test_commands_of_the_wheel_find_their_recipes_and_builders(pacx):
@@ -90,16 +113,29 @@ def test_a_job_of_the_wheel_runs_to_its_end_in_another_folder(pacx, tmp_path):
              "eval_every": 3, "save_every": 3, "images_every": 0,
              "optim.warmup_steps": 1}  # fmt: skip
     fields = [f"--config.{k}={v}" for k, v in small.items()]
-    code, _, said = pacx(
-        "train", "--config=mae_vitb16:runlocal", "--workdir=run", *fields
+    code, out, said = pacx(
+        "train", "--config=mae_vitb16:runlocal", "--workdir=run", "--quiet", *fields
     )
     assert code == 0, said
+    assert not out
     done = json.loads((tmp_path / "here/run/done.json").read_text())
     assert done["step"] == 3 and np.isfinite(done["metrics"]["val/loss"])
     code, _, said = pacx("embed", "--encoder=run", f"--images={films}", "--out=z.npz")
     assert code == 0, said
     with np.load(tmp_path / "here/z.npz") as found:
         assert found["embedding"].shape == (8, 32)
+    here = tmp_path / "here"
+    files = sorted((tmp_path / "films").iterdir())
+    fit_probe(here / "run", files, np.arange(8) % 2).save(here / "model")
+    written = {
+        "evaluate --workdir=run --split=val": "run/evaluation_val.json",
+        "report --workdir=run": "report.html",
+        "export --workdir=run --out=export": "export/model.safetensors",
+        f"predict --model=model --images={films} --out=p.csv": "p.csv",
+    }
+    code, _, said = pacx(*written, code=RUN_ALL)
+    assert code == 0, said
+    assert all((here / file).is_file() for file in written.values())
 
 
 @pytest.mark.parametrize("name", ["evaluate", "train"])
