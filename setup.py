@@ -95,6 +95,7 @@ setuptools.setup(
         ],  # not GPL, as pylibjpeg[all]
         "ecg": ["wfdb>=4.3"],  # reading WFDB records
         "onnx": [*ONNX],
+        "web": [*ONNX],  # pacx export --format=web
         "stablehlo": ["flatbuffers>=24"],
         "plan": ["libtpu==0.0.52"],  # compiles for TPUs, on machines without one
         # The same for GPUs, for the lock's jax: no driver, no nvidia-* wheel.

@@ -1,8 +1,10 @@
 """`pacx`, installed from a wheel, in a folder where nothing else is."""
 
+import importlib.metadata
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import zipfile
@@ -86,6 +88,24 @@ def test_the_wheel_has_every_file_that_is_no_code(site):
     } <= found
     missing = [name for name in found if not (site / name).is_file()]
     assert not missing, "name them in setup.py: package_data"
+
+
+def test_the_core_installs_these_packages_and_no_others(site):
+    (info,) = site.glob("*.dist-info")
+    asked = importlib.metadata.PathDistribution(info).requires
+    core = [line for line in asked if "extra ==" not in line]
+    assert {re.match(r"[\w.-]+", line)[0] for line in core} == {
+        "absl-py", "array-record", "cloudpickle", "einops", "flax", "grain",
+        "importlib-resources", "jax", "ml-collections", "numpy",
+        "opencv-python-headless", "optax", "orbax-checkpoint", "pillow", "safetensors",
+        "scikit-learn", "scipy", "tensorboardX", "tensorflow-datasets", "tokenizers",
+        "tqdm",
+    }  # fmt: skip
+    web, onnx = (
+        {line.partition(";")[0] for line in asked if f'extra == "{name}"' in line}
+        for name in ("web", "onnx")
+    )
+    assert web == onnx and web
 
 
 def test_commands_of_the_wheel_find_their_recipes_and_builders(pacx):
