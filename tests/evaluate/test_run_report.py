@@ -11,6 +11,7 @@ import tensorboardX
 
 from pacx_jax import main, optim, sharding, step
 from pacx_jax.encoders import model_folder
+from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import frozen, held_out, measures, predictions, statistics
 from pacx_jax.evaluate.reports import (
@@ -25,6 +26,8 @@ from pacx_jax.evaluate.reports import (
     run_scores,
     run_splits,
 )
+from pacx_jax.input import tokenizer
+from pacx_jax.objectives import retrieval
 from pacx_jax.run import checkpoint, metrics, setup, versions
 from tests import browser, tiny
 from tests.reliability import runs
@@ -151,7 +154,9 @@ def test_page_of_an_mae_shows_curves_reconstructions_and_where_it_looks(
     assert part(page, "learning-rate-and-norms").count("<svg") == 2
     assert part(page, "reconstructions").count("<img") == 4 * 3
     assert part(page, "where-the-encoders-look").count("<img") == 3 * 2
-    for name in ("retrieval-examples", "roc-curves", "quarantine", "subgroups"):
+    nearest = part(page, "retrieval-examples")
+    assert nearest.count("<img") == 3 * 5 and "7 others, patients unknown" in nearest
+    for name in ("roc-curves", "quarantine", "subgroups"):
         assert 'class="empty"' in part(page, name)
     assert "treat it like these" in page
     bare = made(tmp_path / "b.html", f"--workdir={trained / 'mae'}", "--examples=0")
@@ -173,7 +178,7 @@ def test_real_runs_have_everything_that_a_page_shows(tmp_path, monkeypatch):
         assert part(page, "learning-rate-and-norms").count("<svg") >= 4
         assert part(page, "speed-and-goodput").count("<svg") == 3
         nearest = part(page, "retrieval-examples").count("<img")
-        assert nearest == {"mae": 0, "mvmae": 20, "distill": 40}[stage]
+        assert nearest == {"mae": 20, "mvmae": 20, "distill": 40}[stage]
 
 
 def test_distilled_run_shows_the_rank_that_a_direct_search_gives(trained):
@@ -206,6 +211,39 @@ def test_an_mvmae_shows_the_laterals_that_are_nearest_to_a_frontal(trained, tmp_
         caption, first = row.images[0][0], row.images[1][0]
         rank = int(re.search(rf"rank (\d) of {len(two)}", caption)[1])
         assert ("its own" in first) == (rank == 1)
+
+
+@pytest.mark.parametrize("stage", ["mae", "classify", "causal"])
+def test_other_runs_show_the_x_rays_of_other_patients_that_are_nearest(
+    trained, tmp_path, monkeypatch, stage
+):
+    """MAE, fine-tuning and CheXmix: what a direct search finds, patients of two."""
+    folders = {"model_init": str(trained / "folders" / "vit")}
+    path = workdir(tmp_path / "run", stage, [(1, {"loss": 1.0})], folders)
+    model = tiny.folder("vit")
+    if stage == "causal":
+        words = tokenizer.load(trained / "folders" / "tokenizer.json")
+        model = tiny.unified_folder(words)
+    model_folder.save(path / "export", model, "card")
+    monkeypatch.setattr(
+        runs.Patients, "patients", lambda self: [f"p{i // 2}" for i in range(len(self))]
+    )
+    films = [runs.Patients("val")[i]["images"][0] for i in range(runs.N["val"])]
+    z = retrieval.normalize_rows(Encoder(model)(films))
+    found = run_retrieval.retrieval(read(path), 3)
+    assert len(found.pictures) == 3, found.empty
+    for row in found.pictures:
+        shown = [
+            next(i for i, film in enumerate(films) if np.array_equal(film, image))
+            for _, image in row.images
+        ]
+        query, *near = shown
+        others = [i for i in range(len(films)) if i // 2 != query // 2]
+        cosine = z @ z[query]
+        assert near == sorted(others, key=lambda i: -cosine[i])[: run_retrieval.FOUND]
+        (caption, _), (first, _), *_ = row.images
+        assert caption.endswith(f"among {len(others)} of other patients")
+        assert first == f"1. cosine {cosine[near[0]]:.3f}"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pacx_jax.encoders import model_folder
+from pacx_jax.encoders import kinds, model_folder
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import rollout
@@ -93,10 +93,10 @@ def encoder(run: Run) -> Encoder:
     """
     export = run.path / "export"
     if export.is_dir():
-        return Encoder(model_folder.load(export, "vit"))
+        return Encoder(model_folder.load(export, kinds.XRAY))
     model = finished.read_run(run.config, str(run.path), run.state_shown)
-    if model.kind != "vit":
-        raise PacxError(f"a {model.kind} has no attention over X-rays")
+    if model.kind not in kinds.XRAY:
+        raise PacxError(f"a {model.kind} embeds no X-rays")
     return Encoder(model)
 
 

@@ -15,7 +15,7 @@ from pacx_jax.evaluate.reports import run_images
 from pacx_jax.evaluate.reports.run_files import Run
 from pacx_jax.evaluate.reports.run_parts import Part, Pictures
 from pacx_jax.input import images as imageio
-from pacx_jax.input import sources, views
+from pacx_jax.input import patients, sources, views
 from pacx_jax.objectives.retrieval import normalize_rows
 from pacx_jax.run import batches, setup
 
@@ -24,25 +24,22 @@ FOUND = 4  # studies shown for a query
 
 
 def retrieval(runs: Sequence[Run], count: int) -> Part:
-    """For X-rays of each run, the studies whose records or other views are nearest."""
+    """For `count` X-rays of each run, the records, other views or X-rays nearest."""
     rows, told = [], []
     for run in runs:
-        nearest = {"distill": _by_record, "mvmae": _by_view}.get(run.config.objective)
-        if nearest is None or not count:
-            continue
+        own = {"distill": _by_record, "mvmae": _by_view}
         try:
-            rows += nearest(run, count)
+            rows += own.get(run.config.objective, _by_image)(run, count)
         except (PacxError, FileNotFoundError) as error:
             told.append(f"{run.name}: {error}.")
-    empty = "Retrieval is of distilled encoders (objective distill) and of MVMAE's."
-    if told:
-        empty = " ".join(told)
+    lacking = " ".join(told)
     return Part(
         "Retrieval examples",
-        empty if count else "Examples were left out (--examples=0).",
+        lacking or "No query has a record or another view.",
         f"Among {AMONG} or fewer validation studies. Distilled: the X-rays of those "
         "whose record is most similar to the query in the shared space. MVMAE: the "
-        "laterals whose embedding is most similar to the frontal's. By cosine.",
+        "laterals whose embedding is most similar to the frontal's. Others: the X-rays "
+        f"of other patients whose embedding is most similar. By cosine. {lacking}",
         pictures=rows,
     )
 
@@ -105,6 +102,56 @@ def _by_view(run: Run, count: int) -> list[Pictures]:
     return _ranked(run, "lateral", z, keys, here, count, *read)
 
 
+def _by_image(run: Run, count: int) -> list[Pictures]:
+    source, places, shown, z = _embedded(run, AMONG)
+    z, known = normalize_rows(z), source.patients()
+    who, _ = patients.units(known[i] if known else "" for i in places)
+    whose = "of other patients" if known else "others, patients unknown"
+    rows = []
+    for i in range(min(count, len(z))):  # drawn at random already
+        others = np.flatnonzero([each != who[i] for each in who])
+        if not len(others):
+            raise PacxError("all validation X-rays are of one patient")
+        cosine = z[others] @ z[i]
+        query = f"{run.name}: X-ray {i + 1}, among {len(others)} {whose}"
+        row = [(query, shown.images[i])]
+        for k, j in enumerate(np.argsort(-cosine, kind="stable")[:FOUND], start=1):
+            row.append((f"{k}. cosine {cosine[j]:.3f}", shown.images[others[j]]))
+        rows.append(Pictures(f"{run.name}, query {i + 1}", row))
+    return rows
+
+
+def _embedded(run: Run, most: int):
+    """Up to `most` X-rays of the validation split that can be read, embedded.
+
+    Returns:
+      The split, the X-rays' places in it, the X-rays as small as on the page, and
+      their embeddings (n, d).
+
+    Raises:
+      PacxError: no X-ray encoder, or no X-rays.
+    """
+    data = run.config.data
+    source = sources.open_source(data, data.val_split)
+    if not {"image", "images"} & set(source.entries):
+        raise PacxError("the run's data have no X-rays")
+    model = run_images.encoder(run)
+    places, shown, rows = [], run_images.Xrays([], []), []
+    for i in map(int, np.random.default_rng(0).permutation(len(source))[:most]):
+        try:
+            image, view = run_images.read(source, i)
+        except PacxError:
+            continue
+        places.append(i)
+        shown.images.append(run_images.small(image))
+        shown.views.append(view)
+        rows.append(model.preprocess(image))  # whole X-rays would fill the memory
+    if not rows:
+        raise PacxError("no X-ray of the validation split can be read")
+    named = [v if v not in ("", "unknown") else "frontal" for v in shown.views]
+    return source, places, shown, model(rows, named if model.views else None)
+
+
 def _ranked(run, what, z, keys, here, count, query_of, found_of) -> list[Pictures]:
     """Queries, and for each the FOUND nearest keys of studies that are `here`."""
     rows = []
@@ -136,25 +183,12 @@ def project(run: Run, folder: pathlib.Path, most: int = 1000) -> str:
     """
     import tensorboardX
 
-    data = run.config.data
-    source = sources.open_source(data, data.val_split)
-    chosen = np.random.default_rng(0).permutation(len(source))[:most]
-    read, rows = [], []
-    for i in map(int, chosen):
-        try:
-            image, view = run_images.read(source, i)
-        except PacxError:
-            continue
-        read.append((image, view))
+    source, places, shown, z = _embedded(run, most)
+    rows = []
+    for number, (i, view) in enumerate(zip(places, shown.views, strict=True)):
         labels = source[i].get("labels", np.zeros(0))
-        rows.append([str(len(rows)), view or "unknown", *(f"{x:g}" for x in labels)])
-    if not read:
-        raise PacxError(f"{run.name}: no X-ray of the validation split can be read")
-    found = run_images.Xrays(*map(list, zip(*read, strict=True)))
-    model = run_images.encoder(run)
-    named = [v if v not in ("", "unknown") else "frontal" for v in found.views]
-    z = model(found.images, named if model.views else None)
-    sprites = np.stack([imageio.resize(image, 32) for image in found.images])
+        rows.append([str(number), view or "unknown", *(f"{x:g}" for x in labels)])
+    sprites = np.stack([imageio.resize(image, 32) for image in shown.images])
     header = ["number", "view", *source.label_names]
     with tensorboardX.SummaryWriter(str(folder)) as writer:
         writer.add_embedding(
