@@ -21,8 +21,18 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run "
     "--disable-background-networking --disable-component-update --disable-sync"
 ).split()
-# Of a script that has `answers`: what that returns comes in lines of the log.
+# Of a script that has `answers`: what that returns comes in lines of the log. It may
+# wait `until` something is so, and ask for axe's `problems` where that is on the page.
 REPORT = """
+async function until(done) {
+  const end = Date.now() + 60000;
+  while (!done()) {
+    if (Date.now() > end) throw new Error(document.body.innerText.slice(0, 500));
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+const problems = async () => (await axe.run(document)).violations.map(
+  (v) => [v.id, v.nodes.map((n) => n.html.slice(0, 300) + n.failureSummary)]);
 addEventListener("DOMContentLoaded", () => {
   answers().catch((e) => ({failed: e.message})).then((result) => {
     const bytes = new TextEncoder().encode(JSON.stringify(result));
@@ -119,12 +129,12 @@ def _opened(page: str, folder: pathlib.Path, *flags: str) -> str:
     return done.stdout.decode()
 
 
-def answered(address: str, folder: pathlib.Path) -> dict:
+def answered(address: str, folder: pathlib.Path, *flags: str) -> dict:
     """What `answers` of a page that has REPORT returns, once it is opened.
 
     Skips the test where there is no Chromium.
     """
-    command = [*_chromium(folder), "--enable-logging=stderr", address]
+    command = [*_chromium(folder), *flags, "--enable-logging=stderr", address]
     process = subprocess.Popen(
         command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
     )

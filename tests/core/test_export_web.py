@@ -17,11 +17,13 @@ import re
 import threading
 import zlib
 
+import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 import pytest
 
 from pacx_jax import embed, export
+from pacx_jax.encoders import model_folder
 from pacx_jax.encoders.model_heads import Heads
 from pacx_jax.encoders.xray_encoder import Encoder
 from pacx_jax.errors import PacxError
@@ -39,16 +41,19 @@ async function answers() {
   const found = {};
   const rows = [];
   for (const [name, text] of Object.entries(CASES)) {
+    const start = performance.now();
     const result = await pacx.file(name, pacx.bytes(text));
     rows.push(result);
     show(result);
-    found[name] = {error: result.error};
+    found[name] = {error: result.error, seconds: (performance.now() - start) / 1000};
     if (result.error) continue;
-    found[name].pixels = btoa(String.fromCharCode(...result.pixels));
+    const bytes = Array.from(result.pixels, (b) => String.fromCharCode(b));
+    found[name].pixels = btoa(bytes.join(""));
     for (const key of ["embedding", "rollout", "probabilities"]) {
-      found[name][key] = [...result[key]];
+      found[name][key] = [...(result[key] || [])];
     }
-    found[name].nearest = pacx.nearest(result.embedding, 2).map((n) => n.name);
+    const near = pacx.gallery ? pacx.nearest(result.embedding, 2) : [];
+    found[name].nearest = near.map((n) => n.name);
   }
   const fetched = await fetch("about.js").then(() => "sent", () => "refused");
   const page = {csv: pacx.csv(rows, true), fetched, text: document.body.innerText};
@@ -64,13 +69,7 @@ const chosen = (name) => {
   held.items.add(new File([pacx.bytes(CASES[name])], name));
   return held;
 };
-async function said(words) {
-  const end = Date.now() + 60000;
-  while (!at("state").textContent.startsWith(words)) {
-    if (Date.now() > end) throw new Error(`state: ${at("state").textContent}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
+const said = (words) => until(() => at("state").textContent.startsWith(words));
 async function answers() {
   const fresh = at("files").disabled && at("csv").disabled;
   await said("Ready.");
@@ -89,6 +88,17 @@ async function answers() {
   return {fresh, prevented: drop.defaultPrevented, saved, csv};
 }
 """
+LOOK = """
+async function answers() {
+  await pacx.ready;
+  const found = [await problems()];
+  for (const [name, text] of Object.entries(CASES)) {
+    show(await pacx.file(name, pacx.bytes(text)));
+  }
+  document.querySelector("details").open = true;
+  return {found: [...found, await problems()], text: document.body.innerText};
+}
+"""
 NO_SIMD = """
 WebAssembly.validate = () => false;
 async function answers() {
@@ -99,12 +109,13 @@ async function answers() {
 """
 
 
-def ask(site, script, tmp_path, cases=(), host=""):
+def ask(site, script, tmp_path, cases=(), host="", flags=()):
     """What `answers` of a script that runs before the page's own ones returns.
 
     Args:
       cases: name -> bytes of a file, in base64 in the script's CASES.
       host: the address of a server of the site; "": the page is opened from disk.
+      flags: of Chromium.
     """
     encoded = {k: base64.b64encode(v).decode() for k, v in dict(cases).items()}
     text = f"const CASES = {json.dumps(encoded)};\n{script}\n{browser.REPORT}"
@@ -113,7 +124,7 @@ def ask(site, script, tmp_path, cases=(), host=""):
     page = page.replace("<title>", '<script src="ask.js"></script><title>')
     (site / "ask.html").write_text(page)
     address = f"{host}/ask.html" if host else (site / "ask.html").as_uri()
-    return browser.answered(address, tmp_path)
+    return browser.answered(address, tmp_path, *flags)
 
 
 @contextlib.contextmanager
@@ -244,24 +255,49 @@ def classifier():
     return Classifier(encoder, kernel, bias, LABELS, calibration=about)
 
 
-@pytest.fixture(scope="module")
-def site(classifier, tmp_path_factory):
-    """A page with a classifier and a gallery."""
+def exported(root, with_gallery):
+    """The site of the model folder root/model, checked on four images of `files`."""
     need("web")
     runtime = os.environ.get("PACX_ORT_WEB")
     if not runtime:
         pytest.skip(f"PACX_ORT_WEB is not set: {web.GET}")
-    root = tmp_path_factory.mktemp("web")
-    classifier.save(root / "model")
     (root / "images").mkdir()
     for name in ("smooth.png", "small.png", "colour.png", "=smooth,.jpg"):
         (root / "images" / name).write_bytes(files()[name])
     model, pictures = f"--encoder={root / 'model'}", f"--images={root / 'images'}"
-    rows, out = root / "gallery.npz", root / "site"
-    assert embed.main([model, pictures, f"--out={rows}"]) == 0
-    more = [f"--runtime={runtime}", f"--gallery={rows}", "--format=web"]
-    assert export.main([model, pictures, *more, f"--out={out}"]) == 0
-    return out
+    more = [f"--runtime={runtime}", "--format=web"]
+    if with_gallery:
+        more.append(f"--gallery={root / 'gallery.npz'}")
+        assert embed.main([model, pictures, f"--out={root / 'gallery.npz'}"]) == 0
+    assert export.main([model, pictures, *more, f"--out={root / 'site'}"]) == 0
+    return root / "site"
+
+
+@pytest.fixture(scope="module")
+def site(classifier, tmp_path_factory):
+    """A page with a classifier and a gallery."""
+    root = tmp_path_factory.mktemp("web")
+    classifier.save(root / "model")
+    return exported(root, with_gallery=True)
+
+
+def differences(found, good, encoder, classifier=None):
+    """The largest error of each of the page's numbers; its pixels are Python's."""
+    errors = {}
+    for name, data in good.items():
+        assert "error" not in found[name], (name, found[name])
+        pixels = encoder.preprocess(images.decode(data, name))
+        got = np.frombuffer(base64.b64decode(found[name]["pixels"]), np.uint8)
+        assert np.array_equal(got, pixels.ravel()), name
+        z = encoder([pixels])
+        shares = rollout.attention_rollout(encoder.attentions([pixels]))
+        want = {"embedding": z, "rollout": shares}
+        if classifier:
+            want["probabilities"] = classifier.probabilities(classifier.logits(z))
+        for key, numbers in want.items():
+            error = np.abs(np.float64(found[name][key]) - numbers.ravel()).max()
+            errors[key] = max(errors.get(key, 0), error)
+    return errors
 
 
 def test_the_page_opened_from_disk_gives_python_s_numbers(site, classifier, tmp_path):
@@ -271,18 +307,7 @@ def test_the_page_opened_from_disk_gives_python_s_numbers(site, classifier, tmp_
     # Bad files first: the page goes on with the good ones.
     cases = {name: data for name, (data, _) in wrong.items()} | good
     found, page = ask(site, ASK, tmp_path, cases).values()
-    encoder, errors = classifier.encoder, {}
-    for name, data in good.items():
-        assert "error" not in found[name], (name, found[name])
-        pixels = encoder.preprocess(images.decode(data, name))
-        got = np.frombuffer(base64.b64decode(found[name]["pixels"]), np.uint8)
-        assert np.array_equal(got, pixels.ravel()), name
-        z = encoder([pixels])
-        shares = rollout.attention_rollout(encoder.attentions([pixels]))
-        p = classifier.probabilities(classifier.logits(z))
-        for key, want in (("embedding", z), ("rollout", shares), ("probabilities", p)):
-            error = np.abs(np.float64(found[name][key]) - want.ravel()).max()
-            errors[key] = max(errors.get(key, 0), error)
+    errors = differences(found, good, classifier.encoder, classifier)
     assert max(errors.values()) < 1e-4, errors
     for name, (_, words) in wrong.items():
         assert words in found[name].get("error", ""), (name, found[name])
@@ -294,6 +319,25 @@ def test_the_page_opened_from_disk_gives_python_s_numbers(site, classifier, tmp_
     assert head.startswith("file,error,Edema,Effusion,Rare,nearest,similarity,z0,")
     assert len(rows) == len(cases)
     assert any(row.startswith('"\'=smooth,.jpg",,') for row in rows)
+
+
+@pytest.mark.full
+def test_a_vit_b_of_224_pixels_gives_python_s_numbers_in_the_browser(tmp_path):
+    # Bound 1e-4. Measured: embedding 3.5e-6, rollout 7.3e-9.
+    about = {"patch_size": 16, "width": 768, "depth": 12, "num_heads": 12}
+    about = tiny.VIT | about | {"image_size": 224}
+    empty = dataclasses.replace(tiny.folder("vit"), architecture=about, params={})
+    image = jnp.zeros((1, 224, 224, 3))
+    params = tiny.random_params(empty.module(), image, noise=0.05)
+    model = dataclasses.replace(empty, params=params)
+    model_folder.save(tmp_path / "model", model, card="a test's")
+    names = ("smooth.png", "colour.png", "16.png", "=smooth,.jpg", "interlaced.png")
+    cases = {name: files()[name] for name in names}
+    page = exported(tmp_path, with_gallery=False)
+    found = ask(page, ASK, tmp_path, cases)["found"]
+    errors = differences(found, cases, Encoder(model, batch_size=8, num_devices=1))
+    print(errors, [found[name]["seconds"] for name in names])
+    assert max(errors.values()) < 1e-4, errors
 
 
 def test_the_page_of_a_static_host_takes_drops_and_choices_and_saves_a_table(
@@ -318,6 +362,14 @@ def test_a_browser_without_simd_is_told_on_the_page(site, tmp_path):
     assert "no WebAssembly SIMD" in found["textContent"], found
     assert "use Chrome 91" in found["textContent"] and found["className"] == "error"
     assert found["disabled"]  # nothing can be chosen that would not be computed
+
+
+@pytest.mark.parametrize("flags", [(), (browser.DARK,)], ids=["light", "dark"])
+def test_axe_finds_nothing_wrong_with_the_page(site, tmp_path, flags):
+    cases = {"good.png": files()["smooth.png"], "bad.txt": b"no image"}
+    found = ask(site, f"{browser.axe()}\n{LOOK}", tmp_path, cases, flags=flags)
+    assert "no threshold" in found["text"] and "not a JPEG" in found["text"]
+    assert found["found"] == [[], []]  # without and with results
 
 
 def test_the_page_loads_nothing_from_elsewhere():

@@ -1,4 +1,4 @@
-"""The upload page in Chromium, against a service on a real socket of 127.0.0.1."""
+"""The pages in Chromium, against a service on a real socket of 127.0.0.1."""
 
 import asyncio
 import base64
@@ -6,6 +6,7 @@ import io
 
 import numpy as np
 import PIL.Image
+import pytest
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -17,15 +18,6 @@ from tests.serving.test_server import serve
 
 # A reader sends two files to each route. Axe looks at what stands there then.
 SEND = """
-async function until(done) {
-  const end = Date.now() + 60000;
-  while (!done()) {
-    if (Date.now() > end) throw new Error(`state: ${at("state").textContent}`);
-    await new Promise((resolve) => setTimeout(resolve, 20));
-  }
-}
-const problems = async () => (await axe.run(document)).violations.map(
-  (v) => [v.id, v.nodes.map((n) => n.html.slice(0, 300) + n.failureSummary)]);
 async function answers() {
   await until(() => at("work").options.length);
   const works = [...at("work").options].map((option) => option.value);
@@ -48,31 +40,36 @@ async function answers() {
   return found;
 }
 """
+READ = """
+async function answers() {
+  const routes = document.getElementById("routes");
+  await until(() => routes.children.length);
+  const loaded = performance.getEntriesByType("resource").map(({name}) => name);
+  return {routes: routes.innerText, loaded, problems: await problems()};
+}
+"""
 
 
-def test_the_page_sends_files_shows_what_came_and_is_accessible(tmp_path, monkeypatch):
-    encoder = Encoder(tiny.folder("vit"), batch_size=1, num_devices=1)
-    classifier = classifier_of(encoder)
-    text = base64.b64encode(image()).decode()
-    script = f"const IMAGE = '{text}';\n{SEND}\n{browser.REPORT}"
-    made = app.Service.application
+def opened(served, path, script, folder, monkeypatch, *flags):
+    """What `answers` of a script gives on a page of the service, which has axe too."""
+    made, name = app.Service.application, app.PAGES[path].replace(".html", ".js")
 
     def application(service):
         """The service's own, and the page with a script more, under its headers."""
         found = made(service)
-        (page,) = (r for r in found.routes if r.path == "/")
+        (page,) = (r for r in found.routes if r.path == path)
 
         async def asking(request):
             body = (await page.endpoint(request)).body.decode()
             more = "".join(f'<script src="{x}" defer></script>' for x in scripts)
-            own = '<script src="upload.js" defer></script>'
+            own = f'<script src="{name}" defer></script>'
             assert own in body
             return Response(body.replace(own, own + more), media_type="text/html")
 
         def of(code):
             return lambda request: Response(code, media_type="text/javascript")
 
-        scripts = {"axe.js": browser.axe(), "ask.js": script}
+        scripts = {"axe.js": browser.axe(), "ask.js": f"{script}\n{browser.REPORT}"}
         found.routes.append(Route("/asking", asking))
         found.routes.extend(Route(f"/{x}", of(code)) for x, code in scripts.items())
         return found
@@ -81,9 +78,19 @@ def test_the_page_sends_files_shows_what_came_and_is_accessible(tmp_path, monkey
 
     async def talk(port, service):
         address = f"http://127.0.0.1:{port}/asking"
-        return await asyncio.to_thread(browser.answered, address, tmp_path)
+        found = await asyncio.to_thread(browser.answered, address, folder, *flags)
+        return found | {"host": f"http://127.0.0.1:{port}/"}
 
-    found = serve(model.Served(encoder, classifier), talk)
+    return serve(served, talk)
+
+
+def test_the_page_sends_files_shows_what_came_and_is_accessible(tmp_path, monkeypatch):
+    encoder = Encoder(tiny.folder("vit"), batch_size=1, num_devices=1)
+    classifier = classifier_of(encoder)
+    text = base64.b64encode(image()).decode()
+    script = f"const IMAGE = '{text}';\n{SEND}"
+    served = model.Served(encoder, classifier)
+    found = opened(served, "/", script, tmp_path, monkeypatch)
     assert found["works"] == ["embed", "rollout", "predict"]
     for work in found["works"]:
         (name, told, shown, drawn), bad = found[work]
@@ -95,3 +102,18 @@ def test_the_page_sends_files_shows_what_came_and_is_accessible(tmp_path, monkey
     for row, label, value in zip(rows, classifier.labels, p, strict=True):
         assert row.split("\t")[:2] == [label, f"{value:.3f}"]
     assert found["axe"] == dict.fromkeys(("empty", *found["works"]), [])
+
+
+@pytest.mark.parametrize("flags", [(), (browser.DARK,)], ids=["light", "dark"])
+def test_the_page_of_the_routes_is_accessible_and_loads_its_own_files_alone(
+    tmp_path, monkeypatch, flags
+):
+    encoder = Encoder(tiny.mvmae_folder(), batch_size=1, num_devices=1)
+    served = model.Served(encoder)
+    served.compile = lambda: None
+    found = opened(served, "/docs", READ, tmp_path, monkeypatch, *flags)
+    for told in ("POST /embed", "Query view: ", "GET /metrics", "429"):
+        assert told in found["routes"]
+    assert {"docs.js", "openapi.json"} <= {x.split("/")[-1] for x in found["loaded"]}
+    assert all(x.startswith(found["host"]) for x in found["loaded"]), found["loaded"]
+    assert found["problems"] == []
