@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import sys
 import threading
 import time
 
@@ -156,6 +157,16 @@ def test_dicom_is_read_and_refused_above_the_limit_of_pixels(served):
     )
     assert fine.status_code == 200
     assert large.status_code == 413 and "600 pixels" in large.json()["error"]
+
+
+def test_dicom_without_its_extra_is_501_and_says_what_to_install(served, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pydicom.pixels", None)
+    _, data = load_test.bad()["DICOM without pixels"]
+    asked = [("POST", "/embed", {"content": x}) for x in (data, image())]
+    refused, fine = ask(served, *asked)
+    assert (refused.status_code, fine.status_code) == (501, 200)
+    (line,) = refused.json()["error"].splitlines()
+    assert "needs the extra dicom" in line and "pip install" in line
 
 
 def test_refusals_by_headers_and_number_of_files(served):

@@ -186,6 +186,38 @@ def test_the_command_serves_until_sigterm(folder, caplog, tmp_path):
     assert "POST /embed 200" in caplog.text and "ended" in caplog.text
 
 
+def test_a_batch_that_hangs_does_not_keep_it_from_ending(folder, monkeypatch, caplog):
+    go, ended, answers = threading.Event(), [], []
+
+    def hang(self, rows):
+        go.wait(60)
+        raise RuntimeError("too late")
+
+    def talk():
+        try:
+            for _ in range(600):
+                if said := re.search(r"127.0.0.1:(\d+) is ready", caplog.text):
+                    break
+                time.sleep(0.1)
+            client = load_test.Client(int(said[1]))
+            answers.append(client.post("/embed", image())[0])
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(model.Served, "compile", lambda self: None)
+    monkeypatch.setattr(model.Served, "embed", hang)
+    monkeypatch.setattr(
+        server.processes, "end_at_once", lambda *told: ended.append((go.is_set(), told))
+    )
+    thread = threading.Thread(target=talk)
+    thread.start()
+    code = server.main([f"--model={folder}", "--port=0", "--timeout=1"])
+    go.set()
+    thread.join()
+    assert (code, answers) == (0, [504])
+    assert ended == [(False, ("ended beside a batch that was not ready", 0))]
+
+
 def refused(capsys, *flags):
     assert server.main(list(flags)) == 2
     (line,) = capsys.readouterr().err.splitlines()
