@@ -1,10 +1,14 @@
 """The site: links that lead somewhere, pages that are listed, what is generated."""
 
 import importlib.util
+import os
 import pathlib
 import re
+import shutil
 
 import pytest
+
+from tests import browser
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -17,6 +21,20 @@ def program(name):
     return module
 
 
+# A reader types a word into the search, and takes what it finds.
+SEARCH = """
+async function answers() {
+  const query = document.querySelector("[data-md-component=search-query]");
+  const links = () => [...document.querySelectorAll(".md-search-result__link")];
+  await until(() => !query.disabled);
+  query.focus();
+  query.value = "onnxruntime-web";
+  query.dispatchEvent(new Event("keyup", {bubbles: true}));
+  await until(() => links().length);
+  const loaded = performance.getEntriesByType("resource").map(({name}) => name);
+  return {found: links().map(({href}) => href), loaded};
+}
+"""
 hooks = program("hooks")
 PAGES = hooks.pages()
 NAVIGATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:\n")[2]
@@ -76,3 +94,16 @@ def test_versions_elsewhere_are_those_of_the_package_and_the_lock():
     ruff = version("requirements.lock", r"^ruff==([0-9.]+)")
     assert version(".pre-commit-config.yaml", r"rev: v([0-9.]+)") == ruff
     assert version("docs/requirements.lock", r"^ruff==([0-9.]+)") == ruff
+
+
+def test_the_search_of_the_site_works_from_disk(tmp_path):
+    if not (built := os.environ.get("PACX_SITE")):
+        pytest.skip("PACX_SITE names no built site (.ci/run builds it)")
+    site = shutil.copytree(built, tmp_path / "site")
+    page = (site / "index.html").read_text(encoding="utf-8")
+    script = f"<script>{SEARCH}{browser.REPORT}</script></body>"
+    (site / "asked.html").write_text(page.replace("</body>", script), encoding="utf-8")
+    found = browser.answered((site / "asked.html").as_uri(), tmp_path)
+    pages = [re.split("[#?]", href)[0] for href in found["found"]]
+    assert (site / "web.html").as_uri() in pages
+    assert found["loaded"] == []  # by any address that is none of a file
