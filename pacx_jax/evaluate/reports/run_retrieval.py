@@ -190,7 +190,9 @@ def project(run: Run, folder: pathlib.Path, most: int = 1000) -> str:
         rows.append([str(number), view or "unknown", *(f"{x:g}" for x in labels)])
     sprites = np.stack([imageio.resize(image, 32) for image in shown.images])
     header = ["number", "view", *source.label_names]
-    with tensorboardX.SummaryWriter(str(folder)) as writer:
+    # It does not fill the last rows of the sprites' square: some of that may be NaN.
+    quiet = np.errstate(invalid="ignore")
+    with quiet, tensorboardX.SummaryWriter(str(folder)) as writer:
         writer.add_embedding(
             z,
             metadata=rows,
