@@ -27,6 +27,8 @@ def test_notebooks_run(tmp_path, monkeypatch, capsys):
             exec(compile(source, f"{name} cell {i}", "exec"), names_of_the_book)
             said = bool(capsys.readouterr().out)
             assert said or "print(" not in source
+    overlap = json.loads(pathlib.Path("runs/finetune/overlap.json").read_text())
+    assert overlap["status"] == "none" and overlap["splits"]["test"]["patients"] > 1
 
 
 @pytest.mark.parametrize("name", NAMES)
