@@ -76,26 +76,28 @@ def _by_view(run: Run, count: int) -> list[Pictures]:
     source = sources.open_source(data, data.val_split)
     if "images" not in source.entries:
         raise PacxError("the run's data have no studies of several views")
+    model = run_images.encoder(run)
     frontals, laterals = run_images.Xrays([], []), run_images.Xrays([], [])
+    rows = [], []  # as the encoder takes them; whole X-rays would fill the memory
     for i in map(int, np.random.default_rng(0).permutation(len(source))[:AMONG]):
-        example = source[i]
-        kinds = [views.coarse(name) for name in example["views"]]
-        if not {"frontal", "lateral"} <= set(kinds):
-            continue
-        pair = kinds.index("frontal"), kinds.index("lateral")
         try:
+            example = source[i]
+            kinds = [views.coarse(name) for name in example["views"]]
+            if not {"frontal", "lateral"} <= set(kinds):
+                continue
+            pair = kinds.index("frontal"), kinds.index("lateral")
             read = [imageio.decode(example["images"][k], source.name(i)) for k in pair]
         except PacxError:
             continue
-        for found, image, k in zip((frontals, laterals), read, pair, strict=True):
-            found.images.append(image)
-            found.views.append(example["views"][k])
+        for k, found in enumerate((frontals, laterals)):
+            found.images.append(run_images.small(read[k]))
+            found.views.append(example["views"][pair[k]])
+            rows[k].append(model.preprocess(read[k]))
     if len(frontals.images) < 2:
         raise PacxError("fewer than two validation studies have frontal and lateral")
-    model = run_images.encoder(run)
     z, keys = (
-        normalize_rows(model(each.images, each.views if model.views else None))
-        for each in (frontals, laterals)
+        normalize_rows(model(rows[k], each.views if model.views else None))
+        for k, each in enumerate((frontals, laterals))
     )
     here = np.ones(len(z), bool)
     read = frontals.images.__getitem__, laterals.images.__getitem__
