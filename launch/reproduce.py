@@ -28,7 +28,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # as a script, this file's folder is there instead
     sys.path.insert(0, str(ROOT))
 
-from launch import spreads, study, sweep  # noqa: E402
+from launch import spreads, studies, study, sweep  # noqa: E402
 from launch.paper import rows  # noqa: E402
 from launch.sweep_runs import collect  # noqa: E402
 from pacx_jax import cli, files  # noqa: E402
@@ -76,7 +76,7 @@ def train(flags, common, given, seeds) -> tuple[int, dict[str, list[str]], list[
         if not left or flags.measure:
             continue
         print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
-        code = sweep.start(left, state / "sweep", flags, runs)
+        code = sweep.start(left, state / "sweep", flags, runs, flags.out)
         if flags.on != "local" and not flags.dry_run:
             print("give the same command again when these have ended")
             raise SystemExit(code)
@@ -107,6 +107,9 @@ def write(flags, given, trained: dict[str, list[str]], notes) -> str:
     folders = {a: folders[a] for a in ARMS}
     opened = {a: [load_encoder(x) for x in each] for a, each in folders.items() if each}
     folders = {a: folders[a] for a in opened}
+    prints = {a: [features.fingerprint(e) for e in each] for a, each in opened.items()}
+    for a, each in prints.items():
+        studies.check_trainings(dict(zip(folders[a], each, strict=True)))
     if not opened:
         print(*notes, sep="\n")
         raise PacxError(
@@ -165,7 +168,6 @@ def write(flags, given, trained: dict[str, list[str]], notes) -> str:
     if len(separate) > 1:
         apart = beyond.told_apart(setting, list(separate.values()))
     drawn = _figures(flags, figures, setting, labelled, found, published, notes)
-    prints = {a: [features.fingerprint(e) for e in each] for a, each in opened.items()}
     everything = {
         "published": published,
         "encoders": {

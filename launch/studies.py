@@ -74,7 +74,12 @@ class Arm:
             raise PacxError(
                 f"given={self.given!r}: {e}; an arm or {{seed}} in braces, or a folder"
             ) from None
-        return {name for _, name, _, _ in parts if name}
+        names = {name for _, name, _, _ in parts if name is not None}
+        if "" in names:
+            raise PacxError(
+                f"given={self.given!r}: name an arm, or seed, in the braces"
+            )
+        return names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,6 +131,10 @@ class Study:
     name: str = ""
 
     def __post_init__(self):
+        if "seed" in self.arms:
+            raise PacxError(
+                "an arm is called 'seed', which {seed} stands for: rename it"
+            )
         known = {*self.arms, *self.floors}
         for arm, about in self.arms.items():
             for start in sorted(about.after()):
@@ -173,6 +182,22 @@ class Study:
             runs = {a: self.folder(target, a, seed) for a in about.after()}
             return about.given.format(**runs, seed=seed)
         return f"{target}/{arm}" if about.once else f"{target}/{arm}-seed_{seed}"
+
+
+def check_trainings(prints: Mapping[str, str]) -> None:
+    """PacxError where one training stands for two, which would hide the spread.
+
+    Args:
+      prints: name of each training of an arm -> the encoder's fingerprint.
+    """
+    first: dict[str, str] = {}
+    for name, fingerprint in prints.items():
+        same = first.setdefault(fingerprint, name)
+        if same != name:
+            raise PacxError(
+                f"{name} is the same encoder as {same}: one training a seed is taken; "
+                "train it with a seed of its own, or ask for fewer --seeds"
+            )
 
 
 def read(path: str, data: str) -> Study:

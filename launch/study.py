@@ -87,8 +87,14 @@ def chosen(study: studies.Study, arms: str) -> studies.Study:
     )
 
 
-def check_needs(study: studies.Study, dry_run: bool) -> None:
-    """PacxError where a file is missing that an arm is trained with."""
+def check_needs(study: studies.Study, dry_run: bool, seeds) -> None:
+    """PacxError where a file or folder is missing that an arm takes."""
+    for name, arm in study.arms.items():
+        for seed in seeds if arm.given and not arm.after() else ():
+            folder = study.folder("", name, seed)
+            there = "://" in folder or pathlib.Path(folder).exists()
+            if not dry_run and not there:
+                raise PacxError(f"{folder}, the arm {name!r}: no such folder")
     needed = {k: v for arm in study.arms.values() for k, v in arm.needs.items()}
     for file, command in needed.items():
         if not dry_run and not pathlib.Path(file).is_file():
@@ -121,11 +127,11 @@ def main(argv: list[str] | None = None) -> int:
     levels = plan(study, flags.target.rstrip("/"), seeds, common)
     everything = [run for runs in levels for run in runs]
     if not flags.compare:
-        check_needs(study, flags.dry_run)
+        check_needs(study, flags.dry_run, seeds)
         for runs in levels:
             left = [run for run in runs if run.todo()]
             print(f"{len(runs)} runs, {len(runs) - len(left)} of them finished")
-            code = sweep.start(left, target / "sweep", flags, runs)
+            code = sweep.start(left, target / "sweep", flags, runs, flags.target)
             if code:
                 collect(everything, target, [])
                 return code

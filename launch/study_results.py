@@ -10,12 +10,12 @@ import csv
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import ml_collections
 import numpy as np
 
-from launch import spreads
+from launch import spreads, studies
 from launch.studies import Study
 from pacx_jax import files, load_encoder
 from pacx_jax.errors import PacxError
@@ -97,7 +97,9 @@ def write(study: Study, target: pathlib.Path, seeds: Sequence[int], split: str) 
         seed = "" if study.single(name) else f", seed {whole[k]}"
         prints[f"{name}{seed}"] = features.fingerprint(encoder)
         found[name, k] = _embed(target, encoder, sources, sets, split)
-    _check_trainings(prints)
+    for name in probed:
+        mine = {k: x for k, x in prints.items() if k.partition(", seed ")[0] == name}
+        studies.check_trainings(mine)
     for k, seed in enumerate(whole):
         if "random" in study.floors:
             like = folders.get((study.treatment, k), folders[study.treatment, 0])
@@ -211,22 +213,10 @@ def _open(study: Study, name: str, folder: str):
 def _there(study: Study, target: str, arm: str, seed: int) -> bool:
     """Whether an arm's run of a seed is finished, or those that a given one is of."""
     about = study.arms[arm]
-    if about.given and not about.seeded:
+    if about.given:
         return all(_there(study, target, each, seed) for each in about.after())
     folder = pathlib.Path(study.folder(target, arm, seed))
-    return folder.is_dir() if about.given else (folder / fingerprints.DONE).exists()
-
-
-def _check_trainings(prints: Mapping[str, str]) -> None:
-    """PacxError where one training stands for two: it would hide the spread."""
-    first: dict[tuple[str, str], str] = {}
-    for name, fingerprint in prints.items():
-        same = first.setdefault((name.partition(", seed ")[0], fingerprint), name)
-        if same != name:
-            raise PacxError(
-                f"{name} is the same encoder as {same}: a study takes one training a "
-                "seed; train it with a seed of its own, or ask for fewer --seeds"
-            )
+    return (folder / fingerprints.DONE).exists()
 
 
 def _left_out(study: Study, test, wanted, columns) -> list[str]:

@@ -164,10 +164,10 @@ def _slurm(command: list[str], missing_is_none: bool = False) -> str:
     return done.stdout.strip()
 
 
-def create_jobsets(runs: list[Run], state: pathlib.Path, flags) -> int:
+def create_jobsets(runs: list[Run], flags, target: str) -> int:
     """One JobSet a run; Kueue, where the cluster has it, queues them."""
     documents = []
-    sweep = re.sub(r"[^a-z0-9]+", "-", state.parent.name.lower())
+    sweep = re.sub(r"[^a-z0-9]+", "-", pathlib.Path(target).name.lower())
     for run in runs:
         arguments = list(run.todo())
         what = "evaluate" if any(a.startswith("--evaluate=") for a in arguments) else ""
@@ -228,7 +228,7 @@ def main(argv: list[str] | None = None) -> int:
     open_runs = [run for run in runs if run.todo()]
     if not flags.collect:
         print(f"{len(runs)} runs, {len(runs) - len(open_runs)} of them finished")
-        code = start(open_runs, target / "sweep", flags, runs)
+        code = start(open_runs, target / "sweep", flags, runs, flags.target)
         if flags.dry_run:
             return 0
     rows = collect(runs, target, columns)
@@ -241,7 +241,16 @@ def main(argv: list[str] | None = None) -> int:
     return code
 
 
-def start(open_runs, state: pathlib.Path, flags, runs) -> int:
+def start(open_runs, state: pathlib.Path, flags, runs, target: str) -> int:
+    """Runs, or submits, what is left of runs.
+
+    Args:
+      state: folder of what is known of each run.
+      target: the folder that the user named, after which jobs are called.
+
+    Returns:
+      An exit code.
+    """
     if flags.dry_run and flags.on == "local":
         for run in open_runs:
             print(shlex.join([*PROGRAM, *run.todo()]))
@@ -253,7 +262,7 @@ def start(open_runs, state: pathlib.Path, flags, runs) -> int:
     if flags.on == "slurm":
         return submit_array(open_runs, state, flags)
     if flags.on == "jobset":
-        return create_jobsets(open_runs, state, flags)
+        return create_jobsets(open_runs, flags, target)
     return Local(state, flags).run(open_runs)
 
 

@@ -31,7 +31,7 @@ def _shown(text: str) -> str:
 
 
 # What setup.py has in no extra, as it would replace packages of the lock.
-_AFTER = {"onnx": " and pip install --no-deps 'jax2onnx>=0.17'"}
+_AFTER = dict.fromkeys(("onnx", "web"), " and pip install --no-deps 'jax2onnx>=0.17'")
 
 
 # What a model card says, whose reader may not have this project.

@@ -9,6 +9,7 @@ import numpy as np
 from launch.paper import measure
 from launch.paper.measure import Setting, open_split, shown
 from launch.paper.rows import ENCODERS, Row
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import (
     alignment,
     attention_shares,
@@ -54,6 +55,9 @@ def _aligned(setting, splits, targets, arms) -> dict:
     found: dict = {"n": len(who)}
     for m, y in targets.items():
         there = {s: np.isfinite(each).all(1) for s, each in y.items()}
+        for s, each in there.items():
+            if not each.any():
+                raise PacxError(f"no {s} example has {m}")
         found[m] = {}
         for arm in arms:
             values: dict = {}

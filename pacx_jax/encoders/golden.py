@@ -69,7 +69,7 @@ def check(path: str | os.PathLike) -> str:
     try:
         found = safetensors.numpy.load_file(file)
         drawn, expected = found["images"], found["embedding"]
-        fits = drawn.ndim == 3 and drawn.shape[0] == expected.shape[0]
+        fits = drawn.ndim == 3 and 0 < len(drawn) == len(expected)
         if not fits or drawn.dtype != np.uint8 or expected.ndim != 2:
             raise ValueError(f"shapes {drawn.shape} and {expected.shape}")
     except Exception as e:  # a header may claim what NumPy then refuses in its way

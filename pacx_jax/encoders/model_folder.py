@@ -267,8 +267,9 @@ def with_image_size(config, workdir: str | os.PathLike = ""):
         return config
     try:
         record = pathlib.Path(workdir) / "config.json"
-        if workdir and record.is_file():
-            size = int(files.read_json(record)["data"]["image_size"])
+        known = files.read_json(record) if workdir and record.is_file() else {}
+        if known.get("model_init") == config.model_init:
+            size = int(known["data"]["image_size"])
         else:
             about = files.read_json(resolve(config.model_init) / "config.json")
             size = int(about["architecture"]["image_size"])

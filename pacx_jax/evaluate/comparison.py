@@ -105,7 +105,8 @@ def compare_arms(
         if lost := int(np.isnan(np.where(np.isnan(truth), 0, arm_scores)).sum()):
             raise PacxError(
                 f"arm {arm!r}, {fraction:g}: {lost} scores of known labels are NaN; a "
-                "mean without them would be of other images than the other arms'"
+                "mean without them would be of other images than the other arms': look "
+                "at what the encoder embeds, or leave the arm out"
             )
         point, resampled = statistics.resampled_auroc(arm_scores, truth, weights)
         draws = statistics.seed_draws(point.shape[1], n_resamples, seed)

@@ -169,8 +169,10 @@ def embedded(
 
 def of_source(encoder: Encoder, source, folder: str | os.PathLike) -> np.ndarray:
     """`embedded` of a split that is read image by image, in its order."""
-    rows = np.arange(len(source))
-    named = subgroups.view_groups(source, rows) or [subgroups.UNKNOWN] * len(rows)
+    named = None
+    if encoder.views:  # of some sets each record has to be read for them
+        rows = np.arange(len(source))
+        named = subgroups.view_groups(source, rows) or [subgroups.UNKNOWN] * len(rows)
     decoded = (
         images.decode(source[i]["image"], source.name(i)) for i in range(len(source))
     )
@@ -195,9 +197,11 @@ def of_teacher(config, modality: str, source, cache_dir) -> np.ndarray:
     )
 
 
-def _once(encoder: Encoder, source, folder, decoded, named: list[str]) -> np.ndarray:
-    key = f"{fingerprint(encoder)}_{source.fingerprint[:16]}.npy"
-    path = pathlib.Path(folder) / key
+def _once(encoder: Encoder, source, folder, decoded, named) -> np.ndarray:
+    key = f"{fingerprint(encoder)}_{source.fingerprint[:16]}"
+    if encoder.views:  # an embedding is of an X-ray and its view
+        key += f"_{subsets.digest(*named)[:8]}"
+    path = pathlib.Path(folder) / f"{key}.npy"
     if path.is_file():
         return embedding_cache.read(path, (len(source), encoder.width))
     z = encoder(decoded, *((named,) if encoder.views else ()))

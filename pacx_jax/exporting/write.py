@@ -83,7 +83,7 @@ FORMATS = {
         lacks=pytorch.hf_lacks,
     ),
     "web": Format(
-        ("jax2onnx", "onnx", "onnxruntime"), "onnx", web.write, web.reopen, web.use
+        ("jax2onnx", "onnx", "onnxruntime"), "web", web.write, web.reopen, web.use
     ),
 }
 

@@ -324,7 +324,9 @@ def test_missing_package_is_told_in_one_line_with_its_extra(
     assert f"pip install -e '.[{form.extra}]'" in text and "\n" not in text
     setup = (pathlib.Path(export.__file__).parents[1] / "setup.py").read_text()
     assert f'"{form.extra}": [' in setup
-    assert ("pip install --no-deps 'jax2onnx" in text) == (form.extra == "onnx")
+    assert ("pip install --no-deps 'jax2onnx" in text) == (
+        form.extra in ("onnx", "web")
+    )
     assert '"jax2onnx' not in setup  # pip would take an older Orbax for it
     assert not list(tmp_path.iterdir())
 

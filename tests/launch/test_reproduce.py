@@ -186,7 +186,9 @@ def test_sets_are_told_apart_where_their_films_differ(there, tmp_path):
     assert lines[-1].startswith("| Pixels 24x24 | 1.000 (1.00 to 1.00) | 0.500 | 1.000")
 
 
-def test_several_trainings_of_a_given_encoder_are_named_by_seed(there, tmp_path):
+def test_several_trainings_of_a_given_encoder_are_named_by_seed(
+    there, tmp_path, capsys
+):
     for k, arm in enumerate(("mae", "pacx"), 1):
         (tmp_path / f"other-seed_{k}").symlink_to(there / arm)
     flags = [f"--data={there}/data", f"--out={tmp_path}/out", "--cohort", "--tiny"]
@@ -196,13 +198,17 @@ def test_several_trainings_of_a_given_encoder_are_named_by_seed(there, tmp_path)
     assert [e["folder"][-1] for e in numbers["encoders"]["mae"]] == ["1", "2"]
     cell = numbers["rows"]["MedMod"]["cells"]["mae"]["1.0"]["auroc"]
     assert cell["trainings"] == 2 and cell["spread"] > 0
+    (tmp_path / "other-seed_2").unlink()
+    (tmp_path / "other-seed_2").symlink_to(there / "mae")
+    assert reproduce.main(flags) == 2
+    assert "other-seed_2 is the same encoder as" in capsys.readouterr().err
 
 
 def test_on_gke_its_trainings_are_jobsets(tmp_path, capsys):
     (tmp_path / "chexpert").mkdir()
     flags = [f"--data={tmp_path}", "--out=/pacx/runs/paper", "--on=jobset", "--dry-run"]
     assert reproduce.main([*flags, "--accelerator=gpu", "--image=i"]) == 0
-    assert "\n  name: runs-mae-seed-1\n" in capsys.readouterr().out
+    assert "\n  name: paper-mae-seed-1\n" in capsys.readouterr().out
 
 
 def test_the_command_fills_what_it_can_and_names_the_rest(there, tmp_path, capsys):

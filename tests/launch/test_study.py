@@ -180,7 +180,8 @@ def test_tables_of_a_study_are_the_same_bytes_again(probed):
     assert within == {25}
     assert len(numbers["encoders"]) == len(set(numbers["encoders"].values())) == 4
     before = {
-        f: (target / f).read_bytes() for f in ("comparison.json", "comparison.txt")
+        f: (target / f).read_bytes()
+        for f in ("comparison.json", "comparison.txt", "values.csv")
     }
     kept = sorted(p.stat().st_mtime_ns for p in (target / "features").iterdir())
     study_results.write(_study(probed), target, range(1, 3), "test")

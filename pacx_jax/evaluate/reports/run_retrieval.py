@@ -107,8 +107,11 @@ def _by_view(run: Run, count: int) -> list[Pictures]:
 def _by_image(run: Run, count: int) -> list[Pictures]:
     source, places, shown, z = _embedded(run, AMONG)
     z, known = normalize_rows(z), source.patients()
-    who, _ = patients.units(known[i] if known else "" for i in places)
-    whose = "of other patients" if known else "others, patients unknown"
+    who, unnamed = patients.units(known[i] if known else "" for i in places)
+    whose = "of other patients"
+    if unnamed:
+        some = f"{unnamed} of {len(who)} " * (unnamed < len(who))
+        whose = f"others, {some}patients unknown"
     rows = []
     for i in range(min(count, len(z))):  # drawn at random already
         others = np.flatnonzero([each != who[i] for each in who])
@@ -185,7 +188,10 @@ def project(run: Run, folder: pathlib.Path, most: int = 1000) -> str:
     """
     import tensorboardX
 
-    source, places, shown, z = _embedded(run, most)
+    try:
+        source, places, shown, z = _embedded(run, most)
+    except PacxError as e:
+        raise PacxError(f"{run.path}: {e}") from None
     rows = []
     for number, (i, view) in enumerate(zip(places, shown.views, strict=True)):
         labels = source[i].get("labels", np.zeros(0))
