@@ -106,6 +106,7 @@ setuptools.setup(
         ],
         "report": REPORT,  # pacx_jax.evaluate.reports
         "reports": REPORTS,  # pacx_jax.evaluate.report_metrics
+        "umap": ["umap-learn>=0.5.9"],  # pacx_jax.evaluate.reports.projection
         "types": ["jaxtyping>=0.3"],  # for type checkers: shapes in annotations
         "wandb": ["wandb>=0.20"],  # config.wandb
         "serve": SERVE,  # pacx_jax.serving

@@ -1,11 +1,13 @@
 """Embeddings in the plane."""
 
 import csv
+import sys
 
 import numpy as np
 import pytest
 import scipy.spatial
 
+from pacx_jax.errors import PacxError
 from pacx_jax.evaluate.reports import projection
 
 
@@ -25,12 +27,15 @@ def test_principal_components_keep_the_distances_of_a_plane():
     np.testing.assert_allclose(again[::-1], points, atol=1e-8)
 
 
-def test_tsne_keeps_neighbours_and_repeats():
+@pytest.mark.parametrize("method", ["tsne", "umap"])
+def test_neighbours_are_kept_and_a_seed_repeats(method):
+    if method == "umap":
+        pytest.importorskip("umap")
     z = np.repeat(np.eye(3), 8, 0) + 0.01 * np.random.default_rng(0).normal(
         size=(24, 3)
     )
-    points, _ = projection.project(z, "tsne")
-    np.testing.assert_array_equal(points, projection.project(z, "tsne")[0])
+    points, _ = projection.project(z, method)
+    np.testing.assert_array_equal(points, projection.project(z, method)[0])
     far = scipy.spatial.distance.cdist(points, points) + 1e9 * np.eye(24)
     assert (far.argmin(1) // 8 == np.arange(24) // 8).all()
 
@@ -49,6 +54,12 @@ def test_the_command_writes_a_table_and_a_chart(tmp_path, capsys):
     assert [r["group"] for r in rows[:2]] == ["0", "1"] and len(rows) == 60
     assert "1 (30)" in (tmp_path / "points.svg").read_text()
     assert "60 points in" in capsys.readouterr().out
+
+
+def test_umap_without_its_package_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "umap", None)
+    with pytest.raises(PacxError, match=r"umap-learn, .*pip install -e '.\[umap\]'"):
+        projection.project(embeddings()[0], "umap")
 
 
 @pytest.mark.parametrize(

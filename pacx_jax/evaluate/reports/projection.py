@@ -2,11 +2,11 @@
 
   python -m pacx_jax.embed --encoder=DIR --images=DIR --out=embeddings.npz
   python -m pacx_jax.evaluate.reports.projection --embeddings=embeddings.npz \\
-      --out=points [--labels=labels.csv --column=sick] [--method=tsne]
+      --out=points [--labels=labels.csv --column=sick] [--method=umap]
 
-writes OUT.csv (path, group, x, y) and OUT.svg. The paper draws UMAP, which is no
-dependency here. Distances of t-SNE say little beyond who is near whom; PCA's axes have
-a share of the variance, which the chart names.
+writes OUT.csv (path, group, x, y) and OUT.svg. The paper draws UMAP, which takes the
+extra `umap`. Distances of UMAP and t-SNE say little beyond who is near whom; PCA's axes
+have a share of the variance, which the chart names.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 
-from pacx_jax import cli, files
+from pacx_jax import cli, errors, files
 from pacx_jax.errors import PacxError
 from pacx_jax.evaluate import subgroups
 from pacx_jax.evaluate.reports import figures
 
-METHODS = ("pca", "tsne")
+METHODS = ("pca", "tsne", "umap")
 
 
 def project(z: np.ndarray, method: str, seed: int = 0) -> tuple[np.ndarray, list[str]]:
@@ -32,13 +32,16 @@ def project(z: np.ndarray, method: str, seed: int = 0) -> tuple[np.ndarray, list
 
     Args:
       z: (n, d), n > 2.
-      method: "pca"; or "tsne", of the first 50 principal components, started from the
-        first two.
-      seed: of t-SNE.
+      method: "pca"; or "tsne" or "umap", of the first 50 principal components, started
+        from the first two.
+      seed: of t-SNE and UMAP.
 
     Returns:
       ((n, 2), two names). The sign of a principal component is the one by which its
       largest loading is positive.
+
+    Raises:
+      PacxError: "umap" without umap-learn.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -53,6 +56,18 @@ def project(z: np.ndarray, method: str, seed: int = 0) -> tuple[np.ndarray, list
         shares = pca.explained_variance_ratio_[:2]
         names = [f"component {i}, {s:.1%} of variance" for i, s in enumerate(shares, 1)]
         return points[:, :2], names
+    if method == "umap":
+        try:
+            import umap
+        except ImportError:
+            raise PacxError(
+                "--method=umap takes umap-learn, which is not installed: "
+                f"{errors.install('umap')}"
+            ) from None
+        start = points[:, :2] / np.abs(points[:, :2]).max() * 10  # as its own starts
+        about = {"n_neighbors": min(15, len(z) - 1), "init": np.float32(start)}
+        fitted = umap.UMAP(random_state=seed, n_jobs=1, **about)
+        return fitted.fit_transform(points), ["UMAP 1", "UMAP 2"]
     perplexity = min(30.0, (len(z) - 1) / 3)
     tsne = TSNE(perplexity=perplexity, init="pca", random_state=seed)
     return tsne.fit_transform(points), ["t-SNE 1", "t-SNE 2"]
@@ -103,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--labels", default="", help="CSV with a column of paths")
     add("--column", default="", help="of it, which colours the points")
     add("--method", default="pca", choices=METHODS)
-    add("--seed", type=int, default=0, help="of t-SNE")
+    add("--seed", type=int, default=0, help="of t-SNE and UMAP")
     args = parser.parse_args(argv)
     if bool(args.labels) != bool(args.column):
         raise PacxError("--labels and --column go together: give both, or neither")
