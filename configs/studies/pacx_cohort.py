@@ -5,8 +5,8 @@
       --data=runs/demo/data/prepared --target=runs/pacx_study --jobs=2
 
 Each control answers "could something else explain the gain?"; docs/evidence.md says
-which. All of them with five seeds take a day on two cores: --arms=pacx,shuffled trains
-these and what they start from.
+which, and what came out. An arm takes about two minutes a seed on two cores, an MAE
+five: --arms=pacx,shuffled trains these and what they start from.
 """
 
 import dataclasses
