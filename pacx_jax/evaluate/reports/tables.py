@@ -138,7 +138,7 @@ def render_table_text(
     if table:
         by = "labelled training studies"
         by = by if by_count(table) else "share of the training labels"
-        lines += [f"AUROC of a linear probe, by {by} ({counted(table)})"]
+        lines += [f"AUROC of a linear probe, by {by}", f"({counted(table)})"]
         lines += [*_arm_lines(table, arms), ""]
     if summary:
         lines += _pair_lines(f"{words.treatment} - {words.baseline}", summary)
