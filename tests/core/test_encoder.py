@@ -178,7 +178,7 @@ def test_float_pil_image_is_an_error(encoder):
 
 def test_encoder_of_another_kind_is_refused(tmp_path):
     model_folder.save(tmp_path / "labs", tiny.folder("labs_dae"), "")
-    with pytest.raises(PacxError, match="a labs_dae model, but a vit, unified or dense"):
+    with pytest.raises(PacxError, match="a labs_dae model, but a vit, unified or den"):
         load_encoder(tmp_path / "labs")
 
 
