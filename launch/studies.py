@@ -91,7 +91,7 @@ class Probe:
       groups: name -> labels over which a macro mean is taken.
       fractions: of the labelled training studies.
       subsets: label subsets of each fraction below 1.
-      table: a CSV of path, age and sex, for the floor "person"; "": none.
+      table: a CSV of path (or file), age and sex, for the floor "person"; "": none.
       within: views within which the comparison is made again, e.g. PA and AP.
       beside: further prepared sets that encoders are asked to tell from this one, see
         `evaluate.source_probe`.

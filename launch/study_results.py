@@ -23,6 +23,7 @@ from pacx_jax.evaluate import comparison, features, probe, source_probe, statist
 from pacx_jax.evaluate.reports import tables, words
 from pacx_jax.input import sources as sources_
 from pacx_jax.input import subsets
+from pacx_jax.input import tables as csv_tables
 from pacx_jax.objectives import scores
 from pacx_jax.run import fingerprints, overlap
 
@@ -313,14 +314,27 @@ def _floors(study, sets, sources, split) -> dict[tuple[str, int], dict]:
 
 def _people(table: str) -> dict[str, tuple[float, float]]:
     """Image path -> age in decades and 1 where female, of a CSV."""
-    try:
-        with open(table, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        return {r["path"]: (float(r["age"]) / 10, r["sex"][:1] in "Ff") for r in rows}
-    except (OSError, KeyError, ValueError) as e:
-        raise PacxError(
-            f"{table}: give a CSV with the columns path, age and sex ({e!r})"
-        ) from None
+    read = csv_tables.read_table(table)
+    known = {csv_tables.plain(name): name for name in read.columns}
+    wanted = {"path": csv_tables.columns(read, {})["path"]}
+    wanted |= {name: known.get(name, "") for name in ("age", "sex")}
+    if lacks := [name for name, column in wanted.items() if not column]:
+        raise PacxError(f"{table}: no column {lacks[0]}; give path, age and sex")
+    found = {}
+    cells = (read.column(column, "Probe.table") for column in wanted.values())
+    for path, age, sex in zip(*cells, strict=True):
+        try:
+            decades = float(age) / 10
+            female = {"f": 1.0, "m": 0.0}[sex.strip()[:1].lower()]
+        except (KeyError, ValueError):
+            decades = np.nan
+        if not np.isfinite(decades):
+            raise PacxError(
+                f"{table}: {path} has age {age!r} and sex {sex!r}: give years, and F "
+                "or M, or leave out the floor 'person'"
+            )
+        found[path] = decades, female
+    return found
 
 
 def _rows(who, source, table) -> np.ndarray:

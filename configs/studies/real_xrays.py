@@ -5,11 +5,12 @@
       --label_columns=Pneumonia --path_column=file --patient_column=patient_id \\
       --val_fraction=0.1 --test_fraction=0.4 --size=96 \\
       --target=runs/demo/data/prepared/real
+  cp DIR/metadata.csv runs/demo/data/prepared/real.csv     # age and sex, a floor
   python launch/study.py configs/studies/real_xrays.py \\
       --data=runs/demo/data/prepared --target=runs/real_study --seeds=5 --jobs=2
 
-DIR holds frontal X-rays with a table of file, patient, view and findings. Sick patients
-are filmed lying down, so the comparison is made within each view too.
+DIR holds frontal X-rays with a table of file, patient, view, age, sex and findings.
+Sick patients are filmed lying down, so the comparison is made within each view too.
 """
 
 from configs.studies import pacx_cohort
@@ -29,13 +30,14 @@ def get_study(data: str) -> Study:
         role="compared",
         about="Stage 1 on the probe's own training X-rays, without their labels.",
     )
-    floors = ("random", "pixels", "view", "permuted")
+    floors = ("random", "pixels", "view", "person", "permuted")
     return Study(
         arms,
         Probe(
             f"{data}/real",
             {LABEL.lower(): (LABEL,)},
             fractions=(0.1, 1.0),
+            table=f"{data}/real.csv",
             within=("PA", "AP"),
         ),
         pairs=[

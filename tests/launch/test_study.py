@@ -353,11 +353,16 @@ def test_what_a_study_cannot_be_is_said(probed):
         PacxError, match="no test image of the view 'LL'; there are AP, PA"
     ):
         study_results.write(_study(probed, probe=probe), probed / "runs", [1], "test")
-    short = probed / "short.csv"
-    short.write_text("path,age,sex\n0.png,40,F\n")
-    probe = dataclasses.replace(_study(probed).probe, table=str(short))
-    with pytest.raises(PacxError, match="short.csv lacks 59 of 60 images of train"):
-        study_results.write(_study(probed, probe=probe), probed / "runs", [1], "test")
+    short, train = probed / "short.csv", study_results._source(probe.path, "train")
+    for text, says in (
+        ("file,age,sex\n0.png,40,F\n", "short.csv lacks 59 of 60 images of train"),
+        ("path,age,sex\n0.png,40,\n", "0.png has age '40' and sex '': give years, and"),
+        ("path,age,sex\n0.png,,F\n", "0.png has age '' and sex 'F': give years, and"),
+        ("path,age\n0.png,40\n", "short.csv: no column sex; give path, age and sex"),
+    ):
+        short.write_text(text)
+        with pytest.raises(PacxError, match=says):
+            study_results._rows(study_results._people(str(short)), train, str(short))
 
 
 @pytest.mark.parametrize("name", ["mae_factors", "pacx_cohort", "real_xrays"])
