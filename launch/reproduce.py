@@ -48,6 +48,8 @@ def encoders_given(flags, seeds) -> dict[str, str]:
         name, _, folder = text.partition("=")
         if name not in GIVEN or not folder:
             raise PacxError(f"--encoder={text}: give NAME=DIR, of {', '.join(GIVEN)}")
+        if name in found:
+            raise PacxError(f"--encoder={text}: {name} is given twice")
         for each in trainings_of(folder, seeds):
             if not pathlib.Path(each).is_dir():
                 more = f" {each}" if each != folder else ""

@@ -203,10 +203,16 @@ def check_trainings(prints: Mapping[str, str]) -> None:
 def read(path: str, data: str) -> Study:
     """The study of a file such as configs/studies/pacx_cohort.py."""
     name = path.removesuffix(".py").replace("/", ".")
+    if name.startswith("."):
+        raise PacxError(f"{path}: give a study by its path within the checkout")
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as e:
         if e.name and name.startswith(e.name):
             raise PacxError(f"{path}: no such study; see configs/studies") from None
         raise
+    if not hasattr(module, "get_study"):
+        raise PacxError(
+            f"{path}: no study, as it has no get_study; see configs/studies"
+        )
     return dataclasses.replace(module.get_study(data), name=pathlib.Path(path).stem)

@@ -68,6 +68,7 @@ def test_umap_without_its_package_says_how_to_get_it(monkeypatch):
         (2, "--method=pca", "2 embeddings; give at least 3"),
         (9, "--column=sick", "--labels and --column go together"),
         (0, "--method=pca", "no output of pacx_jax.embed"),
+        (9, "--method=tsne", "all embeddings are the same"),
     ],
 )
 def test_bad_input_is_one_line(tmp_path, n, flag, says, capsys):

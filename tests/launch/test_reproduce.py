@@ -273,6 +273,7 @@ def test_an_encoder_with_fewer_trainings_than_asked_for_has_no_cell(tmp_path, ca
         (["--encoder=mea=x"], "--encoder=mea=x: give NAME=DIR, of imagenet, mae"),
         (["--encoder=mae=nowhere"], "--encoder=mae=nowhere: no such folder"),
         (["--sed=1"], "unknown argument '--sed=1'"),
+        (["--encoder=mae=tests", "--encoder=mae=docs"], "mae is given twice"),
         (["--measure"], "no encoder to measure, and none can be trained"),
     ],
 )

@@ -348,6 +348,10 @@ def test_what_a_study_cannot_be_is_said(probed):
         _study(probed, arms=circle)
     with pytest.raises(PacxError, match="configs/studies/none.py: no such study"):
         studies.read("configs/studies/none.py", "data")
+    with pytest.raises(PacxError, match="no study, as it has no get_study"):
+        studies.read("configs/mae_vitb16.py", "data")
+    with pytest.raises(PacxError, match="by its path within the checkout"):
+        studies.read("/somewhere/study.py", "data")
     probe = dataclasses.replace(_study(probed).probe, within=("LL",))
     with pytest.raises(
         PacxError, match="no test image of the view 'LL'; there are AP, PA"

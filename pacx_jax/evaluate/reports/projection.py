@@ -103,6 +103,8 @@ def _read(path: str) -> tuple[list[str], np.ndarray]:
         raise PacxError(
             f"{path}: {len(found[1])} embeddings; give at least 3, all of them finite"
         )
+    if not np.ptp(found[1], axis=0).any():
+        raise PacxError(f"{path}: all embeddings are the same; look at the encoder")
     return found
 
 
