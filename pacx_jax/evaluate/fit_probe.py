@@ -61,6 +61,8 @@ def fit_probe(
     values, names = in_memory.table(labels, names)
     if hasattr(images, "__len__") and not isinstance(images, str | os.PathLike):
         _check_count(len(images), len(values))
+    if not values.size:
+        raise PacxError("no labels: give a row for each image, and a column or more")
     units = _patients(patients, len(values))
     known = (values == 0) | (values == 1)
     target = np.where(known, values, 0.0)

@@ -151,6 +151,7 @@ def test_rollout_is_a_map_of_shares(encoder, data):
         ({"labels": [2] * N}, "row 0 of 'label_0' is 2; give 1, 0"),
         ({"labels": [1] * N}, "label 'label_0': .* positive, both classes are needed"),
         ({"labels": [0, 1]}, "60 images for 2 labels"),
+        ({"labels": {"sick": []}, "images": []}, "no labels: give a row for each"),
         ({"labels": {"a": [0, 1], "b": [1]}}, "labels of different lengths: a 2, b 1"),
         ({"patients": [1]}, "1 patients for 60 labels"),
         ({"names": ["a"]}, "1 names for 2 labels"),
