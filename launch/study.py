@@ -99,6 +99,12 @@ def check_needs(study: studies.Study, dry_run: bool, seeds) -> None:
     for file, command in needed.items():
         if not dry_run and not pathlib.Path(file).is_file():
             raise PacxError(f"{file}: no such file; make it by: {command}")
+    table = study.probe.table
+    if "person" in study.floors and not dry_run and not pathlib.Path(table).is_file():
+        raise PacxError(
+            f"{table}: no such file; the floor 'person' takes a table of path, age and "
+            "sex: the study's docstring has where it is from"
+        )
 
 
 @cli.command

@@ -41,6 +41,10 @@ for key, value in arguments.items():
 
 
 def given(tmp_path, *more):
+    table = tmp_path / "raw" / "paired" / "probe" / "labels.csv"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "data").mkdir(exist_ok=True)
+    table.touch()
     return [FILE, f"--data={tmp_path}/data", f"--target={tmp_path}/study", *more]
 
 
@@ -93,8 +97,8 @@ def test_on_a_cluster_each_call_starts_what_can_be_trained_next(
     tmp_path, monkeypatch, capsys
 ):
     """The runs of a level; the next call, once they have ended, those that follow."""
-    given = environment(tmp_path) | {"FAKE_TASKS": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
-    for name, value in given.items():
+    where = environment(tmp_path) | {"FAKE_TASKS": "1", "SLURM_SUBMIT_DIR": str(ROOT)}
+    for name, value in where.items():
         monkeypatch.setenv(name, value)
     (tmp_path / "main.py").write_text(STAND_IN)
     # "$@" is -m pacx_jax.main --distributed=auto and the run's arguments.
@@ -102,8 +106,8 @@ def test_on_a_cluster_each_call_starts_what_can_be_trained_next(
         f'exec "{sys.executable}" "{tmp_path}/main.py" "${{@:4}}"'
     )
     monkeypatch.setattr(study_results, "write", lambda *_: "the tables")
-    flags = [FILE, f"--data={tmp_path}/data", "--arms=pacx", "--seeds=2"]
-    slurm = [*flags, f"--target={tmp_path}/study", "--on=slurm", "--jobs=2"]
+    flags = given(tmp_path, "--arms=pacx", "--seeds=2")
+    slurm = [*flags, "--on=slurm", "--jobs=2"]
     assert study.main(slurm) == 0
     assert "give the same command again when these have ended" in capsys.readouterr()[0]
     assert study.main(slurm) == 0
@@ -419,6 +423,12 @@ def test_what_an_arm_needs_is_asked_for_before_anything_is_trained(tmp_path, cap
     assert study.main(given(tmp_path, "--arms=pacx,report_labels")) == 2
     said = capsys.readouterr().err
     assert "report_labels.npz: no such file; make it by: python data/label_tab" in said
+    assert said.count("\n") == 1 and not (tmp_path / "study").exists()
+    flags = given(tmp_path, "--arms=pacx")
+    (tmp_path / "raw" / "paired" / "probe" / "labels.csv").unlink()
+    assert study.main(flags) == 2
+    said = capsys.readouterr().err
+    assert "labels.csv: no such file; the floor 'person' takes a table" in said
     assert said.count("\n") == 1 and not (tmp_path / "study").exists()
 
 
