@@ -105,8 +105,7 @@ def write(flags, given, trained: dict[str, list[str]], notes) -> str:
     from pacx_jax.evaluate import features
 
     out = pathlib.Path(flags.out)
-    folders = given | {a: trained.get(a, []) for a in ARMS if a not in given}
-    folders = {a: folders[a] for a in ARMS}
+    folders = {a: given.get(a, trained.get(a, [])) for a in ARMS}
     opened = {a: [load_encoder(x) for x in each] for a, each in folders.items() if each}
     folders = {a: folders[a] for a in opened}
     prints = {a: [features.fingerprint(e) for e in each] for a, each in opened.items()}
